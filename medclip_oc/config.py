@@ -1,4 +1,4 @@
-"""Every setting, one dataclass per owner. Defaults < YAML (`--config`) < command line (`--optim.lr`).
+"""Every setting, one dataclass per owner. Defaults < YAML (--config) < options (--optim.lr).
 
 Words that mean one thing everywhere: `global_batch_size` is the number of pairs contrasted per
 optimizer step over all ranks, `micro_batch_size` the number embedded at once on one rank. `None`
@@ -36,9 +36,7 @@ class RunConfig:
     device: Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
     overwrite: bool = False
-    """Replace what an earlier run left in the folder. Without it, an existing run is an error."""
-    timeout_seconds: int = 600
-    """A collective that waits longer for another rank ends the job."""
+    """Replace what an earlier run left in the folder; without it, that run is an error."""
 
 
 @dataclass
@@ -50,7 +48,7 @@ class ModelConfig:
     pretrained: str | None = None
     """open_clip weight tag (`openai`), or a checkpoint file. None: random weights."""
     definition: dict[str, Any] | None = None
-    """The full open_clip model config (embed_dim, vision_cfg, text_cfg), registered under `arch`."""
+    """The full open_clip config (embed_dim, vision_cfg, text_cfg), registered under `arch`."""
     preprocess: dict[str, Any] | None = None
     """mean, std, interpolation, resize_mode, where they differ from what the architecture says."""
     pretrained_image: str | None = None

@@ -1,8 +1,8 @@
-"""The two errors that a command shows as one line; anything else is a bug and keeps its traceback."""
+"""The two errors that a command shows as one line. Anything else is a bug, with a traceback."""
 
 
 class InputError(ValueError):
-    """What the user gave is wrong: says what, where (file, key, row) and what is allowed. Exit 2."""
+    """What the user gave is wrong: says what, where (file, key, row), what is allowed. Exit 2."""
 
 
 class WorkError(RuntimeError):

@@ -1,0 +1,34 @@
+# Two commands: `make demo` and `make test`. Both install into .venv first, from setup.cfg, at the
+# versions of constraints.txt. `make demo PYTHON=python3.12` picks another interpreter.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+.venv/base: setup.cfg constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 (name it: make PYTHON=...)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (torch is large: a few minutes the first time) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/dev: .venv/base
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: .venv/base
+	@$(BIN)/python tools/demo.py
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs/demo shards/phantoms shards/phantoms-source

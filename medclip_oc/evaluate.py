@@ -1,0 +1,138 @@
+"""Retrieval over held-out pairs: `python -m medclip_oc.evaluate --checkpoint FILE`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import command
+from .config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .data import Pairs
+    from .distributed import World
+    from .model import Clip
+
+NEAREST = 10
+"""How many nearest ids are kept per query, for reports."""
+
+
+class Evaluation(NamedTuple):
+    """What was measured over N pairs."""
+
+    record: dict[str, Any]
+    """pool, chance, image_to_text and text_to_image (see metrics.retrieval)."""
+    ranks: "tuple[Tensor, Tensor]"
+    """Image-to-text and text-to-image ranks, (N,) each."""
+    nearest: "tuple[Tensor, Tensor]"
+    """Row numbers of the nearest texts of each image and images of each text, (N, NEAREST)."""
+
+
+def evaluate(
+    clip: "Clip",
+    pairs: "Pairs",
+    world: "World",
+    *,
+    batch_size: int,
+    workers: int,
+    precision: str,
+) -> Evaluation:
+    """Embed every pair once and rank each image's caption, and each caption's image, among all."""
+    from . import features, metrics
+
+    images, texts = features.embed_pairs(
+        clip, pairs, world, batch_size=batch_size, workers=workers, precision=precision
+    )
+    ranks = metrics.retrieval_ranks(images, texts)
+    near = metrics.nearest(images, texts, NEAREST), metrics.nearest(texts, images, NEAREST)
+    return Evaluation(metrics.retrieval(*ranks), ranks, near)
+
+
+def save(evaluation: Evaluation, keys: list[str], file: Path, about: dict[str, Any]) -> None:
+    """Write FILE (.json: `about` and the record) and beside it the ranks and nearest ids (.npz)."""
+    import json
+
+    import numpy as np
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**about, **evaluation.record}, indent=2) + "\n")
+    ids = np.array(keys)
+    np.savez(
+        file.with_suffix(".npz"),
+        ids=ids,
+        image_to_text_rank=evaluation.ranks[0].cpu().numpy(),
+        text_to_image_rank=evaluation.ranks[1].cpu().numpy(),
+        image_to_text_nearest=ids[evaluation.nearest[0].cpu().numpy()],
+        text_to_image_nearest=ids[evaluation.nearest[1].cpu().numpy()],
+    )
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as text: a row per direction and one for chance, recalls in per cent."""
+    head = f"{'pool of ' + format(record['pool'], ',') + ' pairs':<22}"
+    names = ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr")
+    lines = [head + "".join(f"{name.replace('_', ' '):>13}" for name in names)]
+    for title, way in (
+        ("image to text", "image_to_text"),
+        ("text to image", "text_to_image"),
+        ("chance", "chance"),
+    ):
+        cells = [
+            f"{100 * value:.1f} %" if name.startswith("R@") else f"{value:.4g}"
+            for name, value in ((name, record[way][name]) for name in names)
+        ]
+        lines.append(f"{title:<22}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
+def work(settings: EvaluateConfig) -> None:
+    """Evaluate a checkpoint and write the result into its run folder."""
+    from . import distributed, setup
+    from .errors import InputError
+    from .shards import ShardSet
+
+    with distributed.started(settings.device) as world:
+        clip, trained = setup.trained_clip(settings.checkpoint, world)
+        where = settings.data if settings.data is not None else trained["data"]["valid"]
+        if where is None:
+            raise InputError("--data: the checkpoint's run had no validation data; name a folder")
+        pairs = setup.pairs(ShardSet.open(where, settings.split), clip)
+        evaluation = evaluate(
+            clip,
+            pairs,
+            world,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            precision=settings.precision,
+        )
+        if not world.main:
+            return
+        print(table(evaluation.record))
+        keys = [pairs.shards.key(position) for position in range(len(pairs))]
+        about = {
+            "checkpoint": settings.checkpoint,
+            "data": where,
+            "split": settings.split,
+            "data_fingerprint": pairs.shards.fingerprint,
+        }
+        for file in _outputs(settings):
+            save(evaluation, keys, file, about)
+            print(f"written to {file}")
+
+
+def _outputs(settings: EvaluateConfig) -> list[Path]:
+    checkpoint = Path(settings.checkpoint)
+    files = [Path(settings.json)] if settings.json else []
+    if checkpoint.parent.name == "checkpoints":
+        name = f"{checkpoint.stem}-{settings.split}.json"
+        files.append(checkpoint.parent.parent / "evaluations" / name)
+    return files
+
+
+if __name__ == "__main__":
+    command.main(
+        work,
+        EvaluateConfig,
+        prog="python -m medclip_oc.evaluate",
+        description="Recall@1/5/10, median and mean rank and MRR over held-out pairs, both ways.",
+    )

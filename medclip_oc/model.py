@@ -1,0 +1,374 @@
+"""open_clip models: built, described and restored without guessing.
+
+This module and `distributed` are the seam to open_clip. A model comes as a `Clip`: its two towers,
+and the preprocessing and tokenizer that belong to them. What it is stands in its description,
+which every checkpoint carries and which alone decides how the checkpoint is opened.
+
+B images or texts in a batch, L context length, D embedding size.
+"""
+
+import difflib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import checkpoint, warm_start
+from .config import ModelConfig
+from .errors import InputError, WorkError
+
+LN_100 = 4.605170185988092  # upper clamp of the log inverse temperature (CLIP, section 2.5)
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+_DEFINITION_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+
+
+class Towers(nn.Module):
+    """An open_clip model that takes uint8 images and returns normalised float32 features."""
+
+    mean: Tensor
+    std: Tensor
+    clip: Any  # open_clip's attributes are its own
+
+    def __init__(self, clip: Any, *, freeze_batch_norm: bool = True) -> None:
+        super().__init__()
+        self.clip = clip
+        self.freeze_batch_norm = freeze_batch_norm
+        cfg = clip.visual.preprocess_cfg
+        for name in ("mean", "std"):
+            pixels = 255 * torch.tensor(cfg[name]).view(1, -1, 1, 1)
+            self.register_buffer(name, pixels, persistent=False)
+
+    def forward(
+        self, images: Tensor | None, tokens: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Embed one or both sides.
+
+        Args:
+            images: (B, 3, H, W) uint8, or None.
+            tokens: (B, L) int64, or None.
+
+        Returns:
+            image features (B, D) and text features (B, D), normalised float32, None where the
+            input was; and the inverse temperature (), which multiplies the cosines.
+        """
+        image_features = None if images is None else self.embed_images(images)
+        text_features = None if tokens is None else self.embed_texts(tokens)
+        return image_features, text_features, self.inverse_temperature()
+
+    def inverse_temperature(self) -> Tensor:
+        """What the cosines are multiplied by: (), float32."""
+        return self.clip.logit_scale.exp().reshape(())
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, D) normalised float32."""
+        pixels = (images.to(torch.float32) - self.mean) / self.std
+        return F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, D) normalised float32."""
+        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
+    def train(self, mode: bool = True) -> "Towers":
+        """Switch training mode; frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if mode and self.freeze_batch_norm:
+            for layer in self.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
+        return self
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the inverse temperature within [1, 100], as CLIP does."""
+        self.clip.logit_scale.clamp_(0, LN_100)
+
+
+@dataclass
+class Clip:
+    """A model with what belongs to it."""
+
+    towers: Towers
+    tokenizer: Callable[[list[str]], Tensor]
+    """M texts -> (M, L) int64."""
+    preprocess: Callable[[Image.Image], Tensor]
+    """Image -> (3, H, W) uint8, with the geometry of open_clip's own preprocessing."""
+    description: dict[str, Any]
+    """What a checkpoint says of the model: plain values."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the input, in pixels."""
+        size = self.description["preprocess"]["size"]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
+    """Build the model the settings name, on the CPU, in float32.
+
+    Raises:
+        InputError: an unknown architecture or tag, weights that don't fit, or a bad definition.
+        WorkError: weights that can't be downloaded.
+    """
+    torch.manual_seed(seed)
+    name, definition = _identify(settings)
+    _check_pretrained(settings, name, definition)
+    preprocess = settings.preprocess or {}
+    _check_keys(preprocess, _PREPROCESS_KEYS, "model.preprocess")
+    _register(name, definition)
+    clip = _create(
+        settings.arch if _has_schema(settings.arch) else name,
+        pretrained=settings.pretrained,
+        preprocess=preprocess,
+        image_size=settings.image_size,
+    )
+    if settings.pretrained_image:
+        weights = checkpoint.load_weights(warm_start.resolve(settings.pretrained_image))
+        warm_start.load_image_tower(clip.visual, weights, settings.pretrained_image)
+    if settings.pretrained_text:
+        warm_start.load_text_tower(getattr(clip, "text", clip), settings.pretrained_text)
+    if settings.grad_checkpointing:
+        clip.set_grad_checkpointing()
+    description = {
+        "arch": settings.arch,
+        "name": name,
+        "definition": definition,
+        "preprocess": _plain(clip.visual.preprocess_cfg),
+        "quick_gelu": bool(definition.get("quick_gelu", False)),
+        "tokenizer": definition["text_cfg"].get("hf_tokenizer_name") or "open_clip",
+        "context_length": definition["text_cfg"].get("context_length", 77),
+    }
+    return _assemble(clip, description, settings.freeze_batch_norm)
+
+
+def restore(content: dict[str, Any], where: str) -> Clip:
+    """Build the model that a checkpoint describes, with its weights.
+
+    Args:
+        content: what `checkpoint.load` returned.
+        where: the file's name, for errors.
+
+    Raises:
+        InputError: the weights don't fit the description.
+    """
+    description = content["model"]
+    name = description["name"]
+    _register(name, description["definition"])
+    sizes = {key: description["preprocess"][key] for key in _PREPROCESS_KEYS}
+    clip = _create(name, pretrained=None, preprocess=sizes, image_size=None)
+    built = _plain(clip.visual.preprocess_cfg)
+    if built != description["preprocess"]:
+        raise InputError(
+            f"{where}: made with preprocessing {description['preprocess']}, "
+            f"but {name} is built with {built}"
+        )
+    try:
+        clip.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise InputError(
+            f"{where}: its weights don't fit its own description, {name} ({_first(error)})"
+        ) from error
+    return _assemble(clip, description, freeze_batch_norm=True)
+
+
+def load(path: str | Path) -> Clip:
+    """Open a checkpoint file: `checkpoint.load`, then `restore`."""
+    return restore(checkpoint.load(path), str(path))
+
+
+def _assemble(clip: Any, description: dict[str, Any], freeze_batch_norm: bool) -> Clip:
+    tokenizer = _tokenizer(description["name"])
+    towers = Towers(clip, freeze_batch_norm=freeze_batch_norm)
+    return Clip(towers, tokenizer, _geometry(clip), description)
+
+
+def _identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Name to register under, and the full open_clip model config with references unresolved."""
+    name = settings.arch.removeprefix("hf-hub:").removeprefix("local-dir:")
+    if _has_schema(settings.arch):
+        name = Path(name).name
+    if settings.definition is not None:
+        known = open_clip.get_model_config(settings.arch)
+        if known is not None and known != _resolved(settings.definition):
+            raise InputError(
+                f"model.arch: {settings.arch!r} is open_clip's own; a model given in full "
+                "(model.definition) needs a name of its own"
+            )
+        missing = [key for key in _DEFINITION_KEYS if key not in settings.definition]
+        if missing:
+            raise InputError(f"model.definition: lacks {', '.join(missing)}")
+        return name, deepcopy(settings.definition)
+    try:
+        with _quiet():
+            definition = open_clip.get_model_config(settings.arch)
+    except (OSError, ValueError) as error:  # a hub or a folder
+        raise _unreachable(f"model.arch: {settings.arch}", error) from error
+    if definition is None:
+        near = difflib.get_close_matches(settings.arch, open_clip.list_models(), 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(f"model.arch: {settings.arch!r} is not an open_clip architecture{hint}")
+    if settings.arch.startswith("local-dir:") and definition["text_cfg"].get("hf_tokenizer_name"):
+        definition["text_cfg"]["hf_tokenizer_name"] = settings.arch.removeprefix("local-dir:")
+    if settings.image_size and definition["vision_cfg"].get("image_size") != settings.image_size:
+        definition["vision_cfg"]["image_size"] = settings.image_size
+        name = f"{name}-{settings.image_size}px"
+    return name, definition
+
+
+def _check_pretrained(settings: ModelConfig, name: str, definition: dict[str, Any]) -> None:
+    """Refuse weights that another architecture or activation made."""
+    source = settings.pretrained
+    if source is None:
+        return
+    if _has_schema(settings.arch):
+        raise InputError(
+            f"model.pretrained: {settings.arch} brings its own weights; leave pretrained out"
+        )
+    if Path(source).is_file():
+        if Path(source).suffix not in (".safetensors", ".npz", ".npy"):
+            _check_own_checkpoint(source, name, definition)
+        return
+    tag = open_clip.get_pretrained_cfg(settings.arch, source)
+    if not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(settings.arch)) or "none"
+        raise InputError(
+            f"model.pretrained: {source!r} is neither a file nor a tag of {settings.arch} ({tags})"
+        )
+    theirs, ours = bool(tag.get("quick_gelu")), bool(definition.get("quick_gelu"))
+    if theirs != ours:
+        words = {True: "QuickGELU", False: "GELU"}
+        raise InputError(
+            f"model.arch: {settings.arch} uses {words[ours]}, but the weights {source!r} were "
+            f"trained with {words[theirs]}; "
+            + (f"use {settings.arch}-quickgelu" if theirs else "drop -quickgelu from the name")
+        )
+
+
+def _check_own_checkpoint(path: str, name: str, definition: dict[str, Any]) -> None:
+    content = checkpoint.load_header(path)
+    if content is None:  # weights of another tool: open_clip compares names and shapes
+        return
+    theirs = content["model"]
+    if theirs["definition"] != definition:
+        raise InputError(
+            f"model.pretrained: {path} holds {theirs['name']} {theirs['definition']}, "
+            f"but the configuration asks for {name} {definition}"
+        )
+
+
+def _create(
+    name: str, *, pretrained: str | None, preprocess: dict[str, Any], image_size: int | None
+) -> Any:
+    if Path(pretrained or "").is_file():
+        pretrained = str(Path(str(pretrained)).resolve())
+    try:
+        with _quiet():
+            return open_clip.create_model(
+                name,
+                pretrained=pretrained,
+                force_image_size=image_size,
+                force_preprocess_cfg=preprocess,
+                # A Hugging Face text tower gets its weights from model.pretrained_text, checked.
+                pretrained_text=False,
+            )
+    except TypeError as error:  # unknown key of a config section
+        raise InputError(f"model.definition: {name}: {_first(error)}") from error
+    except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:
+        if pretrained and Path(pretrained).is_file():
+            raise InputError(
+                f"model.pretrained: {pretrained} doesn't fit {name} ({_first(error)})"
+            ) from error
+        raise _unreachable(f"model: {name} {pretrained or ''}".strip(), error) from error
+
+
+def _register(name: str, definition: dict[str, Any]) -> None:
+    """Make `name` known to open_clip with this definition."""
+    resolved = _resolved(definition)
+    if open_clip.get_model_config(name) != resolved:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.json"
+            file.write_text(json.dumps(resolved))
+            open_clip.add_model_config(file)
+
+
+def _resolved(definition: dict[str, Any]) -> dict[str, Any]:
+    """The definition with every `package:` reference turned into a path."""
+    resolved = deepcopy(definition)
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if key in resolved.get("text_cfg", {}):
+            resolved["text_cfg"][key] = warm_start.resolve(resolved["text_cfg"][key])
+    return resolved
+
+
+def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    # Loader processes are forked after the tokenizer's first use; its own threads would deadlock.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with _quiet():
+            return open_clip.get_tokenizer(name)
+    except (OSError, ValueError) as error:
+        raise _unreachable(f"tokenizer of {name}", error) from error
+    except ImportError as error:
+        raise InputError(f"{name}: needs transformers: pip install 'medclip_oc[hf]'") from error
+
+
+def _geometry(clip: Any) -> Callable[[Image.Image], Tensor]:
+    """open_clip's evaluation transform up to the pixels: normalising is the towers' work."""
+    from torchvision.transforms import Compose, Normalize, PILToTensor
+
+    cfg = PreprocessCfg(**clip.visual.preprocess_cfg)
+    *geometry, to_tensor, normalize = image_transform_v2(cfg, is_train=False).transforms
+    assert isinstance(normalize, Normalize)
+    assert "ToTensor" in type(to_tensor).__name__
+    return Compose([*geometry, PILToTensor()])
+
+
+def _has_schema(arch: str) -> bool:
+    return arch.startswith(("hf-hub:", "local-dir:"))
+
+
+def _check_keys(values: dict[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    for key in values:
+        if key not in allowed:
+            raise InputError(f"{where}.{key}: no such setting; allowed: {', '.join(allowed)}")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, so that a description equals itself after a round trip."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip narrates on the root logger; our errors say what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _unreachable(what: str, error: Exception) -> InputError | WorkError:
+    kind = InputError if isinstance(error, ValueError | FileNotFoundError) else WorkError
+    return kind(f"{what}: could not be loaded ({_first(error)})")
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] if lines else type(error).__name__

@@ -1,0 +1,222 @@
+"""From a configuration to the things a command works with. G pairs over all ranks."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from . import checkpoint, distributed, model
+from .augment import TrainingTransform
+from .config import AugmentConfig, Config, TrainConfig
+from .data import Batch, Pairs, StepSampler, loader, step_batches
+from .errors import InputError, WorkError
+from .model import Clip
+from .shards import ShardSet
+
+_OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt")
+_OWN_FOLDERS = ("checkpoints", "evaluations", "tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shape of a run, derived from the configuration and the number of pairs."""
+
+    pairs: int
+    pairs_per_rank: int
+    chunks: int
+    steps: int
+    steps_per_epoch: float
+    warmup_steps: int
+    unused_pairs: int
+
+    def lines(self) -> list[str]:
+        """What a user wants to know before the first step."""
+        share = self.warmup_steps / self.steps
+        left = f"; the last {self.unused_pairs:,} pairs of the last epoch are left out"
+        return [
+            f"{self.pairs:,} training pairs, {self.steps:,} steps "
+            f"({self.steps_per_epoch:.1f} per epoch{left if self.unused_pairs else ''})",
+            f"{self.pairs_per_rank:,} pairs per rank and step in {self.chunks} chunk(s); "
+            f"warm-up {self.warmup_steps:,} steps ({share:.0%} of the run)",
+        ]
+
+
+def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size: int) -> Plan:
+    """Derive a run's steps, or say why the numbers don't go together.
+
+    Raises:
+        InputError: a size that isn't positive, a global batch that the ranks can't share equally,
+            or fewer pairs than one global batch.
+    """
+    batch, micro = settings.global_batch_size, settings.micro_batch_size
+    for name in ("global_batch_size", "micro_batch_size", "epochs"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"train.{name}: {getattr(settings, name)} is less than 1")
+    if batch % world_size:
+        raise InputError(
+            f"train.global_batch_size: {batch} can't be shared equally by {world_size} processes; "
+            f"the nearest sizes that can: {batch - batch % world_size or world_size} or "
+            f"{batch + world_size - batch % world_size}"
+        )
+    if batch < 2:
+        raise InputError("train.global_batch_size: 1 pair has nothing to be contrasted with")
+    if pairs < batch:
+        raise InputError(
+            f"train.global_batch_size: {batch} pairs per step, but data.train holds only {pairs}"
+        )
+    steps = settings.epochs * pairs // batch
+    warmup = max(1, steps // 10) if warmup_steps is None else warmup_steps
+    if not 0 <= warmup <= steps:
+        raise InputError(f"optim.warmup_steps: {warmup} doesn't lie within the run's {steps} steps")
+    share = batch // world_size
+    return Plan(
+        pairs=pairs,
+        pairs_per_rank=share,
+        chunks=-(-share // micro),
+        steps=steps,
+        steps_per_epoch=pairs / batch,
+        warmup_steps=warmup,
+        unused_pairs=settings.epochs * pairs - steps * batch,
+    )
+
+
+def pairs(
+    shards: ShardSet, clip: Clip, augment: AugmentConfig | None = None, *, seed: int = 0
+) -> Pairs:
+    """Pairs as this model sees them: augmented, or else as open_clip preprocesses them."""
+    if augment is None:
+        return Pairs(shards, _Exact(clip.preprocess), clip.tokenizer)
+    interpolation = clip.description["preprocess"]["interpolation"]
+    transform = TrainingTransform(clip.image_size, interpolation, augment)
+    return Pairs(shards, transform, clip.tokenizer, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """A transform without randomness."""
+
+    preprocess: Callable[[Image.Image], torch.Tensor]
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        return self.preprocess(image.convert("RGB"))
+
+
+def training_batches(
+    shards: ShardSet, clip: Clip, config: Config, plan: Plan, world: distributed.World
+) -> Iterator[Batch]:
+    """This rank's part of every global batch of the run, augmented: one item per step."""
+    augmented = pairs(shards, clip, config.data.augment, seed=config.run.seed)
+    sampler = StepSampler(
+        len(shards),
+        seed=config.run.seed,
+        global_batch_size=config.train.global_batch_size,
+        loader_batch_size=min(config.train.micro_batch_size, plan.pairs_per_rank),
+        steps=plan.steps,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    pin = world.device.type == "cuda"
+    batches = loader(augmented, sampler, workers=config.data.workers, pin=pin)
+    return step_batches(batches, plan.pairs_per_rank)
+
+
+def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
+    """Loss scaling for fp16; None for the other precisions.
+
+    Raises:
+        InputError: fp16 on the CPU, which has no use for it.
+    """
+    if precision != "fp16":
+        return None
+    if device.type != "cuda":
+        raise InputError("train.precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
+    return torch.amp.GradScaler(device.type)
+
+
+def trained_clip(path: str, world: distributed.World) -> tuple[Clip, dict[str, Any]]:
+    """A checkpoint's model on this rank's device, and the configuration it was trained with."""
+    content = checkpoint.load(path)
+    clip = model.restore(content, path)
+    clip.towers.to(world.device).eval()
+    return clip, content["config"]
+
+
+def create_run_folder(config: Config, world: distributed.World) -> Path:
+    """Make RUN/ and RUN/checkpoints/, on the main rank; the others wait.
+
+    Raises:
+        InputError: an earlier run is there and run.overwrite is off, or the place can't be written.
+    """
+    folder = Path(config.run.folder)
+    if world.main:
+        try:
+            _clear(folder, config.run.overwrite)
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / "environment.txt").write_text(environment())
+        except OSError as error:
+            raise InputError(f"run.folder: {folder} can't be written ({error.strerror})") from error
+    distributed.barrier()
+    return folder
+
+
+def environment() -> str:
+    """The commit of the working tree and the versions that decide a result, one a line."""
+    lines = [f"{name} {version}" for name, version in checkpoint.versions().items()]
+    root = Path(__file__).parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        lines.insert(0, f"commit {commit}")
+    except (OSError, subprocess.CalledProcessError):
+        pass  # installed from a package, or no git here
+    return "\n".join(lines) + "\n"
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    """Remove an earlier run's own files, and nothing else."""
+    earlier = folder / "metrics.jsonl"
+    if not earlier.exists():
+        return
+    if not overwrite:
+        raise InputError(
+            f"run.folder: {folder} holds an earlier run; choose another folder, or replace that "
+            "run with --run.overwrite true"
+        )
+    for name in _OWN:
+        (folder / name).unlink(missing_ok=True)
+    for name in _OWN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def describe(clip: Clip, config: Config, world: distributed.World) -> str:
+    """One line on the model, where its weights come from, and the machine."""
+    trainable = sum(p.numel() for p in clip.towers.parameters() if p.requires_grad)
+    given = (config.model.pretrained, config.model.pretrained_image, config.model.pretrained_text)
+    weights = " and ".join(source for source in given if source) or "random weights"
+    if config.model.arch.startswith(("hf-hub:", "local-dir:")):
+        weights = "its own weights"
+    return (
+        f"{config.model.arch} from {weights}, {trainable / 1e6:.1f} M trainable parameters, "
+        f"{config.train.precision}, {world.size} process(es) on {world.device.type}"
+    )
+
+
+def check_finite(loss: float, step: int, folder: Path) -> None:
+    """Stop a run whose loss is lost.
+
+    Raises:
+        WorkError: the loss is infinite or not a number; names the step.
+    """
+    if not torch.isfinite(torch.tensor(loss)):
+        last = folder / "checkpoints" / "last.pt"
+        kept = f"{last} is the newest good state" if last.exists() else "nothing was saved yet"
+        raise WorkError(
+            f"step {step}: the loss is {loss}; stopped before the weights were touched ({kept}). "
+            "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
+        )

@@ -1,0 +1,233 @@
+"""Fine-tune: `torchrun -m medclip_oc.train --config FILE`, or `python -m` for one process."""
+
+import dataclasses
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import command
+from .config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import torch
+
+    from .data import Batch, Pairs
+    from .distributed import World
+    from .grad_cache import CachedStep
+    from .model import Clip
+    from .run_log import RunLog
+    from .setup import Plan
+
+
+@dataclass
+class Run:
+    """A training run in progress."""
+
+    config: Config
+    world: "World"
+    folder: "Path"
+    plan: "Plan"
+    clip: "Clip"
+    step: "CachedStep"
+    optimizer: "torch.optim.Optimizer"
+    scaler: "torch.amp.GradScaler | None"
+    batches: "Iterator[Batch]"
+    valid: "Pairs | None"
+    log: "RunLog"
+    best: float = float("-inf")
+
+
+def train(config: Config) -> None:
+    """Run the configured training from its first step to its last."""
+    from . import distributed
+
+    with distributed.started(config.run.device) as world:
+        run = prepare(config, world)
+        with closing(run.log), run.log.progress(run.plan.steps) as progress:
+            rate = Throughput(config.train.global_batch_size)
+            for number, batch in enumerate(run.batches, 1):
+                values = optimizer_step(run, batch, number)
+                rate.count()
+                if number % config.log.every_steps == 0 or number in (1, run.plan.steps):
+                    run.log.record(number, values | {"pairs_per_second": rate.take()})
+                progress.update(values | {"pairs_per_second": rate.latest})
+                if validation_due(run, number):
+                    validate_and_save(run, number)
+                    rate.restart()
+            conclude(run)
+
+
+def prepare(config: Config, world: "World") -> Run:
+    """Open the data, build the model, start the logs; the cheapest check comes first."""
+    import torch
+
+    from . import model, optim, settings, setup
+    from .grad_cache import CachedStep
+    from .losses import clip_loss
+    from .run_log import RunLog
+    from .shards import ShardSet
+
+    scaler = setup.gradient_scaler(config.train.precision, world.device)
+    shards = ShardSet.open(config.data.train, "train")
+    plan = setup.plan(config.train, config.optim.warmup_steps, len(shards), world.size)
+    valid = None if config.data.valid is None else ShardSet.open(config.data.valid, "valid")
+    clip = model.build(config.model, seed=config.run.seed)
+    clip.towers.to(world.device)
+    folder = setup.create_run_folder(config, world)
+    resolved = dataclasses.asdict(config)
+    log = RunLog(folder, config.log, config=resolved, name=folder.name, main=world.main)
+    if world.main:
+        settings.save_yaml(config, folder / "config.yaml")
+    for line in (setup.describe(clip, config, world), *plan.lines()):
+        log.message(line)
+    torch.manual_seed(config.run.seed + world.rank)  # dropout differs between ranks
+    return Run(
+        config=config,
+        world=world,
+        folder=folder,
+        plan=plan,
+        clip=clip,
+        step=CachedStep(
+            clip.towers,
+            clip_loss,
+            world,
+            micro_batch_size=config.train.micro_batch_size,
+            precision=config.train.precision,
+            scaler=scaler,
+        ),
+        optimizer=optim.adamw(clip.towers, config.optim),
+        scaler=scaler,
+        batches=setup.training_batches(shards, clip, config, plan, world),
+        valid=None if valid is None else setup.pairs(valid, clip),
+        log=log,
+    )
+
+
+def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
+    """One step (1-based `number`) over one global batch; returns what is logged of it."""
+    from . import optim, setup
+    from .schedule import warmup_cosine
+
+    settings, towers = run.config.optim, run.clip.towers
+    towers.train()
+    lr = settings.lr * warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
+    optim.set_lr(run.optimizer, lr)
+    run.optimizer.zero_grad()
+    loss = run.step(batch["images"], batch["tokens"]).item()
+    setup.check_finite(loss, number, run.folder)
+    if run.scaler is not None:
+        run.scaler.unscale_(run.optimizer)
+    norm = optim.clip(towers, settings.clip_norm)
+    if run.scaler is None:
+        run.optimizer.step()
+    else:  # leaves the step out where scaling overflowed
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    towers.clamp_temperature()
+    temperature = 1 / towers.inverse_temperature().item()
+    return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
+
+
+def validation_due(run: Run, number: int) -> bool:
+    """After the last step, and as often as the configuration says."""
+    settings = run.config.valid
+    steps = settings.every_steps is not None and number % settings.every_steps == 0
+    epoch = run.plan.steps_per_epoch * (settings.every_epochs or float("inf"))
+    return number == run.plan.steps or steps or number // epoch > (number - 1) // epoch
+
+
+def validate_and_save(run: Run, number: int) -> None:
+    """Measure retrieval on the validation pairs; write last.pt, and best.pt if it is the best."""
+    from . import checkpoint, metrics
+    from .evaluate import evaluate
+
+    scores: dict[str, float] = {}
+    if run.valid is not None:
+        record = evaluate(
+            run.clip,
+            run.valid,
+            run.world,
+            batch_size=run.config.train.micro_batch_size,
+            workers=run.config.data.workers,
+            precision=run.config.train.precision,
+        ).record
+        scores = metrics.flat(record)
+        run.log.record(number, {f"valid/{name}": value for name, value in scores.items()})
+        run.log.message(
+            f"step {number}: validation over {record['pool']:,} pairs, " + brief(record)
+        )
+    better = scores.get(run.config.valid.metric, float("-inf")) > run.best
+    run.best = scores[run.config.valid.metric] if better else run.best
+    if not run.world.main:
+        return
+    position = number * run.config.train.global_batch_size
+    content = {
+        "state_dict": run.clip.towers.clip.state_dict(),
+        "model": run.clip.description,
+        "config": dataclasses.asdict(run.config),
+        "step": number,
+        "epoch": position / run.plan.pairs,
+        "position": position,
+        "metrics": scores,
+        "versions": checkpoint.versions(),
+    }
+    for name in ("last", "best") if better else ("last",):
+        checkpoint.save(run.folder / "checkpoints" / f"{name}.pt", content)
+
+
+def brief(record: dict[str, object]) -> str:
+    """Both directions' recalls in a few words, in per cent."""
+    parts = []
+    for title, way in (("image to text", "image_to_text"), ("text to image", "text_to_image")):
+        scores = record[way]
+        assert isinstance(scores, dict)
+        recalls = "/".join(f"{100 * scores[f'R@{k}']:.1f}" for k in (1, 5, 10))
+        parts.append(f"{title} R@1/5/10 {recalls} %")
+    return ", ".join(parts)
+
+
+def conclude(run: Run) -> None:
+    """Say where the results are."""
+    folder = run.folder / "checkpoints"
+    if run.valid is None:
+        run.log.message(f"done: {folder}/last.pt (no validation data, so no best.pt)")
+    else:
+        name = run.config.valid.metric
+        run.log.message(f"done: best valid/{name} {run.best:.4f} in {folder}/best.pt")
+
+
+class Throughput:
+    """Pairs per second of wall time, over all ranks, without validation."""
+
+    def __init__(self, pairs_per_step: int) -> None:
+        self.pairs_per_step = pairs_per_step
+        self.latest = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new stretch."""
+        self.steps, self.since = 0, time.perf_counter()
+
+    def count(self) -> None:
+        """One step was done."""
+        self.steps += 1
+        self.latest = self.steps * self.pairs_per_step / (time.perf_counter() - self.since)
+
+    def take(self) -> float:
+        """Rate of the stretch, which ends here."""
+        rate = self.latest
+        self.restart()
+        return rate
+
+
+if __name__ == "__main__":
+    command.main(
+        train,
+        Config,
+        prog="python -m medclip_oc.train",
+        description="Fine-tune an open_clip model on image-caption shards.",
+    )

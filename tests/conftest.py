@@ -1,0 +1,45 @@
+"""Models and data sets that several tests need, made small and from seeds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pairs import write_kaggle
+
+from medclip_oc.config import ModelConfig
+from medclip_oc.packing import PackOptions, pack
+from medclip_oc.sources import open_source
+
+# More threads than free cores spin against each other: small models run ten times slower.
+torch.set_num_threads(1)
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+TEXT = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+TINY: dict[str, Any] = {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    """A ViT that embeds a batch in milliseconds."""
+    return ModelConfig(arch="tiny-test", definition=TINY)
+
+
+@pytest.fixture(scope="session")
+def rocov2_mini() -> Path:
+    """280 real ROCOv2 pairs, where the machine has them."""
+    folder = REAL_DATA / "rocov2_mini"
+    if not folder.is_dir():
+        pytest.skip(f"the real ROCOv2 pairs are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard folder of 48 training, 12 validation and 12 test pairs."""
+    folder = tmp_path_factory.mktemp("packed")
+    source = write_kaggle(folder / "source", {"train": 48, "valid": 12, "test": 12})
+    pack(open_source(source), folder / "shards", PackOptions(samples_per_shard=20), workers=1)
+    return folder / "shards"

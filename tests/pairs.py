@@ -1,0 +1,76 @@
+"""Small data sets of drawn images, as a folder in the Kaggle layout or as tars of any make."""
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+QUARTERS = ("upper left", "upper right", "lower left", "lower right")
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A smooth grey image, another one for each seed, whose quarters are bright or dark."""
+    coarse = np.random.default_rng(seed).integers(0, 100, (4, 6), dtype=np.uint8)
+    bright = np.array(_bits(seed), dtype=np.uint8).reshape(2, 2)
+    coarse += 150 * np.kron(bright, np.ones((2, 3), dtype=np.uint8))
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def caption(seed: int) -> str:
+    """What the picture of this seed shows."""
+    words = zip(QUARTERS, _bits(seed), strict=True)
+    return f"number {seed}: " + ", ".join(f"{q} {'bright' if on else 'dark'}" for q, on in words)
+
+
+def _bits(seed: int) -> list[int]:
+    return [seed >> place & 1 for place in range(4)]
+
+
+def jpeg(seed: int) -> bytes:
+    file = io.BytesIO()
+    picture(seed).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar as any tool might write it: no index beside it."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_pairs(path: Path, numbers: range, concepts: dict[int, list[str]] | None = None) -> Path:
+    """A tar of pairs `pair7` with the caption "finding number 7"."""
+    members = {}
+    for n in numbers:
+        facts = {"id": f"pair{n}", "concepts": (concepts or {}).get(n, [])}
+        members |= {
+            f"pair{n}.jpg": jpeg(n),
+            f"pair{n}.txt": f"finding number {n}".encode(),
+            f"pair{n}.json": json.dumps(facts).encode(),
+        }
+    return write_tar(path, members)
+
+
+def write_kaggle(folder: Path, counts: dict[str, int]) -> Path:
+    """A folder in the Kaggle ROCOv2 layout."""
+    seed = 0
+    for split, count in counts.items():
+        images = folder / f"{split}_images" / split
+        images.mkdir(parents=True)
+        with (folder / f"{split}_captions.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["ID", "Caption"])
+            for n in range(count):
+                (images / f"{split}_{n:04}.jpg").write_bytes(jpeg(seed))
+                writer.writerow([f"{split}_{n:04}", caption(seed)])
+                seed += 1
+    return folder

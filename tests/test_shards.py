@@ -1,0 +1,262 @@
+"""Reading shards: packed by us or by another tool, named in any way, from any process."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import webdataset
+from pairs import jpeg, write_kaggle, write_pairs, write_tar
+
+from medclip_oc import shards
+from medclip_oc.errors import InputError
+from medclip_oc.packing import PackOptions, pack
+from medclip_oc.shards import Sample, ShardSet
+from medclip_oc.sources import open_source
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard folder: 7 training pairs in 3 tars, 2 validation pairs in one."""
+    folder = tmp_path_factory.mktemp("made")
+    write_kaggle(folder / "source", {"train": 7, "valid": 2})
+    source = open_source(folder / "source", ["train", "valid"])
+    pack(source, folder / "shards", PackOptions(samples_per_shard=3))
+    return folder / "shards"
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of `made` to damage."""
+    return Path(shutil.copytree(made, tmp_path / "shards"))
+
+
+def samples(shard_set: ShardSet) -> list[Sample]:
+    return [shard_set.read(position) for position in range(len(shard_set))]
+
+
+def test_reads_a_folder_by_its_index(made: Path) -> None:
+    shard_set = ShardSet.open(str(made), "train")
+    assert len(shard_set) == 7
+    for position, sample in enumerate(samples(shard_set)):
+        name = f"train_{position:04}"
+        assert (sample.key, sample.image, sample.extension) == (name, jpeg(position), "jpg")
+        assert sample.caption == f"train finding number {position}"
+        assert (sample.facts["id"], sample.facts["split"]) == (name, "train")
+        assert shard_set.key(position) == name
+        assert shard_set.locate(position) == f"train-{position // 3:06}.tar: {name}"
+    assert len(ShardSet.open(str(made), "valid")) == 2
+
+
+@pytest.mark.parametrize("position", [-1, 7])
+def test_positions_end(made: Path, position: int) -> None:
+    shard_set = ShardSet.open(str(made), "train")
+    for read in (shard_set.read, shard_set.key, shard_set.locate):
+        with pytest.raises(IndexError):
+            read(position)
+
+
+def test_named_in_any_way_the_pairs_are_the_same(made: Path) -> None:
+    whole = ShardSet.open(str(made), "train")
+    ways: list[str | list[str]] = [
+        f"{made}/train-{{000000..000002}}.tar",
+        f"{made}/train-*.tar",
+        [f"{made}/train-00000{n}.tar" for n in range(3)],
+        [f"{made}/train-000000.tar", f"{made}/train-00000[12].tar"],
+    ]
+    for way in ways:
+        other = ShardSet.open(way, "valid")  # shards named one by one are all taken
+        assert samples(other) == samples(whole)
+        assert other.fingerprint == whole.fingerprint
+
+
+def test_an_index_made_by_scanning_reads_the_same(made: Path, folder: Path) -> None:
+    (folder / "index.json").unlink()
+    scanned = ShardSet.open(f"{folder}/train-*.tar", "train")
+    assert samples(scanned) == samples(ShardSet.open(str(made), "train"))
+    assert scanned.skipped == 0
+
+
+def test_fingerprint_tells_data_apart(made: Path, tmp_path: Path) -> None:
+    prints = {ShardSet.open(str(made), split).fingerprint for split in ("train", "valid")}
+    prints.add(ShardSet.open(f"{made}/train-000000.tar", "train").fingerprint)
+    one = write_pairs(tmp_path / "a.tar", range(3))
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    write_pairs(one, range(1, 4))
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    assert len(prints) == 5
+
+
+def test_shards_of_webdataset(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.tar"
+    with webdataset.TarWriter(str(path)) as sink:
+        for n in range(3):
+            sink.write(
+                {
+                    "__key__": f"folder/pair{n}",
+                    "cls": b"1",
+                    "png": jpeg(n),  # bytes are taken as they are
+                    "txt": f"caption {n} é",
+                }
+            )
+    shard_set = ShardSet.open(str(path), "train")
+    assert [(s.key, s.image, s.caption, s.facts) for s in samples(shard_set)] == [
+        (f"folder/pair{n}", jpeg(n), f"caption {n} é", {}) for n in range(3)
+    ]
+    assert shard_set.read(0).extension == "png"
+
+
+def test_tars_of_other_tools(tmp_path: Path) -> None:
+    """Any order within a pair, long names, folders, strays."""
+    long = "deep/" * 30 + "é" * 60
+    path = write_tar(
+        tmp_path / "other.tar",
+        {
+            "README": b"no pair",
+            "b.txt": b"second",
+            "b.seg.png": b"a mask",
+            "b.JPEG": b"image b",
+            f"{long}.webp": b"image long",
+            f"{long}.json": b'{"id": 1}',
+            f"{long}.txt": b"long",
+            "alone.jpg": b"no caption",
+            "silent.txt": b"no image",
+        },
+    )
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("b.jpg"))  # a key again, later: another pair, as in webdataset
+    shard_set = ShardSet.open(str(path), "train")
+    assert samples(shard_set) == [
+        Sample("b", b"image b", "jpeg", "second", {}),
+        Sample(long, b"image long", "webp", "long", {"id": 1}),
+    ]
+    assert shard_set.skipped == 3
+
+
+def damage(folder: Path, how: str) -> None:
+    index = folder / "index.json"
+    if how == "no index":
+        index.unlink()
+    elif how == "index cut":
+        index.write_bytes(index.read_bytes()[:-100])
+    elif how == "no list":
+        index.write_text("[]")
+    elif how == "other version":
+        index.write_text(json.dumps({"version": 9}))
+    elif how == "lists differ":
+        content = json.loads(index.read_text())
+        content["shards"][1]["keys"].pop()
+        index.write_text(json.dumps(content))
+    elif how == "shard missing":
+        (folder / "train-000001.tar").unlink()
+    elif how == "shard cut":
+        os.truncate(folder / "train-000001.tar", 3000)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no index", r"shards: no index.json"),
+        ("index cut", r"index.json: damaged"),
+        ("no list", r"index.json: damaged"),
+        ("other version", r"index.json: version 9, this program reads version 1"),
+        ("lists differ", r"index.json: damaged"),
+        ("shard missing", r"train-000001.tar: shard missing, and index.json names it"),
+        ("shard cut", r"train-000001.tar: 3000 bytes, index.json says \d+"),
+    ],
+)
+def test_a_damaged_folder_is_an_error_on_opening(folder: Path, how: str, message: str) -> None:
+    damage(folder, how)
+    with pytest.raises(InputError, match=message):
+        ShardSet.open(str(folder), "train")
+
+
+def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
+    empty, text = tmp_path / "empty.tar", tmp_path / "text.tar"
+    write_tar(empty, {"README": b"no pair"})
+    text.write_text("no tar")
+    packed = tmp_path / "packed.tar"
+    with tarfile.open(packed, "w:gz"):
+        pass
+    for where, message in {
+        f"{tmp_path}/nowhere": "nowhere: no such shard folder",
+        f"{tmp_path}/no.tar": "no.tar: no such shard",
+        f"{tmp_path}/none-*.tar": "no file matches",
+        f"{made}/train-{{000000..000004}}.tar": r"train-000003.tar: no such shard \(from ",
+        f"{made}/train-{{000000..2.tar": "no such|nbalanced|no file",
+        str(empty): "no readable pair",
+        str(text): "text.tar: not a readable, uncompressed tar",
+        str(packed): "packed.tar: not a readable, uncompressed tar",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            ShardSet.open(where, "train")
+    with pytest.raises(InputError, match="no split 'test'; splits there: train, valid"):
+        ShardSet.open(str(made), "test")
+    with pytest.raises(InputError, match="no readable pair"):
+        ShardSet.open([], "train")
+
+
+def test_a_member_twice_is_an_error(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"one"})
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(InputError, match=r"a.tar: a.jpg is there twice"):
+        ShardSet.open(str(path), "train")
+
+
+def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
+    shard_set = ShardSet.open(str(folder), "train")
+    os.truncate(folder / "train-000001.tar", 3000)
+    (folder / "train-000002.tar").unlink()
+    assert shard_set.read(2).key == "train_0002"
+    with pytest.raises(InputError, match=r"train-000001.tar: train_0005: the shard ends before"):
+        shard_set.read(5)
+    with pytest.raises(InputError, match=r"train-000002.tar: No such file"):
+        shard_set.read(6)
+
+
+def test_captions_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"\xff\xfe", "b.jpg": b""})
+    with pytest.raises(InputError, match=r"a.tar: a: caption or facts unreadable"):
+        ShardSet.open(str(path), "train").read(0)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same(made: Path, method: str) -> None:
+    shard_set = ShardSet.open(str(made), "train")
+    expected = samples(shard_set)  # the files are open now
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(shard_set.read, range(7)) == expected
+        pool.close()
+        pool.join()
+    assert samples(pickle.loads(pickle.dumps(shard_set))) == expected
+
+
+def test_threads_may_share_it_beyond_the_limit_of_open_files(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_OPEN_TARS", 1)
+    shard_set = ShardSet.open(str(made), "train")
+    expected = samples(shard_set)
+    wanted = [n * 4 % 7 for n in range(400)]  # the next pair is always in another tar
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(shard_set.read, wanted)) == [expected[n] for n in wanted]
+
+
+def test_open_files_stay_few_and_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_OPEN_TARS", 3)
+    names = [str(write_pairs(tmp_path / f"{n}.tar", range(n, n + 1))) for n in range(8)]
+    descriptors = Path("/dev/fd")
+    before = len(list(descriptors.iterdir()))
+    shard_set = ShardSet.open(names, "train")
+    assert len(samples(shard_set)) == 8
+    assert len(list(descriptors.iterdir())) == before + 3
+    del shard_set
+    assert len(list(descriptors.iterdir())) == before

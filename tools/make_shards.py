@@ -1,0 +1,111 @@
+"""Pack radiology images and captions into tar shards.
+
+    python tools/make_shards.py --source ROCOv2/ --out shards/rocov2
+
+The source is the Kaggle form of ROCOv2: {split}_images/{split}/ID.jpg (or .png) and
+{split}_captions.csv with the columns ID and Caption; {split}_concepts.csv (ID, CUIs) where there
+is one. What is written, and how it is read again: shards/README.md. Every row that can't be packed
+stands in rejects.csv with the reason.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
+
+from medclip_oc import command
+from medclip_oc.errors import InputError
+
+if TYPE_CHECKING:
+    from medclip_oc.packing import PackReport
+
+
+@dataclass
+class MakeShardsConfig:
+    """What to pack, where to, and how."""
+
+    source: str
+    """Folder that holds the images and the caption tables."""
+    out: str
+    """Shard folder to write."""
+    splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
+    """Which splits to pack: train, valid, test."""
+    samples_per_shard: int = 1000
+    """Pairs per tar."""
+    workers: int | None = None
+    """Processes that read and decode. null: one per CPU core. The shards are the same anyway."""
+    no_decode_check: bool = False
+    """Keep ordinary JPEG and PNG files unseen: faster, but damaged and blank ones get in."""
+    overwrite: bool = False
+    """Replace all shards that the folder holds, of every split."""
+
+
+def work(config: MakeShardsConfig) -> None:
+    """Pack, and print the closing table."""
+    from medclip_oc.packing import PackOptions, pack
+    from medclip_oc.sources import open_source
+
+    if config.samples_per_shard < 1:
+        raise InputError(f"--samples-per-shard {config.samples_per_shard}: at least 1")
+    if config.workers is not None and config.workers < 1:
+        raise InputError(f"--workers {config.workers}: at least 1")
+    report = pack(
+        open_source(Path(config.source).expanduser(), config.splits),
+        Path(config.out).expanduser(),
+        PackOptions(config.samples_per_shard, decode_check=not config.no_decode_check),
+        workers=config.workers or cores(),
+        overwrite=config.overwrite,
+    )
+    print(table(report))
+    print(f"{config.out}: done" + (", see rejects.csv" if report.rejected else ""))
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine's, in a Slurm job."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def table(report: "PackReport") -> str:
+    """Pairs read, packed and rejected, bytes and shards, by split; then the reasons."""
+    head = ("split", "read", "packed", "rejected", "MB", "shards")
+    rows: list[tuple[object, ...]] = [
+        (
+            split,
+            report.read[split],
+            report.packed[split],
+            report.read[split] - report.packed[split],
+            f"{report.bytes[split] / 1e6:.1f}",
+            report.shards[split],
+        )
+        for split in report.read
+    ]
+    total = [sum(counts.values()) for counts in (report.read, report.packed, report.rejected)]
+    megabytes = f"{sum(report.bytes.values()) / 1e6:.1f}"
+    rows.append(("all", *total, megabytes, sum(report.shards.values())))
+    lines = ["{:<6}{:>9}{:>9}{:>10}{:>11}{:>8}".format(*row) for row in (head, *rows)]
+    for (split, reason), number in sorted(report.rejected.items()):
+        lines.append(f"  rejected   {number:>6}  {split}: {reason}")
+    for reason, number in sorted(report.reencoded.items()):
+        lines.append(f"  re-encoded {number:>6}  {reason}")
+    return "\n".join(lines)
+
+
+def underscored(word: str) -> str:
+    """`--samples-per-shard` as the setting's name; other words as they are."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name[:2] == "--" else word
+
+
+if __name__ == "__main__":
+    command.main(
+        work,
+        MakeShardsConfig,
+        prog="make_shards.py",
+        description="Pack radiology images and captions into tar shards.",
+        arguments=[underscored(word) for word in sys.argv[1:]],
+    )
