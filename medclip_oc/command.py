@@ -72,14 +72,15 @@ def parse(
     given: dict[str, _Given] = {}
     overrides: dict[str, _Given] = {}
     for option, words in _split(sys.argv[1:] if arguments is None else arguments):
-        key = option.removeprefix("--")
+        # --samples-per-shard and --samples_per_shard are one setting
+        key = option.removeprefix("--").replace("-", "_")
         if option in ("-h", "--help"):
             _say_and_stop(help_text(config_class, prog, description))
         elif option == "--version":
             _say_and_stop(f"medclip_oc {__version__}\n")
         elif option == "--config":
             given |= _from_file(_one_word(option, words), types)
-        elif option == key or key not in types:
+        elif not option.startswith("--") or key not in types:
             raise InputError(f"{option}: {_no_such(key, types, '--')}")
         else:
             overrides[key] = _Given(option, _from_words(option, types[key], words))

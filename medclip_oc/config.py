@@ -113,7 +113,9 @@ class OptimConfig:
     lr: float = 1e-5
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of AdamW's two running averages."""
     eps: float = 1e-6
+    """Added to AdamW's denominator."""
     weight_decay: float = 0.1
     """On matrices only: none on gains, biases and the temperature."""
     warmup_steps: int | None = None
@@ -143,7 +145,9 @@ class LogConfig:
     tensorboard: bool = False
     """Event files in RUN/tensorboard."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """online needs `wandb login`; offline writes RUN/wandb, for `wandb sync` later."""
     wandb_project: str = "medclip_oc"
+    """The run's name there is that of the run folder."""
 
 
 @dataclass
@@ -176,7 +180,9 @@ class EvaluateConfig:
     workers: int = 2
     """Loader processes per rank."""
     precision: Precision = "fp32"
+    """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
     device: Device = "auto"
+    """auto: CUDA where there is a GPU, else the CPU."""
 
 
 @dataclass
@@ -196,4 +202,6 @@ class ZeroshotConfig:
     batch_size: int = 64
     """Images or captions embedded at once."""
     precision: Precision = "fp32"
+    """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
     device: Device = "auto"
+    """auto: CUDA where there is a GPU, else the CPU."""

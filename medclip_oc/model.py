@@ -109,6 +109,11 @@ class Clip:
     description: dict[str, Any]
     """What a checkpoint says of the model: plain values."""
 
+    def open_clip_preprocess(self) -> Callable[[Image.Image], Tensor]:
+        """Image -> (3, H, W) float32, normalised: what `towers.clip` itself takes."""
+        transform: Callable[[Image.Image], Tensor] = _open_clip_transform(self.towers.clip)
+        return transform
+
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the input, in pixels."""
@@ -329,11 +334,15 @@ def _geometry(clip: Any) -> Callable[[Image.Image], Tensor]:
     """open_clip's evaluation transform up to the pixels: normalising is the towers' work."""
     from torchvision.transforms import Compose, Normalize, PILToTensor
 
-    cfg = PreprocessCfg(**clip.visual.preprocess_cfg)
-    *geometry, to_tensor, normalize = image_transform_v2(cfg, is_train=False).transforms
+    *geometry, to_tensor, normalize = _open_clip_transform(clip).transforms
     assert isinstance(normalize, Normalize)
     assert "ToTensor" in type(to_tensor).__name__
     return Compose([*geometry, PILToTensor()])
+
+
+def _open_clip_transform(clip: Any) -> Any:
+    cfg = PreprocessCfg(**clip.visual.preprocess_cfg)
+    return image_transform_v2(cfg, is_train=False)
 
 
 def _has_schema(arch: str) -> bool:

@@ -40,6 +40,12 @@ def test_defaults_then_yaml_then_words_wherever_they_stand(tmp_path: Path, order
     assert (config.train.epochs, config.train.global_batch_size) == (2, 1024)
 
 
+def test_dashes_and_underscores_are_one() -> None:
+    config = parse(EvaluateConfig, "--checkpoint", "a_b-c.pt", "--batch-size", "3")
+    assert (config.checkpoint, config.batch_size) == ("a_b-c.pt", 3)
+    assert parse(Config, "--train.global-batch-size=8").train.global_batch_size == 8
+
+
 def test_a_later_file_wins_over_an_earlier_one_key_by_key(tmp_path: Path) -> None:
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("run: {seed: 1, folder: runs/one}")

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     # the ground: what an error or a setting is
-    {"__init__", "errors", "config"},
+    {"errors", "config"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings"},
+    | {"warm_start", "settings", "shard_writer"},
     {
         "model",
         "data",
@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"features", "rank", "setup"},
     {"evaluate", "zeroshot"},
-    {"train"},
+    {"train", "__init__"},  # what users import
 ]
 SEAMS = {
     "open_clip": {"model"},

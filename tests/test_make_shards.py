@@ -163,11 +163,13 @@ def test_at_most_so_many_batches_are_underway(monkeypatch: pytest.MonkeyPatch) -
         nonlocal fetched
         for _ in range(1000):
             fetched += 1
-            yield Reject("x", "train", "image missing", "")
+            yield Reject(str(fetched), "train", "image missing", "")
 
     with packing._pool(2) as pool:
         results = packing._prepared(pool, records(), PackOptions(), in_flight=3)
-        for taken, _ in enumerate(results, start=1):
+        for taken, result in enumerate(results, start=1):
+            assert isinstance(result, Reject)
+            assert result.id == str(taken)  # in order
             assert fetched <= taken + 3 * packing._BATCH
     assert taken == 1000
 

@@ -1,5 +1,6 @@
 """Reading shards: packed by us or by another tool, named in any way, from any process."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -43,10 +44,14 @@ def samples(shard_set: ShardSet) -> list[Sample]:
 def test_reads_a_folder_by_its_index(made: Path) -> None:
     shard_set = ShardSet.open(str(made), "train")
     assert len(shard_set) == 7
+    source = made.parent / "source"
+    with (source / "train_captions.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["ID"], row["Caption"]) for row in csv.DictReader(file)]
     for position, sample in enumerate(samples(shard_set)):
         name = f"train_{position:04}"
-        assert (sample.key, sample.image, sample.extension) == (name, jpeg(position), "jpg")
-        assert sample.caption == f"train finding number {position}"
+        image = (source / "train_images" / "train" / f"{name}.jpg").read_bytes()
+        assert (sample.key, sample.image, sample.extension) == (name, image, "jpg")
+        assert (sample.key, sample.caption) == rows[position]
         assert (sample.facts["id"], sample.facts["split"]) == (name, "train")
         assert shard_set.key(position) == name
         assert shard_set.locate(position) == f"train-{position // 3:06}.tar: {name}"
@@ -89,7 +94,11 @@ def test_fingerprint_tells_data_apart(made: Path, tmp_path: Path) -> None:
     prints.add(ShardSet.open(str(one), "train").fingerprint)
     write_pairs(one, range(1, 4))
     prints.add(ShardSet.open(str(one), "train").fingerprint)
-    assert len(prints) == 5
+    write_tar(one, {"pair1.jpg": b"longer", "pair1.txt": b""})
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    write_tar(one, {"pair1.jpg": b"short", "pair1.txt": b""})
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    assert len(prints) == 7
 
 
 def test_shards_of_webdataset(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 import yaml
 from conftest import TINY
 
+import medclip_oc
 from medclip_oc import checkpoint, command, evaluate, model, train, zeroshot
 from medclip_oc.config import Config, EvaluateConfig, ZeroshotConfig
 from medclip_oc.images import decode
@@ -146,6 +147,13 @@ def test_open_clip_loads_the_checkpoint(run: Path, packed: Path) -> None:
         found = ours.towers(torch.stack([ours.preprocess(p) for p in pictures]), tokens)
     torch.testing.assert_close(found[0], images)
     torch.testing.assert_close(found[1], texts)
+    loaded, own_preprocess, tokenizer = medclip_oc.load(file)
+    with torch.inference_mode():
+        again = loaded.encode_image(
+            torch.stack([own_preprocess(p) for p in pictures]), normalize=True
+        )
+    assert again.equal(images)
+    assert tokenizer([sample.caption for sample in samples]).equal(tokens)
 
 
 def test_evaluate(

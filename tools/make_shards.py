@@ -95,17 +95,10 @@ def table(report: "PackReport") -> str:
     return "\n".join(lines)
 
 
-def underscored(word: str) -> str:
-    """`--samples-per-shard` as the setting's name; other words as they are."""
-    name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name[:2] == "--" else word
-
-
 if __name__ == "__main__":
     command.main(
         work,
         MakeShardsConfig,
         prog="make_shards.py",
         description="Pack radiology images and captions into tar shards.",
-        arguments=[underscored(word) for word in sys.argv[1:]],
     )
