@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-
 QUARTERS = ("upper left", "upper right", "lower left", "lower right")
 
 

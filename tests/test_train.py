@@ -67,14 +67,7 @@ def call(work: Callable[..., Any], config: type, *words: object) -> int:
 
 
 def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(processes),
-        "--master_port",
-        "0",
-    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(
         [sys.executable, *launch, *map(str, words)],
         cwd=ROOT,

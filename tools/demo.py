@@ -37,7 +37,15 @@ def main() -> int:
     step("Draw synthetic phantoms", "tools/make_phantoms.py", "--out", SOURCE, "--overwrite")
     pack = ["--source", SOURCE, "--out", SHARDS, "--samples-per-shard", "500", "--overwrite"]
     step("Pack them into shards", "tools/make_shards.py", *pack)
-    train = ["--nproc_per_node", "2", "-m", "medclip_oc.train", "--config", "configs/tiny_cpu.yaml"]
+    train = [
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "medclip_oc.train",
+        "--config",
+        "configs/tiny_cpu.yaml",
+    ]
     step("Train", "-m", "torch.distributed.run", *train, "--run.folder", RUN, "--run.overwrite")
     where = ["--data", SHARDS, "--split", "test"]
     step("Evaluate on held-out pairs", "-m", "medclip_oc.evaluate", "--checkpoint", BEST, *where)
