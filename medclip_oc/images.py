@@ -287,7 +287,7 @@ def _window(values: np.ndarray) -> np.ndarray:
     finite = np.isfinite(numbers)
     if not finite.any():
         return np.zeros(values.shape, dtype=np.uint8)
-    low, high = numbers[finite].min(), numbers[finite].max()
+    low, high = np.min(numbers[finite]), np.max(numbers[finite])
     scaled = (numbers - low) * (255.0 / (high - low) if high > low else 0.0)
     return np.where(finite, scaled, 0.0).round().astype(np.uint8)
 

