@@ -75,12 +75,16 @@ class Towers(nn.Module):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, D) normalised float32."""
-        pixels = (images.to(torch.float32) - self.mean) / self.std
-        return F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self._normalised(self.clip.encode_image(pixels))
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
         """(B, L) int64 -> (B, D) normalised float32."""
-        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+        return self._normalised(self.clip.encode_text(tokens))
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        # out of half precision, whatever autocast did; float64 towers keep float64
+        return F.normalize(features.to(self.mean.dtype), dim=-1)
 
     def train(self, mode: bool = True) -> "Towers":
         """Switch training mode; frozen batch norm stays in evaluation mode."""
