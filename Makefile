@@ -6,7 +6,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: help demo test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install, then the whole path on synthetic data (under 5 minutes)"
+	@echo "make test    install, then format, lint, types and every test"
+	@echo "make clean   remove the environment and the demo's files"
 
 .venv/base: setup.cfg constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 (name it: make PYTHON=...)" >&2; exit 1; }

@@ -23,6 +23,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 RUN_FOLDER=${RUN_FOLDER:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
 # one process per GPU; on a partition without GPUs one per node
 PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+((PROCESSES_PER_NODE > 0)) || PROCESSES_PER_NODE=1
 
 # The ranks meet on the job's first node; the port depends on the job, so that two jobs can share it.
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

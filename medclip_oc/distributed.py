@@ -70,7 +70,7 @@ def started(device: str = "auto") -> Iterator[World]:
     joined = init_distributed_device_so(device=own.type)
     yield World(joined["global_rank"], joined["world_size"], torch.device(joined["device"]))
     # Only after success: a failed rank must not wait here for the others.
-    dist.barrier()
+    barrier()
     dist.destroy_process_group()
 
 
@@ -147,4 +147,6 @@ def average_(tensors: list[Tensor]) -> None:
 def barrier() -> None:
     """Wait for every rank."""
     if dist.is_initialized():
-        dist.barrier()
+        # nccl would guess the device, and warn that it does
+        own = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+        dist.barrier(device_ids=own)

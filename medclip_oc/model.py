@@ -378,8 +378,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _unreachable(what: str, error: Exception) -> InputError | WorkError:
-    kind = InputError if isinstance(error, ValueError | FileNotFoundError) else WorkError
-    return kind(f"{what}: could not be loaded ({_first(error)})")
+    if isinstance(error, ValueError | FileNotFoundError):
+        return InputError(f"{what}: could not be loaded ({_first(error)})")
+    return WorkError(
+        f"{what}: could not be loaded; model.pretrained takes a local file where there is no "
+        f"network ({_first(error)})"
+    )
 
 
 def _first(error: Exception) -> str:

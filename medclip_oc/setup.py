@@ -15,7 +15,7 @@ from . import checkpoint, distributed, model
 from .augment import TrainingTransform
 from .config import AugmentConfig, Config, TrainConfig
 from .data import Batch, Pairs, StepSampler, loader, step_batches
-from .errors import InputError, WorkError
+from .errors import InputError
 from .model import Clip
 from .shards import ShardSet
 
@@ -205,18 +205,3 @@ def describe(clip: Clip, config: Config, world: distributed.World) -> str:
         f"{config.model.arch} from {weights}, {trainable / 1e6:.1f} M trainable parameters, "
         f"{config.train.precision}, {world.size} process(es) on {world.device.type}"
     )
-
-
-def check_finite(loss: float, step: int, folder: Path) -> None:
-    """Stop a run whose loss is lost.
-
-    Raises:
-        WorkError: the loss is infinite or not a number; names the step.
-    """
-    if not torch.isfinite(torch.tensor(loss)):
-        last = folder / "checkpoints" / "last.pt"
-        kept = f"{last} is the newest good state" if last.exists() else "nothing was saved yet"
-        raise WorkError(
-            f"step {step}: the loss is {loss}; stopped before the weights were touched ({kept}). "
-            "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
-        )

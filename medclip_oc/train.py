@@ -1,6 +1,7 @@
 """Fine-tune: `torchrun -m medclip_oc.train --config FILE`, or `python -m` for one process."""
 
 import dataclasses
+import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import command
 from .config import Config
+from .errors import WorkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +111,7 @@ def prepare(config: Config, world: "World") -> Run:
 
 def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     """One step (1-based `number`) over one global batch; returns what is logged of it."""
-    from . import optim, setup
+    from . import optim
     from .schedule import warmup_cosine
 
     settings, towers = run.config.optim, run.clip.towers
@@ -118,7 +120,7 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     optim.set_lr(run.optimizer, lr)
     run.optimizer.zero_grad()
     loss = run.step(batch["images"], batch["tokens"]).item()
-    setup.check_finite(loss, number, run.folder)
+    check_finite(loss, number, run.folder)
     if run.scaler is not None:
         run.scaler.unscale_(run.optimizer)
     norm = optim.clip(towers, settings.clip_norm)
@@ -130,6 +132,21 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     towers.clamp_temperature()
     temperature = 1 / towers.inverse_temperature().item()
     return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
+
+
+def check_finite(loss: float, step: int, folder: "Path") -> None:
+    """Stop a run whose loss is lost.
+
+    Raises:
+        WorkError: the loss is infinite or not a number; names the step.
+    """
+    if not math.isfinite(loss):
+        last = folder / "checkpoints" / "last.pt"
+        kept = f"{last} is the newest good state" if last.exists() else "nothing was saved yet"
+        raise WorkError(
+            f"step {step}: the loss is {loss}; stopped before the weights were touched ({kept}). "
+            "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
+        )
 
 
 def validation_due(run: Run, number: int) -> bool:
