@@ -33,7 +33,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((${SLURM_CPUS_PER_TASK:-1} + PROCES
 
 echo "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes x $PROCESSES_PER_NODE processes, meeting at $HEAD:$PORT, run folder $RUN_FOLDER"
 
-srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run \
+# since Slurm 22.05 a step doesn't inherit the job's cores by itself
+CORES=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+srun "${CORES[@]}" --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc_per_node "$PROCESSES_PER_NODE" \
     --rdzv_id "$SLURM_JOB_ID" \
@@ -41,5 +43,9 @@ srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run \
     --rdzv_endpoint "$HEAD:$PORT" \
     -m medclip_oc.train "$@" --run.folder "$RUN_FOLDER"
 
-srun --nodes=1 --ntasks=1 "$PYTHON" -m medclip_oc.evaluate \
+if [[ ! -e $RUN_FOLDER/checkpoints/best.pt ]]; then
+    echo "no best.pt, since data.valid is null: nothing to evaluate"
+    exit 0
+fi
+srun "${CORES[@]}" --nodes=1 --ntasks=1 "$PYTHON" -m medclip_oc.evaluate \
     --checkpoint "$RUN_FOLDER/checkpoints/best.pt" --split test

@@ -68,7 +68,10 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def load_header(path: str | Path) -> dict[str, Any] | None:
     """Open a checkpoint of ours without reading its tensors; None for a torch file of others."""
-    content = _read(Path(path), mmap=True)
+    try:
+        content = _read(Path(path), mmap=True)
+    except _OldFormat:
+        content = _read(Path(path))
     ours = isinstance(content, dict) and content.get("format") == FORMAT
     return content if ours else None
 
@@ -96,9 +99,13 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
+class _OldFormat(Exception):
+    """A torch file from before 1.6, which can't be mapped into memory."""
+
+
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} file")
 
 
 def _read(path: Path, *, mmap: bool = False) -> Any:
@@ -112,5 +119,9 @@ def _read(path: Path, *, mmap: bool = False) -> Any:
                 "only tensors and plain values are read"
             ) from error
         raise InputError(f"{path}: damaged or not a checkpoint file") from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+    except RuntimeError as error:
+        if mmap and "_use_new_zipfile_serialization" in str(error):
+            raise _OldFormat from error
+        raise InputError(f"{path}: damaged or not a checkpoint file") from error
+    except (EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged or not a checkpoint file") from error

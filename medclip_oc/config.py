@@ -10,6 +10,8 @@ No torch here: `--help` reads this module. A field's help is the docstring under
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .errors import InputError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 RecallName = Literal[
@@ -25,6 +27,19 @@ RecallName = Literal[
 ]
 
 
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Refuse a value out of its range, by the setting's dotted name."""
+    if not holds:
+        raise InputError(f"{key}: {value!r} is not {allowed}")
+
+
+def _at_least(least: int, section: str, owner: object, *names: str) -> None:
+    """Refuse settings below `least`; None means off, and stays."""
+    for name in names:
+        value = getattr(owner, name)
+        _require(value is None or value >= least, f"{section}{name}", value, f"at least {least}")
+
+
 @dataclass
 class RunConfig:
     """Where the run lives and what makes it repeatable."""
@@ -37,6 +52,10 @@ class RunConfig:
     """auto: CUDA where there is a GPU, else the CPU."""
     overwrite: bool = False
     """Replace what an earlier run left in the folder; without it, that run is an error."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.folder.strip()), "run.folder", self.folder, "the name of a folder")
+        _at_least(0, "run.", self, "seed")
 
 
 @dataclass
@@ -62,19 +81,32 @@ class ModelConfig:
     grad_checkpointing: bool = False
     """Recompute activations block by block: less memory, about a third more time."""
 
+    def __post_init__(self) -> None:
+        _require(bool(self.arch.strip()), "model.arch", self.arch, "the name of an architecture")
+        _at_least(1, "model.", self, "image_size")
+
 
 @dataclass
 class AugmentConfig:
     """Gentle by intent: a caption says left and right, so nothing is ever flipped."""
 
     scale: tuple[float, float] = (0.8, 1.0)
-    """Area of the random crop, as a share of the image. [1, 1]: no crop."""
+    """Area of the random crop, as a share of the largest crop of the input's shape."""
     rotation_degrees: float = 10.0
     """Largest rotation, either way."""
     brightness: float = 0.1
     """Largest relative change of brightness."""
     contrast: float = 0.1
     """Largest relative change of contrast."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        _require(0 < low <= high <= 1, "data.augment.scale", self.scale, "low and high in (0, 1]")
+        degrees, where = self.rotation_degrees, "data.augment.rotation_degrees"
+        _require(0 <= degrees <= 180, where, degrees, "in [0, 180]")
+        for name in ("brightness", "contrast"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"data.augment.{name}", value, "in [0, 1)")
 
 
 @dataclass
@@ -91,6 +123,9 @@ class DataConfig:
     """Loader processes per rank. 0: load in the training process."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        _at_least(0, "data.", self, "workers")
+
 
 @dataclass
 class TrainConfig:
@@ -99,11 +134,15 @@ class TrainConfig:
     global_batch_size: int = 1024
     """Pairs contrasted with each other per optimizer step, over all ranks."""
     micro_batch_size: int = 128
-    """Pairs embedded at once on one rank: sets the memory, never the result."""
+    """Pairs embedded at once on one rank: sets the memory, not the result (see grad_cache)."""
     epochs: int = 10
     """Passes over the training pairs."""
     precision: Precision = "bf16"
     """bf16 (CPU and CUDA), fp16 with loss scaling (CUDA), fp32."""
+
+    def __post_init__(self) -> None:
+        _at_least(2, "train.", self, "global_batch_size")  # one pair has nothing to contrast with
+        _at_least(1, "train.", self, "micro_batch_size", "epochs")
 
 
 @dataclass
@@ -123,6 +162,14 @@ class OptimConfig:
     clip_norm: float | None = 1.0
     """Largest norm of the gradient over all parameters. None: no clipping."""
 
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        _require(self.eps > 0, "optim.eps", self.eps, "above 0")
+        _require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "in [0, 1)")
+        _at_least(0, "optim.", self, "weight_decay", "warmup_steps")
+        norm = self.clip_norm
+        _require(norm is None or norm > 0, "optim.clip_norm", norm, "above 0, or null")
+
 
 @dataclass
 class ValidConfig:
@@ -134,6 +181,9 @@ class ValidConfig:
     """Validate after this many steps, besides."""
     metric: RecallName = "mean_recall"
     """Higher is better. mean_recall: the mean of R@1, R@5 and R@10 of both directions."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "valid.", self, "every_epochs", "every_steps")
 
 
 @dataclass
@@ -148,6 +198,9 @@ class LogConfig:
     """online needs `wandb login`; offline writes RUN/wandb, for `wandb sync` later."""
     wandb_project: str = "medclip_oc"
     """The run's name there is that of the run folder."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "log.", self, "every_steps")
 
 
 @dataclass
@@ -170,11 +223,13 @@ class EvaluateConfig:
     checkpoint: str
     """A checkpoint written by training."""
     data: str | list[str] | None = None
-    """Shard folder, brace pattern, glob or list of tars. None: the one the run validated on."""
-    split: Literal["train", "valid", "test"] = "test"
-    """Split of the shard folder."""
+    """Shard folder, brace pattern, glob or list of tars. None: the shard folder that the run
+    validated on."""
+    split: Literal["train", "valid", "test"] | None = None
+    """Split of a shard folder. None: test. Tars named one by one are all taken."""
     json: str | None = None
-    """Write the result here too (always: RUN/evaluations/CHECKPOINT-SPLIT.json)."""
+    """Write the result here too. A checkpoint in its run folder always gets
+    RUN/evaluations/CHECKPOINT-SPLIT.json."""
     batch_size: int = 64
     """Pairs embedded at once on one rank."""
     workers: int = 2
@@ -183,6 +238,12 @@ class EvaluateConfig:
     """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
     device: Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "--", self, "batch_size")
+        _at_least(0, "--", self, "workers")
+        named = self.json is None or self.json.endswith(".json")
+        _require(named, "--json", self.json, "a file name that ends in .json")
 
 
 @dataclass
@@ -205,3 +266,6 @@ class ZeroshotConfig:
     """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
     device: Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "--", self, "batch_size", "top")

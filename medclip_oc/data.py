@@ -148,6 +148,8 @@ def loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
+        # of its own: otherwise each pass would draw from the stream that dropout uses
+        generator=torch.Generator(),
     )
     for batch in batches:
         if isinstance(batch, str):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import command
 from .config import EvaluateConfig
+from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,17 +55,20 @@ def save(evaluation: Evaluation, keys: list[str], file: Path, about: dict[str, A
 
     import numpy as np
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**about, **evaluation.record}, indent=2) + "\n")
     ids = np.array(keys)
-    np.savez(
-        file.with_suffix(".npz"),
-        ids=ids,
-        image_to_text_rank=evaluation.ranks[0].cpu().numpy(),
-        text_to_image_rank=evaluation.ranks[1].cpu().numpy(),
-        image_to_text_nearest=ids[evaluation.nearest[0].cpu().numpy()],
-        text_to_image_nearest=ids[evaluation.nearest[1].cpu().numpy()],
-    )
+    arrays = {
+        "ids": ids,
+        "image_to_text_rank": evaluation.ranks[0].cpu().numpy(),
+        "text_to_image_rank": evaluation.ranks[1].cpu().numpy(),
+        "image_to_text_nearest": ids[evaluation.nearest[0].cpu().numpy()],
+        "text_to_image_nearest": ids[evaluation.nearest[1].cpu().numpy()],
+    }
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**about, **evaluation.record}, indent=2) + "\n")
+        np.savez(file.with_suffix(".npz"), **arrays)
+    except OSError as error:
+        raise WorkError(f"{file}: can't be written ({error.strerror})") from error
 
 
 def table(record: dict[str, Any]) -> str:
@@ -88,15 +92,14 @@ def table(record: dict[str, Any]) -> str:
 def work(settings: EvaluateConfig) -> None:
     """Evaluate a checkpoint and write the result into its run folder."""
     from . import distributed, setup
-    from .errors import InputError
     from .shards import ShardSet
 
     with distributed.started(settings.device) as world:
         clip, trained = setup.trained_clip(settings.checkpoint, world)
+        setup.check_precision(settings.precision, world.device)
         where = settings.data if settings.data is not None else trained["data"]["valid"]
-        if where is None:
-            raise InputError("--data: the checkpoint's run had no validation data; name a folder")
-        pairs = setup.pairs(ShardSet.open(where, settings.split), clip)
+        split = _split(settings, where)
+        pairs = setup.pairs(ShardSet.open(where, split), clip)
         evaluation = evaluate(
             clip,
             pairs,
@@ -112,19 +115,36 @@ def work(settings: EvaluateConfig) -> None:
         about = {
             "checkpoint": settings.checkpoint,
             "data": where,
-            "split": settings.split,
+            "split": split,
+            "precision": settings.precision,
             "data_fingerprint": pairs.shards.fingerprint,
         }
-        for file in _outputs(settings):
+        for file in _outputs(settings, split):
             save(evaluation, keys, file, about)
             print(f"written to {file}")
 
 
-def _outputs(settings: EvaluateConfig) -> list[Path]:
+def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
+    """The split of a shard folder; "tars" for tars, whose pairs are all taken.
+
+    Only a folder has splits: tars named one by one must not be measured under a wrong name.
+    """
+    if isinstance(where, str) and Path(where).is_dir():
+        return settings.split or "test"
+    if settings.data is None:
+        raise InputError(
+            f"--data: name the pairs; the run validated on {where}, which is no shard folder"
+        )
+    if settings.split is not None:
+        raise InputError(f"--split {settings.split}: {where} is not a shard folder with splits")
+    return "tars"
+
+
+def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:
     checkpoint = Path(settings.checkpoint)
     files = [Path(settings.json)] if settings.json else []
     if checkpoint.parent.name == "checkpoints":
-        name = f"{checkpoint.stem}-{settings.split}.json"
+        name = f"{checkpoint.stem}-{split}.json"
         files.append(checkpoint.parent.parent / "evaluations" / name)
     return files
 

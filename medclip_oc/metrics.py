@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import WorkError
 
 TIE = 1e-6
 KS = (1, 5, 10)
@@ -35,12 +35,12 @@ def retrieval_ranks(
         image-to-text and text-to-image ranks, (N,) float64 each, 1 is best.
 
     Raises:
-        InputError: features that are not finite.
+        WorkError: features that are not finite.
     """
     images, texts = image_features.float(), text_features.float()
     for name, features in (("image", images), ("text", texts)):
         if not features.isfinite().all():
-            raise InputError(f"{name} features hold NaN or infinity: nothing can be ranked")
+            raise WorkError(f"{name} features hold NaN or infinity: nothing can be ranked")
     n = len(images)
     own = (images * texts).sum(-1)  # (N,) score of the right partner
     better = torch.zeros(2, n, dtype=torch.float64, device=images.device)

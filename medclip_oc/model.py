@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ from .errors import InputError, WorkError
 LN_100 = 4.605170185988092  # upper clamp of the log inverse temperature (CLIP, section 2.5)
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 _DEFINITION_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+_CHOICES = {
+    "interpolation": ("bicubic", "bilinear"),
+    "resize_mode": ("shortest", "longest", "squash"),
+}
+# A name becomes a file name in open_clip's registry; one out of a checkpoint could lead anywhere.
+_NAME = re.compile(r"[A-Za-z0-9][\w.@+-]*")
 
 
 class Towers(nn.Module):
@@ -133,17 +140,19 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         WorkError: weights that can't be downloaded.
     """
     torch.manual_seed(seed)
+    _check_preprocess(settings.preprocess or {})
     name, definition = _identify(settings)
-    _check_pretrained(settings, name, definition)
-    preprocess = settings.preprocess or {}
-    _check_keys(preprocess, _PREPROCESS_KEYS, "model.preprocess")
     _register(name, definition)
+    preprocess = _check_pretrained(settings, name, definition) or settings.preprocess or {}
     clip = _create(
         settings.arch if _has_schema(settings.arch) else name,
         pretrained=settings.pretrained,
         preprocess=preprocess,
         image_size=settings.image_size,
     )
+    if settings.image_size is None:
+        _refuse_resized(clip, settings.pretrained)
+    _check_trainable(clip, settings.arch)
     if settings.pretrained_image:
         weights = checkpoint.load_weights(warm_start.resolve(settings.pretrained_image))
         warm_start.load_image_tower(clip.visual, weights, settings.pretrained_image)
@@ -173,7 +182,7 @@ def restore(content: dict[str, Any], where: str) -> Clip:
     Raises:
         InputError: the weights don't fit the description.
     """
-    description = content["model"]
+    description = _description(content, where)
     name = description["name"]
     _register(name, description["definition"])
     sizes = {key: description["preprocess"][key] for key in _PREPROCESS_KEYS}
@@ -191,6 +200,15 @@ def restore(content: dict[str, Any], where: str) -> Clip:
             f"{where}: its weights don't fit its own description, {name} ({_first(error)})"
         ) from error
     return _assemble(clip, description, freeze_batch_norm=True)
+
+
+def _description(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a checkpoint says of its model, if it says all there is to say."""
+    found = content.get("model")
+    needed = {"arch", "name", "definition", "preprocess"}
+    if not isinstance(found, dict) or not needed <= found.keys() or "state_dict" not in content:
+        raise InputError(f"{where}: the checkpoint doesn't describe its model; it is incomplete")
+    return found
 
 
 def load(path: str | Path) -> Clip:
@@ -216,10 +234,8 @@ def _identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
                 f"model.arch: {settings.arch!r} is open_clip's own; a model given in full "
                 "(model.definition) needs a name of its own"
             )
-        missing = [key for key in _DEFINITION_KEYS if key not in settings.definition]
-        if missing:
-            raise InputError(f"model.definition: lacks {', '.join(missing)}")
-        return name, deepcopy(settings.definition)
+        _check_definition(settings.definition)
+        return _sized(name, deepcopy(settings.definition), settings.image_size)
     try:
         with _quiet():
             definition = open_clip.get_model_config(settings.arch)
@@ -231,25 +247,79 @@ def _identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
         raise InputError(f"model.arch: {settings.arch!r} is not an open_clip architecture{hint}")
     if settings.arch.startswith("local-dir:") and definition["text_cfg"].get("hf_tokenizer_name"):
         definition["text_cfg"]["hf_tokenizer_name"] = settings.arch.removeprefix("local-dir:")
-    if settings.image_size and definition["vision_cfg"].get("image_size") != settings.image_size:
-        definition["vision_cfg"]["image_size"] = settings.image_size
-        name = f"{name}-{settings.image_size}px"
-    return name, definition
+    return _sized(name, definition, settings.image_size)
 
 
-def _check_pretrained(settings: ModelConfig, name: str, definition: dict[str, Any]) -> None:
-    """Refuse weights that another architecture or activation made."""
+def _sized(name: str, definition: dict[str, Any], size: int | None) -> tuple[str, dict[str, Any]]:
+    """Name and definition at another image size."""
+    if size is None or definition["vision_cfg"].get("image_size") == size:
+        return name, definition
+    definition["vision_cfg"]["image_size"] = size
+    return f"{name}-{size}px", definition
+
+
+def _check_definition(definition: dict[str, Any]) -> None:
+    missing = [key for key in _DEFINITION_KEYS if key not in definition]
+    if missing:
+        raise InputError(f"model.definition: lacks {', '.join(missing)}")
+    for key in ("vision_cfg", "text_cfg"):
+        if not isinstance(definition[key], dict):
+            raise InputError(f"model.definition.{key}: {definition[key]!r} is not a mapping")
+
+
+def _check_preprocess(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        where = f"model.preprocess.{key}"
+        if key not in _PREPROCESS_KEYS:
+            allowed = ", ".join(_PREPROCESS_KEYS)
+            raise InputError(f"{where}: no such setting; allowed: {allowed}")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise InputError(f"{where}: {value!r} is not one of {', '.join(_CHOICES[key])}")
+        numbers = isinstance(value, list | tuple) and len(value) == 3
+        if key not in _CHOICES and not (numbers and all(isinstance(v, float | int) for v in value)):
+            raise InputError(f"{where}: {value!r} is not three numbers")
+
+
+def _refuse_resized(clip: Any, file: str | None) -> None:
+    """open_clip stretches position tables without a word; that is right for `image_size` only."""
+    if file is None or not Path(file).is_file() or Path(file).suffix in (".npz", ".npy"):
+        return
+    built = clip.state_dict()
+    for name, tensor in checkpoint.load_weights(file).items():
+        if "positional_embedding" in name and name in built and built[name].shape != tensor.shape:
+            raise InputError(
+                f"model.pretrained: {file} doesn't fit: {name} is {tuple(tensor.shape)} there and "
+                f"{tuple(built[name].shape)} in the model (another image size or context length)"
+            )
+
+
+def _check_trainable(clip: Any, arch: str) -> None:
+    """Every parameter that trains must be in the loss, or several processes would disagree."""
+    if hasattr(clip, "text_decoder"):
+        raise InputError(f"model.arch: {arch} is a CoCa; its text decoder has no contrastive loss")
+    if getattr(clip, "logit_bias", None) is not None:
+        clip.logit_bias.requires_grad_(False)  # the softmax of InfoNCE cancels it
+
+
+def _check_pretrained(
+    settings: ModelConfig, name: str, definition: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Refuse weights that another architecture or activation made.
+
+    Returns:
+        The preprocessing that came with the weights, if they are a checkpoint of ours.
+    """
     source = settings.pretrained
     if source is None:
-        return
+        return None
     if _has_schema(settings.arch):
         raise InputError(
             f"model.pretrained: {settings.arch} brings its own weights; leave pretrained out"
         )
     if Path(source).is_file():
-        if Path(source).suffix not in (".safetensors", ".npz", ".npy"):
-            _check_own_checkpoint(source, name, definition)
-        return
+        if Path(source).suffix in (".safetensors", ".npz", ".npy"):
+            return None
+        return _check_own_checkpoint(source, settings, name, definition)
     tag = open_clip.get_pretrained_cfg(settings.arch, source)
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(settings.arch)) or "none"
@@ -264,18 +334,29 @@ def _check_pretrained(settings: ModelConfig, name: str, definition: dict[str, An
             f"trained with {words[theirs]}; "
             + (f"use {settings.arch}-quickgelu" if theirs else "drop -quickgelu from the name")
         )
+    return None
 
 
-def _check_own_checkpoint(path: str, name: str, definition: dict[str, Any]) -> None:
+def _check_own_checkpoint(
+    path: str, settings: ModelConfig, name: str, definition: dict[str, Any]
+) -> dict[str, Any] | None:
     content = checkpoint.load_header(path)
     if content is None:  # weights of another tool: open_clip compares names and shapes
-        return
-    theirs = content["model"]
+        return None
+    theirs = _description(content, path)
     if theirs["definition"] != definition:
         raise InputError(
             f"model.pretrained: {path} holds {theirs['name']} {theirs['definition']}, "
             f"but the configuration asks for {name} {definition}"
         )
+    made_with = {key: theirs["preprocess"][key] for key in _PREPROCESS_KEYS}
+    asked = made_with | _plain(settings.preprocess or {})
+    if asked != made_with:
+        raise InputError(
+            f"model.preprocess: {path} was trained with {made_with}, "
+            f"but the configuration asks for {asked}"
+        )
+    return made_with
 
 
 def _create(
@@ -293,8 +374,9 @@ def _create(
                 # A Hugging Face text tower gets its weights from model.pretrained_text, checked.
                 pretrained_text=False,
             )
-    except TypeError as error:  # unknown key of a config section
-        raise InputError(f"model.definition: {name}: {_first(error)}") from error
+    # an unknown key of a section, or numbers that make no network
+    except (TypeError, ZeroDivisionError, IndexError, AttributeError) as error:
+        raise InputError(f"model.definition: {name} can't be built: {_first(error)}") from error
     except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:
         if pretrained and Path(pretrained).is_file():
             raise InputError(
@@ -305,6 +387,8 @@ def _create(
 
 def _register(name: str, definition: dict[str, Any]) -> None:
     """Make `name` known to open_clip with this definition."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"model.arch: {name!r} can't name a model; use letters, digits, . @ + - _")
     resolved = _resolved(definition)
     if open_clip.get_model_config(name) != resolved:
         with tempfile.TemporaryDirectory() as folder:
@@ -351,12 +435,6 @@ def _open_clip_transform(clip: Any) -> Any:
 
 def _has_schema(arch: str) -> bool:
     return arch.startswith(("hf-hub:", "local-dir:"))
-
-
-def _check_keys(values: dict[str, Any], allowed: tuple[str, ...], where: str) -> None:
-    for key in values:
-        if key not in allowed:
-            raise InputError(f"{where}.{key}: no such setting; allowed: {', '.join(allowed)}")
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checkpoint, distributed, model
 from .augment import TrainingTransform
@@ -51,29 +52,24 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
     """Derive a run's steps, or say why the numbers don't go together.
 
     Raises:
-        InputError: a size that isn't positive, a global batch that the ranks can't share equally,
-            or fewer pairs than one global batch.
+        InputError: a global batch that the ranks can't share equally, or fewer pairs than one
+            global batch, or a warm-up longer than the run.
     """
     batch, micro = settings.global_batch_size, settings.micro_batch_size
-    for name in ("global_batch_size", "micro_batch_size", "epochs"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"train.{name}: {getattr(settings, name)} is less than 1")
     if batch % world_size:
         raise InputError(
             f"train.global_batch_size: {batch} can't be shared equally by {world_size} processes; "
             f"the nearest sizes that can: {batch - batch % world_size or world_size} or "
             f"{batch + world_size - batch % world_size}"
         )
-    if batch < 2:
-        raise InputError("train.global_batch_size: 1 pair has nothing to be contrasted with")
     if pairs < batch:
         raise InputError(
             f"train.global_batch_size: {batch} pairs per step, but data.train holds only {pairs}"
         )
     steps = settings.epochs * pairs // batch
     warmup = max(1, steps // 10) if warmup_steps is None else warmup_steps
-    if not 0 <= warmup <= steps:
-        raise InputError(f"optim.warmup_steps: {warmup} doesn't lie within the run's {steps} steps")
+    if warmup > steps:
+        raise InputError(f"optim.warmup_steps: {warmup} is more than the run's {steps} steps")
     share = batch // world_size
     return Plan(
         pairs=pairs,
@@ -93,7 +89,8 @@ def pairs(
     if augment is None:
         return Pairs(shards, _Exact(clip.preprocess), clip.tokenizer)
     interpolation = clip.description["preprocess"]["interpolation"]
-    transform = TrainingTransform(clip.image_size, interpolation, augment)
+    squash = clip.description["preprocess"]["resize_mode"] != "shortest"
+    transform = TrainingTransform(clip.image_size, interpolation, augment, squash=squash)
     return Pairs(shards, transform, clip.tokenizer, seed=seed)
 
 
@@ -127,16 +124,15 @@ def training_batches(
 
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
-    """Loss scaling for fp16; None for the other precisions.
+    """Loss scaling for fp16; None for the other precisions."""
+    check_precision(precision, device)
+    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
 
-    Raises:
-        InputError: fp16 on the CPU, which has no use for it.
-    """
-    if precision != "fp16":
-        return None
-    if device.type != "cuda":
-        raise InputError("train.precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
-    return torch.amp.GradScaler(device.type)
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse fp16 on the CPU, which is slow at it and loses range."""
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
 
 
 def trained_clip(path: str, world: distributed.World) -> tuple[Clip, dict[str, Any]]:
@@ -145,6 +141,11 @@ def trained_clip(path: str, world: distributed.World) -> tuple[Clip, dict[str, A
     clip = model.restore(content, path)
     clip.towers.to(world.device).eval()
     return clip, content["config"]
+
+
+def has_live_batch_norm(clip: Clip) -> bool:
+    """Whether a layer normalises by the batch it sees in training."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in clip.towers.train().modules())
 
 
 def create_run_folder(config: Config, world: distributed.World) -> Path:
@@ -181,7 +182,7 @@ def environment() -> str:
 def _clear(folder: Path, overwrite: bool) -> None:
     """Remove an earlier run's own files, and nothing else."""
     earlier = folder / "metrics.jsonl"
-    if not earlier.exists():
+    if not earlier.exists() or not earlier.stat().st_size:  # it ended before its first step
         return
     if not overwrite:
         raise InputError(

@@ -86,6 +86,11 @@ def prepare(config: Config, world: "World") -> Run:
         settings.save_yaml(config, folder / "config.yaml")
     for line in (setup.describe(clip, config, world), *plan.lines()):
         log.message(line)
+    if plan.chunks * world.size > 1 and setup.has_live_batch_norm(clip):
+        log.message(
+            "batch norm is live: each chunk is normalised by itself, so the step equals one big "
+            "batch of the same chunks, not one that is normalised whole (model.freeze_batch_norm)"
+        )
     torch.manual_seed(config.run.seed + world.rank)  # dropout differs between ranks
     return Run(
         config=config,
@@ -120,11 +125,12 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     optim.set_lr(run.optimizer, lr)
     run.optimizer.zero_grad()
     loss = run.step(batch["images"], batch["tokens"]).item()
-    check_finite(loss, number, run.folder)
+    check_finite("loss", loss, number, run.folder)
     if run.scaler is not None:
         run.scaler.unscale_(run.optimizer)
     norm = optim.clip(towers, settings.clip_norm)
     if run.scaler is None:
+        check_finite("norm of the gradient", norm, number, run.folder)
         run.optimizer.step()
     else:  # leaves the step out where scaling overflowed
         run.scaler.step(run.optimizer)
@@ -134,19 +140,20 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
 
 
-def check_finite(loss: float, step: int, folder: "Path") -> None:
-    """Stop a run whose loss is lost.
+def check_finite(what: str, value: float, step: int, folder: "Path") -> None:
+    """Stop a run that is lost.
 
     Raises:
-        WorkError: the loss is infinite or not a number; names the step.
+        WorkError: the value is infinite or not a number; names the step.
     """
-    if not math.isfinite(loss):
-        last = folder / "checkpoints" / "last.pt"
-        kept = f"{last} is the newest good state" if last.exists() else "nothing was saved yet"
-        raise WorkError(
-            f"step {step}: the loss is {loss}; stopped before the weights were touched ({kept}). "
-            "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
-        )
+    if math.isfinite(value):
+        return
+    last = folder / "checkpoints" / "last.pt"
+    kept = f"{last} is the newest saved state" if last.exists() else "nothing was saved yet"
+    raise WorkError(
+        f"step {step}: the {what} is {value}; {kept}. "
+        "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
+    )
 
 
 def validation_due(run: Run, number: int) -> bool:
@@ -162,16 +169,21 @@ def validate_and_save(run: Run, number: int) -> None:
     from . import checkpoint, metrics
     from .evaluate import evaluate
 
+    weights = math.fsum(p.detach().sum().item() for p in run.clip.towers.parameters())
+    check_finite("sum of the weights", weights, number, run.folder)
     scores: dict[str, float] = {}
     if run.valid is not None:
-        record = evaluate(
-            run.clip,
-            run.valid,
-            run.world,
-            batch_size=run.config.train.micro_batch_size,
-            workers=run.config.data.workers,
-            precision=run.config.train.precision,
-        ).record
+        try:
+            record = evaluate(
+                run.clip,
+                run.valid,
+                run.world,
+                batch_size=run.config.train.micro_batch_size,
+                workers=run.config.data.workers,
+                precision=run.config.train.precision,
+            ).record
+        except WorkError as error:
+            raise WorkError(f"step {number}: {error}") from error
         scores = metrics.flat(record)
         run.log.record(number, {f"valid/{name}": value for name, value in scores.items()})
         run.log.message(

@@ -20,13 +20,14 @@ def work(settings: ZeroshotConfig) -> None:
     from .distributed import World, device_of
 
     world = World(0, 1, device_of(settings.device))
+    setup.check_precision(settings.precision, world.device)
     clip, _ = setup.trained_clip(settings.checkpoint, world)
     how: dict[str, Any] = {"batch_size": settings.batch_size, "precision": settings.precision}
 
     def pixels(path: str) -> torch.Tensor:
         try:
             return clip.preprocess(images.decode(Path(path).read_bytes()).convert("RGB"))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise InputError(f"{path}: {error}") from error
 
     image_features = features.embed_images(clip, map(pixels, settings.images), world.device, **how)
@@ -47,9 +48,8 @@ def _check(settings: ZeroshotConfig) -> None:
             raise InputError(f"--texts: number {number} is empty")
     for path in settings.images:
         if not Path(path).is_file():
-            raise InputError(f"--images: {path}: no such file")
-    if settings.top is not None and settings.top < 1:
-        raise InputError(f"--top: {settings.top} is less than 1")
+            what = "a folder, not an image" if Path(path).is_dir() else "no such file"
+            raise InputError(f"--images: {path}: {what}")
 
 
 def _print(rows: list[dict[str, Any]], form: str) -> None:

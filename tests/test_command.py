@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def test_defaults_then_yaml_then_words_wherever_they_stand(tmp_path: Path, order
     assert (config.train.epochs, config.train.global_batch_size) == (2, 1024)
 
 
+@dataclass
+class Free:
+    """Settings without bounds."""
+
+    share: float = 0.0
+    """A number."""
+
+
+def test_a_number_below_zero_is_no_option() -> None:
+    assert parse(Free, "--share", "-1e-2").share == -0.01
+    assert parse(Free, "--share=-3").share == -3
+
+
 def test_dashes_and_underscores_are_one() -> None:
     config = parse(EvaluateConfig, "--checkpoint", "a_b-c.pt", "--batch-size", "3")
     assert (config.checkpoint, config.batch_size) == ("a_b-c.pt", 3)
@@ -56,7 +70,7 @@ def test_a_later_file_wins_over_an_earlier_one_key_by_key(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-5", 1e-5), ("5E-4", 5e-4), ("1e3", 1000.0), (".5e1", 5.0), ("-1e-2", -0.01), ("1", 1.0)],
+    [("1e-5", 1e-5), ("5E-4", 5e-4), ("1e3", 1000.0), (".5e1", 5.0), ("1", 1.0)],
 )
 def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
     file = tmp_path / "x.yaml"
@@ -99,12 +113,12 @@ def test_each_type_from_words() -> None:
         Config,
         *("--optim.betas", "0.8", "0.9", "--optim.clip_norm", "null", "--optim.warmup_steps", "7"),
         *("--run.overwrite", "--log.tensorboard", "false", "--run.folder", "5"),
-        *("--model.definition", '{"embed_dim": 24}', "--run.seed", "-1"),
+        *("--model.definition", '{"embed_dim": 24}', "--run.seed", "7"),
     )
     assert config.optim.betas == (0.8, 0.9)
     assert (config.optim.clip_norm, config.optim.warmup_steps) == (None, 7)
     assert (config.run.overwrite, config.log.tensorboard) == (True, False)
-    assert (config.run.folder, config.run.seed) == ("5", -1)
+    assert (config.run.folder, config.run.seed) == ("5", 7)
     assert config.model.definition == {"embed_dim": 24}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pairs import jpeg, picture, write_pairs, write_tar
 
 from medclip_oc import data, model, setup
-from medclip_oc.augment import TrainingTransform, to_tensor
+from medclip_oc.augment import TrainingTransform, _crop, _largest, to_tensor
 from medclip_oc.config import AugmentConfig, ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.shards import ShardSet
@@ -184,12 +184,22 @@ def test_never_flipped() -> None:
         assert pixels[..., :12].mean() > pixels[..., -12:].mean() + 80
 
 
-def test_crop_keeps_the_stated_share() -> None:
-    from medclip_oc.augment import _crop
-
+@pytest.mark.parametrize("size", [(300, 200), (780, 200), (200, 500)])
+@pytest.mark.parametrize("squash", [False, True])
+def test_crop_takes_the_stated_share(size: tuple[int, int], squash: bool) -> None:
+    """Of the whole image, or of the largest square in it; wide images are no exception."""
+    whole = size if squash else _largest(size, 1.0)
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        left, top, right, bottom = _crop((300, 200), (0.8, 1.0), rng)
-        assert 0 <= left < right <= 300 + 1e-9
-        assert 0 <= top < bottom <= 200 + 1e-9
-        assert (right - left) * (bottom - top) <= 300 * 200
+    lefts = []
+    for _ in range(300):
+        left, top, right, bottom = _crop(size, whole, (0.8, 1.0), rng)
+        lefts.append(left)
+        assert 0 <= left < right <= size[0] + 1e-9
+        assert 0 <= top < bottom <= size[1] + 1e-9
+        share = (right - left) * (bottom - top) / (whole[0] * whole[1])
+        # the stretched side may meet the edge: at worst the root of 3/4 of it is left
+        assert 0.8 * (3 / 4) ** 0.5 - 1e-9 <= share <= 1 + 1e-9
+        stretch = (right - left) / (bottom - top) / (whole[0] / whole[1])
+        assert 3 / 4 - 1e-9 <= stretch <= 4 / 3 + 1e-9
+    if size[0] > size[1] and not squash:
+        assert min(lefts) < 0.1 * size[0] < 0.25 * size[0] < max(lefts), "it moves to either side"

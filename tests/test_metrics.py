@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medclip_oc import metrics
-from medclip_oc.errors import InputError
+from medclip_oc.errors import WorkError
 
 
 def normal(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -98,5 +98,5 @@ def test_nearest_is_best_first() -> None:
 def test_features_that_are_not_finite() -> None:
     bad = normal(3, 4, 1)
     bad[1, 2] = float("nan")
-    with pytest.raises(InputError, match="text features hold NaN"):
+    with pytest.raises(WorkError, match="text features hold NaN"):
         metrics.retrieval_ranks(normal(3, 4, 2), bad)

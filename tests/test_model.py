@@ -38,10 +38,14 @@ def embed(clip: model.Clip) -> torch.Tensor:
     return torch.cat([image_features, text_features])
 
 
-@pytest.mark.parametrize("definition", [TINY, RESNET, QUICK], ids=["vit", "resnet", "quick_gelu"])
-def test_open_clip_reads_our_checkpoint(tmp_path: Path, definition: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("name", "definition"),
+    [("parity-vit", TINY), ("parity-resnet", RESNET), ("parity-quick", QUICK)],
+)
+def test_open_clip_reads_our_checkpoint(
+    tmp_path: Path, name: str, definition: dict[str, object]
+) -> None:
     """The contract: open_clip's own factory takes the file and gives our features."""
-    name = f"parity-{definition['vision_cfg']}-{'quick_gelu' in definition}".replace(" ", "")
     settings = ModelConfig(arch=name, definition=definition)
     clip = model.build(settings, seed=5)
     file = save(clip, tmp_path / "best.pt")
@@ -89,8 +93,26 @@ def test_preprocessing_travels(tmp_path: Path) -> None:
     assert restored.description == clip.description
     assert embed(restored).equal(embed(clip))
     assert restored.preprocess(picture(2)).equal(clip.preprocess(picture(2)))
-    with pytest.raises(InputError, match=r"model\.preprocess\.means: no such setting"):
-        model.build(ModelConfig(arch="pre-test", definition=TINY, preprocess={"means": 1}))
+    file = tmp_path / "a.pt"
+    # what starts from the checkpoint goes on with its preprocessing, and can't ask for another
+    again = ModelConfig(arch="pre-test", definition=TINY, pretrained=str(file))
+    assert model.build(again).description["preprocess"] == clip.description["preprocess"]
+    with pytest.raises(InputError, match=r"a\.pt was trained with .*0\.1.* asks for .*0\.7"):
+        model.build(replace(again, preprocess={"mean": [0.7] * 3}))
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        ({"means": 1}, "preprocess.means: no such setting"),
+        ({"mean": 3}, "mean: 3 is not three numbers"),
+        ({"interpolation": "random"}, "'random' is not one of bicubic, bilinear"),
+        ({"resize_mode": "crop"}, "'crop' is not one of shortest, longest, squash"),
+    ],
+)
+def test_bad_preprocessing(preprocess: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.build(ModelConfig(arch="pre-test", definition=TINY, preprocess=preprocess))
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
@@ -108,6 +130,49 @@ def test_image_size(tmp_path: Path, tiny: ModelConfig) -> None:
     assert clip.description["name"] == "ViT-B-32-64px"
     restored = model.load(save(clip, tmp_path / "a.pt"))
     assert embed(restored).equal(embed(clip))
+    given = model.build(ModelConfig(arch="sized-test", definition=TINY, image_size=48))
+    assert given.image_size == (48, 48)
+    restored = model.load(save(given, tmp_path / "b.pt"))
+    assert embed(restored).equal(embed(given))
+
+
+def test_position_tables_are_not_stretched_unasked(tmp_path: Path, tiny: ModelConfig) -> None:
+    weights = model.build(tiny).towers.clip.state_dict()
+    torch.save(weights, tmp_path / "w.pt")
+    larger = {**TINY, "vision_cfg": {**VIT, "image_size": 64}}
+    settings = ModelConfig(arch="larger", definition=larger, pretrained=str(tmp_path / "w.pt"))
+    with pytest.raises(InputError, match=r"visual\.positional_embedding is \(17, 32\).*\(65, 32\)"):
+        model.build(settings)
+    asked = model.build(replace(tiny, image_size=64, pretrained=str(tmp_path / "w.pt")))
+    assert asked.image_size == (64, 64)
+
+
+def test_a_checkpoint_can_not_choose_where_to_write(tmp_path: Path, tiny: ModelConfig) -> None:
+    clip = model.build(tiny)
+    clip.description["name"] = "../../escaped"
+    with pytest.raises(InputError, match="can't name a model"):
+        model.load(save(clip, tmp_path / "a.pt"))
+
+
+def test_a_checkpoint_without_description(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a.pt", {"state_dict": {}, "config": {}})
+    with pytest.raises(InputError, match=r"a\.pt: the checkpoint doesn't describe its model"):
+        model.load(tmp_path / "a.pt")
+
+
+def test_weights_in_torch_s_old_format(tmp_path: Path, tiny: ModelConfig) -> None:
+    clip = model.build(tiny, seed=5)
+    state = clip.towers.clip.state_dict()
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    again = model.build(replace(tiny, pretrained=str(tmp_path / "old.pt")), seed=6)
+    assert embed(again).equal(embed(clip))
+
+
+def test_a_bias_that_the_loss_cancels_is_not_trained() -> None:
+    """SigLIP architectures have one; DistributedDataParallel would wait for its gradient."""
+    clip = model.build(ModelConfig(arch="bias-test", definition={**TINY, "init_logit_bias": -10}))
+    frozen = [name for name, p in clip.towers.named_parameters() if not p.requires_grad]
+    assert frozen == ["clip.logit_bias"]
 
 
 def test_local_folder(tmp_path: Path, tiny: ModelConfig) -> None:
@@ -140,6 +205,13 @@ def test_damaged_description(tmp_path: Path, tiny: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"arch": "a/b", "definition": TINY}, "'a/b' can't name a model"),
+        ({"arch": "z", "definition": {**TINY, "vision_cfg": 5}}, "vision_cfg: 5 is not a mapping"),
+        (
+            {"arch": "q", "definition": {**TINY, "vision_cfg": {**VIT, "patch_size": 0}}},
+            "q can't be",
+        ),
+        ({"arch": "coca_ViT-B-32", "image_size": 64}, "is a CoCa"),
         (
             {"arch": "ViT-B-61"},
             "'ViT-B-61' is not an open_clip architecture; did you mean ViT-B-16",

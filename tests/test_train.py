@@ -17,7 +17,7 @@ import open_clip
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, VIT
 
 import medclip_oc
 from medclip_oc import checkpoint, command, evaluate, model, train, zeroshot
@@ -28,6 +28,7 @@ from medclip_oc.shards import ShardSet
 from medclip_oc.sources import open_source
 
 ROOT = Path(__file__).parents[1]
+DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 
 
 def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -247,11 +248,41 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "fp16 on the CPU": ({"train__precision": "fp16"}, 2, "fp16 needs CUDA"),
     "batch above the data": ({"train__global_batch_size": 64}, 2, "64 pairs per step.* only 48"),
-    "batch of one": ({"train__global_batch_size": 1}, 2, "1 pair has nothing"),
-    "no epochs": ({"train__epochs": 0}, 2, "train.epochs: 0 is less than 1"),
-    "warm-up beyond the run": ({"optim__warmup_steps": 99}, 2, "99 .* the run's 30 steps"),
+    "batch of one": (
+        {"train__global_batch_size": 1},
+        2,
+        "train.global_batch_size: 1 is not at least 2",
+    ),
+    "no epochs": ({"train__epochs": 0}, 2, "train.epochs: 0 is not at least 1"),
+    "warm-up beyond the run": (
+        {"optim__warmup_steps": 99},
+        2,
+        "99 is more than the run's 30 steps",
+    ),
     "weights that are no file": ({"model__pretrained": "x.pt"}, 2, "neither a file nor a tag"),
     "unknown word": ({"train__precision": "fp8"}, 2, "fp32"),
+    "negative clip norm": ({"optim__clip_norm": -1.0}, 2, "optim.clip_norm: -1.0 is not above 0"),
+    "negative rate": ({"optim__lr": -1.0}, 2, "optim.lr: -1.0 is not above 0"),
+    "no log steps": ({"log__every_steps": 0}, 2, "log.every_steps: 0 is not at least 1"),
+    "validation of -1": (
+        {"valid__every_epochs": -1},
+        2,
+        "valid.every_epochs: -1 is not at least 1",
+    ),
+    "workers": ({"data__workers": -1}, 2, "data.workers: -1 is not at least 0"),
+    "crop": (
+        {"data__augment": {"scale": [2.0, 3.0]}},
+        2,
+        r"scale: \(2.0, 3.0\) is not low and high",
+    ),
+    "seed": ({"run__seed": -1}, 2, "run.seed: -1 is not at least 0"),
+    "folder": ({"run__folder": ""}, 2, "run.folder: '' is not the name of a folder"),
+    "image size": ({"model__image_size": 0}, 2, "model.image_size: 0 is not at least 1"),
+    "weights that explode": (
+        {"optim__lr": 1e30, "optim__warmup_steps": 0, "valid__every_steps": 1},
+        1,
+        "step 1: .* NaN or infinity",
+    ),
     "a loss that explodes": (
         {"optim__lr": 1e30, "optim__warmup_steps": 0},
         1,
@@ -306,7 +337,47 @@ def test_a_missing_shard(broken: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "train-000001.tar" in one_line(capsys.readouterr().err)
 
 
+def test_tars_have_no_split(
+    run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Valid tars measured by `--split test` would be figures under a wrong name."""
+    words = ["--checkpoint", run / "checkpoints" / "best.pt", "--workers", 0]
+    words += ["--data", packed / "valid-*.tar"]
+    assert call(evaluate.work, EvaluateConfig, *words, "--split", "test") == 2
+    assert "is not a shard folder with splits" in one_line(capsys.readouterr().err)
+    out = tmp_path / "tars.json"
+    assert call(evaluate.work, EvaluateConfig, *words, "--json", out) == 0
+    record = json.loads(out.read_text())
+    assert (record["split"], record["pool"], record["precision"]) == ("tars", 12, "fp32")
+
+
+def test_a_run_that_never_began_is_no_obstacle(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    file = write(settings(packed, tmp_path / "run", train__epochs=1), tmp_path / "config.yaml")
+    assert call(train.train, Config, "--config", file) == 0
+
+
+def test_validation_does_not_change_the_training(run: Path, packed: Path, tmp_path: Path) -> None:
+    """Not even through the random numbers that dropout draws."""
+    tree = settings(packed, tmp_path / "often", valid__every_steps=1)
+    tree["model"] = {"arch": "dropout-test", "definition": DROPOUT}
+    assert call(train.train, Config, "--config", write(tree, tmp_path / "a.yaml")) == 0
+    tree["run"]["folder"], tree["valid"] = str(tmp_path / "once"), {"every_epochs": None}
+    assert call(train.train, Config, "--config", write(tree, tmp_path / "b.yaml")) == 0
+    often, once = (
+        [r["loss"] for r in records(tmp_path / f) if "loss" in r] for f in ("often", "once")
+    )
+    assert often == once
+
+
 EVALUATE = {
+    "not a json name": (
+        ["--json", "x.npz"],
+        "--json: 'x.npz' is not a file name that ends in .json",
+    ),
+    "no batch": (["--batch-size", "0"], "--batch_size: 0 is not at least 1"),
+    "fp16 on the CPU": (["--precision", "fp16"], "fp16 needs CUDA"),
     "wrong split": (["--split", "tset"], "'tset' is not .*train, valid, test"),
     "split that is not there": (["--split", "test", "--data", "HALF"], "test"),
     "no such checkpoint": (["--checkpoint", "nowhere.pt"], "nowhere.pt: no such file"),
