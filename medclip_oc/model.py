@@ -141,6 +141,10 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     """
     torch.manual_seed(seed)
     _check_preprocess(settings.preprocess or {})
+    if settings.pretrained and _has_schema(settings.arch):
+        raise InputError(
+            f"model.pretrained: {settings.arch} brings its own weights; leave pretrained out"
+        )
     name, definition = _identify(settings)
     _register(name, definition)
     preprocess = _check_pretrained(settings, name, definition) or settings.preprocess or {}
@@ -312,10 +316,6 @@ def _check_pretrained(
     source = settings.pretrained
     if source is None:
         return None
-    if _has_schema(settings.arch):
-        raise InputError(
-            f"model.pretrained: {settings.arch} brings its own weights; leave pretrained out"
-        )
     if Path(source).is_file():
         if Path(source).suffix in (".safetensors", ".npz", ".npy"):
             return None
