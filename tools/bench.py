@@ -1,0 +1,62 @@
+"""Measure medclip_oc against its peers, side by side, in one call.
+
+    python tools/bench.py NAME [options]      # python tools/bench.py NAME --help
+
+Prints one JSON object per line: bench, case, ours, peer (whose figure `theirs` is), theirs, unit,
+better (how many times better than the peer, above 1 is better whatever the unit; the median of
+`rounds`), rounds (the ratio of each pair of runs), and further figures of the case.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
+
+from medclip_oc import command
+from medclip_oc.errors import InputError
+
+# Each has a Config dataclass and run(config), which yields Comparisons (see side_by_side.py).
+BENCHES: dict[str, str] = {}
+USAGE = "usage: python tools/bench.py NAME [options]\n\n" + "\n".join(
+    f"  {name:<10} {what}" for name, what in BENCHES.items()
+)
+
+
+def choose(words: list[str]) -> str:
+    """The benchmark's name, the first word; says what there is where it is asked or wrong."""
+    if words[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        raise SystemExit(0)
+    if not words or words[0] not in BENCHES:
+        given = f"{words[0]}: no such benchmark" if words else "which benchmark?"
+        raise InputError(f"{given}; there are {', '.join(BENCHES)}")
+    return words[0]
+
+
+def main(words: list[str]) -> None:
+    """Run one benchmark, printing each line as soon as it is measured."""
+    try:
+        name = choose(words)
+    except InputError as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    module: Any = importlib.import_module(f"bench_{name}")
+
+    def work(config: Any) -> None:
+        for comparison in module.run(config):
+            print(json.dumps(comparison.line()), flush=True)
+
+    command.main(
+        work,
+        module.Config,
+        prog=f"bench.py {name}",
+        description=f"Measure {BENCHES[name]}.",
+        arguments=words[1:],
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

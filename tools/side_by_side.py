@@ -1,0 +1,108 @@
+"""Timing two ways of doing the same work in turn, so that a drifting machine harms neither.
+
+A benchmark module (`bench_NAME.py`) yields `Comparison`s; bench.py prints each as a JSON line.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against a peer's, measured in turn in one call."""
+
+    bench: str
+    """Name of the benchmark: pack, step, ..."""
+    case: str
+    """What was done, with its sizes."""
+    ours: float
+    """Median of our figure, in `unit`."""
+    peer: str
+    """Whose figure `theirs` is."""
+    theirs: float
+    unit: str
+    rounds: list[float]
+    """How many times better than the peer each pair of runs was."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further figures, which stand beside the others in the line."""
+
+    @property
+    def better(self) -> float:
+        """How many times better than the peer: above 1 is better, whatever the unit."""
+        return statistics.median(self.rounds)
+
+    def line(self) -> dict[str, Any]:
+        """The JSON object of this comparison."""
+        return {
+            "bench": self.bench,
+            "case": self.case,
+            "ours": _short(self.ours),
+            "peer": self.peer,
+            "theirs": _short(self.theirs),
+            "unit": self.unit,
+            "better": _short(self.better),
+            "rounds": [_short(ratio) for ratio in self.rounds],
+            **{key: _short(value) for key, value in self.extra.items()},
+        }
+
+
+def compare(
+    bench: str,
+    case: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    *,
+    peer: str,
+    rounds: int,
+    items: int | None = None,
+    item: str = "pairs",
+    warmup: int = 1,
+    extra: dict[str, Any] | None = None,
+) -> Comparison:
+    """Time both, one after the other, `rounds` times.
+
+    Args:
+        bench: name of the benchmark.
+        case: what is done, with its sizes.
+        ours: our way; called without arguments.
+        theirs: the peer's way to the same result.
+        peer: who the peer is.
+        rounds: paired runs that count.
+        items: how many items one call works on; the figures are then items per second, else the
+            seconds of a call.
+        item: what they are, in the plural.
+        warmup: paired runs beforehand that don't count.
+        extra: see `Comparison`.
+    """
+    times: list[tuple[float, float]] = []
+    for number in range(warmup + rounds):
+        # who goes first alternates too: the second finds warm caches
+        pair = [(0, ours), (1, theirs)][:: 1 if number % 2 == 0 else -1]
+        taken = {place: seconds(work) for place, work in pair}
+        times.append((taken[0], taken[1]))
+    times = times[warmup:]
+    mine, peers = (statistics.median(column) for column in zip(*times, strict=True))
+    unit = "s" if items is None else f"{item}/s"
+    if items is not None:
+        mine, peers = items / mine, items / peers
+    ratios = [their / our for our, their in times]
+    return Comparison(bench, case, mine, peer, peers, unit, ratios, extra or {})
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of one call; the garbage of earlier ones is collected before."""
+    gc.collect()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _short(value: Any) -> Any:
+    """A figure at four significant digits, as a person reads it."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    return value
