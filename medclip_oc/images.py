@@ -35,9 +35,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from .errors import InputError
-
-Reason = Literal["empty", "undecodable", "truncated", "blank", "over max pixels"]
+from .errors import BadImage
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit: above it, stock readers warn of a decompression bomb."""
@@ -69,22 +67,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImage(InputError):
-    """An image that can't be used.
-
-    Attributes:
-        reason: one of `Reason`; the same words stand in rejects.csv.
-        detail: what was found.
-    """
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def __str__(self) -> str:
-        return f"{self.reason} ({self.detail})"
 
 
 @dataclass(frozen=True)

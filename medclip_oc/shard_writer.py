@@ -51,10 +51,18 @@ def stretch(key: str, contents: Mapping[str, bytes]) -> Stretch:
 
 
 def write_shards(
-    folder: Path, split: str, pairs: Iterator[Stretch], samples_per_shard: int
+    folder: Path,
+    split: str,
+    pairs: Iterator[Stretch],
+    samples_per_shard: int,
+    first_number: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Write `{split}-{000000..N}.tar`; yields the index entry of each tar once it is complete."""
-    for number in count():
+    """Write `{split}-{000000..N}.tar` from a number on.
+
+    Yields:
+        The index entry of each tar once it is complete; no pair beyond it is fetched by then.
+    """
+    for number in count(first_number):
         first = next(pairs, None)
         if first is None:
             return

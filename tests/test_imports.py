@@ -10,9 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
-    {"config"},  # and what a setting is
+    {"config", "lookup"},  # and what a setting is
+    {"tables", "image_files"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings", "shard_writer"},
+    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
     {
         "model",
         "data",
@@ -22,6 +23,7 @@ FLOORS = [
         "run_log",
         "command",
         "packing",
+        "source_forms",
     },
     {"features", "rank", "setup"},
     {"evaluate", "zeroshot"},

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import webdataset
 from pairs import jpeg, write_kaggle
 from PIL import Image
 
-from medclip_oc import images, packing
-from medclip_oc.errors import InputError, WorkError
+from medclip_oc import images
+from medclip_oc.errors import WorkError
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
-from medclip_oc.sources import Pair, Reject, open_source
+from medclip_oc.source_forms import open_source
 
 ROOT = Path(__file__).parents[1]
 MEDPIX = ROOT.parent / "shared" / "data" / "medpix_mini"
@@ -155,25 +154,6 @@ def test_workers_change_nothing(source: Path, packed: Path, tmp_path: Path, work
     assert contents(tmp_path) == contents(packed)
 
 
-def test_at_most_so_many_batches_are_underway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What keeps memory flat: records are fetched only as results are taken."""
-    fetched = 0
-
-    def records() -> Iterator[Pair | Reject]:
-        nonlocal fetched
-        for _ in range(1000):
-            fetched += 1
-            yield Reject(str(fetched), "train", "image missing", "")
-
-    with packing._pool(2) as pool:
-        results = packing._prepared(pool, records(), PackOptions(), in_flight=3)
-        for taken, result in enumerate(results, start=1):
-            assert isinstance(result, Reject)
-            assert result.id == str(taken)  # in order
-            assert fetched <= taken + 3 * packing._BATCH
-    assert taken == 1000
-
-
 def test_captions_and_ids_in_any_script(tmp_path: Path) -> None:
     folder = write_kaggle(tmp_path / "source", {"test": 0})
     name = "œdème_" + "長" * 40  # beyond 100 bytes, and not ASCII: another kind of tar header
@@ -201,24 +181,27 @@ def test_unsafe_images_are_encoded_anew_and_say_so(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_no_half_file(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = os.fsync, 0
 
     def full(descriptor: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 4:  # two tars, each with its folder
+        if calls > 7:  # the journal's head; two tars, each with its folder and its line
             raise OSError(28, "No space left on device")
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
+    options = PackOptions(samples_per_shard=4)
     with pytest.raises(WorkError, match="No space left on device"):
-        pack(open_source(source, SPLITS), tmp_path, PackOptions(samples_per_shard=4))
-    assert sorted(contents(tmp_path)) == ["train-000000.tar", "train-000001.tar"]
+        pack(open_source(source, SPLITS), tmp_path, options)
+    shards = ["train-000000.tar", "train-000001.tar"]
+    assert sorted(contents(tmp_path)) == [*shards, "unfinished.jsonl"]
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"holds shards already \(2 tars, without index.json"):
-        pack(open_source(source, SPLITS), tmp_path)
+    report = pack(open_source(source, SPLITS), tmp_path, options)  # with space again, it goes on
+    assert report.before > 0
+    assert contents(tmp_path) == contents(packed)
 
 
 def test_rows_that_vanish_meanwhile_are_noticed(source: Path, tmp_path: Path) -> None:
@@ -256,7 +239,7 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
     again = make_shards(*words)
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
-    assert "holds shards already (6 tars); see --overwrite" in again.stderr
+    assert "packed with other settings: samples_per_shard 4, not 1000; choose" in again.stderr
     assert contents(out) == contents(packed)
 
     (out / "notes.txt").write_text("mine")

@@ -46,7 +46,7 @@ class MakeShardsConfig:
 def work(config: MakeShardsConfig) -> None:
     """Pack, and print the closing table."""
     from medclip_oc.packing import PackOptions, pack
-    from medclip_oc.sources import open_source
+    from medclip_oc.source_forms import open_source
 
     if config.samples_per_shard < 1:
         raise InputError(f"--samples-per-shard {config.samples_per_shard}: at least 1")
