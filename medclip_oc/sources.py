@@ -220,21 +220,12 @@ def _read(part: Part, *, with_images: bool) -> Iterator[_Cells]:
     for row in part.captions.rows(columns):
         cells = iter(row.values)
         name, caption, picture, split, cuis = (next(cells) if c else "" for c in wanted)
-        if part.split_column and _split(part, row.where, split) != part.split:
+        column = part.split_column
+        if column and split_named(part.captions, row.where, column, split) != part.split:
             continue
         if part.id_column is None and isinstance(name, dict):
             name = name.get("path") or ""
         yield _Cells(row.where, row.problem, name, caption, picture, cuis)
-
-
-def _split(part: Part, where: str, said: Any) -> str:
-    for split, words in SPLIT_WORDS.items():
-        if str(said).strip().lower() in words:
-            return split
-    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
-    raise InputError(
-        f"{part.captions}: {where}: {part.split_column} is {said!r}; allowed are {allowed}"
-    )
 
 
 def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple[Reason, str]:
@@ -272,6 +263,19 @@ def _image(part: Part, name: str, cell: Any) -> ImageFile | None:
         return CellImage(name, cell)
     path = part.image_root / str(cell).strip()
     return DiskImage(path) if cell and is_file(path) else None
+
+
+def split_named(table: Table, where: str, column: str, said: Any) -> str:
+    """The split that a cell of a table means.
+
+    Raises:
+        InputError: none that is known.
+    """
+    for split, words in SPLIT_WORDS.items():
+        if str(said).strip().lower() in words:
+            return split
+    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
+    raise InputError(f"{table}: {where}: {column} is {said!r}; allowed are {allowed}")
 
 
 # ----------------------------------------------------------------------------------- ids and texts
