@@ -98,8 +98,7 @@ def open_source(
     parts = [_part(folder, split, found, concepts) for split in wanted]
     names = {}
     if concepts != "none" and (folder / _MAPPING).is_file():
-        rows = Table((folder / _MAPPING,)).rows(["CUI", "Canonical name|name"])
-        names = {row.values[0].strip(): row.values[1].strip() for row in rows}
+        names = dict(Join(Table((folder / _MAPPING,)), "CUI", "Canonical name|name").pairs())
     return Source(found, parts, names)
 
 

@@ -77,15 +77,12 @@ class Join(NamedTuple):
     column: str | None
     """None: all columns but the id, as one JSON object."""
 
-    def read(self) -> Lookup:
-        """Id (without extension) -> cell. Of rows with one id, the first counts.
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Id (without extension) and cell of every row.
 
         Raises:
             InputError: the table is broken; names the line.
         """
-        return Lookup(self._pairs())
-
-    def _pairs(self) -> Iterator[tuple[str, str]]:
         others = [name for name in self.table.names() if name.lower() != self.id_column.lower()]
         for row in self.table.rows([self.id_column, *([self.column] if self.column else others)]):
             if row.problem:
@@ -198,7 +195,7 @@ class Source:
         """Id -> its CUIs as listed, and id -> its licence as JSON; read once."""
         if part.split not in self._joined:
             joins = (part.concepts, part.license)
-            first, second = (join.read() if join else None for join in joins)
+            first, second = (Lookup(join.pairs()) if join else None for join in joins)
             self._joined[part.split] = first, second
         return self._joined[part.split]
 
