@@ -133,10 +133,8 @@ def is_file(path: Path) -> bool:
 
 def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
-    for extension in EXTENSIONS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return name
+    bare, dot, extension = name.rpartition(".")
+    return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
 
 
 def _names(name: str) -> Iterator[str]:
