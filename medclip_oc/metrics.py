@@ -1,98 +1,191 @@
-"""Retrieval metrics as pure functions of features. N pairs, D embedding size.
+"""Retrieval metrics as pure functions of features and ranks. N pairs, n queries, D embedding size.
 
-Ranks are counted tile by tile, so no N x N matrix exists. Ties score their expected rank: with t
-other candidates tied with the right one, each order is equally likely and the rank is
-1 + better + t / 2. Two scores tie when they differ by at most TIE, which is above the rounding of
-a float32 dot product: the result doesn't hang on the tiling or on the number of processes.
+A query's rank is that of the best right candidate among the wrong ones. Equal scores (see
+counting.TIE) go by a stated rule: with t wrong candidates tied with the best right one, c of which
+are tied in turn, the right one comes after t / (c + 1) of them on average ("expected", the
+default), after none ("optimistic") or after all ("pessimistic").
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import counting
 from .errors import WorkError
+from .pools import Pool
 
-TIE = 1e-6
+Ties = Literal["expected", "optimistic", "pessimistic"]
 KS = (1, 5, 10)
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def retrieval_ranks(
-    image_features: Tensor, text_features: Tensor, tile: tuple[int, int] = (512, 2048)
+    image_features: Tensor,
+    text_features: Tensor,
+    tile: counting.Tile | None = None,
+    *,
+    links: Tensor | None = None,
+    ties: Ties = "expected",
 ) -> tuple[Tensor, Tensor]:
-    """Rank of the right partner of each image and of each text, both from one product per tile.
+    """Rank of the best right partner of each image and of each text, from one product per tile.
 
     Args:
-        image_features: (N, D) float, normalised.
-        text_features: (N, D) float, normalised; row i belongs to image i.
-        tile: rows and columns of a block of scores.
+        image_features: (n, D) float, normalised.
+        text_features: (m, D) float, normalised.
+        tile: rows and columns of a block of scores. None: what suits the device.
+        links: (E, 2) int64, row of an image and of a text that is right for it; everyone needs one.
+            None: n = m, and row i belongs to row i.
+        ties: how equal scores count.
 
     Returns:
-        image-to-text and text-to-image ranks, (N,) float64 each, 1 is best.
+        image-to-text (n,) and text-to-image (m,) ranks, float64, 1 is best.
 
     Raises:
         WorkError: features that are not finite.
     """
     images, texts = image_features.float(), text_features.float()
+    check_finite(images, texts)
+    if links is None:
+        links = torch.arange(len(images), device=images.device).unsqueeze(1).expand(-1, 2)
+    scores = counting.pair_scores(images, texts, links)
+    best = [
+        counting.best_scores(scores, links[:, side], len(rows))
+        for side, rows in enumerate((images, texts))
+    ]
+    counts = counting.count(images, texts, best[0], best[1], links, tile)
+    copies = [counting.tied_with_best(scores, links[:, side], best[side]) for side in (0, 1)]
+    first, second = (rank(c[0], c[1], k, ties) for c, k in zip(counts, copies, strict=True))
+    return first, second
+
+
+def check_finite(images: Tensor, texts: Tensor) -> None:
+    """Refuse features that can't be ranked.
+
+    Raises:
+        WorkError: one is NaN or infinite.
+    """
     for name, features in (("image", images), ("text", texts)):
-        if not features.isfinite().all():
+        # a row's sum is finite only if all of it is; a mask of every number would weigh N x D
+        if not all(part.sum().isfinite() for part in features.split(65536)):
             raise WorkError(f"{name} features hold NaN or infinity: nothing can be ranked")
-    n = len(images)
-    own = (images * texts).sum(-1)  # (N,) score of the right partner
-    better = torch.zeros(2, n, dtype=torch.float64, device=images.device)
-    tied = torch.zeros_like(better)  # counts the right partner itself too
-    for a, b in pairwise([*range(0, n, tile[0]), n]):
-        for c, d in pairwise([*range(0, n, tile[1]), n]):
-            scores = images[a:b] @ texts[c:d].T  # (b-a, d-c)
-            for axis, gap in ((0, scores - own[a:b, None]), (1, scores - own[None, c:d])):
-                seen = slice(a, b) if axis == 0 else slice(c, d)
-                better[axis, seen] += (gap > TIE).sum(1 - axis)
-                tied[axis, seen] += (gap.abs() <= TIE).sum(1 - axis)
-    ranks = 1 + better + (tied - 1) / 2
-    return ranks[0], ranks[1]
 
 
-def nearest(queries: Tensor, targets: Tensor, k: int, tile: int = 512) -> Tensor:
-    """Row numbers of the k best targets of each query, best first: (N, min(k, N)) int64."""
-    k = min(k, len(targets))
-    return torch.cat([(block @ targets.T).topk(k).indices for block in queries.split(tile)])
+def rank(above: Tensor, tied: Tensor, copies: Tensor, ties: Ties = "expected") -> Tensor:
+    """Ranks (n,) float64 from counts: wrong ones above, wrong and right ones tied with the best.
+
+    Of t wrong and c right ones in random order, t / (c + 1) wrong ones come before the first right
+    one on average.
+    """
+    if ties == "optimistic":
+        return 1.0 + above.double()
+    before = tied.double() if ties == "pessimistic" else tied.double() / (copies + 1)
+    return 1.0 + above.double() + before
 
 
-def summary(ranks: Tensor, ks: Sequence[int] = KS) -> dict[str, float]:
-    """R@K (share of queries whose rank is at most K), median and mean rank, and MRR."""
-    values = ranks.cpu().numpy()
-    recalls = {f"R@{k}": float(np.mean(values <= k)) for k in ks}
-    return recalls | {
-        "median_rank": float(np.median(values)),
-        "mean_rank": float(np.mean(values)),
-        "mrr": float(np.mean(1 / values)),
+def scores_of(ranks: np.ndarray, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
+    """R@K (share of queries whose rank is at most K), median and mean rank, and MRR.
+
+    Args:
+        ranks: (..., n).
+        ks: the K.
+
+    Returns:
+        Name -> (...) float64.
+    """
+    return {f"R@{k}": (ranks <= k).mean(-1) for k in ks} | {
+        "median_rank": np.median(ranks, -1),
+        "mean_rank": ranks.mean(-1),
+        "mrr": (1 / ranks).mean(-1),
     }
 
 
-def chance(n: int, ks: Sequence[int] = KS) -> dict[str, float]:
-    """What random features score on average in a pool of n pairs."""
-    ranks = np.arange(1, n + 1)
-    return {f"R@{k}": min(1.0, k / n) for k in ks} | {
-        "median_rank": (n + 1) / 2,
-        "mean_rank": (n + 1) / 2,
-        "mrr": float(np.mean(1 / ranks)),
+def summary(ranks: Tensor | np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
+    """The scores (see `scores_of`) of one list of ranks (n,)."""
+    return {name: float(value) for name, value in scores_of(np.asarray(ranks), ks).items()}
+
+
+def chance(
+    candidates: int, right: np.ndarray | None = None, ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """What random features score on average.
+
+    Args:
+        candidates: how many there are.
+        right: (n,) int64, how many of them are right for each query. None: one.
+        ks: the K.
+    """
+    counts = np.bincount(np.ones(1, dtype=np.int64) if right is None else right)
+    share = counts / counts.sum()
+    # distribution of the first right one's rank: P(rank > r) = C(M - c, r) / C(M, r)
+    places = np.arange(candidates)
+    at_most = np.zeros(candidates)
+    mean = 0.0
+    for c in np.flatnonzero(counts):
+        factors = 1 - np.minimum(1, c / (candidates - places))
+        at_most += share[c] * (1 - np.cumprod(factors))
+        mean += share[c] * (candidates + 1) / (c + 1)
+    ranks = places + 1
+    exactly = np.diff(at_most, prepend=0)
+    middle = [np.searchsorted(at_most, half, side) for half, side in _HALVES]
+    return {f"R@{k}": float(at_most[min(k, candidates) - 1]) for k in ks} | {
+        "median_rank": float(np.mean(ranks[middle])),
+        "mean_rank": float(mean),
+        "mrr": float(np.sum(exactly / ranks)),
     }
 
 
-def retrieval(image_ranks: Tensor, text_ranks: Tensor) -> dict[str, Any]:
-    """The record of an evaluation: pool size, chance, both directions, and their mean recall."""
-    both = dict(zip(DIRECTIONS, map(summary, (image_ranks, text_ranks)), strict=True))
-    recalls = [scores[f"R@{k}"] for scores in both.values() for k in KS]
+# the two middle ranks of an even number; a hair off, since sums are
+_HALVES: tuple[tuple[float, Literal["left", "right"]], ...] = (
+    (0.5 - 1e-9, "left"),
+    (0.5 + 1e-9, "right"),
+)
+
+
+def retrieval(
+    image_ranks: Tensor | np.ndarray,
+    text_ranks: Tensor | np.ndarray,
+    ks: Sequence[int] = KS,
+    pool: Pool | None = None,
+) -> dict[str, Any]:
+    """The record of an evaluation: pool size, chance, both directions, and their mean recall.
+
+    Args:
+        image_ranks: (n,) of the images.
+        text_ranks: (m,) of the texts.
+        ks: the K of R@K.
+        pool: who is right for whom. None: n = m pairs as they are.
+
+    Returns:
+        `pool` (pairs), `images` and `texts` in it, `chance` (of both directions together),
+        `image_to_text`, `text_to_image`, and `mean_recall` (of R@1, R@5 and R@10).
+    """
+    images, texts = len(image_ranks), len(text_ranks)
+    both = {
+        way: summary(ranks, ks)
+        for way, ranks in zip(DIRECTIONS, (image_ranks, text_ranks), strict=True)
+    }
+    by_chance = [
+        chance(size, None if pool is None else pool.right(side), ks)
+        for side, size in enumerate((texts, images))
+    ]
+    means = {name: (by_chance[0][name] + by_chance[1][name]) / 2 for name in by_chance[0]}
     return {
-        "pool": len(image_ranks),
-        "chance": chance(len(image_ranks)),
+        "pool": images if pool is None else len(pool.image_of),
+        "images": images,
+        "texts": texts,
+        "chance": means,
         **both,
-        "mean_recall": float(np.mean(recalls)),
+        "mean_recall": mean_recall(image_ranks, text_ranks),
     }
+
+
+def mean_recall(image_ranks: Tensor | np.ndarray, text_ranks: Tensor | np.ndarray) -> float:
+    """The mean of R@1, R@5 and R@10 of both directions."""
+    both = [summary(ranks, KS) for ranks in (image_ranks, text_ranks)]
+    return float(np.mean([scores[f"R@{k}"] for scores in both for k in KS]))
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:

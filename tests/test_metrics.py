@@ -1,11 +1,14 @@
 """Ranks and scores against matrices worked out by hand, and against a plain dense count."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 
-from medclip_oc import metrics
+from medclip_oc import metrics, pools
 from medclip_oc.errors import WorkError
 
 
@@ -37,6 +40,68 @@ def test_ties_score_the_expected_rank() -> None:
     assert image_ranks.tolist() == [2.0, 2.5, 2.5, 1.0]
     # every text but the last looks like image 0; the other three images tie at zero
     assert text_ranks.tolist() == [1.0, 3.0, 3.0, 1.0]
+
+
+def test_several_captions_of_an_image_and_several_images_of_a_caption() -> None:
+    """Image 0 has texts 0 and 1; text 2 belongs to images 1 and 2."""
+    images = torch.eye(3)
+    texts = torch.tensor([[0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.28, 0.96]])
+    links = torch.tensor([[0, 0], [0, 1], [1, 2], [2, 2]])
+    # scores: image 0 [0, .6, 0], image 1 [1, 0, .28], image 2 [0, .8, .96]
+    image_ranks, text_ranks = metrics.retrieval_ranks(images, texts, links=links)
+    # the better of its two captions comes first; text 0 beats image 1's; image 2 is right
+    assert image_ranks.tolist() == [1, 2, 1]
+    # text 0: image 1 beats its own, and image 2 ties with it; text 1: image 2 beats its own
+    assert text_ranks.tolist() == [2.5, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("ties", "expected"),
+    [("expected", [2.0, 1 + 2 / 3]), ("optimistic", [1, 1]), ("pessimistic", [3, 3])],
+)
+def test_each_rule_for_ties(ties: metrics.Ties, expected: list[float]) -> None:
+    """All four texts look the same to both images: one is right for image 0, two for image 1."""
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    texts = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
+    links = torch.tensor([[0, 0], [1, 1], [1, 2], [0, 3]])
+    ranks, _ = metrics.retrieval_ranks(images, texts, links=links[:3], ties=ties)
+    three_wrong = {"expected": 2.5, "optimistic": 1, "pessimistic": 4}[ties]
+    assert ranks[0] == three_wrong
+    assert ranks[1].item() == pytest.approx(expected[1])
+    ranks, _ = metrics.retrieval_ranks(images, texts, links=links, ties=ties)
+    assert ranks.tolist() == pytest.approx(
+        [1 + 2 / 3, 1 + 2 / 3] if ties == "expected" else expected
+    )
+
+
+def test_the_expected_rank_is_the_mean_over_all_orders() -> None:
+    """Three wrong and two right ones, tied: every order of them, counted out."""
+    kinds = (0, 0, 0, 1, 1)
+    firsts = [order.index(1) + 1 for order in itertools.permutations(kinds)]
+    above, tied, copies = (torch.tensor([n]) for n in (0, 3, 2))
+    assert metrics.rank(above, tied, copies).item() == pytest.approx(sum(firsts) / len(firsts))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_as_scikit_learn_has_it(seed: int) -> None:
+    """Another implementation, which counts equal scores against the right one."""
+    images, texts = normal(80, 16, seed), normal(80, 16, seed + 10)
+    texts[40:] = texts[:40]
+    scores = (images.double() @ texts.double().T).numpy()
+    scores[:, 40:] = scores[:, :40]  # equal to the last bit, as scikit-learn needs it
+    found = metrics.retrieval_ranks(images, texts, ties="pessimistic")
+    truth = np.eye(80)
+    for ranks, table in zip(found, (scores, scores.T), strict=True):
+        mine = metrics.summary(ranks)
+        assert mine["mean_rank"] == pytest.approx(sklearn.metrics.coverage_error(truth, table))
+        reciprocal = sklearn.metrics.label_ranking_average_precision_score(truth, table)
+        assert mine["mrr"] == pytest.approx(reciprocal)
+    plain = normal(80, 16, seed + 20)
+    mine = metrics.summary(metrics.retrieval_ranks(images, plain)[0], [1, 3, 10])
+    table = (images @ plain.T).numpy()
+    for k in (1, 3, 10):
+        score = sklearn.metrics.top_k_accuracy_score(np.arange(80), table, k=k)
+        assert mine[f"R@{k}"] == pytest.approx(score)
 
 
 @pytest.mark.parametrize("tile", [(1, 1), (7, 5), (64, 3), (512, 2048)])
@@ -77,7 +142,28 @@ def test_chance_is_what_random_features_score() -> None:
     assert found["R@10"] == pytest.approx(expected["R@10"], rel=0.1)
     assert found["mean_rank"] == pytest.approx(expected["mean_rank"], rel=0.02)
     assert found["mrr"] == pytest.approx(expected["mrr"], rel=0.1)
-    assert metrics.chance(4)["R@10"] == 1
+    assert metrics.chance(4)["R@10"] == pytest.approx(1)
+
+
+def test_chance_by_hand() -> None:
+    """Of 5 candidates 1 is right for one query, 2 for the other."""
+    found = metrics.chance(5, np.array([1, 2]), [1, 2])
+    assert found["R@1"] == pytest.approx((1 / 5 + 2 / 5) / 2)
+    assert found["R@2"] == pytest.approx((2 / 5 + 1 - 3 / 5 * 2 / 4) / 2)
+    assert found["mean_rank"] == pytest.approx((6 / 2 + 6 / 3) / 2)
+    assert metrics.chance(4)["median_rank"] == 2.5
+    assert metrics.chance(5)["median_rank"] == 3
+    assert metrics.chance(3)["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_retrieval_record_of_a_pool_with_copies() -> None:
+    """Pairs 0 and 2 share their image: two images, three texts."""
+    pool = pools.merged(np.arange(3), np.array([7, 8, 7]), np.array([1, 2, 3]))
+    record = metrics.retrieval(np.array([1.0, 2.0]), np.array([1.0, 1.0, 2.0]), [1, 2], pool)
+    assert (record["pool"], record["images"], record["texts"]) == (3, 2, 3)
+    # image 0 has two of the three texts; each text has one of the two images
+    assert record["chance"]["R@1"] == pytest.approx(((2 / 3 + 1 / 3) / 2 + 1 / 2) / 2)
+    assert record["text_to_image"]["R@1"] == pytest.approx(2 / 3)
 
 
 def test_retrieval_record() -> None:
@@ -89,14 +175,11 @@ def test_retrieval_record() -> None:
     assert metrics.flat(record)["text_to_image/R@1"] == 1.0
 
 
-def test_nearest_is_best_first() -> None:
-    targets = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    assert metrics.nearest(targets[:1], targets, 2).tolist() == [[0, 1]]
-    assert metrics.nearest(targets, targets, 10, tile=2).shape == (3, 3)
-
-
 def test_features_that_are_not_finite() -> None:
     bad = normal(3, 4, 1)
     bad[1, 2] = float("nan")
     with pytest.raises(WorkError, match="text features hold NaN"):
         metrics.retrieval_ranks(normal(3, 4, 2), bad)
+    bad[1, 2], bad[1, 3] = float("inf"), -float("inf")
+    with pytest.raises(WorkError, match="image features hold NaN"):
+        metrics.retrieval_ranks(bad, normal(3, 4, 2))

@@ -1,0 +1,279 @@
+"""Which candidates beat the right one, counted tile by tile. n images, m texts, D embedding size.
+
+One product per tile serves both directions, and no n x m matrix exists: memory is that of the
+features and of two tiles.
+
+The counts are exact, so that they hang neither on the tiling, nor on the device, nor on the number
+of processes. A float32 product is off by some 1e-7; scores that are nearer than that to a limit
+(a few in a million) are computed again in float64, where features of float32 have exact products.
+
+Two scores tie when they differ by at most TIE, which is above the rounding of the features.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TIE = 1e-6
+Tile = tuple[int, int]
+_CPU_TILE, _CUDA_TILE = (512, 2048), (4096, 8192)
+_CPU_SLICE = 64
+"""Rows of a tile that are compared at once: they stay in the cache."""
+_ROUNDING = 2.0**-24
+"""Times the root of D: more than a float32 product of unit vectors is off (half of it was seen)."""
+_AT_ONCE = 2**15
+"""Numbers gathered at once where scores are computed in float64: they stay in the cache."""
+_OPEN = 8192
+"""How many scores may wait for float64."""
+_CROWDED = 64
+"""Where more than one score of so many needs float64, the whole tile gets it."""
+
+
+def blocks(size: int, step: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of successive blocks of range(size)."""
+    return pairwise([*range(0, size, step), size]) if size else iter(())
+
+
+def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
+    """Score of each link.
+
+    Args:
+        images: (n, D) float32.
+        texts: (m, D) float32.
+        links: (E, 2) int64, row of the image and of the text.
+
+    Returns:
+        (E,) float64.
+    """
+    parts = [
+        (images[part[:, 0]].double() * texts[part[:, 1]].double()).sum(1)
+        for part in links.split(max(1, _AT_ONCE // images.shape[1]))
+    ]
+    return torch.cat(parts) if parts else images.new_empty(0, dtype=torch.float64)
+
+
+def best_scores(scores: Tensor, owners: Tensor, size: int) -> Tensor:
+    """The best score of each owner: (size,) float64, minus infinity for who has none."""
+    best = scores.new_full((size,), -torch.inf)
+    return best.scatter_reduce_(0, owners, scores, "amax")
+
+
+def tied_with_best(scores: Tensor, owners: Tensor, best: Tensor) -> Tensor:
+    """How many of an owner's scores tie with its best: (size,) int64."""
+    ties = (best[owners] - scores) <= TIE
+    return torch.zeros_like(best, dtype=torch.int64).index_add_(0, owners, ties.long())
+
+
+@torch.no_grad()
+def count(
+    images: Tensor,
+    texts: Tensor,
+    image_best: Tensor,
+    text_best: Tensor,
+    links: Tensor,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """How many wrong texts beat each image's best right text, or tie with it; and the reverse.
+
+    Args:
+        images: (n, D) float32, normalised.
+        texts: (m, D) float32, normalised.
+        image_best: (n,) float64, score of the right text.
+        text_best: (m,) float64, score of the right image.
+        links: (E, 2) int64, row of an image and of a text that is right for it.
+        tile: rows and columns of a block of scores. None: what suits the device.
+
+    Returns:
+        Of the images (2, n) and of the texts (2, m), int64: wrong candidates above, and tied ones.
+    """
+    tile = tile or (_CUDA_TILE if images.is_cuda else _CPU_TILE)
+    if not len(images) or not len(texts):
+        return _zeros(images), _zeros(texts)
+    links = links[links[:, 0].argsort()]
+    with full_precision():
+        if images.is_cuda:
+            return _count(images, texts, image_best, text_best, links, tile)
+        # One thread per part, each with tiles of its own: threads that share a tile wait for each
+        # other at every operation.
+        with _threads(len(images)) as (threads, run):
+            ends = [len(images) * number // threads for number in range(1, threads + 1)]
+
+            def work(a: int, b: int) -> tuple[Tensor, Tensor]:
+                own = _of_rows(links, a, b)
+                return _count(images[a:b], texts, image_best[a:b], text_best, own, tile)
+
+            parts = list(run(work, [0, *ends[:-1]], ends))
+    of_images, of_texts = zip(*parts, strict=True)
+    return torch.cat(of_images, 1), torch.stack(of_texts).sum(0)
+
+
+def _zeros(rows: Tensor) -> Tensor:
+    return torch.zeros(2, len(rows), dtype=torch.int64, device=rows.device)
+
+
+def _of_rows(links: Tensor, a: int, b: int) -> Tensor:
+    """The links of images a to b, counted from a; `links` are sorted by image."""
+    x, y = torch.searchsorted(links[:, 0].contiguous(), links.new_tensor([a, b])).tolist()
+    return links[x:y] - links.new_tensor([a, 0])
+
+
+def _count(
+    images: Tensor, texts: Tensor, image_best: Tensor, text_best: Tensor, links: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor]:
+    """`count` in one thread."""
+    high, wide = min(tile[0], len(images)), min(tile[1], len(texts))
+    step = high if images.is_cuda else min(high, _CPU_SLICE)
+    scores, flags = images.new_empty(high, wide), images.new_empty(step, wide)
+    slices = -(-high // step)
+    rows = _Side(images, texts, image_best, 1, slices, step)
+    columns = _Side(images, texts, text_best, 0, slices, wide)
+    for a, b in blocks(len(images), high):
+        right = _of_rows(links, a, b)
+        for c, d in blocks(len(texts), wide):
+            block = scores[: b - a, : d - c]
+            torch.mm(images[a:b], texts[c:d].T, out=block)
+            here = right[(right[:, 1] >= c) & (right[:, 1] < d)]
+            block[here[:, 0], here[:, 1] - c] = -torch.inf  # a right candidate beats nobody
+            columns.start(c, d)
+            for number, (x, y) in enumerate(blocks(b - a, step)):
+                part, flag = block[x:y], flags[: y - x, : d - c]
+                rows.start(a + x, a + y)
+                rows.look(part, flag, number)
+                columns.look(part, flag, number)
+            rows.start(a, b)
+            for side in (rows, columns):
+                side.conclude(block, (a, c), step)
+    rows.settle()
+    columns.settle()
+    return rows.counts, columns.counts
+
+
+class _Side:
+    """The counts of one direction, whose lines are the rows (axis 1 is summed over) or columns (0).
+
+    Args:
+        images: (n, D).
+        texts: (m, D).
+        best: (n,) or (m,) float64, the score to beat in each line.
+        axis: 1 or 0.
+        slices: most slices of a tile.
+        lines: most lines of a slice.
+    """
+
+    def __init__(
+        self, images: Tensor, texts: Tensor, best: Tensor, axis: int, slices: int, lines: int
+    ) -> None:
+        self.images, self.texts, self.best, self.axis = images, texts, best, axis
+        margin = TIE + rounding(images.shape[1])
+        # limits beyond which float32 is sure
+        self.high = (best + margin).float().unsqueeze(axis)
+        self.low = (best - margin).float().unsqueeze(axis)
+        self.start(0, 0)
+        self.sure, self.possible = images.new_zeros(2, slices, lines)
+        self.counts = _zeros(best)
+        self._open: list[Tensor] = []  # (k, 2) links each: scores that float64 must settle
+        self._waiting = 0
+
+    def start(self, first: int, stop: int) -> None:
+        """Go to the lines from `first` to `stop`."""
+        self.lines = slice(first, stop)
+        self.limits = [
+            limit.narrow(1 - self.axis, first, stop - first) for limit in (self.high, self.low)
+        ]
+
+    def look(self, scores: Tensor, flags: Tensor, number: int) -> None:
+        """Count a slice of a tile in float32; `flags` is scratch of its shape.
+
+        0 and 1 as float32: torch compares and adds those several times faster than bool.
+        """
+        for limit, counts in zip(self.limits, (self.sure, self.possible), strict=True):
+            count = counts[number, : scores.shape[1 - self.axis]]
+            torch.sum(torch.gt(scores, limit, out=flags), self.axis, out=count)
+
+    def conclude(self, scores: Tensor, corner: tuple[int, int], step: int) -> None:
+        """Add up the slices of a tile, `step` rows each, and note the scores that are left open."""
+        size = scores.shape[1 - self.axis]
+        if self.axis == 1:
+            sure = self.sure.view(-1)[:size]
+            near = (sure != self.possible.view(-1)[:size]).nonzero()  # (k, 1) rows
+        else:
+            slices = -(-len(scores) // step)
+            seen = self.sure[:slices, :size]
+            sure = seen.sum(0)
+            near = (seen != self.possible[:slices, :size]).nonzero()  # (k, 2) slices and columns
+        if len(near):
+            links = self._links(scores, near, step)
+            if len(links) * _CROWDED > scores.numel():
+                self._count_exactly(scores, corner)
+                return
+            self._open.append(links.add_(links.new_tensor(corner)))
+            self._waiting += len(links)
+        self.counts[0, self.lines] += sure.long()
+        if self._waiting > _OPEN:
+            self.settle()
+
+    def _links(self, scores: Tensor, near: Tensor, step: int) -> Tensor:
+        """Where, in the lines or parts of lines named, the scores lie that are not sure: (k, 2)."""
+        lines = near[:, -1]
+        high, low = (limit.flatten()[lines].unsqueeze(1) for limit in self.limits)
+        if self.axis == 1:
+            found = scores[lines]
+            inside = ((found > low) & (found <= high)).nonzero()
+            return torch.stack([lines[inside[:, 0]], inside[:, 1]], 1)
+        rows = near[:, :1] * step + torch.arange(step, device=near.device)  # (k, step)
+        found = scores[rows.clamp(max=len(scores) - 1), lines.unsqueeze(1)]
+        inside = ((found > low) & (found <= high) & (rows < len(scores))).nonzero()
+        return torch.stack([rows[inside[:, 0], inside[:, 1]], lines[inside[:, 0]]], 1)
+
+    def settle(self) -> None:
+        """Count the scores left open."""
+        if not self._open:
+            return
+        links = torch.cat(self._open)
+        lines = links[:, 1 - self.axis]
+        gaps = pair_scores(self.images, self.texts, links) - self.best[lines]
+        self.counts[0].index_add_(0, lines, (gaps > TIE).long())
+        self.counts[1].index_add_(0, lines, (gaps.abs() <= TIE).long())
+        self._open, self._waiting = [], 0
+
+    def _count_exactly(self, scores: Tensor, corner: tuple[int, int]) -> None:
+        """Count a whole tile in float64."""
+        images = self.images[corner[0] :][: len(scores)].double()
+        texts = self.texts[corner[1] :][: scores.shape[1]].double()
+        gaps = images @ texts.T - self.best[self.lines].unsqueeze(self.axis)
+        gaps[scores == -torch.inf] = -torch.inf
+        self.counts[0, self.lines] += (gaps > TIE).sum(self.axis)
+        self.counts[1, self.lines] += (gaps.abs() <= TIE).sum(self.axis)
+
+
+def rounding(width: int) -> float:
+    """More than the score of two unit vectors of this width is off in float32."""
+    return _ROUNDING * float(width) ** 0.5
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 or bf16 inside float32 products, whatever the caller switched on."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _threads(parts: int) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
+    """As many threads as torch uses here, at most `parts`, in each of which torch uses one."""
+    number = torch.get_num_threads()
+    workers = max(1, min(number, parts))
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield workers, pool.map
+    finally:
+        torch.set_num_threads(number)  # what threads started later begin with
