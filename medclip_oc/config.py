@@ -216,17 +216,77 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
 
+@dataclass(kw_only=True)
+class MeasureConfig:
+    """What is measured of the features of a set of pairs."""
+
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10])
+    """The K of R@K and of the concept figures. R@1, R@5 and R@10 are always there."""
+    ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
+    """How equal scores count: at their expected rank, or as if the right one came first or last."""
+    duplicates: Literal["both", "keep", "merge"] = "both"
+    """Copies of a right caption or image: keep counts them as wrong; merge takes copies as one, so
+    that all that came with any of them is right; both shows both figures."""
+    pools: list[str] = field(default_factory=list)
+    """Sizes of smaller pools, as in 32,1000,full: figures averaged over random ones. The full pool
+    is always measured."""
+    pool_draws: int = 100
+    """Random pools drawn of each size."""
+    slices: list[str] = field(default_factory=list)
+    """Concepts, by name or CUI, whose pairs get figures of their own, beside the modalities."""
+    relevant: float = 0.5
+    """Least overlap of concepts (Jaccard) of a relevant candidate."""
+    interval_draws: int = 1000
+    """Bootstrap draws behind each interval. 0: no intervals."""
+    seed: int = 0
+    """Seed of pools and intervals."""
+
+    def __post_init__(self) -> None:
+        _require(all(k >= 1 for k in self.ks), "--ks", self.ks, "at least 1 each")
+        _require(0 < self.relevant <= 1, "--relevant", self.relevant, "above 0 and at most 1")
+        _at_least(1, "--", self, "pool_draws")
+        _at_least(0, "--", self, "interval_draws", "seed")
+        self.pool_sizes()
+
+    def pool_sizes(self) -> list[int]:
+        """The smaller pools, in order.
+
+        Raises:
+            InputError: one is no number of pairs.
+        """
+        sizes = set()
+        for word in ",".join(self.pools).split(","):
+            size = word.strip()
+            if size and size != "full":
+                number = size.isdecimal() and int(size) > 0
+                _require(number, "--pools", size, "a number of pairs, or full")
+                sizes.add(int(size))
+        return sorted(sizes)
+
+    def all_ks(self) -> list[int]:
+        """The K in order, with those that everyone reports."""
+        return sorted({1, 5, 10, *self.ks})
+
+
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(MeasureConfig):
     """Retrieval over held-out pairs."""
 
-    checkpoint: str
-    """A checkpoint written by training."""
+    checkpoint: str | None = None
+    """A checkpoint written by training. Needed unless features are read from a file."""
     data: str | list[str] | None = None
     """Shard folder, brace pattern, glob or list of tars. None: the shard folder that the run
     validated on."""
     split: Literal["train", "valid", "test"] | None = None
     """Split of a shard folder. None: test. Tars named one by one are all taken."""
+    baseline: str | None = None
+    """Measure this too, and the difference: a checkpoint; `start`, the weights that the run began
+    from; an open_clip tag of the same architecture (`openai`), or ARCHITECTURE:TAG; or a file of
+    features."""
+    features_in: str | None = None
+    """Take the features from this file (.npz, .parquet) in place of a model."""
+    features_out: str | None = None
+    """Write the features to this file (.npz, .parquet)."""
     json: str | None = None
     """Write the result here too. A checkpoint in its run folder always gets
     RUN/evaluations/CHECKPOINT-SPLIT.json."""
@@ -240,10 +300,17 @@ class EvaluateConfig:
     """auto: CUDA where there is a GPU, else the CPU."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least(1, "--", self, "batch_size")
         _at_least(0, "--", self, "workers")
         named = self.json is None or self.json.endswith(".json")
         _require(named, "--json", self.json, "a file name that ends in .json")
+        for name in ("features_in", "features_out"):
+            file = getattr(self, name)
+            kind = file is None or file.endswith((".npz", ".parquet"))
+            _require(kind, f"--{name}", file, "a file name that ends in .npz or .parquet")
+        if self.checkpoint is None and self.features_in is None:
+            raise InputError("--checkpoint: required, unless --features-in names a file")
 
 
 @dataclass

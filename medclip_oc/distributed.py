@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -150,3 +150,23 @@ def barrier() -> None:
         # nccl would guess the device, and warn that it does
         own = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
         dist.barrier(device_ids=own)
+
+
+def blocks(rows: Tensor) -> Iterator[Tensor]:
+    """The (n_r, ...) of every rank r in rank order, one after the other: nobody holds them all."""
+    if not dist.is_initialized():
+        yield rows
+        return
+    counts = gather_equal(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    for rank, count in enumerate(counts):
+        own = rank == dist.get_rank()
+        block = rows.contiguous() if own else rows.new_empty(count, *rows.shape[1:])
+        dist.broadcast(block, rank)
+        yield block
+
+
+def combine_(tensor: Tensor, how: Literal["sum", "max"]) -> Tensor:
+    """Replace a tensor by its sum or maximum over ranks, elementwise and in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+    return tensor

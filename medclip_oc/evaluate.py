@@ -4,29 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import command
-from .config import EvaluateConfig
+from .config import EvaluateConfig, MeasureConfig
 from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .data import Pairs
     from .distributed import World
+    from .features import Embedded
     from .model import Clip
-
-NEAREST = 10
-"""How many nearest ids are kept per query, for reports."""
-
-
-class Evaluation(NamedTuple):
-    """What was measured over N pairs."""
-
-    record: dict[str, Any]
-    """pool, chance, image_to_text and text_to_image (see metrics.retrieval)."""
-    ranks: "tuple[Tensor, Tensor]"
-    """Image-to-text and text-to-image ranks, (N,) each."""
-    nearest: "tuple[Tensor, Tensor]"
-    """Row numbers of the nearest texts of each image and images of each text, (N, NEAREST)."""
+    from .retrieval import Measured
+    from .shards import ShardSet
 
 
 def evaluate(
@@ -37,91 +24,199 @@ def evaluate(
     batch_size: int,
     workers: int,
     precision: str,
-) -> Evaluation:
-    """Embed every pair once and rank each image's caption, and each caption's image, among all."""
-    from . import features, metrics
+) -> "Measured":
+    """Embed every pair once and rank each image's caption, and each caption's image, among all.
 
-    images, texts = features.embed_pairs(
-        clip, pairs, world, batch_size=batch_size, workers=workers, precision=precision
-    )
-    ranks = metrics.retrieval_ranks(images, texts)
-    near = metrics.nearest(images, texts, NEAREST), metrics.nearest(texts, images, NEAREST)
-    return Evaluation(metrics.retrieval(*ranks), ranks, near)
+    What training does between epochs: the figures of the whole pool as it is, and nothing beside.
+    """
+    from . import features, retrieval
+
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    embedded = features.embed_pairs(clip, pairs, world, **how)
+    settings = MeasureConfig(duplicates="keep", interval_draws=0)
+    return retrieval.measure(embedded, settings, nearest=False)
 
 
-def save(evaluation: Evaluation, keys: list[str], file: Path, about: dict[str, Any]) -> None:
+def save(measured: "Measured", ids: list[str], file: Path, about: dict[str, Any]) -> None:
     """Write FILE (.json: `about` and the record) and beside it the ranks and nearest ids (.npz)."""
     import json
 
     import numpy as np
 
-    ids = np.array(keys)
-    arrays = {
-        "ids": ids,
-        "image_to_text_rank": evaluation.ranks[0].cpu().numpy(),
-        "text_to_image_rank": evaluation.ranks[1].cpu().numpy(),
-        "image_to_text_nearest": ids[evaluation.nearest[0].cpu().numpy()],
-        "text_to_image_nearest": ids[evaluation.nearest[1].cpu().numpy()],
+    names = np.array(ids)
+    ranks = measured.pair_ranks()
+    arrays: dict[str, Any] = {
+        "ids": names,
+        "image_to_text_rank": ranks[0],
+        "text_to_image_rank": ranks[1],
     }
+    if measured.nearest is not None:
+        arrays["image_to_text_nearest"] = names[measured.nearest[0]]
+        arrays["text_to_image_nearest"] = names[measured.nearest[1]]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**about, **evaluation.record}, indent=2) + "\n")
+        file.write_text(json.dumps({**about, **measured.record}, indent=2) + "\n")
         np.savez(file.with_suffix(".npz"), **arrays)
     except OSError as error:
         raise WorkError(f"{file}: can't be written ({error.strerror})") from error
 
 
-def table(record: dict[str, Any]) -> str:
-    """The record as text: a row per direction and one for chance, recalls in per cent."""
-    head = f"{'pool of ' + format(record['pool'], ',') + ' pairs':<22}"
-    names = ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr")
-    lines = [head + "".join(f"{name.replace('_', ' '):>13}" for name in names)]
-    for title, way in (
-        ("image to text", "image_to_text"),
-        ("text to image", "text_to_image"),
-        ("chance", "chance"),
-    ):
-        cells = [
-            f"{100 * value:.1f} %" if name.startswith("R@") else f"{value:.4g}"
-            for name, value in ((name, record[way][name]) for name in names)
-        ]
-        lines.append(f"{title:<22}" + "".join(f"{cell:>13}" for cell in cells))
-    return "\n".join(lines)
+class Source(NamedTuple):
+    """What is evaluated: features, and where their pairs lie."""
+
+    embedded: "Embedded"
+    shards: "ShardSet | None"
+    """None: only a file of features is at hand."""
+    trained: dict[str, Any] | None
+    """Configuration of the run that made the checkpoint. None: features from a file."""
+    about: dict[str, Any]
+    """What the record says of its origin."""
 
 
 def work(settings: EvaluateConfig) -> None:
-    """Evaluate a checkpoint and write the result into its run folder."""
-    from . import distributed, setup
-    from .shards import ShardSet
+    """Evaluate a checkpoint, or a file of features, and write the result into its run folder."""
+    from . import concepts, distributed, results, retrieval, setup
 
     with distributed.started(settings.device) as world:
-        clip, trained = setup.trained_clip(settings.checkpoint, world)
         setup.check_precision(settings.precision, world.device)
-        where = settings.data if settings.data is not None else trained["data"]["valid"]
-        split = _split(settings, where)
-        pairs = setup.pairs(ShardSet.open(where, split), clip)
-        evaluation = evaluate(
+        source = _source(settings, world)
+        embedded = source.embedded
+        retrieval.check(embedded, settings, None)
+        slices = concepts.find_slices(embedded, settings.slices, _names(settings, source))
+        baseline = _baseline(settings, source, world)
+        measured = retrieval.measure(
+            embedded,
+            settings,
+            slices=slices,
+            baseline=baseline,
+            baseline_name=settings.baseline or "",
+        )
+        if settings.features_out:
+            _write_features(settings.features_out, embedded, world)
+        if not world.main:
+            return
+        print(results.text(measured.record))
+        for note in _notes(embedded):
+            print(note)
+        for file in _outputs(settings, source.about["split"]):
+            save(measured, embedded.ids, file, source.about)
+            print(f"written to {file}")
+
+
+def _source(settings: EvaluateConfig, world: "World") -> Source:
+    """The features to measure, by the model or from a file."""
+    from . import features, setup
+    from .shards import ShardSet
+
+    if settings.features_in:
+        return _from_file(settings, world)
+    assert settings.checkpoint is not None
+    clip, trained = setup.trained_clip(settings.checkpoint, world)
+    where = settings.data if settings.data is not None else trained["data"]["valid"]
+    split = _split(settings, where)
+    shards = ShardSet.open(where, split)
+    embedded = features.embed_pairs(
+        clip,
+        setup.pairs(shards, clip),
+        world,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        precision=settings.precision,
+    )
+    about = {
+        "checkpoint": settings.checkpoint,
+        "data": where,
+        "split": split,
+        "precision": settings.precision,
+        "data_fingerprint": shards.fingerprint,
+    }
+    return Source(embedded, shards, trained, about)
+
+
+def _from_file(settings: EvaluateConfig, world: "World") -> Source:
+    """Features from a file; the pairs in --data, if named, must be the same."""
+    from . import features, retrieval
+    from .shards import ShardSet
+
+    assert settings.features_in is not None
+    embedded = features.from_file(settings.features_in, world)
+    about: dict[str, Any] = {"features": settings.features_in, "split": settings.split}
+    if settings.checkpoint:
+        about = {"checkpoint": settings.checkpoint, **about}
+    if settings.data is None:
+        about["split"] = settings.split or "features"
+        return Source(embedded, None, None, about)
+    split = _split(settings, settings.data)
+    shards = ShardSet.open(settings.data, split)
+    ids = [shards.key(position) for position in range(len(shards))]
+    retrieval.check_ids(ids, embedded.ids, "--features-in")
+    about |= {"data": settings.data, "split": split, "data_fingerprint": shards.fingerprint}
+    return Source(embedded, shards, None, about)
+
+
+def _baseline(settings: EvaluateConfig, source: Source, world: "World") -> "Embedded | None":
+    """Features of what is compared with, for the same pairs."""
+    from . import features, retrieval, setup
+
+    name = settings.baseline
+    if name is None:
+        return None
+    if name.endswith((".npz", ".parquet")):
+        theirs = features.from_file(name, world)
+    else:
+        if source.shards is None:
+            raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")
+        clip = setup.baseline_clip(name, source.trained, world)
+        theirs = features.embed_pairs(
             clip,
-            pairs,
+            setup.pairs(source.shards, clip),
             world,
             batch_size=settings.batch_size,
             workers=settings.workers,
             precision=settings.precision,
         )
-        if not world.main:
-            return
-        print(table(evaluation.record))
-        keys = [pairs.shards.key(position) for position in range(len(pairs))]
-        about = {
-            "checkpoint": settings.checkpoint,
-            "data": where,
-            "split": split,
-            "precision": settings.precision,
-            "data_fingerprint": pairs.shards.fingerprint,
-        }
-        for file in _outputs(settings, split):
-            save(evaluation, keys, file, about)
-            print(f"written to {file}")
+    retrieval.check(source.embedded, settings, theirs)
+    return theirs
+
+
+def _write_features(file: str, embedded: "Embedded", world: "World") -> None:
+    from . import distributed, feature_file
+
+    rows = [distributed.gather_ragged(part).cpu() for part in (embedded.images, embedded.texts)]
+    if world.main:
+        facts = (embedded.image_hash, embedded.caption_hash, embedded.concepts)
+        images, texts = (part.numpy() for part in rows)
+        content = feature_file.Features(embedded.ids, images, texts, *facts)
+        feature_file.save(Path(file), content)
+        print(f"written to {file}")
+
+
+def _names(settings: EvaluateConfig, source: Source) -> dict[str, str]:
+    """CUI of each concept that the samples name, where names are needed: lower case -> CUI."""
+    from . import relevance
+
+    named = [name for name in settings.slices if relevance.number(name) is None]
+    if not named or source.shards is None:
+        return {}
+    known: dict[str, str] = {}
+    for position in range(len(source.shards)):
+        facts = source.shards.read(position).facts
+        for cui, name in zip(
+            facts.get("concepts") or [], facts.get("concept_names") or [], strict=False
+        ):
+            if name:
+                known.setdefault(name.lower(), cui)
+    return known
+
+
+def _notes(embedded: "Embedded") -> list[str]:
+    """What could not be measured."""
+    notes = []
+    if embedded.concepts is None:
+        notes.append("no concepts (CUIs) with these pairs: no figures by concept or modality")
+    if embedded.image_hash is None:
+        notes.append("no hashes with these features: copies are not found")
+    return notes
 
 
 def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
@@ -141,8 +236,8 @@ def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
 
 
 def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:
-    checkpoint = Path(settings.checkpoint)
     files = [Path(settings.json)] if settings.json else []
+    checkpoint = Path(settings.checkpoint or "")
     if checkpoint.parent.name == "checkpoints":
         name = f"{checkpoint.stem}-{split}.json"
         files.append(checkpoint.parent.parent / "evaluations" / name)
@@ -154,5 +249,5 @@ if __name__ == "__main__":
         work,
         EvaluateConfig,
         prog="python -m medclip_oc.evaluate",
-        description="Recall@1/5/10, median and mean rank and MRR over held-out pairs, both ways.",
+        description="Retrieval over held-out pairs, both ways: recall, ranks, intervals, concepts.",
     )

@@ -1,17 +1,51 @@
 """Features of many images and texts. N images or texts, D embedding size."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import distributed
+from . import distributed, feature_file
 from .data import Pairs, loader
 from .grad_cache import autocast
 from .model import Clip
+
+
+@dataclass
+class Embedded:
+    """What a model makes of N pairs: this rank's share of the features, and facts on all pairs.
+
+    Attributes:
+        images: (n, D) float32, normalised; of the pairs from `start` on.
+        texts: (n, D) float32, normalised.
+        start: position of this rank's first pair.
+        ids: N keys, in the order of the set.
+        image_hash: (N,) int64. None: not known.
+        caption_hash: (N,) int64. None: not known.
+        concepts: (N, K) int32 UMLS numbers, 0 is none. None: nobody has any.
+    """
+
+    images: Tensor
+    texts: Tensor
+    start: int
+    ids: list[str]
+    image_hash: np.ndarray | None
+    caption_hash: np.ndarray | None
+    concepts: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def share(size: int, world: distributed.World) -> tuple[int, int]:
+    """(start, stop) of this rank's pairs: equal contiguous parts, no padding."""
+    start, stop = (size * place // world.size for place in (world.rank, world.rank + 1))
+    return start, stop
 
 
 @torch.inference_mode()
@@ -23,17 +57,13 @@ def embed_pairs(
     batch_size: int,
     workers: int,
     precision: str,
-) -> tuple[Tensor, Tensor]:
-    """Embed every pair once; the ranks share the work in contiguous blocks, without padding.
-
-    Returns:
-        Image and text features of the whole set in its order, (N, D) float32 each, on every rank.
-    """
+) -> Embedded:
+    """Embed every pair once; each rank keeps the features of its share."""
     clip.towers.eval()
-    blocks = np.array_split(np.arange(len(pairs)), world.size)
-    places = [(0, int(index)) for index in blocks[world.rank]]
+    start, stop = share(len(pairs), world)
+    places = [(0, index) for index in range(start, stop)]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-    images, texts = [], []
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("images", "texts", *_FACTS)}
     bar = tqdm(total=len(pairs), unit="pair", desc="embed", leave=False, disable=_silent(world))
     pin = world.device.type == "cuda"
     with bar:
@@ -41,15 +71,57 @@ def embed_pairs(
             moved = [batch[name].to(world.device) for name in ("images", "tokens")]
             with autocast(world.device, precision):
                 image_features, text_features, _ = clip.towers(*moved)
-            images.append(image_features)
-            texts.append(text_features)
+            rows["images"].append(image_features)
+            rows["texts"].append(text_features)
+            for name in _FACTS:
+                rows[name].append(batch[name])
             bar.update(len(image_features) * world.size)
     width = clip.description["definition"]["embed_dim"]
     empty = torch.empty(0, width, device=world.device)  # a rank may have no pair
-    image_rows = distributed.gather_ragged(torch.cat([empty, *images]))
-    text_rows = distributed.gather_ragged(torch.cat([empty, *texts]))
-    assert len(image_rows) == len(text_rows) == len(pairs), "every pair once"
-    return image_rows, text_rows
+    concepts = _gather_concepts(rows["concepts"], world)
+    return Embedded(
+        images=torch.cat([empty, *rows["images"]]),
+        texts=torch.cat([empty, *rows["texts"]]),
+        start=start,
+        ids=[pairs.shards.key(position) for position in range(len(pairs))],
+        image_hash=_gather_facts(rows["image_hash"], world).numpy(),
+        caption_hash=_gather_facts(rows["caption_hash"], world).numpy(),
+        concepts=concepts.numpy() if concepts.shape[1] else None,
+    )
+
+
+def from_file(path: str, world: distributed.World) -> Embedded:
+    """Features that a file holds (see feature_file); each rank keeps its share.
+
+    Raises:
+        InputError: the file is missing, damaged or can't be ranked.
+    """
+    found = feature_file.load(Path(path))
+    start, stop = share(len(found.ids), world)
+    images, texts = (
+        torch.from_numpy(rows[start:stop].copy()).to(world.device)
+        for rows in (found.images, found.texts)
+    )
+    facts = (found.image_hash, found.caption_hash, found.concepts)
+    return Embedded(images, texts, start, found.ids, *facts)
+
+
+_FACTS = ("image_hash", "caption_hash", "concepts")
+
+
+def _gather_facts(parts: list[Tensor], world: distributed.World) -> Tensor:
+    """(N,) int64 on the CPU, from each rank's batches."""
+    own = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+    return distributed.gather_ragged(own.to(world.device)).cpu()
+
+
+def _gather_concepts(parts: list[Tensor], world: distributed.World) -> Tensor:
+    """(N, K) int32 on the CPU, padded with 0 to the most that a pair has."""
+    own = max([part.shape[1] for part in parts], default=0)
+    most = int(distributed.combine_(torch.tensor([own], device=world.device), "max"))
+    padded = [torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts]
+    rows = torch.cat([torch.empty(0, most, dtype=torch.int32), *padded])
+    return distributed.gather_ragged(rows.to(world.device)).cpu()
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checkpoint, distributed, model
 from .augment import TrainingTransform
-from .config import AugmentConfig, Config, TrainConfig
+from .config import AugmentConfig, Config, ModelConfig, TrainConfig
 from .data import Batch, Pairs, StepSampler, loader, step_batches
 from .errors import InputError
 from .model import Clip
@@ -141,6 +141,37 @@ def trained_clip(path: str, world: distributed.World) -> tuple[Clip, dict[str, A
     clip = model.restore(content, path)
     clip.towers.to(world.device).eval()
     return clip, content["config"]
+
+
+def baseline_clip(name: str, trained: dict[str, Any] | None, world: distributed.World) -> Clip:
+    """A model to compare a checkpoint with, on this rank's device.
+
+    Args:
+        name: a checkpoint file; `start`, the weights that the checkpoint's run began from; an
+            open_clip tag of the run's architecture; or ARCHITECTURE:TAG.
+        trained: the configuration of its run. None: there is no checkpoint.
+        world: whose device it goes to.
+
+    Raises:
+        InputError: nothing of that name.
+    """
+    if Path(name).is_file():
+        return trained_clip(name, world)[0]
+    if name.endswith(".pt"):
+        raise InputError(f"--baseline: {name}: no such file")
+    arch, _, tag = name.rpartition(":")
+    if not arch and trained is None:
+        raise InputError(f"--baseline {name}: needs --checkpoint, whose architecture it takes")
+    if name == "start":
+        assert trained is not None
+        known = {f.name for f in fields(ModelConfig)}
+        own = {key: value for key, value in trained["model"].items() if key in known}
+        clip = model.build(ModelConfig(**own), seed=trained["run"]["seed"])
+    else:
+        arch = arch or str((trained or {})["model"]["arch"])
+        clip = model.build(ModelConfig(arch=arch, pretrained=tag))
+    clip.towers.to(world.device).eval()
+    return clip
 
 
 def has_live_batch_norm(clip: Clip) -> bool:

@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
     {"config", "lookup"},  # and what a setting is
-    {"tables", "image_files"},
+    {"tables", "image_files", "counting", "pools"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
+    | {"intervals", "neighbours", "relevance", "feature_file", "results"}
     | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
     {
         "model",
@@ -26,6 +27,8 @@ FLOORS = [
         "source_forms",
     },
     {"features", "rank", "setup"},
+    {"concepts"},
+    {"retrieval"},
     {"evaluate", "zeroshot"},
     {"train", "__init__"},  # what users import
 ]
