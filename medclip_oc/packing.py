@@ -29,7 +29,9 @@ from .shard_writer import PARTIAL, Stretch, appearing, stretch, write_shards
 from .shards import INDEX, REJECTS, SIZES, VERSION
 from .sources import Pair, Reject, Source
 
-_OURS = re.compile(r"(train|valid|test)-\d{6}\.tar|(index|sizes)\.json|rejects\.csv")
+_OURS = re.compile(
+    r"(train|valid|test)-\d{6}\.tar|(index|sizes|audit)\.json|rejects\.csv|audit\.html"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class PackOptions:
     """Decode each image, even where its bytes are kept as they are."""
     max_pixels: int = images.MAX_PIXELS
     """Larger images are rejected."""
+    drop_leaks: bool = False
+    """The source is one without its leaks (leaks.py); noted here, so that packings can't mix."""
 
 
 @dataclass

@@ -13,7 +13,8 @@ FLOORS = [
     {"config", "lookup"},  # and what a setting is
     {"tables", "image_files"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
+    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
+    | {"duplicates", "likeness", "fingerprints"},
     {
         "model",
         "data",
@@ -24,8 +25,11 @@ FLOORS = [
         "command",
         "packing",
         "source_forms",
+        "leaks",
+        "inspection",
+        "audit_page",
     },
-    {"features", "rank", "setup"},
+    {"features", "rank", "setup", "audit"},
     {"evaluate", "zeroshot"},
     {"train", "__init__"},  # what users import
 ]

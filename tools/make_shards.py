@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
 from medclip_oc import command
-from medclip_oc.errors import InputError
+from medclip_oc.errors import InputError, WorkError
 
 if TYPE_CHECKING:
+    from medclip_oc.audit import Audit
     from medclip_oc.packing import PackReport
+    from medclip_oc.sources import Source
 
 
 @dataclass
@@ -41,6 +43,14 @@ class MakeShardsConfig:
     """Keep ordinary JPEG and PNG files unseen: faster, but damaged and blank ones get in."""
     overwrite: bool = False
     """Replace all shards that the folder holds, of every split."""
+    audit: bool = False
+    """Look for copies, leaks between splits, cut captions: audit.json, audit.html in the folder."""
+    audit_only: bool = False
+    """Write the audit, and no shards."""
+    drop_leaks: bool = False
+    """Leave out training pairs whose picture is in another split as well; implies --audit."""
+    audit_arch: str = "ViT-B-16-quickgelu"
+    """The model whose tokenizer and context length the audit counts with."""
 
 
 def work(config: MakeShardsConfig) -> None:
@@ -52,15 +62,58 @@ def work(config: MakeShardsConfig) -> None:
         raise InputError(f"--samples-per-shard {config.samples_per_shard}: at least 1")
     if config.workers is not None and config.workers < 1:
         raise InputError(f"--workers {config.workers}: at least 1")
-    report = pack(
-        open_source(Path(config.source).expanduser(), config.splits),
-        Path(config.out).expanduser(),
-        PackOptions(config.samples_per_shard, decode_check=not config.no_decode_check),
-        workers=config.workers or cores(),
-        overwrite=config.overwrite,
+    source, out = open_source(Path(config.source).expanduser(), config.splits), Path(config.out)
+    out, workers = out.expanduser(), config.workers or cores()
+    source, audit = audited(source, out, config, workers)
+    if config.audit_only:
+        return
+    options = PackOptions(
+        config.samples_per_shard,
+        decode_check=not config.no_decode_check,
+        drop_leaks=config.drop_leaks,
     )
+    try:
+        report = pack(source, out, options, workers=workers, overwrite=config.overwrite)
+    except WorkError:
+        if audit:  # it may tell why
+            audit.write(out)
+        raise
+    if audit:
+        audit.write(out)
     print(table(report))
     print(f"{config.out}: done" + (", see rejects.csv" if report.rejected else ""))
+
+
+def audited(
+    source: "Source", out: Path, config: MakeShardsConfig, workers: int
+) -> tuple["Source", "Audit | None"]:
+    """Audit a source, if that is wanted, and print what was found.
+
+    Returns:
+        What is to be packed, and the audit. It is for the caller to write: packing may have to
+        refuse or clear the folder first.
+    """
+    if not (config.audit or config.audit_only or config.drop_leaks):
+        return source, None
+    if out.exists() and not out.is_dir():  # rather now than after the work
+        raise InputError(f"{out}: not a folder")
+    from medclip_oc.audit import audit
+    from medclip_oc.fingerprints import require_libraries
+    from medclip_oc.leaks import Without
+
+    require_libraries()  # before torch is imported
+    from medclip_oc.model import token_counter
+
+    try:
+        counter = token_counter(config.audit_arch)
+    except (InputError, WorkError) as error:
+        raise type(error)(str(error).replace("model.arch", "--audit-arch")) from None
+    found = audit(source, arch=config.audit_arch, token_counter=counter, workers=workers)
+    print(found.summary())
+    if config.audit_only:
+        found.write(out)
+        print(f"{out / 'audit.html'}: the page; audit.json has every finding")
+    return (Without(source, found.dropped) if config.drop_leaks else source), found
 
 
 def cores() -> int:
