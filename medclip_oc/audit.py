@@ -34,8 +34,9 @@ from .sources import Pair, Source
 
 VERSION = 1
 JSON, HTML = "audit.json", "audit.html"
-# Seen on 316 real pictures (49,770 pairs): of different pictures the most alike that pass both
-# radii have 0.79, of mildly changed copies 99 in 100 have more than 0.95.
+# Seen on 316 real pictures. Found of their copies: re-encoded, resized, a fifth darker or brighter,
+# other contrast or gamma, all but 1 in 150; cropped by 2 % on each side 98 %, by 3 % 91 %, by 5 %
+# 31 %. Called alike of 49,770 pairs: one, two neighbouring slices of a CT; the next has 0.89.
 HASH_RADIUS, FINE_RADIUS, LIKENESS = 12, 80, 0.95
 JACCARD = 0.8
 """Common words / all words, from which two captions are near."""

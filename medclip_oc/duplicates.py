@@ -109,7 +109,8 @@ def _bands(hashes: np.ndarray) -> np.ndarray:
     """(N,) uint64 -> (4, N) uint16. Each takes every fourth bit: neighbours are correlated."""
     bits = np.unpackbits(hashes.astype(">u8").view(np.uint8).reshape(-1, HASH_BITS // 8), axis=1)
     spread = bits.reshape(-1, _BAND_BITS, _BANDS).transpose(2, 0, 1)  # (4, N, 16)
-    return np.packbits(spread, axis=2).view(">u2")[..., 0].astype(np.uint16)
+    packed = np.ascontiguousarray(np.packbits(spread, axis=2))
+    return packed.view(">u2")[..., 0].astype(np.uint16)
 
 
 def _same_bucket(band: np.ndarray, changed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
