@@ -42,6 +42,8 @@ class PackOptions:
     """Decode each image, even where its bytes are kept as they are."""
     max_pixels: int = images.MAX_PIXELS
     """Larger images are rejected."""
+    resize: int | None = None
+    """Store larger images with their shorter side at so many pixels. None: as they are."""
 
 
 @dataclass
@@ -113,6 +115,8 @@ def pack(
     for name, value in (("samples-per-shard", options.samples_per_shard), ("workers", workers)):
         if value < 1:
             raise InputError(f"{name}: {value} is less than 1")
+    if options.resize is not None and options.resize < 1:
+        raise InputError(f"resize: {options.resize} is less than 1")
     rows = {split: source.count(split) for split in source.splits}
     head = {
         "version": VERSION,
@@ -321,7 +325,12 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
         with warnings.catch_warnings():
             # Ours is --max-pixels; and a worker's warning about odd metadata reaches nobody.
             warnings.simplefilter("ignore")
-            stored = images.prepare(data, max_pixels=options.max_pixels, check=options.decode_check)
+            stored = images.prepare(
+                data,
+                max_pixels=options.max_pixels,
+                check=options.decode_check,
+                resize=options.resize,
+            )
     except BadImage as error:
         return Reject(pair.id, pair.split, error.reason, f"{pair.image.name}: {error.detail}")
     except OSError as error:
@@ -338,6 +347,8 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
     }
     if stored.reencoded:
         facts["reencoded"] = stored.reencoded
+    if stored.resized_from:
+        facts["resized_from"] = stored.resized_from
     contents = {
         stored.extension: stored.data,
         "txt": pair.caption.encode(),

@@ -3,14 +3,13 @@
 import io
 import pickle
 import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from odd_files import chunk, file, png_16, turned
 from PIL import Image, ImageOps
-from PIL.ExifTags import Base
 
 from medclip_oc import images
 
@@ -18,33 +17,6 @@ GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)  # (H,
 COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)  # (H, W, 3)
 DEEP = np.random.default_rng(2).integers(300, 4096, (9, 13, 4), dtype=np.uint16)  # (H, W, 4)
 SMOOTH = Image.fromarray(GREY).resize((52, 36), Image.Resampling.BICUBIC)
-
-
-def file(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-
-def png_16(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits per channel, which Pillow can't write: (H, W, 1 to 4) uint16."""
-    height, width, channels = values.shape
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + content
-
-
-def turned(kind: str, orientation: int, image: Image.Image = SMOOTH) -> bytes:
-    exif = Image.Exif()
-    exif[Base.Orientation] = orientation
-    return file(image, kind, exif=exif)
 
 
 def windowed(values: np.ndarray) -> np.ndarray:
@@ -136,7 +108,7 @@ LOSSY: dict[str, bytes] = {
     "progressive": file(SMOOTH, "JPEG", progressive=True),
     "CMYK": file(SMOOTH.convert("RGB").convert("CMYK"), "JPEG", quality=95),
     "MPO": file(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.rotate(180)]),
-    "turned": turned("JPEG", 6),
+    "turned": turned("JPEG", 6, SMOOTH),
     "junk for EXIF": file(SMOOTH, "JPEG", exif=b"Exif\0\0what is this"),
 }
 KEPT = {"grey", "colour", "one bit", "opaque alpha", "palette", "JPEG grey", "JPEG colour"}
@@ -156,7 +128,7 @@ def test_decodes_to_these_pixels(name: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    data = turned("JPEG", orientation)
+    data = turned("JPEG", orientation, SMOOTH)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert pixels(data).tolist() == np.asarray(expected).tolist()
 
