@@ -252,7 +252,7 @@ def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple
     key = key_of(identity)
     if key in taken:
         return "duplicate id", "an earlier row has this id"
-    if not caption:
+    if not any(letter.isprintable() and not letter.isspace() for letter in caption):
         return "caption empty", "no text but blanks"
     image = _image(part, name, cells.image)
     if image is None:

@@ -115,6 +115,7 @@ def test_the_extension_in_the_table_chooses_the_image(table: Table) -> None:
 REJECTS = {
     "no caption": ("a,", "caption empty"),
     "blanks for a caption": ("a, \u00a0 ", "caption empty"),
+    "nothing to see for a caption": ("a,\u200b\ufeff", "caption empty"),
     "no image": ("b,lung", "image missing"),
     "a folder up": ("../a,heart", "unsafe id"),
     "an absolute path": ("/etc/passwd,heart", "unsafe id"),
