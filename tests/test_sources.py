@@ -175,6 +175,7 @@ WRONG_TABLES = {
         r"line 4 \('b'\)",
     ),
     "UTF-16": ("ID,Caption\na,heart\n".encode("utf-16"), r"train_captions.csv: is UTF-16; save"),
+    "UTF-16 without a mark": ("ID,Caption\na,x\n".encode("utf-16-be"), "NUL bytes: UTF-16 without"),
     "an open quote": (b'ID,Caption\na,heart\nb,"lung\nc,brain\n', "line 3: not CSV"),
     "an open quote, and a huge rest": (b'ID,Caption\na,"lung\n' + b"b,x\n" * 50000, "line 2: not"),
     "text after a quote": (b'ID,Caption\na,"heart" of a child\n', "line 2: not CSV"),
