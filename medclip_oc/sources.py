@@ -63,7 +63,7 @@ class Reject:
     """A row that can't be packed."""
 
     id: str
-    """As the source gives it."""
+    """As the source gives it; what is no Unicode in it, escaped."""
     split: str
     reason: str
     detail: str
@@ -171,7 +171,8 @@ class Source:
             name = cells.id.strip() if isinstance(cells.id, str) else ""
             record = _record(part, name, cells, taken)
             if isinstance(record, tuple):
-                yield Reject(name, split, record[0], f"{cells.where}: {record[1]}")
+                told = name.encode(errors="backslashreplace").decode()  # half a surrogate pair
+                yield Reject(told, split, record[0], f"{cells.where}: {record[1]}")
                 continue
             taken.add(record.key)
             listed = cells.concepts if part.concepts_column else None

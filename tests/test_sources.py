@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from medclip_oc.errors import InputError
 from medclip_oc.image_files import stem
-from medclip_oc.source_forms import open_source
+from medclip_oc.source_forms import open_source, open_table
 from medclip_oc.sources import Pair, Reject, clean, key_of, unfit_id
 
 Table = Callable[..., Path]
@@ -143,6 +143,14 @@ def test_rejects(table: Table, name: str) -> None:
     assert isinstance(reject, Reject)
     assert (reject.split, reject.reason) == ("train", reason)
     assert "line 3" in reject.detail
+
+
+def test_an_id_with_half_a_surrogate_pair_can_be_written_down(tmp_path: Path) -> None:
+    (tmp_path / "table.jsonl").write_text(r'{"image": "\udce9.jpg", "text": "heart"}' + "\n")
+    source = open_table(tmp_path / "table.jsonl", image_column="image", caption_column="text")
+    [reject] = source.records("train")
+    assert isinstance(reject, Reject)
+    assert (reject.id, reject.reason) == (r"\udce9.jpg", "malformed row")
 
 
 def test_of_equal_ids_the_first_usable_row_counts(table: Table) -> None:
