@@ -1,5 +1,6 @@
 """A call in a process of its own: damaged input makes some libraries hang, or abort the process."""
 
+import faulthandler
 import os
 import pickle
 import signal
@@ -56,6 +57,7 @@ def _answer(function: Callable[[], Any], seconds: int, reader: int, writer: int)
         silence = os.open(os.devnull, os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(silence, descriptor)
+        faulthandler.disable()  # it may have kept another descriptor to report a crash on
         try:
             answer = pickle.dumps((True, function()))
         except Exception as error:
