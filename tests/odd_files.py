@@ -21,7 +21,7 @@ ARITHMETIC_PIXELS = np.add.outer(np.arange(8) * 20, np.arange(16) * 6)
 
 def file(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.copy().save(buffer, kind, **options)  # saving leaves traces in an image
     return buffer.getvalue()
 
 
@@ -128,3 +128,20 @@ def _image_tags(pixels: np.ndarray) -> dict[str, Any]:
         "PixelData": pixels.tobytes() + bytes(pixels.nbytes % 2),
     }
     return tags | ({"PlanarConfiguration": 0} if pixels.ndim == 3 else {})
+
+
+def zlib_of(size: int) -> bytes:
+    """So many equal bytes, compressed."""
+    return zlib.compress(b"x" * size)
+
+
+def bmp_with_masks(pixels: np.ndarray) -> bytes:
+    """A BMP whose header says where each channel's bits are, alpha included: (H, W, 4) uint8."""
+    height, width, _ = pixels.shape
+    rows = pixels[::-1, :, [2, 1, 0, 3]].tobytes()  # from the bottom, as BGRA
+    masks = (0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)
+    header = struct.pack(
+        "<IiiHHIIiiII4I", 108, width, height, 1, 32, 3, len(rows), 0, 0, 0, 0, *masks
+    )
+    header += bytes(108 - len(header))
+    return struct.pack("<2sIHHI", b"BM", 14 + 108 + len(rows), 0, 0, 14 + 108) + header + rows
