@@ -77,15 +77,12 @@ class Join(NamedTuple):
     column: str | None
     """None: all columns but the id, as one JSON object."""
 
-    def read(self) -> Lookup:
-        """Id (without extension) -> cell. Of rows with one id, the first counts.
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Id (without extension) and cell of every row.
 
         Raises:
             InputError: the table is broken; names the line.
         """
-        return Lookup(self._pairs())
-
-    def _pairs(self) -> Iterator[tuple[str, str]]:
         others = [name for name in self.table.names() if name.lower() != self.id_column.lower()]
         for row in self.table.rows([self.id_column, *([self.column] if self.column else others)]):
             if row.problem:
@@ -199,7 +196,7 @@ class Source:
         """Id -> its CUIs as listed, and id -> its licence as JSON; read once."""
         if part.split not in self._joined:
             joins = (part.concepts, part.license)
-            first, second = (join.read() if join else None for join in joins)
+            first, second = (Lookup(join.pairs()) if join else None for join in joins)
             self._joined[part.split] = first, second
         return self._joined[part.split]
 
@@ -221,21 +218,12 @@ def _read(part: Part, *, with_images: bool) -> Iterator[_Cells]:
     for row in part.captions.rows(columns):
         cells = iter(row.values)
         name, caption, picture, split, cuis = (next(cells) if c else "" for c in wanted)
-        if part.split_column and _split(part, row.where, split) != part.split:
+        column = part.split_column
+        if column and split_named(part.captions, row.where, column, split) != part.split:
             continue
         if part.id_column is None and isinstance(name, dict):
             name = name.get("path") or ""
         yield _Cells(row.where, row.problem, name, caption, picture, cuis)
-
-
-def _split(part: Part, where: str, said: Any) -> str:
-    for split, words in SPLIT_WORDS.items():
-        if str(said).strip().lower() in words:
-            return split
-    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
-    raise InputError(
-        f"{part.captions}: {where}: {part.split_column} is {said!r}; allowed are {allowed}"
-    )
 
 
 def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple[Reason, str]:
@@ -273,6 +261,19 @@ def _image(part: Part, name: str, cell: Any) -> ImageFile | None:
         return CellImage(name, cell)
     path = part.image_root / str(cell).strip()
     return DiskImage(path) if cell and is_file(path) else None
+
+
+def split_named(table: Table, where: str, column: str, said: Any) -> str:
+    """The split that a cell of a table means.
+
+    Raises:
+        InputError: none that is known.
+    """
+    for split, words in SPLIT_WORDS.items():
+        if str(said).strip().lower() in words:
+            return split
+    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
+    raise InputError(f"{table}: {where}: {column} is {said!r}; allowed are {allowed}")
 
 
 # ----------------------------------------------------------------------------------- ids and texts
