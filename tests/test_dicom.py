@@ -1,6 +1,7 @@
 """A DICOM's pixels come out as they are meant to be seen; nothing else of it comes out."""
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pairs import picture, write_kaggle
 from PIL import Image
 
 from medclip_oc import images
+from medclip_oc.errors import InputError
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
 from medclip_oc.source_forms import open_source
@@ -255,3 +257,17 @@ def test_no_patient_tag_reaches_a_shard(tmp_path: Path, resize: int | None) -> N
     assert b"truncated" in written
     for secret in (b"Doe", b"Jane", b"4711", b"SECRET", b"19470811"):
         assert secret not in written
+
+
+def test_without_pydicom_packing_stops_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and not a reject for every image."""
+    folder = write_kaggle(tmp_path / "source", {"test": 1})
+    (folder / "test_images" / "test" / "test_0000.jpg").write_bytes(dicom(DEEP))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pydicom", None)
+        with pytest.raises(InputError, match="pip install pydicom python-gdcm"):
+            pack(open_source(folder, ["test"]), tmp_path / "out")
+    report = pack(open_source(folder, ["test"]), tmp_path / "out")  # installed: it goes on
+    assert report.packed["test"] == 1

@@ -259,6 +259,7 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
         (["--source", "SOURCE"], "test_captions.csv: no such file"),
         (["--source", "SOURCE", "--splits", "validation"], "allowed are train, valid, test"),
         (["--source", "SOURCE", "--samples-per-shard", "0"], "--samples-per-shard 0: at least 1"),
+        (["--source", "SOURCE", "--resize", "0"], "--resize 0: at least 1"),
         (["--source", "SOURCE", "--workers", "-1"], "--workers"),
         ([], "--source"),
     ],

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from medclip_oc.errors import InputError
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
 from medclip_oc.source_forms import open_source
+
+ROOT = Path(__file__).parents[1]
 
 
 def detailed(width: int, height: int) -> Image.Image:
@@ -186,3 +190,14 @@ def test_packing_says_what_was_resized(tmp_path: Path) -> None:
         pack(open_source(folder, ["test"]), tmp_path / "out")
     with pytest.raises(InputError, match="resize: 0 is less than 1"):
         pack(open_source(folder, ["test"]), tmp_path / "other", PackOptions(resize=0))
+
+
+def test_the_command_resizes(tmp_path: Path) -> None:
+    folder = write_kaggle(tmp_path / "source", {"test": 1})
+    command = [sys.executable, ROOT / "tools" / "make_shards.py", "--source", folder]
+    command += ["--splits", "test", "--out", tmp_path / "out", "--resize", "20", "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sample = ShardSet.open(str(tmp_path / "out"), "test").read(0)
+    assert (sample.facts["width"], sample.facts["height"]) == (24, 20)
+    assert Image.open(io.BytesIO(sample.image)).size == (24, 20)

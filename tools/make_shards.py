@@ -61,6 +61,8 @@ class MakeShardsConfig:
     """Pairs per tar."""
     max_pixels: int = MAX_PIXELS
     """Reject images with more pixels than this."""
+    resize: int | None = None
+    """Store larger images with their shorter side at so many pixels, as JPEG of quality 95."""
     no_decode_check: bool = False
     """Keep ordinary JPEG and PNG files unseen: faster, but damaged and blank ones get in."""
     workers: int | None = None
@@ -69,7 +71,7 @@ class MakeShardsConfig:
     """Replace all shards that the folder holds, of every split."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_shard", "max_pixels", "workers"):
+        for name in ("samples_per_shard", "max_pixels", "resize", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{option(name)} {value}: at least 1")
@@ -85,6 +87,7 @@ def work(config: MakeShardsConfig) -> None:
         config.samples_per_shard,
         decode_check=not config.no_decode_check,
         max_pixels=config.max_pixels,
+        resize=config.resize,
     )
     out = Path(config.out).expanduser()
     workers = config.workers or cores()
