@@ -57,7 +57,7 @@ def window(
     numbers -= low
     numbers *= 255.0 / (high - low) if high != low else 0.0
     np.copyto(numbers, 0.0, where=~kept)
-    return numbers.clip(0.0, 255.0).round().astype(np.uint8)
+    return np.rint(numbers.clip(0.0, 255.0, out=numbers), out=numbers).astype(np.uint8)
 
 
 def _max(numbers: np.ndarray, kept: np.ndarray) -> float:

@@ -53,7 +53,7 @@ _STEADY = ("pydicom", "pillow")
 _SECONDS = 120
 """To decompress a frame: far more than the largest one takes."""
 _OF_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
-_DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+_DEFLATED = "1.2.840.10008.1.2.1.99"  # a transfer syntax
 _BYTES_PER_PIXEL = 8  # at most: 16-bit RGBA, or doubles
 _PIXEL_TAGS = (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10")  # PixelData in either byte order
 
@@ -99,13 +99,15 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
 
 def _refuse_bomb(data: bytes, max_pixels: int) -> None:
     """A deflated file is unpacked whole before its Rows and Columns are known: bound that."""
-    if _DEFLATED not in data[132:2048]:
+    if _DEFLATED.encode() not in data[132:4096]:
         return
     from pydicom.filereader import read_dataset
 
     file = io.BytesIO(data)
     file.seek(132)
-    read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != _DEFLATED:
+        return
     limit = max_pixels * _BYTES_PER_PIXEL + len(data)
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     if len(unpacker.decompress(data[file.tell() :], limit)) == limit:

@@ -142,6 +142,11 @@ def test_deflated_is_read() -> None:
     assert np.array_equal(pixels(deflated(main_part(PLAIN))), REAL_RANGE)
 
 
+def test_a_mention_of_deflation_is_none() -> None:
+    data = dicom(DEEP, ImageComments="not 1.2.840.10008.1.2.1.99")
+    assert np.array_equal(pixels(data), REAL_RANGE)
+
+
 @pytest.mark.parametrize("data", [PLAIN, jpeg_in_dicom(), dicom(DEEP, PixelData=b"..")])
 def test_rows_and_columns_are_looked_at_before_the_pixels(data: bytes) -> None:
     with pytest.raises(BadImage, match=r"over max pixels \(48 x 40, limit 1919 pixels\)"):
