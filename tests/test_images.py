@@ -161,6 +161,26 @@ def test_without_check_a_sound_file_is_stored_alike(name: str) -> None:
     assert images.prepare(FILES[name], check=False) == images.prepare(FILES[name])
 
 
+ARTIST = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x3b\0\x02\0\0\0\x04Doe\0\0\0\0\0"
+TELLING: dict[str, bytes] = {
+    "JPEG": file(SMOOTH.convert("CMYK"), "JPEG", comment="Doe", icc_profile=b"Doe", exif=ARTIST),
+    "PNG": file(Image.merge("LA", (SMOOTH, SMOOTH)), "PNG", icc_profile=b"Doe", exif=ARTIST),
+    "TIFF": file(SMOOTH, "TIFF", icc_profile=b"Doe", artist="Doe"),
+    "GIF": file(SMOOTH, "GIF", comment=b"Doe"),
+    "WebP": file(SMOOTH, "WEBP", icc_profile=b"Doe", exif=ARTIST),
+}
+
+
+@pytest.mark.parametrize("resize", [None, 8])
+@pytest.mark.parametrize("kind", TELLING)
+def test_new_files_carry_no_metadata(kind: str, resize: int | None) -> None:
+    stored = images.prepare(TELLING[kind], resize=resize)
+    assert stored.reencoded
+    assert b"Doe" not in stored.data
+    found = Image.open(io.BytesIO(stored.data))
+    assert not found.info.keys() - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
 JPEG, PNG = LOSSY["JPEG grey"], EXACT["colour"][0]
 UNUSABLE: dict[str, tuple[bytes, str]] = {
     "no bytes": (b"", "empty"),
