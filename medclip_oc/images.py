@@ -171,8 +171,8 @@ def _shrunk_jpeg(
     """Shrink a JPEG from its header on.
 
     It is decoded at an eighth, a quarter or half of its size where that leaves at least twice the
-    pixels each way that are wanted. On real ROCOv2 images this is about twice as fast in all. Against
-    decoding in full its PSNR is 53 dB (median); that of the JPEG which is then written, 44 dB.
+    pixels each way that are wanted. On real ROCOv2 images this is about twice as fast in all; its
+    PSNR against decoding in full is 53 dB (median), that of the JPEG which is then written 44 dB.
     """
     width, height = image.size
     size = _size((width, height), resize)
