@@ -295,18 +295,39 @@ def _finish(
                 f"{split}: no pair could be packed; {most} of {number}: {reason} (see "
                 f"{out / REJECTS})"
             )
-    sizes = dict[str, int]()
     counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
+    _write_index(out, {**head, "counts": counts}, book)
+    book.remove()
+
+
+def _write_index(out: Path, head: dict[str, Any], book: Journal) -> None:
+    """index.json and, just before it gets its name, sizes.json.
+
+    A line for each shard; the hashes of the other files and, over all that stands before it, of
+    itself come last: verify.py tells by them whether anything changed.
+    """
+    sizes, seal = dict[str, int](), hashlib.sha256()
     with appearing(out / INDEX) as file:
-        file.write(json.dumps({**head, "counts": counts}).removesuffix("}") + ', "shards": [')
+
+        def put(text: str) -> None:
+            file.write(text)
+            seal.update(text.encode())
+
+        put(json.dumps(head).removesuffix("}") + ', "shards": [')
         for event in book.events():
             if entry := event.get("shard"):
-                file.write(("," if sizes else "") + "\n" + json.dumps(entry, ensure_ascii=False))
+                put(("," if sizes else "") + "\n" + json.dumps(entry, ensure_ascii=False))
                 sizes[entry["name"]] = entry["samples"]
-        file.write("\n]}\n")
         with appearing(out / SIZES) as other:
             json.dump(sizes, other, indent=1)
-    book.remove()
+        files = {name: _digest(out / name) for name in (REJECTS, SIZES)}
+        put(f'\n], "files": {json.dumps(files)}, "seal": "')
+        file.write(seal.hexdigest() + '"}\n')
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --------------------------------------------------------------------------------- preparing pairs
