@@ -1,21 +1,18 @@
 """The command: a source folder in, a shard folder out, and nothing lost between."""
 
 import csv
-import gc
 import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
-import webdataset
 from pairs import jpeg, write_kaggle
 from PIL import Image
+from stock import stock
 
 from medclip_oc import images
 from medclip_oc.errors import WorkError
@@ -32,17 +29,6 @@ def make_shards(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", ROOT / "tools" / "make_shards.py", *words]
     # where `python tools/make_shards.py` finds neither the package nor a terminal
     return subprocess.run(command, cwd="/", capture_output=True, text=True)
-
-
-def stock(urls: list[str], decode: str | None = None) -> list[dict[str, Any]]:
-    """The pairs as webdataset reads them."""
-    dataset = webdataset.WebDataset(urls, shardshuffle=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the collector
-        found = list(dataset.decode(decode) if decode else dataset)
-        del dataset
-        gc.collect()
-    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
