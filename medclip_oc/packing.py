@@ -253,13 +253,19 @@ def _pack_split(
             yield result.stretch
 
     records = islice(source.records(split), read, None)
-    results = ordered_map(partial(_prepare, options), records, workers)
+    # unless it decodes, a worker does little but read and hash
+    threads = not options.decode_check
+    results = ordered_map(
+        partial(_prepare, options), records, workers, threads=threads, start=_ignore_warnings
+    )
     entries = write_shards(
         out, split, accepted(results), options.samples_per_shard, report.shards[split]
     )
-    for entry in entries:
-        note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
-        reencoded.clear()
+    with warnings.catch_warnings():
+        _ignore_warnings()  # for all threads at once: within one, each would undo the others'
+        for entry in entries:
+            note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
+            reencoded.clear()
     note({"end": split, "read": read})
 
 
@@ -333,16 +339,18 @@ def _digest(path: Path) -> str:
 # --------------------------------------------------------------------------------- preparing pairs
 
 
+def _ignore_warnings() -> None:
+    """Large images: ours is --max-pixels. Odd metadata: a worker's warning reaches nobody."""
+    warnings.simplefilter("ignore")
+
+
 def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
     """A worker's part: read, check and lay out one pair."""
     if isinstance(pair, Reject):
         return pair
     try:
         data = pair.image.read()
-        with warnings.catch_warnings():
-            # Ours is --max-pixels; and a worker's warning about odd metadata reaches nobody.
-            warnings.simplefilter("ignore")
-            stored = images.prepare(data, max_pixels=options.max_pixels, check=options.decode_check)
+        stored = images.prepare(data, max_pixels=options.max_pixels, check=options.decode_check)
     except BadImage as error:
         return Reject(pair.id, pair.split, error.reason, f"{pair.image.name}: {error.detail}")
     except OSError as error:
