@@ -20,6 +20,8 @@ PARTIAL = ".partial"
 
 _CHUNK_BYTES = 1 << 20
 """Handed to the writing thread at once."""
+_SYNC_BYTES = 16 << 20
+"""After so many the disk is asked to store them: then little is left to wait for at the end."""
 
 
 class Stretch(NamedTuple):
@@ -71,6 +73,8 @@ def tar_header(name: str, size: int) -> bytes:
     field = field.ljust(tarfile.LENGTH_NAME, b"\0")
     return b"".join((field, _BEFORE_SIZE, digits, _BEFORE_SUM, b"%06o" % checksum, _AFTER_SUM))
 
+
+_datasync = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
 # The header of an empty member without a name, cut where the name, the size and the checksum go;
 # the checksum is the sum of all bytes, itself counted as blanks.
@@ -130,14 +134,16 @@ class _Sink:
     """Hashes and writes bytes in a thread, while the caller makes the next ones.
 
     Hashing costs as much as all else that a kept image needs, and lets other threads run. At most
-    two chunks are in memory: the one that is written and the one that is collected.
+    two chunks are in memory: the one that is written and the one that is collected. Another thread
+    waits for the disk now and then.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._digest = file, hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
-        self._pieces, self._size = list[bytes](), 0
+        self._writer, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._pieces, self._size, self._unsynced = list[bytes](), 0, 0
         self._underway: Future[None] | None = None
+        self._sync: Future[None] | None = None
 
     def write(self, pieces: Sequence[bytes]) -> int:
         """Take the next bytes; returns how many there are. Raises what an earlier write raised."""
@@ -152,11 +158,13 @@ class _Sink:
         """Write what is left; returns the SHA-256 of everything."""
         self._hand_over()
         self._wait()
+        if self._sync:
+            self._sync.result()
         return self._digest.hexdigest()
 
     def _hand_over(self) -> None:
         self._wait()
-        self._underway = self._thread.submit(self._work, self._pieces)
+        self._underway = self._writer.submit(self._work, self._pieces)
         self._pieces, self._size = [], 0
 
     def _wait(self) -> None:
@@ -167,12 +175,20 @@ class _Sink:
         for piece in pieces:
             self._digest.update(piece)
         self._file.writelines(pieces)
+        self._unsynced += sum(map(len, pieces))
+        if self._unsynced >= _SYNC_BYTES and (not self._sync or self._sync.done()):
+            if self._sync:
+                self._sync.result()  # an error is told once only
+            self._file.flush()
+            self._sync = self._syncer.submit(_datasync, self._file.fileno())
+            self._unsynced = 0
 
     def __enter__(self) -> "_Sink":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._thread.shutdown()
+        self._writer.shutdown()
+        self._syncer.shutdown()
 
 
 @contextmanager
