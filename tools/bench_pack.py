@@ -6,7 +6,8 @@
   Pillow and converts it to RGB, in as many processes. Both count the start of their processes.
 - copy: packing without the decode check against webdataset's ShardWriter, one process, copying the
   same files with their captions and ids. Only we hash, index, and wait for the disk: `fsync_s` are
-  the seconds of that wait in our median round, which are part of our time.
+  the seconds of that wait (median of the rounds), which are part of our time. Our workers are
+  threads here.
 - memory: peak resident memory of a packing (main process and workers) of all pairs against one of
   a quarter of them.
 
@@ -218,7 +219,7 @@ def _copy_case(config: Config, folder: Path, table: Path, images: int, workers: 
 
     found = compare(
         "pack",
-        f"no decode check, {images} images, {_processes(workers)}",
+        f"decode check off, {images} images, {workers} worker" + ("s" if workers > 1 else ""),
         ours,
         partial(_copy, table, out, config.samples_per_shard),
         peer="webdataset ShardWriter, 1 process",
