@@ -100,7 +100,8 @@ def pack(
         out: the shard folder; made if need be. A finished one of the same source and options
             stays as it is.
         options: what to put in.
-        workers: processes that read and decode. They change the time only.
+        workers: processes that read and decode; threads, without the decode check. They change
+            the time only.
         overwrite: replace the shards that are in the folder.
 
     Returns:

@@ -58,7 +58,7 @@ class Config:
     """Their shorter side in pixels."""
     cases: list[str] = field(default_factory=lambda: list(CASES))
     """What to measure: decode, copy, memory."""
-    workers: list[int] = field(default_factory=lambda: [1, 2])
+    workers: int | list[int] = field(default_factory=lambda: [1, 2])
     """Processes of a packing, one case each."""
     rounds: int = 5
     """Paired runs that count, after one that doesn't."""
@@ -76,18 +76,17 @@ def run(config: Config) -> Iterator[Comparison]:
         WorkError: a packing failed.
     """
     _check(config)
+    measures = {"decode": _decode_case, "copy": _copy_case, "memory": _memory_case}
     with tempfile.TemporaryDirectory(prefix="bench_pack_", dir=config.folder) as name:
         folder = Path(name)
         table, paths = _gather(config, folder)
-        if "decode" in config.cases:
-            for workers in config.workers:
-                yield _decode_case(config, folder, table, paths, workers)
-        if "copy" in config.cases:
-            for workers in config.workers:
-                yield _copy_case(config, folder, table, len(paths), workers)
-        if "memory" in config.cases:
-            for workers in config.workers:
-                yield _memory_case(config, folder, table, len(paths), workers)
+        for case in dict.fromkeys(config.cases):
+            for workers in _workers(config):
+                yield measures[case](config, folder, table, paths, workers)
+
+
+def _workers(config: Config) -> list[int]:
+    return [config.workers] if isinstance(config.workers, int) else config.workers
 
 
 def _check(config: Config) -> None:
@@ -96,7 +95,7 @@ def _check(config: Config) -> None:
     for name in ("repeat", "phantoms", "size", "rounds", "samples_per_shard"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} {getattr(config, name)}: at least 1")
-    if min(config.workers, default=0) < 1:
+    if min(_workers(config), default=0) < 1:
         raise InputError(f"--workers {config.workers}: one number or more, each at least 1")
     if "memory" in config.cases and not Path("/proc/self/status").is_file():
         raise InputError("--cases memory: needs /proc (Linux)")
@@ -196,7 +195,9 @@ def _decode(path: Path) -> None:
         image.convert("RGB")
 
 
-def _copy_case(config: Config, folder: Path, table: Path, images: int, workers: int) -> Comparison:
+def _copy_case(
+    config: Config, folder: Path, table: Path, paths: list[Path], workers: int
+) -> Comparison:
     """Packing without the decode check against writing the same shards by webdataset."""
     out, waits, waited = folder / "ours", list[float](), 0.0
     fsync = os.fsync
@@ -219,12 +220,12 @@ def _copy_case(config: Config, folder: Path, table: Path, images: int, workers: 
 
     found = compare(
         "pack",
-        f"decode check off, {images} images, {workers} worker" + ("s" if workers > 1 else ""),
+        f"decode check off, {len(paths)} images, {workers} worker" + ("s" if workers > 1 else ""),
         ours,
         partial(_copy, table, out, config.samples_per_shard),
         peer="webdataset ShardWriter, 1 process",
         rounds=config.rounds,
-        items=images,
+        items=len(paths),
         item="images",
         before=partial(_clean, out),
     )
@@ -249,7 +250,7 @@ def _copy(table: Path, out: Path, samples_per_shard: int) -> None:
 
 
 def _memory_case(
-    config: Config, folder: Path, table: Path, images: int, workers: int
+    config: Config, folder: Path, table: Path, paths: list[Path], workers: int
 ) -> Comparison:
     """The peak of a packing of all pairs against that of one of the first quarter."""
     with table.open(encoding="utf-8", newline="") as file:
@@ -269,7 +270,7 @@ def _memory_case(
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     return Comparison(
         "pack",
-        f"peak memory, {images} images, {_processes(workers)}",
+        f"peak memory, {len(paths)} images, {_processes(workers)}",
         ours,
         "ours, a quarter of the images",
         theirs,
