@@ -24,9 +24,10 @@ FLOORS = [
         "run_log",
         "command",
         "packing",
+        "shard_check",
         "source_forms",
     },
-    {"features", "rank", "setup"},
+    {"features", "rank", "setup", "verify"},
     {"evaluate", "zeroshot"},
     {"train", "__init__"},  # what users import
 ]

@@ -3,6 +3,7 @@
     python tools/make_shards.py --source ROCOv2/ --out shards/rocov2
     python tools/make_shards.py --table pairs.csv --image-column path --caption-column report \\
         --out shards/mine
+    python tools/make_shards.py --verify --out shards/rocov2
 
 A source is ROCOv2 as Kaggle, Zenodo or Hugging Face give it, ImageCLEFmedical, ROCO v1, or any
 table with a column of image paths and one of captions. What is written, and how it is read again:
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
 from medclip_oc import command
-from medclip_oc.errors import InputError
+from medclip_oc.errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from medclip_oc.packing import PackReport
@@ -69,6 +70,9 @@ class MakeShardsConfig:
     """Processes that read and decode. null: one per CPU core. The shards are the same anyway."""
     overwrite: bool = False
     """Replace all shards that the folder holds, of every split."""
+    verify: bool = False
+    """Pack nothing: read all that --out holds again, and say what isn't as it was packed. With
+    --no-decode-check the images are compared, not decoded."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_shard", "max_pixels", "resize", "workers"):
@@ -82,6 +86,9 @@ def work(config: MakeShardsConfig) -> None:
     from medclip_oc.packing import PackOptions, pack
     from medclip_oc.parallel import cores
 
+    if config.verify:
+        verify_folder(config)
+        return
     source = find_source(config)
     options = PackOptions(
         config.samples_per_shard,
@@ -94,6 +101,29 @@ def work(config: MakeShardsConfig) -> None:
     report = pack(source, out, options, workers=workers, overwrite=config.overwrite)
     print(table(report))
     print(closing(config.out, source.form, report))
+
+
+def verify_folder(config: MakeShardsConfig) -> None:
+    """Print what is damaged, and how much was looked at.
+
+    Raises:
+        WorkError: something is damaged.
+    """
+    from medclip_oc.parallel import cores
+    from medclip_oc.verify import verify
+
+    for name in ("source", "table", "overwrite"):
+        if getattr(config, name):
+            raise InputError(f"{option(name)}: not with --verify, which checks --out as it is")
+    workers = config.workers or cores()
+    out = Path(config.out).expanduser()
+    found = verify(out, workers=workers, decode=not config.no_decode_check)
+    for damage in found.damages:
+        print(damage)
+    looked = f"{found.shards:,} shards, {found.samples:,} samples, {found.bytes / 1e6:,.1f} MB"
+    if found.damages:
+        raise WorkError(f"{config.out}: damaged: {len(found.damages)} findings in {looked}")
+    print(f"{config.out}: {looked}: all well")
 
 
 def find_source(config: MakeShardsConfig) -> "Source":
