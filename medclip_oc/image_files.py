@@ -51,6 +51,8 @@ class ZipImage(NamedTuple):
     """An image that is a member of a zip."""
 
     archive: str
+    stamp: int
+    """When the archive was last changed, in ns: a file that is open already may be an older one."""
     member: str
 
     @property
@@ -61,7 +63,7 @@ class ZipImage(NamedTuple):
     def read(self) -> bytes:
         """See `ImageFile`. The member's checksum is compared."""
         try:
-            return _open_zip(self.archive).read(self.member)
+            return _open_zip(self.archive, self.stamp).read(self.member)
         except OSError:
             raise
         except Exception as error:  # encrypted, damaged: each decompressor has errors of its own
@@ -101,7 +103,9 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         try:
-            names = _open_zip(str(path)).namelist()
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            self._stamp = path.stat().st_mtime_ns
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: not a readable zip: {error}") from None
         self.path = path
@@ -112,7 +116,8 @@ class Archive:
     def find(self, name: str) -> ZipImage | None:
         """The member of that name, or of that name with one of EXTENSIONS, in any folder."""
         found = (self._members.get(each) for each in _names(name))
-        return next((ZipImage(str(self.path), member) for member in found if member), None)
+        image = next(filter(None, found), None)
+        return ZipImage(str(self.path), self._stamp, image) if image else None
 
     def __str__(self) -> str:
         return self.path.name
@@ -128,10 +133,8 @@ def is_file(path: Path) -> bool:
 
 def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
-    for extension in EXTENSIONS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return name
+    bare, dot, extension = name.rpartition(".")
+    return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
 
 
 def _names(name: str) -> Iterator[str]:
@@ -145,6 +148,6 @@ def _names(name: str) -> Iterator[str]:
 
 
 @lru_cache(8)
-def _open_zip(path: str) -> zipfile.ZipFile:
+def _open_zip(path: str, stamp: int) -> zipfile.ZipFile:
     """One open file per archive and process."""
     return zipfile.ZipFile(path)

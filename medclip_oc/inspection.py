@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import images
+from . import dicom, images
 from .errors import BadImage, WorkError
 from .fingerprints import ROW, digest, hash_picture, pixel_digest, word_hashes, word_signature
 from .lookup import Lookup
@@ -91,11 +91,13 @@ def _extremes(picture: Image.Image) -> list[Any]:
 
 def _kind(data: bytes, picture: Image.Image) -> tuple[str, str]:
     """Format and mode of a file that could be decoded."""
+    if dicom.is_dicom(data):
+        return "DICOM", picture.mode
     try:
         with Image.open(io.BytesIO(data)) as header:
             return header.format or "other", header.mode
-    except Exception:  # not Pillow's to read (DICOM), or past its limits
-        return "DICOM" if data[128:132] == b"DICM" else "other", picture.mode
+    except Exception:  # past Pillow's limits, but not past ours
+        return "other", picture.mode
 
 
 class Notes:

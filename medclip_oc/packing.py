@@ -44,6 +44,8 @@ class PackOptions:
     """Decode each image, even where its bytes are kept as they are."""
     max_pixels: int = images.MAX_PIXELS
     """Larger images are rejected."""
+    resize: int | None = None
+    """Store larger images with their shorter side at so many pixels. None: as they are."""
     drop_leaks: bool = False
     """The source is one without its leaks (leaks.py); noted here, so that packings can't mix."""
 
@@ -104,7 +106,8 @@ def pack(
         out: the shard folder; made if need be. A finished one of the same source and options
             stays as it is.
         options: what to put in.
-        workers: processes that read and decode. They change the time only.
+        workers: processes that read and decode; threads, without the decode check. They change
+            the time only.
         overwrite: replace the shards that are in the folder.
 
     Returns:
@@ -117,6 +120,8 @@ def pack(
     for name, value in (("samples-per-shard", options.samples_per_shard), ("workers", workers)):
         if value < 1:
             raise InputError(f"{name}: {value} is less than 1")
+    if options.resize is not None and options.resize < 1:
+        raise InputError(f"resize: {options.resize} is less than 1")
     rows = {split: source.count(split) for split in source.splits}
     head = {
         "version": VERSION,
@@ -257,13 +262,19 @@ def _pack_split(
             yield result.stretch
 
     records = islice(source.records(split), read, None)
-    results = ordered_map(partial(_prepare, options), records, workers)
+    # unless it decodes, a worker does little but read and hash
+    threads = not options.decode_check
+    results = ordered_map(
+        partial(_prepare, options), records, workers, threads=threads, start=_ignore_warnings
+    )
     entries = write_shards(
         out, split, accepted(results), options.samples_per_shard, report.shards[split]
     )
-    for entry in entries:
-        note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
-        reencoded.clear()
+    with warnings.catch_warnings():
+        _ignore_warnings()  # for all threads at once: within one, each would undo the others'
+        for entry in entries:
+            note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
+            reencoded.clear()
     note({"end": split, "read": read})
 
 
@@ -299,21 +310,47 @@ def _finish(
                 f"{split}: no pair could be packed; {most} of {number}: {reason} (see "
                 f"{out / REJECTS})"
             )
-    sizes = dict[str, int]()
     counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
-    with appearing(out / INDEX) as file:
-        file.write(json.dumps({**head, "counts": counts}).removesuffix("}") + ', "shards": [')
-        for event in book.events():
-            if entry := event.get("shard"):
-                file.write(("," if sizes else "") + "\n" + json.dumps(entry, ensure_ascii=False))
-                sizes[entry["name"]] = entry["samples"]
-        file.write("\n]}\n")
-        with appearing(out / SIZES) as other:
-            json.dump(sizes, other, indent=1)
+    _write_index(out, {**head, "counts": counts}, book)
     book.remove()
 
 
+def _write_index(out: Path, head: dict[str, Any], book: Journal) -> None:
+    """index.json and, just before it gets its name, sizes.json.
+
+    A line for each shard; the hashes of the other files and, over all that stands before it, of
+    itself come last: verify.py tells by them whether anything changed.
+    """
+    sizes, seal = dict[str, int](), hashlib.sha256()
+    with appearing(out / INDEX) as file:
+
+        def put(text: str) -> None:
+            file.write(text)
+            seal.update(text.encode())
+
+        put(json.dumps(head).removesuffix("}") + ', "shards": [')
+        for event in book.events():
+            if entry := event.get("shard"):
+                put(("," if sizes else "") + "\n" + json.dumps(entry, ensure_ascii=False))
+                sizes[entry["name"]] = entry["samples"]
+        with appearing(out / SIZES) as other:
+            json.dump(sizes, other, indent=1)
+        files = {name: _digest(out / name) for name in (REJECTS, SIZES)}
+        put(f'\n], "files": {json.dumps(files)}, "seal": "')
+        file.write(seal.hexdigest() + '"}\n')
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 # --------------------------------------------------------------------------------- preparing pairs
+
+
+def _ignore_warnings() -> None:
+    """Large images: ours is --max-pixels. Odd metadata: a worker's warning reaches nobody."""
+    warnings.simplefilter("ignore")
 
 
 def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
@@ -322,10 +359,12 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
         return pair
     try:
         data = pair.image.read()
-        with warnings.catch_warnings():
-            # Ours is --max-pixels; and a worker's warning about odd metadata reaches nobody.
-            warnings.simplefilter("ignore")
-            stored = images.prepare(data, max_pixels=options.max_pixels, check=options.decode_check)
+        stored = images.prepare(
+            data,
+            max_pixels=options.max_pixels,
+            check=options.decode_check,
+            resize=options.resize,
+        )
     except BadImage as error:
         return Reject(pair.id, pair.split, error.reason, f"{pair.image.name}: {error.detail}")
     except OSError as error:
@@ -342,6 +381,8 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
     }
     if stored.reencoded:
         facts["reencoded"] = stored.reencoded
+    if stored.resized_from:
+        facts["resized_from"] = stored.resized_from
     contents = {
         stored.extension: stored.data,
         "txt": pair.caption.encode(),

@@ -20,7 +20,7 @@ from typing import Literal
 
 from .errors import InputError
 from .image_files import Archive, Folder
-from .sources import SPLIT_WORDS, SPLITS, Join, Part, Source
+from .sources import SPLIT_WORDS, SPLITS, Join, Part, Source, split_named
 from .tables import Table
 
 Form = Literal["kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"]
@@ -70,7 +70,7 @@ _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
 
 def open_source(
     folder: Path,
-    splits: Sequence[str] = SPLITS,
+    splits: Sequence[str] | None = None,
     form: Form | None = None,
     concepts: Concepts = "all",
 ) -> Source:
@@ -78,17 +78,17 @@ def open_source(
 
     Args:
         folder: what holds the files; for Parquet also one file.
-        splits: which ones to read.
+        splits: which ones to read. None: train, valid and test.
         form: see the top of this module. None: told by looking.
         concepts: which table of CUIs to join: "all", the "manual" one (checked by hand), or "none".
 
     Raises:
         InputError: a wrong split name, no known form, or a folder, table or column not there.
     """
-    _check_splits(splits)
+    wanted = tuple(dict.fromkeys(SPLITS if splits is None else splits))
+    _check_splits(wanted)
     if not folder.exists():
         raise InputError(f"{folder}: no such source folder")
-    wanted = tuple(dict.fromkeys(splits))
     if folder.is_file():
         found, wanted = "parquet", _splits_of_file(folder, wanted)
     else:
@@ -98,8 +98,7 @@ def open_source(
     parts = [_part(folder, split, found, concepts) for split in wanted]
     names = {}
     if concepts != "none" and (folder / _MAPPING).is_file():
-        rows = Table((folder / _MAPPING,)).rows(["CUI", "Canonical name|name"])
-        names = {row.values[0].strip(): row.values[1].strip() for row in rows}
+        names = dict(Join(Table((folder / _MAPPING,)), "CUI", "Canonical name|name").pairs())
     return Source(found, parts, names)
 
 
@@ -124,22 +123,24 @@ def open_table(
         split_column: train, valid or test of each row. None: all rows to one split.
         concepts_column: concept ids, ";" between.
         image_root: where image paths start. None: the table's folder.
-        splits: which ones to read. Without `split_column` the one that all rows go to. None: all
-            three, or train.
+        splits: which ones to read; without `split_column`, the one that all rows go to. None:
+            those that the table has, or train.
 
     Raises:
         InputError: no such file or column, or `splits` of which none is meant.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such table")
-    chosen = tuple(dict.fromkeys(splits or (SPLITS if split_column else ("train",))))
+    table = Table((path,))
+    if splits is None:
+        splits = _splits_in(table, split_column) if split_column else ("train",)
+    chosen = tuple(dict.fromkeys(splits))
     _check_splits(chosen)
     if not split_column and len(chosen) > 1:
         raise InputError("--splits: a table without --split-column goes to one split; name one")
     root = image_root or path.parent
     if not root.is_dir():
         raise InputError(f"{root}: no such image folder (--image-root)")
-    table = Table((path,))
     parts = [
         Part(
             split,
@@ -160,6 +161,12 @@ def _check_splits(splits: Sequence[str]) -> None:
     wrong = [split for split in splits if split not in SPLITS]
     if wrong or not splits:
         raise InputError(f"splits: {wrong or 'none'}; allowed are {', '.join(SPLITS)}")
+
+
+def _splits_in(table: Table, column: str) -> list[str]:
+    """The splits that a table has rows of, in the usual order."""
+    found = {split_named(table, row.where, column, row.values[0]) for row in table.rows([column])}
+    return [split for split in SPLITS if split in found]
 
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:

@@ -63,7 +63,7 @@ class Reject:
     """A row that can't be packed."""
 
     id: str
-    """As the source gives it."""
+    """As the source gives it; what is no Unicode in it, escaped."""
     split: str
     reason: str
     detail: str
@@ -77,15 +77,12 @@ class Join(NamedTuple):
     column: str | None
     """None: all columns but the id, as one JSON object."""
 
-    def read(self) -> Lookup:
-        """Id (without extension) -> cell. Of rows with one id, the first counts.
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Id (without extension) and cell of every row.
 
         Raises:
             InputError: the table is broken; names the line.
         """
-        return Lookup(self._pairs())
-
-    def _pairs(self) -> Iterator[tuple[str, str]]:
         others = [name for name in self.table.names() if name.lower() != self.id_column.lower()]
         for row in self.table.rows([self.id_column, *([self.column] if self.column else others)]):
             if row.problem:
@@ -171,7 +168,8 @@ class Source:
             name = cells.id.strip() if isinstance(cells.id, str) else ""
             record = _record(part, name, cells, taken)
             if isinstance(record, tuple):
-                yield Reject(name, split, record[0], f"{cells.where}: {record[1]}")
+                told = name.encode(errors="backslashreplace").decode()  # half a surrogate pair
+                yield Reject(told, split, record[0], f"{cells.where}: {record[1]}")
                 continue
             taken.add(record.key)
             listed = cells.concepts if part.concepts_column else None
@@ -198,7 +196,7 @@ class Source:
         """Id -> its CUIs as listed, and id -> its licence as JSON; read once."""
         if part.split not in self._joined:
             joins = (part.concepts, part.license)
-            first, second = (join.read() if join else None for join in joins)
+            first, second = (Lookup(join.pairs()) if join else None for join in joins)
             self._joined[part.split] = first, second
         return self._joined[part.split]
 
@@ -220,21 +218,12 @@ def _read(part: Part, *, with_images: bool) -> Iterator[_Cells]:
     for row in part.captions.rows(columns):
         cells = iter(row.values)
         name, caption, picture, split, cuis = (next(cells) if c else "" for c in wanted)
-        if part.split_column and _split(part, row.where, split) != part.split:
+        column = part.split_column
+        if column and split_named(part.captions, row.where, column, split) != part.split:
             continue
         if part.id_column is None and isinstance(name, dict):
             name = name.get("path") or ""
         yield _Cells(row.where, row.problem, name, caption, picture, cuis)
-
-
-def _split(part: Part, where: str, said: Any) -> str:
-    for split, words in SPLIT_WORDS.items():
-        if str(said).strip().lower() in words:
-            return split
-    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
-    raise InputError(
-        f"{part.captions}: {where}: {part.split_column} is {said!r}; allowed are {allowed}"
-    )
 
 
 def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple[Reason, str]:
@@ -252,7 +241,7 @@ def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple
     key = key_of(identity)
     if key in taken:
         return "duplicate id", "an earlier row has this id"
-    if not caption:
+    if not any(letter.isprintable() and not letter.isspace() for letter in caption):
         return "caption empty", "no text but blanks"
     image = _image(part, name, cells.image)
     if image is None:
@@ -272,6 +261,19 @@ def _image(part: Part, name: str, cell: Any) -> ImageFile | None:
         return CellImage(name, cell)
     path = part.image_root / str(cell).strip()
     return DiskImage(path) if cell and is_file(path) else None
+
+
+def split_named(table: Table, where: str, column: str, said: Any) -> str:
+    """The split that a cell of a table means.
+
+    Raises:
+        InputError: none that is known.
+    """
+    for split, words in SPLIT_WORDS.items():
+        if str(said).strip().lower() in words:
+            return split
+    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
+    raise InputError(f"{table}: {where}: {column} is {said!r}; allowed are {allowed}")
 
 
 # ----------------------------------------------------------------------------------- ids and texts

@@ -126,8 +126,13 @@ def _open_text(path: Path) -> Any:
     """A text file whose bytes that aren't UTF-8 become lone surrogates: the row can be named."""
     try:
         with path.open("rb") as file:
-            if file.read(2) in _UTF_16:
-                raise InputError(f"{path}: is UTF-16; save the table as UTF-8")
+            start = file.read(4)
+        if start[:2] in _UTF_16:
+            raise InputError(f"{path}: is UTF-16; save the table as UTF-8")
+        if b"\0" in start:
+            raise InputError(
+                f"{path}: holds NUL bytes: UTF-16 without its mark? Save the table as UTF-8"
+            )
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
@@ -195,9 +200,8 @@ def _plain_rows(path: Path, header: Sequence[str], columns: Sequence[str]) -> It
             if not line.strip():
                 continue
             cells = line.rstrip("\r\n").split("\t", len(header) - 1)
-            problem = None if len(cells) == len(header) else "no tab in the line"
             cells += [""] * (len(header) - len(cells))
-            yield Row(f"line {number}", [cells[index] for index in places], problem)
+            yield Row(f"line {number}", [cells[index] for index in places], None)
 
 
 def _object_names(path: Path) -> list[str]:

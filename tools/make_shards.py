@@ -1,18 +1,21 @@
 """Pack radiology images and captions into tar shards.
 
     python tools/make_shards.py --source ROCOv2/ --out shards/rocov2
+    python tools/make_shards.py --table pairs.csv --image-column path --caption-column report \\
+        --out shards/mine
+    python tools/make_shards.py --source ROCOv2/ --out shards/rocov2 --audit-only
+    python tools/make_shards.py --verify --out shards/rocov2
 
-The source is the Kaggle form of ROCOv2: {split}_images/{split}/ID.jpg (or .png) and
-{split}_captions.csv with the columns ID and Caption; {split}_concepts.csv (ID, CUIs) where there
-is one. What is written, and how it is read again: shards/README.md. Every row that can't be packed
-stands in rejects.csv with the reason.
+A source is ROCOv2 as Kaggle, Zenodo or Hugging Face give it, ImageCLEFmedical, ROCO v1, or any
+table with a column of image paths and one of captions. What is written, and how it is read again:
+shards/README.md. Every row that can't be packed stands in rejects.csv with the reason. A packing
+that was killed goes on when the same command is given again.
 """
 
-import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
@@ -24,23 +27,49 @@ if TYPE_CHECKING:
     from medclip_oc.packing import PackReport
     from medclip_oc.sources import Source
 
+MAX_PIXELS = 89_478_485  # images.MAX_PIXELS, without importing it for --help
+TABLE_OPTIONS = ("image_column", "caption_column", "id_column", "split_column", "concepts_column")
+
 
 @dataclass
 class MakeShardsConfig:
     """What to pack, where to, and how."""
 
-    source: str
-    """Folder that holds the images and the caption tables."""
     out: str
     """Shard folder to write."""
-    splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
-    """Which splits to pack: train, valid, test."""
+    source: str | None = None
+    """Folder that holds a data set in a known form; or one Parquet file."""
+    format: Literal["auto", "kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"] = "auto"
+    """Form of the source. auto: told by looking."""
+    splits: list[str] | None = None
+    """Which splits to pack. null: train, valid and test; of a table those that it has, or train
+    where it has no --split-column."""
+    concepts: Literal["all", "manual", "none"] = "all"
+    """Which concept ids (CUIs) to join. manual: those checked by hand (*_concepts_manual.csv)."""
+    table: str | None = None
+    """Instead of --source: a table (.csv, .tsv, .jsonl, .parquet), one pair a row."""
+    image_column: str | None = None
+    """Of the table: path of the image; in Parquet, its bytes will do."""
+    caption_column: str | None = None
+    """Of the table: the caption."""
+    id_column: str | None = None
+    """Of the table: name of the pair. null: the path of the image."""
+    split_column: str | None = None
+    """Of the table: train, valid or test."""
+    concepts_column: str | None = None
+    """Of the table: concept ids, ";" between."""
+    image_root: str | None = None
+    """Where the table's image paths start. null: in the table's folder."""
     samples_per_shard: int = 1000
     """Pairs per tar."""
-    workers: int | None = None
-    """Processes that read and decode. null: one per CPU core. The shards are the same anyway."""
+    max_pixels: int = MAX_PIXELS
+    """Reject images with more pixels than this."""
+    resize: int | None = None
+    """Store larger images with their shorter side at so many pixels, as JPEG of quality 95."""
     no_decode_check: bool = False
     """Keep ordinary JPEG and PNG files unseen: faster, but damaged and blank ones get in."""
+    workers: int | None = None
+    """Processes that read and decode. null: one per CPU core. The shards are the same anyway."""
     overwrite: bool = False
     """Replace all shards that the folder holds, of every split."""
     audit: bool = False
@@ -51,27 +80,38 @@ class MakeShardsConfig:
     """Leave out training pairs whose picture is in another split as well; implies --audit."""
     audit_arch: str = "ViT-B-16-quickgelu"
     """The model whose tokenizer and context length the audit counts with."""
+    verify: bool = False
+    """Pack nothing: read all that --out holds again, and say what isn't as it was packed. With
+    --no-decode-check the images are compared, not decoded."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "max_pixels", "resize", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{option(name)} {value}: at least 1")
 
 
 def work(config: MakeShardsConfig) -> None:
     """Pack, and print the closing table."""
     from medclip_oc.packing import PackOptions, pack
-    from medclip_oc.source_forms import open_source
+    from medclip_oc.parallel import cores
 
-    if config.samples_per_shard < 1:
-        raise InputError(f"--samples-per-shard {config.samples_per_shard}: at least 1")
-    if config.workers is not None and config.workers < 1:
-        raise InputError(f"--workers {config.workers}: at least 1")
-    source, out = open_source(Path(config.source).expanduser(), config.splits), Path(config.out)
-    out, workers = out.expanduser(), config.workers or cores()
-    source, audit = audited(source, out, config, workers)
-    if config.audit_only:
+    if config.verify:
+        verify_folder(config)
         return
+    source = find_source(config)
     options = PackOptions(
         config.samples_per_shard,
         decode_check=not config.no_decode_check,
+        max_pixels=config.max_pixels,
+        resize=config.resize,
         drop_leaks=config.drop_leaks,
     )
+    out = Path(config.out).expanduser()
+    workers = config.workers or cores()
+    source, audit = audited(source, out, config, workers)
+    if config.audit_only:
+        return
     try:
         report = pack(source, out, options, workers=workers, overwrite=config.overwrite)
     except WorkError:
@@ -81,7 +121,30 @@ def work(config: MakeShardsConfig) -> None:
     if audit:
         audit.write(out)
     print(table(report))
-    print(f"{config.out}: done" + (", see rejects.csv" if report.rejected else ""))
+    print(closing(config.out, source.form, report))
+
+
+def verify_folder(config: MakeShardsConfig) -> None:
+    """Print what is damaged, and how much was looked at.
+
+    Raises:
+        WorkError: something is damaged.
+    """
+    from medclip_oc.parallel import cores
+    from medclip_oc.verify import verify
+
+    for name in ("source", "table", "overwrite", "audit", "audit_only", "drop_leaks"):
+        if getattr(config, name):
+            raise InputError(f"{option(name)}: not with --verify, which checks --out as it is")
+    workers = config.workers or cores()
+    out = Path(config.out).expanduser()
+    found = verify(out, workers=workers, decode=not config.no_decode_check)
+    for damage in found.damages:
+        print(damage)
+    looked = f"{found.shards:,} shards, {found.samples:,} samples, {found.bytes / 1e6:,.1f} MB"
+    if found.damages:
+        raise WorkError(f"{config.out}: damaged: {len(found.damages)} findings in {looked}")
+    print(f"{config.out}: {looked}: all well")
 
 
 def audited(
@@ -90,8 +153,8 @@ def audited(
     """Audit a source, if that is wanted, and print what was found.
 
     Returns:
-        What is to be packed, and the audit. It is for the caller to write: packing may have to
-        refuse or clear the folder first.
+        What is to be packed, and the audit. With --audit-only it is written; else that is for the
+        caller: packing may have to refuse or clear the folder first.
     """
     if not (config.audit or config.audit_only or config.drop_leaks):
         return source, None
@@ -108,7 +171,13 @@ def audited(
         counter = token_counter(config.audit_arch)
     except (InputError, WorkError) as error:
         raise type(error)(str(error).replace("model.arch", "--audit-arch")) from None
-    found = audit(source, arch=config.audit_arch, token_counter=counter, workers=workers)
+    found = audit(
+        source,
+        arch=config.audit_arch,
+        token_counter=counter,
+        workers=workers,
+        max_pixels=config.max_pixels,
+    )
     print(found.summary())
     if config.audit_only:
         found.write(out)
@@ -116,11 +185,52 @@ def audited(
     return (Without(source, found.dropped) if config.drop_leaks else source), found
 
 
-def cores() -> int:
-    """Cores that this process may use: fewer than the machine's, in a Slurm job."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def find_source(config: MakeShardsConfig) -> "Source":
+    """The source that the options name.
+
+    Raises:
+        InputError: none, two, or options that don't belong to it.
+    """
+    from medclip_oc import source_forms
+
+    given = [option(name) for name in (*TABLE_OPTIONS, "image_root") if getattr(config, name)]
+    if (config.source is None) == (config.table is None):
+        raise InputError("--source, --table: give one of them")
+    if config.source is not None:
+        if given:
+            raise InputError(f"{', '.join(given)}: for a --table, not for a --source")
+        form = None if config.format == "auto" else config.format
+        folder = Path(config.source).expanduser()
+        return source_forms.open_source(folder, config.splits, form, config.concepts)
+    if not config.image_column or not config.caption_column:
+        raise InputError("--table: needs --image-column and --caption-column")
+    assert config.table is not None
+    return source_forms.open_table(
+        Path(config.table).expanduser(),
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        id_column=config.id_column,
+        split_column=config.split_column,
+        concepts_column=config.concepts_column,
+        image_root=Path(config.image_root).expanduser() if config.image_root else None,
+        splits=config.splits,
+    )
+
+
+def option(name: str) -> str:
+    """A setting as the command line has it."""
+    return "--" + name.replace("_", "-")
+
+
+def closing(out: str, form: str, report: "PackReport") -> str:
+    """The last line: where the shards are, and what there is to know about them."""
+    total = report.read.total()
+    if report.before == total:
+        return f"{out}: complete already, with this source and these settings; nothing done"
+    said = f"{out}: done (source: {form})"
+    if report.before:
+        said += f"; {report.before:,} of {total:,} rows were done by an earlier run"
+    return said + ("; see rejects.csv" if report.rejected else "")
 
 
 def table(report: "PackReport") -> str:
