@@ -52,7 +52,7 @@ class Audit:
     """What was found."""
 
     report: dict[str, Any]
-    """What stands in audit.json (README.md describes it)."""
+    """What stands in audit.json (shards/README.md describes it)."""
     dropped: dict[tuple[str, str], str]
     """(split, key) of each training pair that leaks -> which pair it is like, and how."""
     pictures: dict[tuple[str, str], bytes] = field(default_factory=dict)

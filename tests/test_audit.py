@@ -323,6 +323,11 @@ def test_the_command(planted: Path, tmp_path: Path) -> None:
     done = make_shards(*words, "--overwrite", "--audit")
     assert done.returncode == 0, done.stderr
     assert (out / "audit.json").read_bytes() == first
+    done = make_shards("--verify", "--out", out, "--workers", "1")
+    assert done.returncode == 0, done.stdout
+    done = make_shards("--verify", "--out", out, "--drop-leaks")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--drop-leaks: not with --verify" in done.stderr
 
 
 def test_an_unknown_model_is_one_line(planted: Path, tmp_path: Path) -> None:
