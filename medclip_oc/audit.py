@@ -5,7 +5,7 @@ near. Near are those whose pHash differs in at most HASH_RADIUS of 64 bits (all 
 found) and in at most FINE_RADIUS of 256 bits, and whose thumbnails, once one is laid over the
 other, are correlated to at least LIKENESS. That holds for re-encoded, resized, brighter and
 slightly cropped copies, and for neighbouring slices of one scan; not for mirrored, turned or
-inverted ones.
+inverted ones. Of a crowd of candidates, a picture is compared with the 8 nearest in each split.
 
 The result is a function of the source alone: workers change the time only.
 """

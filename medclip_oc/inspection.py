@@ -32,7 +32,7 @@ MODALITIES = {
     "C0032743": "Positron-Emission Tomography",
     "C1699633": "PET/CT scan",
 }
-"""The concepts by which ROCOv2 says how a picture was made (Rückert et al. 2024); names."""
+"""The concepts by which ROCOv2 says how a picture was made (Rückert et al. 2024)."""
 
 
 class Inspected(NamedTuple):

@@ -330,6 +330,7 @@ def test_the_command(planted: Path, tmp_path: Path) -> None:
     assert "--drop-leaks: not with --verify" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_one_line(planted: Path, tmp_path: Path) -> None:
     done = make_shards(
         *(
