@@ -15,6 +15,7 @@ FLOORS = [
     {"decoding"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
     | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
+    {"samples", "index_files"},
     {
         "model",
         "data",
