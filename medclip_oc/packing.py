@@ -8,7 +8,6 @@ underway, and what is known of the shards waits on disk.
 """
 
 import csv
-import hashlib
 import json
 import re
 import warnings
@@ -18,15 +17,17 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import images, journal
-from .errors import BadImage, InputError, WorkError
+from .errors import InputError, WorkError
+from .index_files import REJECT_COLUMNS, write_index, write_rejects
 from .journal import Event, Journal
 from .parallel import ordered_map
 from .progress import Progress
-from .shard_writer import PARTIAL, Stretch, appearing, stretch, write_shards
-from .shards import INDEX, REJECTS, SIZES, VERSION
+from .samples import Packed, ignore_warnings, prepare
+from .shard_writer import PARTIAL, Stretch, write_shards
+from .shards import INDEX, REJECTS, VERSION
 from .sources import Pair, Reject, Source
 
 _OURS = re.compile(
@@ -85,10 +86,22 @@ class PackReport:
         else:
             self.read[event["end"]] = event["read"]
 
+    def reasons(self, split: str) -> Counter[str]:
+        """Reason -> rejected rows of a split."""
+        return Counter({why: n for (where, why), n in self.rejected.items() if where == split})
 
-class _Packed(NamedTuple):
-    stretch: Stretch
-    reencoded: str | None
+    def check(self, split: str, rows: int) -> None:
+        """Nothing disappears: every row of the table was read, and each one packed or rejected.
+
+        Raises:
+            WorkError: the numbers differ.
+        """
+        read, packed, rejected = self.read[split], self.packed[split], self.reasons(split).total()
+        if not rows == read == packed + rejected:
+            raise WorkError(
+                f"{split}: {rows} rows counted, {read} read, {packed} packed + {rejected} "
+                "rejected; did the source change meanwhile?"
+            )
 
 
 def pack(
@@ -135,7 +148,7 @@ def pack(
     try:
         if done := _claim(out, head, overwrite):
             return done
-        return _pack(source, rows, out, options, head, workers)
+        return _Packing(source, out, options, head, workers).run(rows)
     except OSError as error:
         raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
 
@@ -197,30 +210,102 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def _pack(
-    source: Source,
-    rows: dict[str, int],
-    out: Path,
-    options: PackOptions,
-    head: dict[str, Any],
-    workers: int,
-) -> PackReport:
-    book, report, ended = Journal(out, head), PackReport(), set[str]()
-    try:
-        for event in book.events():
-            _check_shard(out, event)
-            report.add(event)
-            ended.add(event.get("end", ""))
-        report.before = report.read.total()
-        with Progress(sum(rows.values()), "images", "pack", report.before) as progress:
-            for split in source.splits:
-                if split not in ended:
-                    _pack_split(source, split, out, options, workers, book, report, progress)
-                _check_counts(report, split, rows[split])
-        _finish(out, head, book, report, rows)
-    finally:
-        book.close()
-    return report
+class _Packing:
+    """A packing underway. What happens is written to the journal and counted in the report."""
+
+    def __init__(
+        self, source: Source, out: Path, options: PackOptions, head: dict[str, Any], workers: int
+    ) -> None:
+        self._source, self._out, self._options = source, out, options
+        self._head, self._workers = head, workers
+        self._report = PackReport()
+
+    def run(self, rows: dict[str, int]) -> PackReport:
+        """Go on where an earlier run ended, to the end.
+
+        Args:
+            rows: split -> rows that its table has.
+        """
+        self._journal, ended = Journal(self._out, self._head), set[str]()
+        try:
+            for event in self._journal.events():
+                _check_shard(self._out, event)
+                self._report.add(event)
+                ended.add(event.get("end", ""))
+            self._report.before = self._report.read.total()
+            total = sum(rows.values())
+            with Progress(total, "images", "pack", self._report.before) as progress:
+                for split in self._source.splits:
+                    if split not in ended:
+                        self._pack(split, progress)
+                    self._report.check(split, rows[split])
+            self._finish(rows)
+        finally:
+            self._journal.close()
+        return self._report
+
+    def _note(self, event: Event) -> None:
+        self._journal.write(event)
+        self._report.add(event)
+
+    def _pack(self, split: str, progress: Progress) -> None:
+        """Write the shards of a split that aren't there yet."""
+        read, reencoded = self._report.read[split], Counter[str]()
+
+        def accepted(results: Iterable[Packed | Reject]) -> Iterator[Stretch]:
+            """Count every outcome, write down the rejected, pass the others on."""
+            nonlocal read
+            for result in results:
+                read += 1
+                progress.update()
+                if isinstance(result, Reject):
+                    self._note({"reject": [getattr(result, name) for name in REJECT_COLUMNS]})
+                    continue
+                if result.reencoded:
+                    reencoded[result.reencoded] += 1
+                yield result.stretch
+
+        results = self._prepared(islice(self._source.records(split), read, None))
+        size, first = self._options.samples_per_shard, self._report.shards[split]
+        with warnings.catch_warnings():
+            ignore_warnings()  # for all threads at once: within one, each would undo the others'
+            for entry in write_shards(self._out, split, accepted(results), size, first):
+                self._note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
+                reencoded.clear()
+        self._note({"end": split, "read": read})
+
+    def _prepared(self, records: Iterable[Pair | Reject]) -> Iterator[Packed | Reject]:
+        options = self._options
+        work = partial(
+            prepare,
+            max_pixels=options.max_pixels,
+            check=options.decode_check,
+            resize=options.resize,
+        )
+        # unless it decodes, a worker does little but read and hash
+        threads = not options.decode_check
+        return ordered_map(work, records, self._workers, threads=threads, start=ignore_warnings)
+
+    def _finish(self, rows: dict[str, int]) -> None:
+        """Make the files that readers use from the journal, the index last; then forget it.
+
+        Raises:
+            WorkError: a split has no pair at all. There is no index then; rejects.csv tells why.
+        """
+        events, report = self._journal.events, self._report
+        write_rejects(self._out, (event["reject"] for event in events() if "reject" in event))
+        for split, number in rows.items():
+            if not report.packed[split]:
+                reason, most = report.reasons(split).most_common(1)[0]
+                self._journal.remove()  # the next run looks again
+                raise WorkError(
+                    f"{split}: no pair could be packed; {most} of {number}: {reason} (see "
+                    f"{self._out / REJECTS})"
+                )
+        counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
+        entries = (event["shard"] for event in events() if "shard" in event)
+        write_index(self._out, {**self._head, "counts": counts}, entries)
+        self._journal.remove()
 
 
 def _check_shard(out: Path, event: Event) -> None:
@@ -229,163 +314,3 @@ def _check_shard(out: Path, event: Event) -> None:
         path = out / entry["name"]
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise InputError(f"{path}: changed since it was packed; begin again with --overwrite")
-
-
-def _pack_split(
-    source: Source,
-    split: str,
-    out: Path,
-    options: PackOptions,
-    workers: int,
-    book: Journal,
-    report: PackReport,
-    progress: Progress,
-) -> None:
-    """Write the shards of a split that aren't there yet."""
-    read, reencoded = report.read[split], Counter[str]()
-
-    def note(event: Event) -> None:
-        book.write(event)
-        report.add(event)
-
-    def accepted(results: Iterable[_Packed | Reject]) -> Iterator[Stretch]:
-        """Count every outcome, write down the rejected, pass the others on."""
-        nonlocal read
-        for result in results:
-            read += 1
-            progress.update()
-            if isinstance(result, Reject):
-                note({"reject": [result.id, result.split, result.reason, result.detail]})
-                continue
-            if result.reencoded:
-                reencoded[result.reencoded] += 1
-            yield result.stretch
-
-    records = islice(source.records(split), read, None)
-    # unless it decodes, a worker does little but read and hash
-    threads = not options.decode_check
-    results = ordered_map(
-        partial(_prepare, options), records, workers, threads=threads, start=_ignore_warnings
-    )
-    entries = write_shards(
-        out, split, accepted(results), options.samples_per_shard, report.shards[split]
-    )
-    with warnings.catch_warnings():
-        _ignore_warnings()  # for all threads at once: within one, each would undo the others'
-        for entry in entries:
-            note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
-            reencoded.clear()
-    note({"end": split, "read": read})
-
-
-def _check_counts(report: PackReport, split: str, rows: int) -> None:
-    """Nothing disappears: every row of the table was read, and each one packed or rejected."""
-    rejected = sum(n for (where, _), n in report.rejected.items() if where == split)
-    read, packed = report.read[split], report.packed[split]
-    if not rows == read == packed + rejected:
-        raise WorkError(
-            f"{split}: {rows} rows counted, {read} read, {packed} packed + {rejected} rejected; "
-            "did the source change meanwhile?"
-        )
-
-
-def _finish(
-    out: Path, head: dict[str, Any], book: Journal, report: PackReport, rows: dict[str, int]
-) -> None:
-    """Make the files that readers use from the journal, the index last; then forget it.
-
-    Raises:
-        WorkError: a split has no pair at all. There is no index then, but rejects.csv tells why.
-    """
-    with appearing(out / REJECTS) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "split", "reason", "detail"])
-        writer.writerows(event["reject"] for event in book.events() if "reject" in event)
-    for split, number in rows.items():
-        if not report.packed[split]:
-            why = Counter({why: n for (where, why), n in report.rejected.items() if where == split})
-            reason, most = why.most_common(1)[0]
-            book.remove()  # the next run looks again
-            raise WorkError(
-                f"{split}: no pair could be packed; {most} of {number}: {reason} (see "
-                f"{out / REJECTS})"
-            )
-    counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
-    _write_index(out, {**head, "counts": counts}, book)
-    book.remove()
-
-
-def _write_index(out: Path, head: dict[str, Any], book: Journal) -> None:
-    """index.json and, just before it gets its name, sizes.json.
-
-    A line for each shard; the hashes of the other files and, over all that stands before it, of
-    itself come last: verify.py tells by them whether anything changed.
-    """
-    sizes, seal = dict[str, int](), hashlib.sha256()
-    with appearing(out / INDEX) as file:
-
-        def put(text: str) -> None:
-            file.write(text)
-            seal.update(text.encode())
-
-        put(json.dumps(head).removesuffix("}") + ', "shards": [')
-        for event in book.events():
-            if entry := event.get("shard"):
-                put(("," if sizes else "") + "\n" + json.dumps(entry, ensure_ascii=False))
-                sizes[entry["name"]] = entry["samples"]
-        with appearing(out / SIZES) as other:
-            json.dump(sizes, other, indent=1)
-        files = {name: _digest(out / name) for name in (REJECTS, SIZES)}
-        put(f'\n], "files": {json.dumps(files)}, "seal": "')
-        file.write(seal.hexdigest() + '"}\n')
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --------------------------------------------------------------------------------- preparing pairs
-
-
-def _ignore_warnings() -> None:
-    """Large images: ours is --max-pixels. Odd metadata: a worker's warning reaches nobody."""
-    warnings.simplefilter("ignore")
-
-
-def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
-    """A worker's part: read, check and lay out one pair."""
-    if isinstance(pair, Reject):
-        return pair
-    try:
-        data = pair.image.read()
-        stored = images.prepare(
-            data,
-            max_pixels=options.max_pixels,
-            check=options.decode_check,
-            resize=options.resize,
-        )
-    except BadImage as error:
-        return Reject(pair.id, pair.split, error.reason, f"{pair.image.name}: {error.detail}")
-    except OSError as error:
-        detail = f"{pair.image.name}: {error.strerror}"
-        return Reject(pair.id, pair.split, "image unreadable", detail)
-    facts = {
-        "id": pair.id,
-        "split": pair.split,
-        "width": stored.width,
-        "height": stored.height,
-        "mode": stored.mode,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        **pair.facts,
-    }
-    if stored.reencoded:
-        facts["reencoded"] = stored.reencoded
-    if stored.resized_from:
-        facts["resized_from"] = stored.resized_from
-    contents = {
-        stored.extension: stored.data,
-        "txt": pair.caption.encode(),
-        "json": json.dumps(facts, ensure_ascii=False).encode(),
-    }
-    return _Packed(stretch(pair.key, contents), stored.reencoded)

@@ -16,6 +16,7 @@ FLOORS = [
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
     | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
     | {"duplicates", "likeness", "fingerprints"},
+    {"samples", "index_files"},
     {
         "model",
         "data",
