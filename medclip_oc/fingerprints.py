@@ -46,7 +46,7 @@ def require_libraries() -> None:
         import imagehash  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"the audit needs {error.name}, which is not installed: pip install 'medclip_oc[audit]'"
+            f"the audit needs {error.name} (pip install ImageHash datasketch)"
         ) from None
 
 

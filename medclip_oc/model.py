@@ -415,7 +415,7 @@ def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     except (OSError, ValueError) as error:
         raise _unreachable(f"tokenizer of {name}", error) from error
     except ImportError as error:
-        raise InputError(f"{name}: needs transformers: pip install 'medclip_oc[hf]'") from error
+        raise InputError(f"{name}: needs transformers: pip install transformers") from error
 
 
 def token_counter(arch: str) -> tuple[Callable[[str], int], int]:

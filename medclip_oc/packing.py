@@ -153,6 +153,33 @@ def pack(
         raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
 
 
+def check_folder(out: Path, options: PackOptions, *, overwrite: bool = False) -> None:
+    """Refuse at once what `pack` would refuse later, as far as it can be told without the source.
+
+    Raises:
+        InputError: shards packed with other options are there, finished or not.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder")
+    if overwrite:
+        return
+    for name, end in ((INDEX, "]}"), (journal.NAME, "")):
+        if not (out / name).is_file():
+            continue
+        with (out / name).open(encoding="utf-8") as file:
+            first = file.readline().strip() + end
+        try:
+            head = json.loads(first)
+            found = head.get("head", head)["options"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # for pack to say
+        if different := journal.differences(found, asdict(options)):
+            raise InputError(
+                f"{out}: holds shards packed with other settings: {different}; choose another "
+                "--out, or --overwrite"
+            )
+
+
 def _claim(out: Path, head: dict[str, Any], overwrite: bool) -> PackReport | None:
     """Make the folder ours: create it, or clear it of earlier shards if that is allowed.
 

@@ -264,6 +264,10 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
     assert "packed with other settings: samples_per_shard 4, not 1000; choose" in again.stderr
     assert contents(out) == contents(packed)
 
+    audited = make_shards(*words, "--audit")  # refused before the audit takes its time
+    assert (audited.returncode, audited.stdout) == (2, "")
+    assert "samples_per_shard 4, not 1000" in audited.stderr
+
     (out / "notes.txt").write_text("mine")
     done = make_shards(*words, "--overwrite", "--no-decode-check", "--workers=1")
     assert done.returncode == 0, done.stderr

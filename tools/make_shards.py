@@ -93,7 +93,7 @@ class MakeShardsConfig:
 
 def work(config: MakeShardsConfig) -> None:
     """Pack, and print the closing table."""
-    from medclip_oc.packing import PackOptions, pack
+    from medclip_oc.packing import PackOptions, check_folder, pack
     from medclip_oc.parallel import cores
 
     if config.verify:
@@ -109,6 +109,8 @@ def work(config: MakeShardsConfig) -> None:
     )
     out = Path(config.out).expanduser()
     workers = config.workers or cores()
+    if not config.audit_only:
+        check_folder(out, options, overwrite=config.overwrite)  # before an audit takes its time
     source, audit = audited(source, out, config, workers)
     if config.audit_only:
         return
