@@ -119,8 +119,8 @@ def pack(
         out: the shard folder; made if need be. A finished one of the same source and options
             stays as it is.
         options: what to put in.
-        workers: processes that read and decode; threads, without the decode check. They change
-            the time only.
+        workers: processes that read and decode; threads, where nothing is to be decoded. They
+            change the time only.
         overwrite: replace the shards that are in the folder.
 
     Returns:
@@ -310,7 +310,7 @@ class _Packing:
             resize=options.resize,
         )
         # unless it decodes, a worker does little but read and hash
-        threads = not options.decode_check
+        threads = not options.decode_check and options.resize is None
         return ordered_map(work, records, self._workers, threads=threads, start=ignore_warnings)
 
     def _finish(self, rows: dict[str, int]) -> None:
