@@ -39,6 +39,17 @@ _CHOICES = {
     "interpolation": ("bicubic", "bilinear"),
     "resize_mode": ("shortest", "longest", "squash"),
 }
+# Where towers hold their blocks: a stem of layers may come before; the last name must be there.
+_RESNET_STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
+_BLOCK_PLACES = (
+    ("transformer.resblocks",),  # open_clip's ViT and its text tower
+    (*_RESNET_STEM, "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ModifiedResNet, timm's
+    ("conv_stem", "bn1", "blocks"),  # timm: EfficientNet, ViT
+    ("stem", "stages"),  # timm: ConvNeXt and its kin
+    ("encoder.layer",),  # Hugging Face: BERT and its kin
+    ("encoder.layers",),
+    ("layers",),
+)
 # A name becomes a file name in open_clip's registry; one out of a checkpoint could lead anywhere.
 _NAME = re.compile(r"[A-Za-z0-9][\w.@+-]*")
 
@@ -80,6 +91,23 @@ class Towers(nn.Module):
         """What the cosines are multiplied by: (), float32."""
         return self.clip.logit_scale.exp().reshape(())
 
+    def logit_bias(self) -> Tensor | None:
+        """What is added to them (SigLIP): (), float32; None where the model has no bias."""
+        bias = getattr(self.clip, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
+
+    def image_blocks(self) -> list[nn.Module]:
+        """The image tower's blocks in the order in which they run, each feeding the next alone.
+
+        Empty for a tower of another build than open_clip's own and timm's usual ones.
+        """
+        return _blocks(getattr(self.clip.visual, "trunk", self.clip.visual))
+
+    def text_blocks(self) -> list[nn.Module]:
+        """The same of the text tower; of a Hugging Face one too."""
+        text = getattr(self.clip, "text", self.clip)
+        return _blocks(text.transformer if hasattr(text, "config") else text)
+
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, D) normalised float32."""
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
@@ -92,6 +120,20 @@ class Towers(nn.Module):
     def _normalised(self, features: Tensor) -> Tensor:
         # out of half precision, whatever autocast did; float64 towers keep float64
         return F.normalize(features.to(self.mean.dtype), dim=-1)
+
+    def train_bias(self) -> None:
+        """Let the bias of the logits train, as SigLIP needs it.
+
+        Raises:
+            InputError: the model has none.
+        """
+        bias = getattr(self.clip, "logit_bias", None)
+        if bias is None:
+            raise InputError(
+                "loss.name: siglip needs a model with a bias: an architecture with SigLIP in its "
+                "name, or init_logit_bias: -10 and init_logit_scale: 2.3 in model.definition"
+            )
+        bias.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "Towers":
         """Switch training mode; frozen batch norm stays in evaluation mode."""
@@ -106,6 +148,28 @@ class Towers(nn.Module):
     def clamp_temperature(self) -> None:
         """Keep the inverse temperature within [1, 100], as CLIP does."""
         self.clip.logit_scale.clamp_(0, LN_100)
+
+
+def _blocks(tower: nn.Module) -> list[nn.Module]:
+    """Its blocks in order, from the first of these places that it has."""
+    for path in _BLOCK_PLACES:
+        names = [name for name in path if _has(tower, name)]
+        if names and (len(path) == 1 or path[-1] in names):
+            return [block for name in names for block in _flat(tower.get_submodule(name))]
+    return []
+
+
+def _has(tower: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(tower.get_submodule(name), nn.Module)
+    except AttributeError:
+        return False
+
+
+def _flat(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        return [block for child in module.children() for block in _flat(child)]
+    return [module]
 
 
 @dataclass
@@ -302,7 +366,7 @@ def _check_trainable(clip: Any, arch: str) -> None:
     if hasattr(clip, "text_decoder"):
         raise InputError(f"model.arch: {arch} is a CoCa; its text decoder has no contrastive loss")
     if getattr(clip, "logit_bias", None) is not None:
-        clip.logit_bias.requires_grad_(False)  # the softmax of InfoNCE cancels it
+        clip.logit_bias.requires_grad_(False)  # the softmax of InfoNCE cancels it; see train_bias
 
 
 def _check_pretrained(

@@ -12,17 +12,9 @@ FLOORS = [
     {"errors"},  # the ground: what a mistake is
     {"config"},  # and what a setting is
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings", "shard_writer"},
-    {
-        "model",
-        "data",
-        "augment",
-        "grad_cache",
-        "optim",
-        "run_log",
-        "command",
-        "packing",
-    },
+    | {"warm_start", "settings", "shard_writer", "memory", "replay"},
+    {"model", "data", "augment", "chunks", "optim", "run_log", "command", "packing"},
+    {"grad_cache"},  # the step, of chunks
     {"features", "rank", "setup"},
     {"evaluate", "zeroshot"},
     {"train", "__init__"},  # what users import

@@ -53,8 +53,11 @@ def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
         "log": {"every_steps": 1},
     }
     for name, value in changes.items():
-        section, key = name.split("__")
-        tree[section][key] = value
+        section, _, key = name.partition("__")
+        if key:
+            tree[section][key] = value
+        else:
+            tree[section] = value
     return tree
 
 
