@@ -7,7 +7,7 @@ means off or "derived". A duration carries its unit in its name.
 No torch here: `--help` reads this module. A field's help is the docstring under it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from .errors import InputError
@@ -233,6 +233,18 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     valid: ValidConfig = field(default_factory=ValidConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass
+class TrainCommand(Config):
+    """One training run, or a check before it."""
+
+    selfcheck: bool = False
+    """Compare the cached step with one big batch, on these settings and data, and stop."""
+
+    def config(self) -> Config:
+        """The settings alone."""
+        return Config(**{f.name: getattr(self, f.name) for f in fields(Config)})
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import command
-from .config import Config
+from .config import Config, TrainCommand
 from .errors import WorkError
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ def train(config: Config) -> None:
                     validate_and_save(run, number)
                     rate.restart()
             conclude(run)
+
+
+def work(settings: TrainCommand) -> int | None:
+    """What the command line asks for: to train, or to check the step first."""
+    if settings.selfcheck:
+        from . import selfcheck
+
+        return selfcheck.work(settings.config())
+    train(settings.config())
+    return None
 
 
 def prepare(config: Config, world: "World") -> Run:
@@ -245,8 +255,8 @@ class Throughput:
 
 if __name__ == "__main__":
     command.main(
-        train,
-        Config,
+        work,
+        TrainCommand,
         prog="python -m medclip_oc.train",
         description="Fine-tune an open_clip model on image-caption shards.",
     )

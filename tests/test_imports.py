@@ -16,7 +16,7 @@ FLOORS = [
     {"model", "data", "augment", "chunks", "optim", "run_log", "command", "packing"},
     {"grad_cache"},  # the step, of chunks
     {"features", "rank", "setup"},
-    {"evaluate", "zeroshot"},
+    {"evaluate", "zeroshot", "selfcheck"},
     {"train", "__init__"},  # what users import
 ]
 SEAMS = {
