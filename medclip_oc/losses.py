@@ -23,8 +23,8 @@ from torch import Tensor
 LossName = Literal["clip", "siglip"]
 Combine = Callable[[Tensor], Tensor]
 """A block's log-sum-exp per column (G,) -> that of all blocks together (G,)."""
-# Side of a tile: on a CPU two buffers of it stay in the cache, on a GPU it fills the cores.
-_TILES = {"cpu": 1024, "cuda": 4096}
+# Side of a tile: large enough that starting the work on it costs nothing beside the work.
+_TILES = {"cpu": 2048, "cuda": 4096}
 
 
 def clip_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
@@ -78,6 +78,10 @@ class Block:
     first: int = 0
     """Number, among all G, of the pair in the first row."""
 
+    def scaled(self) -> Tensor:
+        """The images times the scale: (B, D), whose products with the texts are the logits."""
+        return self.scale * self.images
+
     @property
     def own(self) -> slice:
         """The rows' own columns."""
@@ -119,7 +123,7 @@ def contrast(
     Returns:
         The block's share of the loss, (), float64; and the gradients.
     """
-    side = tile or _TILES.get(block.images.device.type, 1024)
+    side = tile or _TILES.get(block.images.device.type, 2048)
     with torch.autocast(block.images.device.type, enabled=False):
         if name == "siglip":
             return _siglip(block, wanted, side)
@@ -167,9 +171,13 @@ def clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
     # -inf is the log of an empty sum
     rows = block.images.new_full((len(block.images),), -torch.inf)
     columns = block.images.new_full((len(block.texts),), -torch.inf)
-    for row, column, logits in _tiles(block, tile):
-        rows[row] = torch.logaddexp(rows[row], logits.logsumexp(1))
-        columns[column] = torch.logaddexp(columns[column], logits.logsumexp(0))
+    spare = _buffer(block, tile)
+    for row, column, logits in _tiles(block, block.scaled(), tile):
+        for sums, place, way in ((rows, row, 1), (columns, column, 0)):
+            most = logits.amax(way, keepdim=True)
+            powers = torch.sub(logits, most, out=_shaped(spare, logits)).exp_()
+            here = powers.sum(way).log_().add_(most.squeeze(way))
+            sums[place] = torch.logaddexp(sums[place], here)
     return rows, columns
 
 
@@ -182,10 +190,9 @@ def _clip(
     """
     pairs = len(block.texts)
     sums = _Sums(block, wanted)
-    other = _buffer(block, tile)
-    for row, column, logits in _tiles(block, tile):
-        by_row = other[: logits.numel()].view_as(logits)
-        torch.sub(logits, rows[row, None], out=by_row).exp_()
+    spare = _buffer(block, tile)
+    for row, column, logits in _tiles(block, sums.scaled, tile):
+        by_row = torch.sub(logits, rows[row, None], out=_shaped(spare, logits)).exp_()
         weights = logits.sub_(columns[column]).exp_().add_(by_row)
         _own_pairs(block, row, column, weights).sub_(2)
         sums.add(row, column, weights)
@@ -200,7 +207,7 @@ def _siglip(block: Block, wanted: tuple[bool, bool], tile: int) -> tuple[Tensor,
     pairs = len(block.texts)
     sums = _Sums(block, wanted)
     loss = -_own_logits(block).sum()
-    for row, column, logits in _tiles(block, tile):
+    for row, column, logits in _tiles(block, sums.scaled, tile):
         loss += F.softplus(logits).sum(1).double().sum()
         weights = logits.sigmoid_()
         _own_pairs(block, row, column, weights).sub_(1)
@@ -213,7 +220,7 @@ class _Sums:
 
     def __init__(self, block: Block, wanted: tuple[bool, bool]) -> None:
         self.block = block
-        self.scaled = block.scale * block.images  # (B, D)
+        self.scaled = block.scaled()  # (B, D)
         # a scale that trains reads its gradient off one side's: there is always one
         for_images = wanted[0] or not wanted[1]
         self.images = torch.zeros_like(block.images) if for_images else None
@@ -250,9 +257,8 @@ class _Sums:
         return Gradients(self.images, self.texts, scale, bias)
 
 
-def _tiles(block: Block, tile: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(block: Block, scaled: Tensor, tile: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows, columns and logits (r, c) of each tile, in a buffer that the next one overwrites."""
-    scaled = block.scale * block.images  # (B, D)
     buffer = _buffer(block, tile)
     for row in _slices(len(block.images), tile):
         for column in _slices(len(block.texts), tile):
@@ -264,6 +270,10 @@ def _tiles(block: Block, tile: int) -> Iterator[tuple[slice, slice, Tensor]]:
 
 def _buffer(block: Block, tile: int) -> Tensor:
     return block.images.new_empty(min(tile, len(block.images)) * min(tile, len(block.texts)))
+
+
+def _shaped(buffer: Tensor, like: Tensor) -> Tensor:
+    return buffer[: like.numel()].view_as(like)
 
 
 def _slices(total: int, size: int) -> list[slice]:
