@@ -256,6 +256,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
         2,
         "train.global_batch_size: 1 is not at least 2",
     ),
+    "fewer chunks than none": (
+        {"train__keep_chunks": -1},
+        2,
+        "train.keep_chunks: -1 is not at least 0",
+    ),
+    "no texts": (
+        {"train__text_micro_batch_size": 0},
+        2,
+        "train.text_micro_batch_size: 0 is not at least 1",
+    ),
+    "siglip without a bias": ({"loss": {"name": "siglip"}}, 2, "siglip needs a model with a bias"),
     "no epochs": ({"train__epochs": 0}, 2, "train.epochs: 0 is not at least 1"),
     "warm-up beyond the run": (
         {"optim__warmup_steps": 99},

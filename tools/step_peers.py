@@ -180,7 +180,10 @@ def _sent_by_accumulation(
         nonlocal sent
         sent += tensor.numel() * tensor.element_size()
 
-    def hook(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    def hook(
+        _: object,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]
+    ) -> torch.futures.Future[Tensor]:
         count(bucket.buffer())
         done = dist.all_reduce(bucket.buffer().div_(size), async_op=True).get_future()
         return done.then(lambda future: future.value()[0])
