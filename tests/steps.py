@@ -12,6 +12,7 @@ from medclip_oc import losses, model
 from medclip_oc.config import ModelConfig
 from medclip_oc.distributed import World
 from medclip_oc.grad_cache import CachedStep
+from medclip_oc.towers import Towers
 
 ONE = World(0, 1, torch.device("cpu"))
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}
@@ -30,9 +31,7 @@ def timm(name: str, size: int = 160) -> dict[str, Any]:
     return {"timm_model_name": name, "timm_proj": "linear", "image_size": size}
 
 
-def build(
-    vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings: Any
-) -> model.Towers:
+def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings: Any) -> Towers:
     """Towers in training mode, with a bias that trains (CLIP's loss leaves it alone)."""
     definition = {**TINY, "vision_cfg": vision, "text_cfg": text, "init_logit_bias": -2.0}
     name = f"step-{zlib.crc32(str(definition).encode())}"
@@ -48,7 +47,7 @@ def batch(pairs: int, size: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def plain(
-    towers: model.Towers,
+    towers: Towers,
     images: Tensor,
     tokens: Tensor,
     *,
@@ -77,16 +76,16 @@ def plain(
     return value.detach()
 
 
-def cached(towers: model.Towers, *, loss: str = "clip", **settings: Any) -> CachedStep:
+def cached(towers: Towers, *, loss: str = "clip", **settings: Any) -> CachedStep:
     return CachedStep(towers, loss, ONE, **{"micro_batch_size": 5, **settings})
 
 
-def copy_of(towers: model.Towers) -> model.Towers:
+def copy_of(towers: Towers) -> Towers:
     """Another model with the same weights."""
     return deepcopy(towers)
 
 
-def gradients(towers: model.Towers) -> dict[str, Tensor]:
+def gradients(towers: Towers) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in towers.named_parameters() if p.grad is not None}
 
 

@@ -10,6 +10,7 @@ from conftest import TINY
 from medclip_oc import model
 from medclip_oc.config import ModelConfig
 from medclip_oc.errors import InputError
+from medclip_oc.towers import Towers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # scripts, not a package
 from bench_step import CASES, Config
@@ -18,7 +19,7 @@ from side_by_side import Comparison
 from step_peers import accumulated, batch, cached, gradients, whole, worst_error
 
 
-def towers() -> model.Towers:
+def towers() -> Towers:
     return model.build(ModelConfig(arch="bench-test", definition=TINY)).towers.train()
 
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"errors"},  # the ground: what a mistake is
     {"config"},  # and what a setting is
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings", "shard_writer", "memory", "replay"},
+    | {"warm_start", "settings", "shard_writer", "memory", "replay", "towers"},
     {"model", "data", "augment", "chunks", "optim", "run_log", "command", "packing"},
     {"grad_cache"},  # the step, of chunks
     {"features", "rank", "setup"},

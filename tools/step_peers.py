@@ -15,6 +15,7 @@ from medclip_oc import distributed, model
 from medclip_oc.config import ModelConfig
 from medclip_oc.distributed import World
 from medclip_oc.grad_cache import CachedStep
+from medclip_oc.towers import Towers
 
 ONE = World(0, 1, torch.device("cpu"))
 LIGHT: dict[str, Any] = {
@@ -36,18 +37,18 @@ LIGHT: dict[str, Any] = {
 }
 
 
-def light() -> model.Towers:
+def light() -> Towers:
     """Two small towers, with which the loss and the bookkeeping weigh most."""
     settings = ModelConfig(arch="light-tower", definition=LIGHT)
     return model.build(settings).towers.train()
 
 
-def vitb32() -> model.Towers:
+def vitb32() -> Towers:
     """open_clip's ViT-B/32, where the towers are nearly all of the work."""
     return model.build(ModelConfig(arch="ViT-B-32")).towers.train()
 
 
-def batch(towers: model.Towers, pairs: int) -> tuple[Tensor, Tensor]:
+def batch(towers: Towers, pairs: int) -> tuple[Tensor, Tensor]:
     """Noise of the towers' sizes: images (G, 3, H, W) uint8 and tokens (G, L) int64."""
     generator = torch.Generator().manual_seed(pairs)
     side, length = towers.clip.visual.preprocess_cfg["size"], towers.clip.context_length
@@ -109,7 +110,7 @@ def whole(towers: nn.Module, images: Tensor, tokens: Tensor) -> Callable[[], Ten
 class Precomputed(nn.Module):
     """Towers whose images are features already: what is left of a step is the text tower's."""
 
-    def __init__(self, towers: model.Towers) -> None:
+    def __init__(self, towers: Towers) -> None:
         super().__init__()
         self.towers = towers
         self.embed_texts, self.text_blocks = towers.embed_texts, towers.text_blocks
