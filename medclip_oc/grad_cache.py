@@ -94,6 +94,7 @@ class CachedStep:
     ) -> None:
         self.towers, self.loss, self.world, self.scaler = towers, loss, world, scaler
         self.keep_chunks, self._steps = keep_chunks, 0
+        self._notices: list[str] = []
         images, texts = towers.embed_images, towers.embed_texts
         # compiled code runs as a whole: no block of it can be left out
         blocks = ([], []) if compiled else (towers.image_blocks(), towers.text_blocks())
@@ -135,6 +136,11 @@ class CachedStep:
         distributed.sum_gradients(self.towers.parameters())
         self._share_statistics()
         return loss
+
+    def notices(self) -> list[str]:
+        """What a user should hear of the steps since the last call."""
+        found, self._notices = self._notices, []
+        return found
 
     def _contrast(
         self, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None
@@ -182,6 +188,7 @@ class CachedStep:
         sizes = [tower.graph_bytes for tower in towers]
         known = [size for size in sizes if size is not None]
         if free is None or len(known) < len(towers):
+            self._notices.append("train.keep_chunks: memory can't be measured here; none is kept")
             return
         if self.world.device.type == "cpu":
             free //= self.world.size  # ranks that may share the machine
@@ -192,6 +199,10 @@ class CachedStep:
         kept = fitting(budget, list(zip(known, counts, strict=True)))
         for tower, number in zip(towers, kept, strict=True):
             tower.keep = number
+        self._notices.append(
+            f"train.keep_chunks: {free / 1e9:.1f} GB are free; the graphs of {kept[1]} of "
+            f"{counts[1]} image chunks and {kept[0]} of {counts[0]} text chunks are kept"
+        )
 
     def _share_statistics(self) -> None:
         """Average live running statistics, so that every rank holds the same model."""

@@ -124,6 +124,8 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     lr = settings.lr * warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
     optim.set_lr(run.optimizer, lr)
     loss = run.step(batch["images"], batch["tokens"]).item()
+    for line in run.step.notices():
+        run.log.message(line)
     check_finite("loss", loss, number, run.folder)
     scaler = run.step.scaler
     if scaler is not None:

@@ -292,6 +292,31 @@ def test_blocks_that_feed_more_than_the_next_one_are_run_again() -> None:
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
 
 
+def test_auto_where_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    step = cached(build(), keep_chunks="auto")
+    for _ in range(3):
+        step(*batch(12))
+    assert (step.texts.keep, step.images.keep) == (0, 0)
+    assert step.notices() == ["train.keep_chunks: memory can't be measured here; none is kept"]
+
+
+def test_a_tower_gets_one_chunk_at_a_time_as_it_came() -> None:
+    """uint8, so that a whole batch never exists in any other form."""
+    towers = build()
+    given: list[tuple[int, torch.dtype]] = []
+    embed = towers.embed_images
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        given.append((len(images), images.dtype))
+        return embed(images)
+
+    towers.embed_images = watched
+    cached(towers, keep_chunks=1)(*batch(12))
+    # two chunks of 5 and one of 2, then those whose graph was not kept
+    assert given == [(size, torch.uint8) for size in (5, 5, 2, 5, 2)]
+
+
 def test_fitting() -> None:
     assert fitting(100, [(10, 4), (20, 8)]) == [4, 3]
     assert fitting(100, [(60, 4), (20, 8)]) == [1, 2]
@@ -321,4 +346,7 @@ def test_auto_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(7)
     step(*batch(12))
     assert (step.texts.keep, step.images.keep) == (6, 3)
+    (said,) = step.notices()
+    assert "the graphs of 3 of 6 image chunks and 6 of 6 text chunks are kept" in said
+    assert step.notices() == []
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
