@@ -46,7 +46,7 @@ class ChunkedTower:
     trains: bool | None = None
     """Whether a gradient reaches the tower; None before the first step."""
     graph_bytes: int | None = None
-    """Memory of one chunk's graph in the step before, 0 for a frozen tower; None: unknown."""
+    """Memory of one chunk's graph as last seen, 0 for a frozen tower; None: unknown."""
 
     def __init__(
         self,
@@ -109,8 +109,10 @@ class ChunkedTower:
             output = self._run(0)
         after = memory.allocated_bytes(self.device)
         self.trains = output.requires_grad
-        if before is not None and after is not None:
-            self.graph_bytes = max(0, after - before) if self.trains else 0
+        if not self.trains:
+            self.graph_bytes = 0
+        elif before is not None and after is not None and after > before:
+            self.graph_bytes = after - before
         if not self.trains or not self._frozen_fit():
             self._frozen.clear()
         if self.trains and (self.keep > 0 or len(self._chunks) == 1):

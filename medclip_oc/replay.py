@@ -144,13 +144,16 @@ class FrozenBlocks:
             return kept.output
 
         blocks = self.blocks[: self.last + 1]
+        before = [vars(block).get("forward") for block in blocks]  # None: its class's
         for block in blocks:
             block.forward = stand_in
         try:
             yield
         finally:
-            for block in blocks:
-                del block.forward  # the instance's; its class's comes back
+            for block, own in zip(blocks, before, strict=True):
+                del block.forward
+                if own is not None:
+                    block.forward = own
 
     def _keep(self, chunk: int, output: Any) -> None:
         self._kept[chunk] = _Kept(output, RandomState.now(self.device))

