@@ -15,13 +15,13 @@ FLOORS = [
     {"decoding"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
     | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
-    | {"duplicates", "likeness", "fingerprints"},
+    | {"duplicates", "likeness", "fingerprints", "memory", "replay", "towers"},
     {"samples", "index_files"},
     {
         "model",
         "data",
         "augment",
-        "grad_cache",
+        "chunks",
         "optim",
         "run_log",
         "command",
@@ -32,8 +32,9 @@ FLOORS = [
         "inspection",
         "audit_page",
     },
+    {"grad_cache"},  # the step, of chunks
     {"features", "rank", "setup", "verify", "audit"},
-    {"evaluate", "zeroshot"},
+    {"evaluate", "zeroshot", "selfcheck"},
     {"train", "__init__"},  # what users import
 ]
 SEAMS = {
