@@ -127,7 +127,7 @@ def _find(source: Source, notes: Notes, context_length: int, workers: int) -> Au
         "source": {
             "form": source.form,
             "splits": list(source.splits),
-            "tables": source.fingerprint(),
+            "tables": source.fingerprints()["tables"],
         },
         "settings": {
             "context_length": context_length,

@@ -39,7 +39,7 @@ class Without(Source):
                 why = self._dropped.get((record.split, record.key))
             yield Reject(record.id, split, REASON, why) if why is not None else record
 
-    def fingerprint(self) -> str:
-        """Another one than the whole source's, and another for other dropped pairs."""
-        what = json.dumps([self._source.fingerprint(), sorted(self._dropped.items())])
-        return hashlib.sha256(what.encode()).hexdigest()
+    def fingerprints(self) -> dict[str, str]:
+        """Those of the whole source, and a hash of which pairs are `dropped`."""
+        dropped = hashlib.sha256(json.dumps(sorted(self._dropped.items())).encode()).hexdigest()
+        return {**self._source.fingerprints(), "dropped": dropped}

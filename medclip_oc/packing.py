@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import images, journal
 from .errors import InputError, WorkError
@@ -27,7 +27,7 @@ from .parallel import ordered_map
 from .progress import Progress
 from .samples import Packed, ignore_warnings, prepare
 from .shard_writer import PARTIAL, Stretch, write_shards
-from .shards import INDEX, REJECTS, VERSION
+from .shards import INDEX, REJECTS, SIZES, VERSION
 from .sources import Pair, Reject, Source
 
 _OURS = re.compile(
@@ -142,13 +142,17 @@ def pack(
         "source": {
             "form": source.form,
             "splits": list(source.splits),
-            "tables": source.fingerprint(),
+            **source.fingerprints(),
         },
     }
     try:
-        if done := _claim(out, head, overwrite):
-            return done
-        return _Packing(source, out, options, head, workers).run(rows)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out}: not a folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with journal.alone_in(out):
+            if done := _claim(out, head, overwrite):
+                return done
+            return _Packing(source, out, options, head, workers).run(rows)
     except OSError as error:
         raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
 
@@ -181,14 +185,11 @@ def check_folder(out: Path, options: PackOptions, *, overwrite: bool = False) ->
 
 
 def _claim(out: Path, head: dict[str, Any], overwrite: bool) -> PackReport | None:
-    """Make the folder ours: create it, or clear it of earlier shards if that is allowed.
+    """Look whether the folder is for us; clear it of earlier shards if that is allowed.
 
     Returns:
         The report of the finished packing that is there already, and the same.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder")
-    out.mkdir(parents=True, exist_ok=True)
     unfinished = (out / journal.NAME).exists()
     if (out / INDEX).exists() and not overwrite:
         return _finished(out, head)
@@ -218,11 +219,17 @@ def _finished(out: Path, head: dict[str, Any]) -> PackReport:
             f"{out}: holds shards already, packed with other settings: {different}; choose another "
             "--out, or --overwrite"
         )
-    (out / journal.NAME).unlink(missing_ok=True)  # killed between the last two steps
+    for name in (REJECTS, SIZES):
+        if not (out / name).is_file():
+            raise InputError(f"{out / name}: missing; pack again with --overwrite")
+    # killed between the last two steps, or while an audit was written
+    for path in [out / journal.NAME, *out.glob(f"*{PARTIAL}")]:
+        path.unlink(missing_ok=True)
     report = PackReport(Counter(counts["read"]), reencoded=Counter(counts["reencoded"]))
     report.before = report.read.total()
     for entry in index["shards"]:
         event = {"shard": entry, "read": counts["read"][entry["split"]], "reencoded": {}}
+        _check_shard(out, event)
         report.add(event)
     with (out / REJECTS).open(newline="", encoding="utf-8") as file:
         for row in islice(csv.reader(file), 1, None):
@@ -266,7 +273,7 @@ class _Packing:
                     if split not in ended:
                         self._pack(split, progress)
                     self._report.check(split, rows[split])
-            self._finish(rows)
+            self._finish()
         finally:
             self._journal.close()
         return self._report
@@ -299,6 +306,8 @@ class _Packing:
             for entry in write_shards(self._out, split, accepted(results), size, first):
                 self._note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
                 reencoded.clear()
+        if not self._report.packed[split]:
+            self._give_up(split, read)
         self._note({"end": split, "read": read})
 
     def _prepared(self, records: Iterable[Pair | Reject]) -> Iterator[Packed | Reject]:
@@ -313,22 +322,27 @@ class _Packing:
         threads = not options.decode_check and options.resize is None
         return ordered_map(work, records, self._workers, threads=threads, start=ignore_warnings)
 
-    def _finish(self, rows: dict[str, int]) -> None:
-        """Make the files that readers use from the journal, the index last; then forget it.
+    def _give_up(self, split: str, read: int) -> NoReturn:
+        """A split has no pair at all: rejects.csv tells why. The next run looks at it again.
 
         Raises:
-            WorkError: a split has no pair at all. There is no index then; rejects.csv tells why.
+            WorkError: always.
         """
+        self._write_rejects()
+        reason, most = self._report.reasons(split).most_common(1)[0]
+        raise WorkError(
+            f"{split}: no pair could be packed; {most} of {read}: {reason} (see "
+            f"{self._out / REJECTS})"
+        )
+
+    def _write_rejects(self) -> None:
+        rows = (event["reject"] for event in self._journal.events() if "reject" in event)
+        write_rejects(self._out, rows)
+
+    def _finish(self) -> None:
+        """Make the files that readers use from the journal, the index last; then forget it."""
+        self._write_rejects()
         events, report = self._journal.events, self._report
-        write_rejects(self._out, (event["reject"] for event in events() if "reject" in event))
-        for split, number in rows.items():
-            if not report.packed[split]:
-                reason, most = report.reasons(split).most_common(1)[0]
-                self._journal.remove()  # the next run looks again
-                raise WorkError(
-                    f"{split}: no pair could be packed; {most} of {number}: {reason} (see "
-                    f"{self._out / REJECTS})"
-                )
         counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
         entries = (event["shard"] for event in events() if "shard" in event)
         write_index(self._out, {**self._head, "counts": counts}, entries)
@@ -340,4 +354,6 @@ def _check_shard(out: Path, event: Event) -> None:
     if entry := event.get("shard"):
         path = out / entry["name"]
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise InputError(f"{path}: changed since it was packed; begin again with --overwrite")
+            raise InputError(
+                f"{path}: lost or changed since it was packed; begin again with --overwrite"
+            )

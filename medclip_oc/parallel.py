@@ -2,13 +2,14 @@
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from .errors import WorkError
@@ -81,5 +82,14 @@ def _batch(function: Callable[[T], R], items: list[T]) -> list[R]:
 
 def _start_worker(start: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if start:
         start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody; its workers would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -53,7 +53,8 @@ def prepare(
     contents = {
         stored.extension: stored.data,
         "txt": pair.caption.encode(),
-        "json": json.dumps(facts, ensure_ascii=False).encode(),
+        # half a surrogate pair in a fact stays what it was: an escape of JSON
+        "json": json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace"),
     }
     return Packed(stretch(pair.key, contents), stored.reencoded)
 

@@ -287,7 +287,21 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
         (["--source", "SOURCE", "--samples-per-shard", "0"], "--samples-per-shard 0: at least 1"),
         (["--source", "SOURCE", "--resize", "0"], "--resize 0: at least 1"),
         (["--source", "SOURCE", "--workers", "-1"], "--workers"),
-        ([], "--source"),
+        ([], "--source, --table: give one of them"),
+        (["--source", "SOURCE", "--table", "x.csv"], "--source, --table: give one of them"),
+        (["--source", "SOURCE", "--id-column", "x"], "--id-column: of no use with --source"),
+        (["--table", "x.csv", "--format", "flat"], "--format: of no use with --table"),
+        (["--table", "x.csv"], "--table: needs --image-column and --caption-column"),
+        (["--source", "SOURCE", "--verify"], "--source: of no use with --verify"),
+        (["--source", "SOURCE", "--audit-only", "--resize", "9"], "--resize: of no use with --au"),
+        (["--source", "SOURCE", "--splits", "train", "--drop-leaks"], "needs train and another"),
+        (["--source", "SOURCE", "--max-pixels", "178956971"], "at most 178956970"),
+        (["--source", "~nosuchuser/x"], "--source '~nosuchuser/x': "),
+        (["--source", "x" * 300], "File name too long"),
+        (
+            ["--source", "SOURCE", "--splits", "train,valid"],
+            "allowed are train, valid, test, blanks",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -301,6 +315,15 @@ def test_wrong_input_is_one_line(
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
     assert not out.exists()
+
+
+def test_a_folder_that_can_not_be_out_is_refused(source: Path) -> None:
+    before = contents(source / "train_images" / "train")
+    for out, message in (("", "--out: is empty"), (str(source), "--out: the source itself")):
+        done = make_shards("--source", source, "--splits", *SPLITS, "--out", out)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert message in done.stderr
+    assert contents(source / "train_images" / "train") == before
 
 
 def test_help_needs_no_heavy_import() -> None:

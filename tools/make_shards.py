@@ -13,7 +13,7 @@ that was killed goes on when the same command is given again.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from medclip_oc.sources import Source
 
 MAX_PIXELS = 89_478_485  # images.MAX_PIXELS, without importing it for --help
-TABLE_OPTIONS = ("image_column", "caption_column", "id_column", "split_column", "concepts_column")
+MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
+TABLE_OPTIONS = (
+    *("image_column", "caption_column", "id_column", "split_column", "concepts_column"),
+    "image_root",
+)
+VERIFY_OPTIONS = ("verify", "workers", "no_decode_check")
+PACK_OPTIONS = ("samples_per_shard", "resize", "no_decode_check", "overwrite", "drop_leaks")
 
 
 @dataclass
@@ -63,7 +69,7 @@ class MakeShardsConfig:
     samples_per_shard: int = 1000
     """Pairs per tar."""
     max_pixels: int = MAX_PIXELS
-    """Reject images with more pixels than this."""
+    """Reject images with more pixels than this; at most 178956970."""
     resize: int | None = None
     """Store larger images with their shorter side at so many pixels, as JPEG of quality 95."""
     no_decode_check: bool = False
@@ -77,7 +83,7 @@ class MakeShardsConfig:
     audit_only: bool = False
     """Write the audit, and no shards."""
     drop_leaks: bool = False
-    """Leave out training pairs whose picture is in another split as well; implies --audit."""
+    """Leave out training pairs whose picture is in another of the splits; implies --audit."""
     audit_arch: str = "ViT-B-16-quickgelu"
     """The model whose tokenizer and context length the audit counts with."""
     verify: bool = False
@@ -89,6 +95,27 @@ class MakeShardsConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{option(name)} {value}: at least 1")
+        if self.max_pixels > MOST_PIXELS:
+            raise InputError(f"--max-pixels {self.max_pixels}: at most {MOST_PIXELS}")
+        if self.verify:
+            self._refuse("--verify", *VERIFY_OPTIONS, only=True)
+        elif (self.source is None) == (self.table is None):
+            raise InputError("--source, --table: give one of them")
+        elif self.source is not None:
+            self._refuse("--source", *TABLE_OPTIONS)
+        else:
+            self._refuse("--table", "format", "concepts")
+        if self.audit_only:
+            self._refuse("--audit-only", *PACK_OPTIONS)
+        if self.drop_leaks and self.splits and not (self.splits[1:] and "train" in self.splits):
+            raise InputError("--drop-leaks: needs train and another split to compare it with")
+
+    def _refuse(self, mode: str, *names: str, only: bool = False) -> None:
+        """Refuse settings that a mode doesn't use (or, with `only`, all but those it uses)."""
+        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        given.remove("out")  # has no default
+        if wrong := [option(name) for name in given if (name in names) != only]:
+            raise InputError(f"{', '.join(wrong)}: of no use with {mode}")
 
 
 def work(config: MakeShardsConfig) -> None:
@@ -107,7 +134,9 @@ def work(config: MakeShardsConfig) -> None:
         resize=config.resize,
         drop_leaks=config.drop_leaks,
     )
-    out = Path(config.out).expanduser()
+    out = folder("--out", config.out)
+    if config.source and out.resolve() == folder("--source", config.source).resolve():
+        raise InputError("--out: the source itself; the shards need a folder of their own")
     workers = config.workers or cores()
     if not config.audit_only:
         check_folder(out, options, overwrite=config.overwrite)  # before an audit takes its time
@@ -135,11 +164,7 @@ def verify_folder(config: MakeShardsConfig) -> None:
     from medclip_oc.parallel import cores
     from medclip_oc.verify import verify
 
-    for name in ("source", "table", "overwrite", "audit", "audit_only", "drop_leaks"):
-        if getattr(config, name):
-            raise InputError(f"{option(name)}: not with --verify, which checks --out as it is")
-    workers = config.workers or cores()
-    out = Path(config.out).expanduser()
+    workers, out = config.workers or cores(), folder("--out", config.out)
     found = verify(out, workers=workers, decode=not config.no_decode_check)
     for damage in found.damages:
         print(damage)
@@ -191,32 +216,43 @@ def find_source(config: MakeShardsConfig) -> "Source":
     """The source that the options name.
 
     Raises:
-        InputError: none, two, or options that don't belong to it.
+        InputError: none that can be read.
     """
     from medclip_oc import source_forms
 
-    given = [option(name) for name in (*TABLE_OPTIONS, "image_root") if getattr(config, name)]
-    if (config.source is None) == (config.table is None):
-        raise InputError("--source, --table: give one of them")
     if config.source is not None:
-        if given:
-            raise InputError(f"{', '.join(given)}: for a --table, not for a --source")
         form = None if config.format == "auto" else config.format
-        folder = Path(config.source).expanduser()
-        return source_forms.open_source(folder, config.splits, form, config.concepts)
+        where = folder("--source", config.source)
+        return source_forms.open_source(where, config.splits, form, config.concepts)
     if not config.image_column or not config.caption_column:
         raise InputError("--table: needs --image-column and --caption-column")
     assert config.table is not None
     return source_forms.open_table(
-        Path(config.table).expanduser(),
+        folder("--table", config.table),
         image_column=config.image_column,
         caption_column=config.caption_column,
         id_column=config.id_column,
         split_column=config.split_column,
         concepts_column=config.concepts_column,
-        image_root=Path(config.image_root).expanduser() if config.image_root else None,
+        image_root=folder("--image-root", config.image_root) if config.image_root else None,
         splits=config.splits,
     )
+
+
+def folder(name: str, given: str) -> Path:
+    """A path as the user gave it.
+
+    Raises:
+        InputError: none that a file system can have.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{name} {given[:60]!r}: {getattr(error, 'strerror', error)}") from None
+    if not given.strip():
+        raise InputError(f"{name}: is empty; a path is wanted")
+    return path
 
 
 def option(name: str) -> str:
@@ -228,7 +264,10 @@ def closing(out: str, form: str, report: "PackReport") -> str:
     """The last line: where the shards are, and what there is to know about them."""
     total = report.read.total()
     if report.before == total:
-        return f"{out}: complete already, with this source and these settings; nothing done"
+        said = f"{out}: complete already, with this source and these settings; nothing done"
+        if report.rejected:
+            said += " (rows that were rejected then are not looked at again without --overwrite)"
+        return said
     said = f"{out}: done (source: {form})"
     if report.before:
         said += f"; {report.before:,} of {total:,} rows were done by an earlier run"
