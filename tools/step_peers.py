@@ -13,7 +13,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
-from medclip_oc import distributed, model
+from medclip_oc import distributed, model, selfcheck
 from medclip_oc.config import ModelConfig
 from medclip_oc.distributed import World
 from medclip_oc.grad_cache import CachedStep
@@ -140,11 +140,8 @@ def gradients(towers: nn.Module) -> dict[str, Tensor]:
 
 
 def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """Largest ||g - ref|| / max(||ref||, 1e-4 ||all ref||) over the parameters."""
-    floor = 1e-4 * torch.stack([g.norm() for g in wanted.values()]).norm()
-    return max(
-        float((found[n] - g).norm() / torch.maximum(g.norm(), floor)) for n, g in wanted.items()
-    )
+    """Largest relative error (see `selfcheck.errors`) of the gradients that `wanted` names."""
+    return max(selfcheck.errors({name: found[name] for name in wanted}, wanted).values())
 
 
 def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answer: Any) -> None:
