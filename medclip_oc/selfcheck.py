@@ -37,6 +37,8 @@ class Measured:
     gradients: "dict[str, Tensor]"
     seconds: float
     peak_bytes: int | None
+    chunked: bool = True
+    """Whether the rows were embedded in chunks, not all at once."""
 
 
 def work(config: Config) -> int:
@@ -125,6 +127,7 @@ def both(
     import torch
 
     from . import distributed, setup
+    from .replay import live_batch_norms
 
     config = replace(config, train=replace(config.train, precision=precision))
     step = setup.cached_step(clip, config, world)
@@ -137,34 +140,39 @@ def both(
         distributed.barrier()
         if not world.main:
             return cached, None
-        alone = lambda: plain_step(step, all_images, all_tokens, config, world)  # noqa: E731
-        return cached, measured(step, alone, world)
+        chunked = draws(step, images, tokens) or bool(live_batch_norms(step.towers))
+        alone = lambda: plain_step(step, all_images, all_tokens, config, chunked)  # noqa: E731
+        plain = measured(step, alone, world)
+        plain.chunked = chunked
+        return cached, plain
 
 
 def plain_step(
-    step: "CachedStep", images: "Tensor", tokens: "Tensor", config: Config, world: "World"
+    step: "CachedStep", images: "Tensor", tokens: "Tensor", config: Config, chunked: bool
 ) -> "Tensor":
-    """One big batch of (G, ...) pairs: every graph kept, the dense loss, one backward."""
+    """One big batch of (G, ...) pairs: every graph kept, the dense loss, one backward.
+
+    With `chunked` the rows are embedded in the cached step's chunks, rank by rank, each rank's with
+    the random numbers that it drew.
+    """
     import torch
 
     from . import losses
-    from .replay import live_batch_norms
 
     towers = step.towers
     for parameter in towers.parameters():
         parameter.grad = None
-    whole = not (draws(step, images, tokens) or live_batch_norms(towers))
+    size = len(images) // step.world.size if chunked else len(images)
     image_parts: list[Tensor] = []
     text_parts: list[Tensor] = []
-    size = len(images) if whole else len(images) // world.size
-    for rank in range(len(images) // size):  # each with the random numbers that it drew
+    for rank in range(len(images) // size):
         torch.manual_seed(config.run.seed + rank)
         own = slice(rank * size, (rank + 1) * size)
         for tower, rows, parts in (
             (step.images, images[own], image_parts),
             (step.texts, tokens[own], text_parts),
         ):
-            chunks = [slice(0, size)] if whole else tower.chunks(size)
+            chunks = tower.chunks(size) if chunked else [slice(0, size)]
             parts += [tower.embed_chunk(rows[chunk]) for chunk in chunks]
     features = torch.cat(image_parts), torch.cat(text_parts)
     scale, bias = towers.inverse_temperature(), towers.logit_bias()
@@ -237,7 +245,9 @@ def report(cached: Measured, plain: Measured, precision: str) -> list[tuple[floa
     for name, error in errors(cached.gradients, plain.gradients).items():
         parts.setdefault(part_of(name), []).append((error, name))
     worst = {part: max(found) for part, found in parts.items()}
-    print(f"{precision}: loss {cached.loss:.6f} cached, {plain.loss:.6f} plain")
+    how = "the same chunks, since the model draws random numbers or normalises by the batch"
+    how = how if plain.chunked else "all pairs embedded at once"
+    print(f"{precision}: loss {cached.loss:.6f} cached, {plain.loss:.6f} plain ({how})")
     for part, (error, name) in sorted(worst.items()):
         print(f"  {part:<12} worst relative error {error:.1e}  {name}")
     for title, side in (("cached step", cached), ("plain step", plain)):

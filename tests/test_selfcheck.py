@@ -41,6 +41,7 @@ def test_a_sound_step(
     assert check(packed, tmp_path, **changes) == 0
     shown = capsys.readouterr().out
     assert re.search(r"fp32: loss \d\.\d+ cached, \d\.\d+ plain", shown), shown
+    assert ("all pairs embedded at once" in shown) == ("dropout" not in str(changes))
     assert ("bf16: loss" in shown) == (changes.get("train__precision") == "bf16")
     parts = {"image tower", "text tower", "temperature"} | (
         {"bias"} if "loss" in changes else set()

@@ -29,7 +29,7 @@ from step_peers import (
     gradients,
     light,
     sent_per_step,
-    vitb32,
+    vitb32_like,
     whole,
     worst_error,
 )
@@ -84,14 +84,14 @@ def run(config: Config) -> Iterator[Comparison]:
         plot_step.draw(done, Path(config.plot))
 
 
-def peaks(towers: torch.nn.Module, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Any:
-    """Peak memory of one call of each, above what is there before."""
+def peaks(towers: torch.nn.Module, **steps: Callable[[], Any]) -> dict[str, Any]:
+    """Peak memory, in MB, of one call of each above what was there before, as `NAME_peak_mb`."""
     found: dict[str, Any] = {}
-    for name, step in (("ours_peak_mb", ours), ("theirs_peak_mb", theirs)):
+    for name, step in steps.items():
         towers.zero_grad()
         with Peak(CPU) as peak:
             step()
-        found[name] = None if peak.bytes is None else round(peak.bytes / _MEGABYTE)
+        found[f"{name}_peak_mb"] = None if peak.bytes is None else round(peak.bytes / _MEGABYTE)
     return found
 
 
@@ -116,26 +116,28 @@ def growing(rounds: int) -> Iterator[Comparison]:
     """Light towers: what more pairs cost, against open_clip and a plain batch."""
     towers = light()
     for pairs in (256, 1024, 4096):
-        images, tokens = batch(towers, pairs)
-        ours = cached(towers, images, tokens, 64)
-        theirs = accumulated(towers, images, tokens, 64)
-        extra = {"G": pairs, **peaks(towers, ours, theirs)}
+        given = batch(towers, pairs)
+        ours = cached(towers, *given, 64)
+        mine = {"G": pairs, **peaks(towers, ours=ours)}
         case = f"light towers, G={pairs}, chunk 64"
-        yield timed(case, ours, theirs, OPEN_CLIP, rounds, pairs, extra)
-        theirs = whole(towers, images, tokens)
-        extra = {"G": pairs, **peaks(towers, ours, theirs)}
-        yield timed(case, ours, theirs, PLAIN, rounds, pairs, extra)
+        for peer, theirs in (
+            (OPEN_CLIP, accumulated(towers, *given, 64)),
+            (PLAIN, whole(towers, *given)),
+        ):
+            extra = mine | peaks(towers, theirs=theirs)
+            yield timed(case, ours, theirs, peer, rounds, pairs, extra, warmup=0)
 
 
 def vit(rounds: int) -> Iterator[Comparison]:
-    """ViT-B/32 at G=256, chunk 32, with no graph kept, half of them, and all."""
-    towers = vitb32()
-    images, tokens = batch(towers, 256)
-    theirs = accumulated(towers, images, tokens, 32)
+    """ViT-B/32-like towers at G=256, chunk 32, with no graph kept, half of them, and all."""
+    towers = vitb32_like()
+    given = batch(towers, 256)
+    theirs = accumulated(towers, *given, 32)
+    peers = peaks(towers, theirs=theirs)
     for keep in (0, 4, 8):
-        ours = cached(towers, images, tokens, 32, keep)
-        extra = {"G": 256, **peaks(towers, ours, theirs)}
-        case = f"ViT-B/32, G=256, chunk 32, {keep} of 8 chunks kept"
+        ours = cached(towers, *given, 32, keep)
+        extra = peers | peaks(towers, ours=ours)
+        case = f"ViT-B/32-like, G=256, chunk 32, {keep} of 8 chunks kept"
         yield timed(case, ours, theirs, OPEN_CLIP, rounds, 256, extra, warmup=0)
 
 
@@ -145,8 +147,8 @@ def flat(rounds: int) -> Iterator[Comparison]:
 
 
 def flat_vit(rounds: int) -> Iterator[Comparison]:
-    """The same of ViT-B/32."""
-    yield _flat("ViT-B/32", vitb32(), 256, 32, rounds)
+    """The same of the ViT-B/32-like ones."""
+    yield _flat("ViT-B/32-like", vitb32_like(), 256, 32, rounds)
 
 
 def _flat(name: str, towers: Towers, few: int, chunk: int, rounds: int) -> Comparison:
@@ -166,7 +168,7 @@ def loss(rounds: int) -> Iterator[Comparison]:
         ours = lambda inputs=inputs: inputs.backward(functools.partial(tiled_loss, "clip"))  # noqa: E731
         theirs = lambda inputs=inputs: inputs.backward(ClipLoss())  # noqa: E731
         case = f"the loss alone, G={pairs}, D=512, forward and backward"
-        extra = peaks(inputs, ours, theirs)
+        extra = peaks(inputs, ours=ours, theirs=theirs)
         yield timed(case, ours, theirs, "open_clip's ClipLoss", rounds, None, extra)
 
 
@@ -187,7 +189,7 @@ class _Features(torch.nn.Module):
 
 def frozen(rounds: int) -> Iterator[Comparison]:
     """A frozen image tower, against what such a step can't do without."""
-    towers = vitb32()
+    towers = vitb32_like()
     for parameter in towers.clip.visual.parameters():
         parameter.requires_grad_(False)
     images, tokens = batch(towers, 256)
@@ -199,8 +201,11 @@ def frozen(rounds: int) -> Iterator[Comparison]:
             features = torch.cat([towers.embed_images(part) for part in images.split(32)])
         cached(texts_only, features, tokens, 32)()
 
-    case, peer = "ViT-B/32, frozen image tower, G=256, chunk 32", "one image forward + text step"
-    yield timed(case, ours, limit, peer, rounds, 256)
+    case, peer = (
+        "ViT-B/32-like, frozen image tower, G=256, chunk 32",
+        "one image forward + text step",
+    )
+    yield timed(case, ours, limit, peer, rounds, 256, warmup=0)
 
 
 def large(rounds: int) -> Iterator[Comparison]:
