@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import distributed, feature_file
+from .chunks import autocast
 from .data import Pairs, loader
-from .grad_cache import autocast
 from .model import Clip
 
 
@@ -118,7 +118,7 @@ def _gather_facts(parts: list[Tensor], world: distributed.World) -> Tensor:
 def _gather_concepts(parts: list[Tensor], world: distributed.World) -> Tensor:
     """(N, K) int32 on the CPU, padded with 0 to the most that a pair has."""
     own = max([part.shape[1] for part in parts], default=0)
-    most = int(distributed.combine_(torch.tensor([own], device=world.device), "max"))
+    most = int(distributed.max_(torch.tensor([own], device=world.device)))
     padded = [torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts]
     rows = torch.cat([torch.empty(0, most, dtype=torch.int32), *padded])
     return distributed.gather_ragged(rows.to(world.device)).cpu()

@@ -65,10 +65,10 @@ def ranks(
         scores[here] = counting.pair_scores(images, block, links[here] - links.new_tensor([0, c]))
     image_best = counting.best_scores(scores, links[:, 0], len(images))
     text_best = counting.best_scores(scores, links[:, 1], len(pool.texts))
-    distributed.combine_(text_best, "max")
+    distributed.max_(text_best)
     image_copies = counting.tied_with_best(scores, links[:, 0], image_best)
     text_copies = counting.tied_with_best(scores, links[:, 1], text_best)
-    distributed.combine_(text_copies, "sum")
+    distributed.sum_(text_copies)
 
     image_counts = torch.zeros(2, len(images), dtype=torch.int64, device=device)
     text_counts = torch.zeros(2, len(pool.texts), dtype=torch.int64, device=device)
@@ -77,7 +77,7 @@ def ranks(
         of_images, of_texts = counting.count(images, block, image_best, text_best[c:d], here)
         image_counts += of_images
         text_counts[:, c:d] += of_texts
-    distributed.combine_(text_counts, "sum")
+    distributed.sum_(text_counts)
     image_ranks = distributed.gather_ragged(
         metrics.rank(image_counts[0], image_counts[1], image_copies, ties)
     )

@@ -10,26 +10,34 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
-    {"config", "lookup"},  # and what a setting is
-    {"tables", "image_files", "counting", "pools"},
+    {"config", "lookup", "signatures", "depth", "apart"},  # and what a setting is
+    {"tables", "image_files", "dicom", "counting", "pools"},
+    {"decoding"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"intervals", "neighbours", "relevance", "feature_file", "results"}
-    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
+    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
+    | {"duplicates", "likeness", "fingerprints", "memory", "replay", "towers"}
+    | {"intervals", "neighbours", "relevance", "feature_file", "results"},
+    {"samples", "index_files"},
     {
         "model",
         "data",
         "augment",
-        "grad_cache",
+        "chunks",
         "optim",
         "run_log",
         "command",
         "packing",
+        "shard_check",
         "source_forms",
+        "leaks",
+        "inspection",
+        "audit_page",
     },
-    {"features", "rank", "setup"},
+    {"grad_cache"},  # the step, of chunks
+    {"features", "rank", "setup", "verify", "audit"},
     {"concepts"},
     {"retrieval"},
-    {"evaluate", "zeroshot"},
+    {"evaluate", "zeroshot", "selfcheck"},
     {"train", "__init__"},  # what users import
 ]
 SEAMS = {
