@@ -215,7 +215,8 @@ def _from_words(option: str, kind: Any, words: list[str]) -> Any:
         raise InputError(f"{option}: takes one value or more, and none is given")
     if len(words) > 1 and many:
         return words
-    return words if list[str] in kinds and str not in kinds else _one_word(option, words)
+    listed = any(get_origin(choice) is list for choice in kinds)
+    return words if listed and str not in kinds else _one_word(option, words)
 
 
 def _from_file(path: str, types: Mapping[str, Any]) -> dict[str, _Given]:

@@ -21,12 +21,12 @@ from torch import Tensor
 
 TIE = 1e-6
 Tile = tuple[int, int]
-_CPU_TILE, _CUDA_TILE = (512, 2048), (4096, 8192)
-_CPU_SLICE = 64
+CPU_TILE, CUDA_TILE = (2048, 2048), (4096, 8192)
+_CPU_SLICE = 128
 """Rows of a tile that are compared at once: they stay in the cache."""
 _ROUNDING = 2.0**-24
 """Times the root of D: more than a float32 product of unit vectors is off (half of it was seen)."""
-_AT_ONCE = 2**15
+_AT_ONCE = 2**14
 """Numbers gathered at once where scores are computed in float64: they stay in the cache."""
 _OPEN = 8192
 """How many scores may wait for float64."""
@@ -50,10 +50,19 @@ def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
     Returns:
         (E,) float64.
     """
-    parts = [
-        (images[part[:, 0]].double() * texts[part[:, 1]].double()).sum(1)
-        for part in links.split(max(1, _AT_ONCE // images.shape[1]))
-    ]
+    if images.is_cuda:
+        return _pair_scores(images, texts, links)
+    with threads(-(-len(links) // _OPEN)) as (parts, run):
+        found = list(run(lambda part: _pair_scores(images, texts, part), links.tensor_split(parts)))
+    return torch.cat(found)
+
+
+def _pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
+    """`pair_scores` in one thread."""
+    parts = []
+    for part in links.split(max(1, _AT_ONCE // images.shape[1])):
+        products = images[part[:, 0]].double().mul_(texts[part[:, 1]])  # exact
+        parts.append(products.sum(1))
     return torch.cat(parts) if parts else images.new_empty(0, dtype=torch.float64)
 
 
@@ -91,7 +100,7 @@ def count(
     Returns:
         Of the images (2, n) and of the texts (2, m), int64: wrong candidates above, and tied ones.
     """
-    tile = tile or (_CUDA_TILE if images.is_cuda else _CPU_TILE)
+    tile = tile or (CUDA_TILE if images.is_cuda else CPU_TILE)
     if not len(images) or not len(texts):
         return _zeros(images), _zeros(texts)
     links = links[links[:, 0].argsort()]
@@ -100,15 +109,15 @@ def count(
             return _count(images, texts, image_best, text_best, links, tile)
         # One thread per part, each with tiles of its own: threads that share a tile wait for each
         # other at every operation.
-        with _threads(len(images)) as (threads, run):
-            ends = [len(images) * number // threads for number in range(1, threads + 1)]
+        with threads(len(images)) as (parts, run):
+            ends = [len(images) * number // parts for number in range(1, parts + 1)]
 
             def work(a: int, b: int) -> tuple[Tensor, Tensor]:
                 own = _of_rows(links, a, b)
                 return _count(images[a:b], texts, image_best[a:b], text_best, own, tile)
 
-            parts = list(run(work, [0, *ends[:-1]], ends))
-    of_images, of_texts = zip(*parts, strict=True)
+            counts = list(run(work, [0, *ends[:-1]], ends))
+    of_images, of_texts = zip(*counts, strict=True)
     return torch.cat(of_images, 1), torch.stack(of_texts).sum(0)
 
 
@@ -129,25 +138,22 @@ def _count(
     high, wide = min(tile[0], len(images)), min(tile[1], len(texts))
     step = high if images.is_cuda else min(high, _CPU_SLICE)
     scores, flags = images.new_empty(high, wide), images.new_empty(step, wide)
-    slices = -(-high // step)
-    rows = _Side(images, texts, image_best, 1, slices, step)
-    columns = _Side(images, texts, text_best, 0, slices, wide)
+    rows, columns = _Side(images, texts, image_best, 1), _Side(images, texts, text_best, 0)
     for a, b in blocks(len(images), high):
         right = _of_rows(links, a, b)
+        rows.go_to(a, b, step)
         for c, d in blocks(len(texts), wide):
-            block = scores[: b - a, : d - c]
+            columns.go_to(c, d, step)
+            block, flag = scores[: b - a, : d - c], flags[:, : d - c]
             torch.mm(images[a:b], texts[c:d].T, out=block)
             here = right[(right[:, 1] >= c) & (right[:, 1] < d)]
             block[here[:, 0], here[:, 1] - c] = -torch.inf  # a right candidate beats nobody
-            columns.start(c, d)
-            for number, (x, y) in enumerate(blocks(b - a, step)):
-                part, flag = block[x:y], flags[: y - x, : d - c]
-                rows.start(a + x, a + y)
-                rows.look(part, flag, number)
-                columns.look(part, flag, number)
-            rows.start(a, b)
-            for side in (rows, columns):
-                side.conclude(block, (a, c), step)
+            for number, part in enumerate(block.split(step)):
+                scratch = flag[: len(part)]
+                rows.look(part, scratch, number)
+                columns.look(part, scratch, number)
+            rows.conclude(block, (a, c), step)
+            columns.conclude(block, (a, c), step)
     rows.settle()
     columns.settle()
     return rows.counts, columns.counts
@@ -161,51 +167,49 @@ class _Side:
         texts: (m, D).
         best: (n,) or (m,) float64, the score to beat in each line.
         axis: 1 or 0.
-        slices: most slices of a tile.
-        lines: most lines of a slice.
     """
 
-    def __init__(
-        self, images: Tensor, texts: Tensor, best: Tensor, axis: int, slices: int, lines: int
-    ) -> None:
+    def __init__(self, images: Tensor, texts: Tensor, best: Tensor, axis: int) -> None:
         self.images, self.texts, self.best, self.axis = images, texts, best, axis
         margin = TIE + rounding(images.shape[1])
-        # limits beyond which float32 is sure
+        # beyond these float32 is sure
         self.high = (best + margin).float().unsqueeze(axis)
         self.low = (best - margin).float().unsqueeze(axis)
-        self.start(0, 0)
-        self.sure, self.possible = images.new_zeros(2, slices, lines)
         self.counts = _zeros(best)
+        self._sums: list[tuple[Tensor, Tensor]] = []  # of each slice: scores above high, above low
         self._open: list[Tensor] = []  # (k, 2) links each: scores that float64 must settle
         self._waiting = 0
 
-    def start(self, first: int, stop: int) -> None:
-        """Go to the lines from `first` to `stop`."""
+    def go_to(self, first: int, stop: int, step: int) -> None:
+        """Turn to the lines from `first` to `stop`, of which a slice of rows has `step`."""
         self.lines = slice(first, stop)
-        self.limits = [
+        high, low = (
             limit.narrow(1 - self.axis, first, stop - first) for limit in (self.high, self.low)
-        ]
+        )
+        if self.axis == 1:
+            self._limits = list(zip(high.split(step), low.split(step), strict=True))
+        else:
+            self._limits = [(high, low)]
 
     def look(self, scores: Tensor, flags: Tensor, number: int) -> None:
         """Count a slice of a tile in float32; `flags` is scratch of its shape.
 
         0 and 1 as float32: torch compares and adds those several times faster than bool.
         """
-        for limit, counts in zip(self.limits, (self.sure, self.possible), strict=True):
-            count = counts[number, : scores.shape[1 - self.axis]]
-            torch.sum(torch.gt(scores, limit, out=flags), self.axis, out=count)
+        high, low = self._limits[number if self.axis else 0]
+        above = torch.gt(scores, high, out=flags).sum(self.axis)
+        self._sums.append((above, torch.gt(scores, low, out=flags).sum(self.axis)))
 
     def conclude(self, scores: Tensor, corner: tuple[int, int], step: int) -> None:
         """Add up the slices of a tile, `step` rows each, and note the scores that are left open."""
-        size = scores.shape[1 - self.axis]
+        sums, self._sums = self._sums, []
         if self.axis == 1:
-            sure = self.sure.view(-1)[:size]
-            near = (sure != self.possible.view(-1)[:size]).nonzero()  # (k, 1) rows
+            sure, possible = (torch.cat(parts) for parts in zip(*sums, strict=True))
+            near = (sure != possible).nonzero()  # (k, 1) rows
         else:
-            slices = -(-len(scores) // step)
-            seen = self.sure[:slices, :size]
-            sure = seen.sum(0)
-            near = (seen != self.possible[:slices, :size]).nonzero()  # (k, 2) slices and columns
+            above, beyond = (torch.stack(parts) for parts in zip(*sums, strict=True))
+            sure = above.sum(0)
+            near = (above != beyond).nonzero()  # (k, 2) slices and columns
         if len(near):
             links = self._links(scores, near, step)
             if len(links) * _CROWDED > scores.numel():
@@ -220,7 +224,8 @@ class _Side:
     def _links(self, scores: Tensor, near: Tensor, step: int) -> Tensor:
         """Where, in the lines or parts of lines named, the scores lie that are not sure: (k, 2)."""
         lines = near[:, -1]
-        high, low = (limit.flatten()[lines].unsqueeze(1) for limit in self.limits)
+        where = lines + self.lines.start
+        high, low = (limit.flatten()[where].unsqueeze(1) for limit in (self.high, self.low))
         if self.axis == 1:
             found = scores[lines]
             inside = ((found > low) & (found <= high)).nonzero()
@@ -236,7 +241,7 @@ class _Side:
             return
         links = torch.cat(self._open)
         lines = links[:, 1 - self.axis]
-        gaps = pair_scores(self.images, self.texts, links) - self.best[lines]
+        gaps = _pair_scores(self.images, self.texts, links) - self.best[lines]
         self.counts[0].index_add_(0, lines, (gaps > TIE).long())
         self.counts[1].index_add_(0, lines, (gaps.abs() <= TIE).long())
         self._open, self._waiting = [], 0
@@ -268,7 +273,7 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(parts: int) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
+def threads(parts: int) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
     """As many threads as torch uses here, at most `parts`, in each of which torch uses one."""
     number = torch.get_num_threads()
     workers = max(1, min(number, parts))

@@ -47,10 +47,10 @@ def retrieval_ranks(
         WorkError: features that are not finite.
     """
     images, texts = image_features.float(), text_features.float()
-    check_finite(images, texts)
     if links is None:
         links = torch.arange(len(images), device=images.device).unsqueeze(1).expand(-1, 2)
     scores = counting.pair_scores(images, texts, links)
+    check_finite(scores, images, texts)
     best = [
         counting.best_scores(scores, links[:, side], len(rows))
         for side, rows in enumerate((images, texts))
@@ -61,16 +61,26 @@ def retrieval_ranks(
     return first, second
 
 
-def check_finite(images: Tensor, texts: Tensor) -> None:
+def check_finite(scores: Tensor, images: Tensor, texts: Tensor) -> None:
     """Refuse features that can't be ranked.
 
+    Args:
+        scores: (E,) of right pairs, in which everyone occurs: they are finite if the features are.
+        images: (n, D), looked at where a score isn't.
+        texts: (m, D).
+
     Raises:
-        WorkError: one is NaN or infinite.
+        WorkError: a feature is NaN or infinite.
     """
-    for name, features in (("image", images), ("text", texts)):
-        # a row's sum is finite only if all of it is; a mask of every number would weigh N x D
-        if not all(part.sum().isfinite() for part in features.split(65536)):
-            raise WorkError(f"{name} features hold NaN or infinity: nothing can be ranked")
+    if scores.isfinite().all():
+        return
+    bad = [
+        name
+        for name, rows in (("image", images), ("text", texts))
+        if not all(part.isfinite().all() for part in rows.split(4096))
+    ]
+    which = f"{' and '.join(bad)} features" if bad else "features"
+    raise WorkError(f"{which} hold NaN or infinity: nothing can be ranked")
 
 
 def rank(above: Tensor, tied: Tensor, copies: Tensor, ties: Ties = "expected") -> Tensor:

@@ -51,7 +51,6 @@ def ranks(
     starts = _starts(embedded)
     images, first_image = _own(embedded.images, embedded.start, pool.images)
     texts, _ = _own(embedded.texts, embedded.start, pool.texts)
-    metrics.check_finite(images, texts)
     device = images.device
     owner = pool.links[:, 0]
     mine = (owner >= first_image) & (owner < first_image + len(images))
@@ -63,6 +62,7 @@ def ranks(
     for (c, d), block in zip(blocks, distributed.blocks(texts), strict=True):
         here = (links[:, 1] >= c) & (links[:, 1] < d)
         scores[here] = counting.pair_scores(images, block, links[here] - links.new_tensor([0, c]))
+    metrics.check_finite(scores, images, texts)
     image_best = counting.best_scores(scores, links[:, 0], len(images))
     text_best = counting.best_scores(scores, links[:, 1], len(pool.texts))
     distributed.max_(text_best)

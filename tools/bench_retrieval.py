@@ -1,0 +1,182 @@
+"""Ranks counted in tiles, against the bare products and against open_clip.
+
+    python tools/bench.py retrieval                       # every case
+    python tools/bench.py retrieval --cases limit --sizes 10000
+
+- limit: against the same tiles multiplied once and nothing else, by the same threads: what no way
+  of ranking both directions can be faster than.
+- main: against the algorithm of open_clip's main branch, written here from its description: each
+  direction by itself, in tiles of 4,096 x 4,096, whose scores above the right one are counted.
+- dense: against `get_clip_metrics` of the open_clip installed, at the smallest size: the whole
+  matrix, sorted. (It has no rule for ties.)
+- memory: the most resident memory beyond the features themselves, at `--memory-size` pairs.
+
+Features are random unit vectors, the texts a little turned towards their images: more scores lie
+near the right one than with any trained model, so more of them must be settled in float64.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from side_by_side import Comparison, compare
+from torch import Tensor
+
+from medclip_oc import counting, metrics
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.memory import Peak
+
+CASES = ("limit", "main", "dense", "memory")
+_MEGABYTE = 1e6
+_TILE = 4096
+
+
+@dataclass
+class Config:
+    """Which cases, and how large."""
+
+    cases: list[str] = field(default_factory=lambda: list(CASES))
+    """Which to run: limit, main, dense, memory."""
+    sizes: list[int] = field(default_factory=lambda: [10_000, 40_000])
+    """Pairs."""
+    width: int = 512
+    """Numbers in a feature."""
+    memory_size: int = 100_000
+    """Pairs of the memory case."""
+    rounds: int = 5
+    """Paired runs that count."""
+    threads: int = 2
+    """Threads of torch."""
+
+    def __post_init__(self) -> None:
+        for name in self.cases:
+            if name not in CASES:
+                raise InputError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
+        for name in ("width", "memory_size", "rounds", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
+        if not self.sizes or min(self.sizes) < 1:
+            raise InputError(f"--sizes: {self.sizes} are not at least 1 each")
+
+
+def run(config: Config) -> Iterator[Comparison]:
+    """The comparisons of the cases asked for."""
+    torch.set_num_threads(config.threads)
+    for size in sorted(config.sizes):
+        images, texts = features(size, config.width)
+        case = f"{size:,} pairs, {config.width} wide, {config.threads} threads"
+        for name, (peer, work) in PEERS.items():
+            if name in config.cases and (name != "dense" or size == min(config.sizes)):
+                theirs = partial(work, images, texts)
+                yield timed(f"{name}: {case}", peer, images, texts, theirs, config.rounds)
+    if "memory" in config.cases:
+        yield memory(config)
+
+
+def features(size: int, width: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors (size, width) of images and texts."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, width, generator=generator)
+    texts = torch.randn(size, width, generator=generator).add_(images, alpha=0.1)
+    for rows in (images, texts):
+        rows /= rows.norm(dim=1, keepdim=True)
+    return images, texts
+
+
+def timed(
+    case: str, peer: str, images: Tensor, texts: Tensor, work: Callable[[], Any], rounds: int
+) -> Comparison:
+    """Ours against a peer, in wall time and, beside it, in processor time."""
+    spent: dict[str, list[float]] = {"ours": [], "theirs": []}
+
+    def counted(name: str, what: Callable[[], Any]) -> Callable[[], None]:
+        def call() -> None:
+            start = time.process_time()
+            what()
+            spent[name].append(time.process_time() - start)
+
+        return call
+
+    found = compare(
+        "retrieval",
+        case,
+        counted("ours", lambda: metrics.retrieval_ranks(images, texts)),
+        counted("theirs", work),
+        peer=peer,
+        rounds=rounds,
+    )
+    ratios = [b / a for a, b in zip(spent["ours"], spent["theirs"], strict=True)][1:]
+    found.extra["cpu_rounds"] = [float(f"{ratio:.4g}") for ratio in ratios]  # less the warm-up's
+    return found
+
+
+def multiply(images: Tensor, texts: Tensor) -> None:
+    """The products of our tiles, by as many threads, and nothing else."""
+    high, wide = counting.CPU_TILE
+
+    def part(rows: Tensor) -> None:
+        scores = torch.empty(min(high, len(rows)), min(wide, len(texts)))
+        for a, b in counting.blocks(len(rows), high):
+            for c, d in counting.blocks(len(texts), wide):
+                torch.mm(rows[a:b], texts[c:d].T, out=scores[: b - a, : d - c])
+
+    with counting.threads(len(images)) as (number, each):
+        list(each(part, images.tensor_split(number)))
+
+
+def tiled(images: Tensor, texts: Tensor) -> list[Tensor]:
+    """Ranks of both directions, each from products of its own."""
+    found = []
+    for queries, targets in ((images, texts), (texts, images)):
+        own = (queries * targets).sum(1)
+        better = torch.zeros(len(queries), dtype=torch.int64)
+        for a, b in counting.blocks(len(queries), _TILE):
+            for c, d in counting.blocks(len(targets), _TILE):
+                scores = queries[a:b] @ targets[c:d].T
+                better[a:b] += (scores > own[a:b, None]).sum(1)
+        found.append(better + 1)
+    return found
+
+
+def dense(images: Tensor, texts: Tensor) -> dict[str, float]:
+    """What the open_clip installed does after an epoch."""
+    from open_clip_train.train import get_clip_metrics
+
+    scores: dict[str, float] = get_clip_metrics(images, texts, torch.tensor(100.0))
+    return scores
+
+
+PEERS: dict[str, tuple[str, Callable[[Tensor, Tensor], Any]]] = {
+    "limit": ("the same tiles multiplied once", multiply),
+    "main": ("open_clip main, from its description", tiled),
+    "dense": ("open_clip get_clip_metrics", dense),
+}
+
+
+def memory(config: Config) -> Comparison:
+    """Peak resident memory of a ranking beyond the features, against the limit of 300 MB."""
+    images, texts = features(config.memory_size, config.width)
+    metrics.retrieval_ranks(images[:5000], texts[:5000])  # what torch keeps from its first call
+    start = time.perf_counter()
+    with Peak(images.device) as peak:
+        metrics.retrieval_ranks(images, texts)
+    seconds = time.perf_counter() - start
+    if peak.bytes is None:
+        raise WorkError("memory: this system doesn't say how much a process uses")
+    used = peak.bytes / _MEGABYTE
+    held = 2 * images.numel() * images.element_size() / _MEGABYTE
+    limit = 300.0
+    return Comparison(
+        "retrieval",
+        f"memory: {config.memory_size:,} pairs, {config.width} wide; features take {held:.0f} MB",
+        used,
+        "the limit",
+        limit,
+        "MB",
+        [limit / used if used > 0 else math.inf],
+        {"seconds": seconds},
+    )
