@@ -340,6 +340,10 @@ class EvaluateConfig(MeasureConfig):
             file = getattr(self, name)
             kind = file is None or file.endswith((".npz", ".parquet"))
             _require(kind, f"--{name}", file, "a file name that ends in .npz or .parquet")
+        if self.json and self.features_out:  # --json brings an .npz of ranks along
+            taken = self.json.removesuffix(".json") + ".npz"
+            other = self.features_out != taken
+            _require(other, "--features_out", self.features_out, "another name than that of --json")
         if self.checkpoint is None and self.features_in is None:
             raise InputError("--checkpoint: required, unless --features-in names a file")
 

@@ -3,15 +3,15 @@
 from typing import Any
 
 WAYS = (("image to text", "image_to_text"), ("text to image", "text_to_image"))
-_COLUMN = 21
-_FIRST = 26
+Row = dict[str, Any]
 
 
-def text(record: dict[str, Any]) -> str:
+def text(record: Row) -> str:
     """Tables of all that a record holds (see retrieval.measure), recalls in per cent."""
-    parts = [_figures(record, _title(record), record.get("duplicates") == "merge")]
+    title = _copies(record) if record.get("duplicates") == "merge" else None
+    parts = [_figures(record, title or f"pool of {record['pool']:,} pairs")]
     if "merged" in record:
-        parts.append(_figures(record["merged"], _title(record["merged"]), True))
+        parts.append(_figures(record["merged"], _copies(record["merged"])))
     parts += [_small(one) for one in record.get("pools", [])]
     if "concepts" in record:
         parts.append(_concepts(record["concepts"]))
@@ -24,92 +24,95 @@ def text(record: dict[str, Any]) -> str:
 
 def cell(name: str, value: float) -> str:
     """One figure: shares in per cent, ranks and MRR as they are."""
-    return f"{100 * value:.1f} %" if "@" in name else f"{value:.4g}"
+    return f"{_number(name, value)} %" if "@" in name else _number(name, value)
 
 
 def interval(name: str, ends: list[float]) -> str:
     """[low, high] in the unit of the figure."""
-    low, high = (f"{100 * end:.1f}" if "@" in name else f"{end:.4g}" for end in ends)
+    low, high = (_number(name, end) for end in ends)
     return f"[{low}, {high}]"
 
 
-def names_of(record: dict[str, Any]) -> list[str]:
-    """The scores' names, in the order of columns."""
-    return list(record["image_to_text"])
+def words(name: str) -> str:
+    """A score's name as a reader sees it."""
+    return "MRR" if name == "mrr" else name.replace("_", " ")
 
 
-def _title(record: dict[str, Any]) -> str:
-    return f"pool of {record['pool']:,} pairs"
+def level(record: Row) -> str:
+    """What the brackets of a record hold."""
+    about = record.get("intervals")
+    if not about:
+        return ""
+    return f"in brackets {about['level']:.0%} intervals, {about['draws']:,} bootstrap draws"
 
 
-def _line(first: str, cells: list[str]) -> str:
-    return f"{first:<{_FIRST}}" + "".join(f"{one:>{_COLUMN}}" for one in cells)
+def _number(name: str, value: float) -> str:
+    if "@" in name:
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}" if name == "mrr" else f"{value:,.1f}"
 
 
-def _head(first: str, names: list[str]) -> str:
-    return _line(first, [name.replace("_", " ") for name in names])
+def _copies(record: Row) -> str:
+    return f"copies as one: {record['images']:,} images, {record['texts']:,} captions"
 
 
-def _figures(record: dict[str, Any], title: str, merged: bool) -> str:
-    names = names_of(record)
-    lines = [_head(title, names)]
-    if merged:
-        counts = f"{record['images']:,} images and {record['texts']:,} captions"
-        lines.insert(0, f"copies taken as one: {counts} that differ")
-    for first, way in WAYS:
-        ranges = record.get("intervals", {}).get(way)
-        lines.append(_line(first, _cells(record[way], ranges)))
-    lines.append(_line("chance", [cell(name, record["chance"][name]) for name in names]))
-    return "\n".join(lines)
+def _line(first: str, cells: list[str], last: str = "") -> str:
+    return f"{first:<24}" + "".join(f"{one:>27}" for one in cells) + f"{last:>10}"
 
 
-def _cells(scores: dict[str, float], ranges: dict[str, list[float]] | None) -> list[str]:
-    return [
-        cell(name, value) + (f" {interval(name, ranges[name])}" if ranges else "")
-        for name, value in scores.items()
-    ]
+def _table(title: str, columns: list[Row], ranges: list[Row], chance: Row | None = None) -> str:
+    """A row for each score, a column for each direction."""
+    lines = [title, _line("", [way for way, _ in WAYS], "chance" if chance else "")]
+    for name in columns[0]:
+        cells = [
+            cell(name, scores[name]) + (f" {interval(name, ends[name])}" if ends else "")
+            for scores, ends in zip(columns, ranges, strict=True)
+        ]
+        lines.append(_line(words(name), cells, cell(name, chance[name]) if chance else ""))
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _small(record: dict[str, Any]) -> str:
-    names = names_of(record)
-    lines = [f"mean of {record['draws']} random pools; in brackets the middle 95 % of them"]
-    lines.append(_head(_title(record), names))
-    for first, way in WAYS:
-        lines.append(_line(first, _cells(record[way], record["between_draws"][way])))
-    lines.append(_line("chance", [cell(name, record["chance"][name]) for name in names]))
-    return "\n".join(lines)
+def _of_ways(record: Row, name: str = "") -> list[Row]:
+    inner = record.get(name, {}) if name else record
+    return [inner.get(way, {}) for _, way in WAYS]
 
 
-def _concepts(record: dict[str, Any]) -> str:
-    lines = [
-        f"by concepts: {record['queries']:,} pairs with CUIs; relevant from an overlap of "
+def _figures(record: Row, title: str) -> str:
+    about = level(record)
+    title = f"{title} ({about})" if about else title
+    return _table(title, _of_ways(record), _of_ways(record, "intervals"), record["chance"])
+
+
+def _small(record: Row) -> str:
+    title = (
+        f"pools of {record['pool']:,} pairs, mean of {record['draws']:,} random ones "
+        "(in brackets the middle 95 % of them)"
+    )
+    return _table(title, _of_ways(record), _of_ways(record, "between_draws"), record["chance"])
+
+
+def _concepts(record: Row) -> str:
+    title = (
+        f"by concepts: {record['queries']:,} pairs with CUIs, relevant from an overlap of "
         f"{record['relevant']:g}"
-    ]
-    lines.append(_line("", [title for title, _ in WAYS]))
-    for name in record["image_to_text"]:
-        cells = [cell(name, record[way][name]) for _, way in WAYS]
-        lines.append(_line(name.replace("_", " "), cells))
-    return "\n".join(lines)
+    )
+    return _table(title, _of_ways(record), [{}, {}])
 
 
-def _slices(slices: list[dict[str, Any]]) -> str:
-    lines = ["queries of one kind, among all candidates: R@10 of either direction"]
+def _slices(slices: list[Row]) -> str:
+    lines = ["R@10 of queries of one kind, among all candidates"]
+    lines.append(_line("", [way for way, _ in WAYS]))
     for one in slices:
         cells = []
-        for _, way in WAYS:
-            ranges = one.get("intervals", {}).get(way)
-            cells.append(_cells({"R@10": one[way]["R@10"]}, ranges)[0])
-        lines.append(_line(f"{one['name']} ({one['images']:,})"[: _FIRST - 1], cells))
+        for scores, ends in zip(_of_ways(one), _of_ways(one, "intervals"), strict=True):
+            brackets = f" {interval('R@10', ends['R@10'])}" if ends else ""
+            cells.append(cell("R@10", scores["R@10"]) + brackets)
+        lines.append(_line(f"{one['name']} ({one['images']:,})", cells))
     return "\n".join(lines)
 
 
-def _baseline(record: dict[str, Any]) -> str:
-    names = names_of(record)
-    lines = [_head(f"baseline: {record['name']}"[: _FIRST - 1], names)]
-    for first, way in WAYS:
-        lines.append(_line(first, [cell(name, record[way][name]) for name in names]))
-    lines.append("difference to it, query by query")
-    ranges = record["difference"].get("intervals", {})
-    for first, way in WAYS:
-        lines.append(_line(first, _cells(record["difference"][way], ranges.get(way))))
-    return "\n".join(lines)
+def _baseline(record: Row) -> str:
+    name, difference = record["name"], record["difference"]
+    whole = _table(f"baseline {name}", _of_ways(record), _of_ways(record, "intervals"))
+    title = f"difference to {name}, query by query"
+    return f"{whole}\n\n" + _table(title, _of_ways(difference), _of_ways(difference, "intervals"))
