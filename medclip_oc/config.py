@@ -349,6 +349,21 @@ class EvaluateConfig(MeasureConfig):
 
 
 @dataclass
+class ReportConfig:
+    """A page on a run."""
+
+    run: str
+    """The run folder. It may stand alone, without --run."""
+    data: str | list[str] | None = None
+    """Where the evaluated pairs are now, for the pictures. None: where they were evaluated."""
+    gallery: int = 3
+    """Best, median and worst retrievals shown of each direction, so many of each."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, "--", self, "gallery")
+
+
+@dataclass
 class ZeroshotConfig:
     """Rank captions for images."""
 

@@ -1,9 +1,11 @@
 """One self-contained HTML page: sections of tiles, tables, charts and pictures.
 
 Nothing is fetched from anywhere, and no script runs: pictures are data URIs, charts are boxes that
-CSS sizes. It reads on a phone, in light and dark. All text is escaped, whoever wrote it.
+CSS sizes, or lines in SVG. It reads on a phone, in light and dark. All text is escaped, whoever
+wrote it.
 """
 
+import math
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +98,84 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Series:
+    """A line of a chart."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    """(x, y), x ascending."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines over a common axis."""
+
+    kind: ClassVar = "lines"
+    title: str
+    series: Sequence[Series]
+    unit: str = ""
+    """Stands behind the numbers of the upright axis."""
+    across: str = "step"
+    """What runs to the right."""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Least and most x, least and most y, with some room."""
+        xs, ys = ([p[i] for one in self.series for p in one.points] for i in (0, 1))
+        low, high = min(ys), max(ys)
+        room = 0.06 * (high - low) or abs(high) or 1.0
+        return min(xs), max(xs), low - room, high + room
+
+    def path(self, number: int) -> str:
+        """A line as SVG wants it: "x,y x,y", in a field of WIDTH by HEIGHT."""
+        left, right, low, high = self.box
+        return " ".join(
+            f"{WIDTH * (x - left) / ((right - left) or 1):.1f},"
+            f"{HEIGHT * (high - y) / (high - low):.1f}"
+            for x, y in self.series[number].points
+        )
+
+    @property
+    def heights(self) -> list[tuple[float, str]]:
+        """Where a horizontal line helps, and its value: (y in the field, text)."""
+        _, _, low, high = self.box
+        step = _round_step((high - low) / 3)
+        first = math.ceil(low / step)
+        ticks = [step * number for number in range(first, math.floor(high / step) + 1)]
+        # a multiple of a step in binary may have a long tail
+        return [(HEIGHT * (high - t) / (high - low), f"{t:.4g}{self.unit}") for t in ticks]
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The least and the most x."""
+        left, right, _, _ = self.box
+        return f"{left:,.0f}", f"{right:,.0f}"
+
+
+WIDTH, HEIGHT = 360, 170
+"""The field of a line chart."""
+
+
+def _round_step(value: float) -> float:
+    """The next number of the form 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * times for times in (1, 2, 5, 10) if power * times >= value)
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Line charts, side by side where there is room. One without a point is left out."""
+
+    kind: ClassVar = "charts"
+    charts: Sequence[Lines]
+
+    @property
+    def drawn(self) -> list[Lines]:
+        """Those with a point."""
+        return [chart for chart in self.charts if any(one.points for one in chart.series)]
+
+
+@dataclass(frozen=True)
 class Side:
     """A picture with what belongs to it."""
 
@@ -127,7 +207,7 @@ class Cards:
     cards: Sequence[Card]
 
 
-Block = Text | Tiles | Table | Bars | Histogram | Cards
+Block = Text | Tiles | Table | Bars | Histogram | Charts | Cards
 
 
 @dataclass(frozen=True)
@@ -154,7 +234,13 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
     )
     shown = [section for section in sections if section.blocks]
     return environment.from_string(_PAGE).render(
-        title=title, lead=lead, sections=shown, footer=footer, style=_STYLE
+        title=title,
+        lead=lead,
+        sections=shown,
+        footer=footer,
+        style=_STYLE,
+        width=WIDTH,
+        height=HEIGHT,
     )
 
 
@@ -218,6 +304,38 @@ _PAGE = """<!doctype html>
 {% if block.caption %}<figcaption>{{ block.caption }}</figcaption>{% endif %}
 </figure>
 {% endmacro %}
+{% macro charts(block) %}
+<div class="charts">
+{% for chart in block.drawn %}
+<figure><figcaption class="title">{{ chart.title }}</figcaption>
+<svg viewBox="-58 -8 {{ width + 68 }} {{ height + 30 }}" role="img" aria-label="{{ chart.title }}">
+{% for height, text in chart.heights %}
+<line x1="0" x2="{{ width }}" y1="{{ '%.1f' % height }}" y2="{{ '%.1f' % height }}"/>
+<text x="-6" y="{{ '%.1f' % (height + 4) }}" text-anchor="end">{{ text }}</text>
+{% endfor %}
+{% for one in chart.series %}
+{% set colour = "line%d" % (loop.index0 % 6) %}
+{% if one.points | length > 1 %}
+<polyline class="{{ colour }}" points="{{ chart.path(loop.index0) }}"/>
+{% elif one.points %}
+{% set place = chart.path(loop.index0).split(",") %}
+<circle class="{{ colour }}" cx="{{ place[0] }}" cy="{{ place[1] }}" r="2.5"/>
+{% endif %}
+{% endfor %}
+<text x="0" y="{{ height + 17 }}">{{ chart.across }} {{ chart.ends[0] }}</text>
+<text x="{{ width }}" y="{{ height + 17 }}" text-anchor="end">{{ chart.ends[1] }}</text>
+</svg>
+{% if chart.series | length > 1 %}
+<figcaption class="legend">
+{% for one in chart.series %}
+<span><i class="line{{ loop.index0 % 6 }}"></i>{{ one.label }}</span>
+{% endfor %}
+</figcaption>
+{% endif %}
+</figure>
+{% endfor %}
+</div>
+{% endmacro %}
 {% macro cards(block) %}
 <div class="cards">
 {% for card in block.cards %}
@@ -234,7 +352,7 @@ _PAGE = """<!doctype html>
 {% endmacro %}
 {% macro text(block) %}<p>{{ block.text }}</p>{% endmacro %}
 {% set draw = {"tiles": tiles, "table": table, "bars": bars, "histogram": histogram,
- "cards": cards, "text": text} %}
+ "charts": charts, "cards": cards, "text": text} %}
 <header><h1>{{ title }}</h1><p>{{ lead }}</p></header>
 <main>
 {% for section in sections %}
@@ -297,6 +415,20 @@ figcaption { font-size: .9rem; margin-top: .3rem; }
 .column span { display: block; height: 1.4em; font-size: .78rem; color: var(--soft);
   white-space: nowrap; overflow-wrap: normal; }
 .column:last-child span { display: flex; justify-content: flex-end; }
+.charts { display: grid; gap: 0 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
+svg { display: block; width: 100%; height: auto; font-size: 11px; }
+svg text { fill: var(--soft); } svg line { stroke: var(--line); }
+polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; }
+.legend i { display: inline-block; width: 1rem; height: .25rem; margin-right: .35rem;
+  vertical-align: middle; border-radius: .1rem; }
+.line0 { stroke: var(--bar); } i.line0 { background: var(--bar); }
+.line1 { stroke: var(--warn); } i.line1 { background: var(--warn); }
+.line2 { stroke: var(--fine); } i.line2 { background: var(--fine); }
+.line3 { stroke: #8a63c9; } i.line3 { background: #8a63c9; }
+.line4 { stroke: #b8860b; } i.line4 { background: #b8860b; }
+.line5 { stroke: #3b97a8; } i.line5 { background: #3b97a8; }
 .cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
 .card { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .7rem; min-width: 0; }
 .card h3 { margin: 0 0 .5rem; } .card.bad h3 { color: var(--warn); }
@@ -305,6 +437,7 @@ figcaption { font-size: .9rem; margin-top: .3rem; }
 .side img, .gap { width: 100%; aspect-ratio: 1; object-fit: contain; background: #000;
   border-radius: .25rem; display: block; margin-bottom: .3rem; }
 .gap { display: grid; place-items: center; color: #bbb; }
-@media (max-width: 30rem) { .bar { grid-template-columns: 1fr auto; gap: 0 .6rem; }
+@media (max-width: 30rem) { td.number { white-space: normal; }
+  th, td { padding-right: .5rem; } .bar { grid-template-columns: 1fr auto; gap: 0 .6rem; }
   .bar .track { grid-column: 1 / -1; grid-row: 2; } .cards { grid-template-columns: 1fr; } }
 """

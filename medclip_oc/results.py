@@ -10,8 +10,11 @@ def text(record: Row) -> str:
     """Tables of all that a record holds (see retrieval.measure), recalls in per cent."""
     title = _copies(record) if record.get("duplicates") == "merge" else None
     parts = [_figures(record, title or f"pool of {record['pool']:,} pairs")]
-    if "merged" in record:
-        parts.append(_figures(record["merged"], _copies(record["merged"])))
+    merged = record.get("merged")
+    if merged and has_copies(merged):
+        parts.append(_figures(merged, _copies(merged)))
+    elif merged:
+        parts.append("no image and no caption of this pool is there twice")
     parts += [_small(one) for one in record.get("pools", [])]
     if "concepts" in record:
         parts.append(_concepts(record["concepts"]))
@@ -31,6 +34,11 @@ def interval(name: str, ends: list[float]) -> str:
     """[low, high] in the unit of the figure."""
     low, high = (_number(name, end) for end in ends)
     return f"[{low}, {high}]"
+
+
+def has_copies(merged: Row) -> bool:
+    """Whether taking copies as one made a difference."""
+    return not merged["images"] == merged["texts"] == merged["pool"]
 
 
 def words(name: str) -> str:
@@ -108,7 +116,7 @@ def _slices(slices: list[Row]) -> str:
             brackets = f" {interval('R@10', ends['R@10'])}" if ends else ""
             cells.append(cell("R@10", scores["R@10"]) + brackets)
         lines.append(_line(f"{one['name']} ({one['images']:,})", cells))
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _baseline(record: Row) -> str:

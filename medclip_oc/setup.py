@@ -21,8 +21,8 @@ from .model import Clip
 from .replay import live_batch_norms
 from .shards import ShardSet
 
-_OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt")
-_OWN_FOLDERS = ("checkpoints", "evaluations", "tensorboard", "wandb")
+_OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt", "report.html")
+_OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,326 @@
+"""A run as a page: how it trained, what it retrieves, and pictures of that."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import page, results, run_files
+from .page import Bar, Charts, Lines, Section, Series, Table, Text, Tile
+from .run_files import Evaluated
+
+Record = dict[str, Any]
+_CAPTION_LETTERS = 260
+
+
+class Example(NamedTuple):
+    """A query of the gallery."""
+
+    way: str
+    """image_to_text or text_to_image."""
+    kind: str
+    """best, median, worst."""
+    rank: float
+    query: str
+    """Id of the pair whose image or caption is the query."""
+    found: str
+    """Id of the pair whose caption or image came first."""
+
+
+class Shown(NamedTuple):
+    """A pair of the gallery."""
+
+    caption: str
+    jpeg: bytes
+
+
+# -------------------------------------------------------------------------------------- the gallery
+
+
+def examples(evaluated: Evaluated, each: int) -> list[Example]:
+    """The best, median and worst queries of each direction; `each` of each."""
+    arrays = evaluated.arrays
+    if arrays is None or "image_to_text_nearest" not in arrays:
+        return []
+    chosen = []
+    for _, way in results.WAYS:
+        ranks, nearest = arrays[f"{way}_rank"], arrays[f"{way}_nearest"]
+        order = np.argsort(ranks, kind="stable")
+        middle = max(0, (len(order) - each) // 2)
+        parts = (("best", order[:each]), ("median", order[middle : middle + each]))
+        for kind, places in (*parts, ("worst", order[::-1][:each])):
+            for place in places:
+                ids = str(arrays["ids"][place]), str(nearest[place, 0])
+                chosen.append(Example(way, kind, float(ranks[place]), *ids))
+    return chosen
+
+
+def gallery(found: Sequence[Example], shown: Mapping[str, Shown], pool: int) -> list[Section]:
+    """Cards of the examples, a section for each direction."""
+    sections = []
+    for title, way in results.WAYS:
+        cards = [_card(one, shown, pool) for one in found if one.way == way]
+        if cards:
+            text = Text(_GALLERY[way])
+            sections.append(Section(f"Gallery: {title}", [text, page.Cards(cards)]))
+    return sections
+
+
+_GALLERY = {
+    "image_to_text": "Left the query, an image, with its own caption; right the caption that came "
+    "first, with the image it belongs to.",
+    "text_to_image": "Left the query, a caption, with its own image; right the image that came "
+    "first, with its caption.",
+}
+
+
+def _card(one: Example, shown: Mapping[str, Shown], pool: int) -> page.Card:
+    right = one.query == one.found
+    rank = f"{one.rank:,.0f}" if one.rank == int(one.rank) else f"{one.rank:,.1f}"
+    heading = f"{one.kind.capitalize()}: rank {rank} of {pool:,}"
+    names = ("Query and its own caption", "First caption found")
+    if one.way == "text_to_image":
+        names = ("Query and its own image", "First image found")
+    found = f"{names[1]}: the right one" if right else names[1]
+    tone: page.Tone = "good" if right else "bad" if one.kind == "worst" else "plain"
+    sides = [_side(names[0], shown.get(one.query)), _side(found, shown.get(one.found))]
+    return page.Card(heading, sides, tone)
+
+
+def _side(title: str, pair: Shown | None) -> page.Side:
+    if pair is None:
+        return page.Side(title, "this pair is not in the data", None)
+    caption = pair.caption.strip()
+    if len(caption) > _CAPTION_LETTERS:
+        caption = caption[: _CAPTION_LETTERS - 1].rstrip() + "…"
+    return page.Side(title, caption, pair.jpeg)
+
+
+# ----------------------------------------------------------------------------------------- the page
+
+
+def render(
+    name: str,
+    records: Sequence[Record],
+    evaluations: Sequence[Evaluated],
+    pictures: Sequence[Section],
+    notes: Sequence[str],
+) -> str:
+    """The page of a run as HTML.
+
+    Args:
+        name: of the run.
+        records: of metrics.jsonl.
+        evaluations: the first is shown in full, the others with their main figures.
+        pictures: see `gallery`.
+        notes: what could not be shown.
+    """
+    sections = [Section("Training", training(records))]
+    lead = "No evaluation yet: python -m medclip_oc.evaluate makes one."
+    if evaluations:
+        first = evaluations[0]
+        lead = _lead(first)
+        sections = [
+            Section("At a glance", [_tiles(first.record)]),
+            *sections,
+            Section(f"Retrieval: {first.name}", _figures(first.record)),
+            Section("By kind of image", _slices(first.record)),
+            Section("By concepts", _concepts(first.record)),
+            Section("Against the baseline", _baseline(first.record)),
+            Section("Ranks", _ranks(first)),
+            *pictures,
+            Section("Other evaluations", _others(evaluations[1:])),
+        ]
+    sections.append(Section("Not shown", [Text(note) for note in notes]))
+    footer = "Made by medclip_oc. Research use only: nothing here is a medical device."
+    return page.render(f"Run {name}", lead, sections, footer=footer)
+
+
+def _lead(first: Evaluated) -> str:
+    record = first.record
+    where = record.get("data") or record.get("features") or "unknown data"
+    shown = ", ".join(where) if isinstance(where, list) else where
+    return (
+        f"{first.name}: {record['pool']:,} pairs of {shown}. Figures hang on the size of the pool: "
+        "compare only with others of the same size."
+    )
+
+
+def _tiles(record: Record) -> page.Tiles:
+    tiles = [Tile(f"{record['pool']:,}", "pairs in the pool")]
+    for k in (1, 10):
+        name = f"R@{k}"
+        for title, way in results.WAYS:
+            tiles.append(Tile(results.cell(name, record[way][name]), f"{name}, {title}"))
+        tiles.append(Tile(results.cell(name, record["chance"][name]), f"{name} by chance"))
+    return page.Tiles(tiles)
+
+
+def training(records: Sequence[Record]) -> list[page.Block]:
+    """Charts of what was recorded as the run went on."""
+    if not records:
+        return []
+    charts = [
+        Lines(title, [Series(title, run_files.series(records, key))])
+        for title, key in _CURVES.items()
+    ]
+    recalls = [
+        Series(f"{name}, {title}", _per_cent(run_files.series(records, f"valid/{way}/{name}")))
+        for name in ("R@1", "R@10")
+        for title, way in results.WAYS
+    ]
+    mean = Series("mean recall", _per_cent(run_files.series(records, "valid/mean_recall")))
+    validation = [one for one in (mean, *recalls) if one.points]
+    charts.append(Lines("Validation recall, per cent", validation, "%"))
+    return [Charts(charts)]
+
+
+_CURVES = {
+    "Loss": "loss",
+    "Learning rate": "lr",
+    "Temperature": "temperature",
+    "Pairs per second": "pairs_per_second",
+    "Norm of the gradient": "grad_norm",
+}
+
+
+def _per_cent(points: list[run_files.Point]) -> list[run_files.Point]:
+    return [(step, 100 * value) for step, value in points]
+
+
+def _figures(record: Record) -> list[page.Block]:
+    merged = record.get("duplicates") == "merge"
+    blocks: list[page.Block] = [_table(record, "Copies taken as one" if merged else "Full pool")]
+    if note := results.level(record):
+        blocks.append(Text(f"{note[0].upper()}{note[1:]}, over queries; the pool is held fixed."))
+    other = record.get("merged")
+    if other and not results.has_copies(other):
+        blocks.append(Text("No image and no caption of this pool is there twice."))
+    elif other:
+        title = f"Copies as one: {other['images']:,} images, {other['texts']:,} captions"
+        blocks.append(_table(other, title))
+    for small in record.get("pools", []):
+        title = f"Pools of {small['pool']:,}: mean of {small['draws']:,} random ones"
+        blocks.append(_table(small, title, "between_draws"))
+    ties = record.get("ties", "expected")
+    blocks.append(Text(_TIES[ties]))
+    return blocks
+
+
+_TIES = {
+    "expected": "Equal scores count as their expected rank.",
+    "optimistic": "Of equal scores the right one counts as the first.",
+    "pessimistic": "Of equal scores the right one counts as the last.",
+}
+
+
+def _table(record: Record, title: str, ranges: str = "intervals") -> Table:
+    """Scores down, directions across."""
+    rows = []
+    for name in record["image_to_text"]:
+        cells = [_cell(record, way, name, ranges) for _, way in results.WAYS]
+        chance = record.get("chance")
+        last = [results.cell(name, chance[name])] if chance else []
+        rows.append([results.words(name), *cells, *last])
+    head = ["", *(way for way, _ in results.WAYS), *(["chance"] if record.get("chance") else [])]
+    return Table(head, rows, title=title)
+
+
+def _cell(record: Record, way: str, name: str, ranges: str = "intervals") -> str:
+    """A figure with its interval, which may stand in a second line."""
+    ends = record.get(ranges, {}).get(way)
+    parts = [results.cell(name, record[way][name])]
+    parts += [results.interval(name, ends[name])] if ends else []
+    return " ".join(part.replace(" ", "\u00a0") for part in parts)
+
+
+def _slices(record: Record) -> list[page.Block]:
+    slices = record.get("slices", [])
+    if not slices:
+        return []
+    rows = [
+        [
+            one["name"],
+            f"{one['images']:,}",
+            *(_cell(one, way, f"R@{k}") for k in (1, 10) for _, way in results.WAYS),
+        ]
+        for one in slices
+    ]
+    head = ["queries", "pairs", *(f"R@{k}, {title}" for k in (1, 10) for title, _ in results.WAYS)]
+    bars = [
+        Bar(one["name"], one[way]["R@10"], f"{results.cell('R@10', one[way]['R@10'])}")
+        for one in slices
+        for _, way in results.WAYS[:1]
+    ]
+    return [
+        Text("Queries of one kind; the candidates are those of the whole pool."),
+        page.Bars("R@10, image to text", bars),
+        Table(head, rows),
+    ]
+
+
+def _concepts(record: Record) -> list[page.Block]:
+    found = record.get("concepts")
+    if not found:
+        return []
+    text = (
+        f"{found['queries']:,} pairs have concepts (CUIs). A candidate's relevance is the overlap "
+        f"of its concepts with the query's; from {found['relevant']:g} on it counts as relevant."
+    )
+    return [Text(text), _table(found, "")]
+
+
+def _baseline(record: Record) -> list[page.Block]:
+    base = record.get("baseline")
+    if not base:
+        return []
+    difference = base["difference"]
+    text = "Ours less the baseline's, query by query. Lower ranks are better, higher recalls are."
+    return [
+        _table(base, f"Baseline: {base['name']}"),
+        _table(difference, "Difference"),
+        Text(text),
+    ]
+
+
+def rank_bins(ranks: np.ndarray) -> list[tuple[str, int]]:
+    """Label and number of queries of each range of ranks: 1, 2-5, 6-10, then doubling."""
+    edges = [1, 5, 10]
+    while edges[-1] < ranks.max():
+        edges.append(2 * edges[-1])
+    bins = []
+    for low, high in zip([0, *edges], edges, strict=False):
+        number = int(((ranks > low) & (ranks <= high)).sum())
+        bins.append((f"{high:,}" if low == high - 1 else f"{low + 1:,}-{high:,}", number))
+    return bins
+
+
+def _ranks(evaluated: Evaluated) -> list[page.Block]:
+    if evaluated.arrays is None:
+        return []
+    blocks: list[page.Block] = []
+    for title, way in results.WAYS:
+        bins = rank_bins(evaluated.arrays[f"{way}_rank"])
+        most = len(evaluated.arrays["ids"])
+        bars = [Bar(name, n, f"{n:,} ({100 * n / most:.1f} %)") for name, n in bins]
+        blocks.append(page.Bars(f"Rank of the right one, {title}", bars))
+    return blocks
+
+
+def _others(evaluations: Sequence[Evaluated]) -> list[page.Block]:
+    if not evaluations:
+        return []
+    rows = [
+        [
+            one.name,
+            f"{one.record['pool']:,}",
+            *(_cell(one.record, way, f"R@{k}") for k in (1, 10) for _, way in results.WAYS),
+        ]
+        for one in evaluations
+    ]
+    head = [
+        "evaluation",
+        "pool",
+        *(f"R@{k}, {title}" for k in (1, 10) for title, _ in results.WAYS),
+    ]
+    return [Table(head, rows)]
