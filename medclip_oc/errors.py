@@ -1,4 +1,6 @@
-"""The two errors that a command shows as one line. Anything else is a bug, with a traceback."""
+"""The errors that a command shows as one line. Anything else is a bug, with a traceback."""
+
+from typing import Literal
 
 
 class InputError(ValueError):
@@ -7,3 +9,22 @@ class InputError(ValueError):
 
 class WorkError(RuntimeError):
     """The work failed, or a check did not hold, for a cause that can be named. Exit 1."""
+
+
+BadImageReason = Literal["empty", "undecodable", "truncated", "blank", "over max pixels"]
+
+
+class BadImage(InputError):
+    """An image that can't be used.
+
+    Attributes:
+        reason: one of `BadImageReason`; the same words stand in rejects.csv.
+        detail: what was found.
+    """
+
+    def __init__(self, reason: BadImageReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})"

@@ -348,7 +348,40 @@ def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     except (OSError, ValueError) as error:
         raise _unreachable(f"tokenizer of {name}", error) from error
     except ImportError as error:
-        raise InputError(f"{name}: needs transformers: pip install 'medclip_oc[hf]'") from error
+        raise InputError(f"{name}: needs transformers: pip install transformers") from error
+
+
+def token_counter(arch: str) -> tuple[Callable[[str], int], int]:
+    """How long texts are to the tokenizer of an architecture, before it cuts them.
+
+    Args:
+        arch: see `ModelConfig.arch`.
+
+    Returns:
+        a function from a text to its number of tokens, start and end included; and the context
+        length of the model, beyond which it cuts.
+
+    Raises:
+        InputError: no such architecture.
+        WorkError: its tokenizer can't be downloaded.
+    """
+    _, definition = _identify(ModelConfig(arch=arch))
+    tokenizer: Any = _tokenizer(arch)
+    length = definition["text_cfg"].get("context_length", 77)
+    if hasattr(tokenizer, "sot_token_id"):  # open_clip's own
+        return lambda text: len(tokenizer.encode(text)) + 2, length
+
+    inner = tokenizer.tokenizer  # of Hugging Face
+    # open_clip cleans before it tokenizes; SigLIP's tokenizer has a way of its own
+    clean = getattr(tokenizer, "clean_fn", None) or open_clip.tokenizer.get_clean_fn("canonicalize")
+    # this mode puts three special tokens around the text itself
+    bare = getattr(tokenizer, "tokenizer_mode", "") == "clips"
+
+    def count(text: str) -> int:
+        ids = inner(clean(text), truncation=False, add_special_tokens=not bare, verbose=False)
+        return len(ids["input_ids"]) + 3 * bare
+
+    return count, length
 
 
 def _geometry(clip: Any) -> Callable[[Image.Image], Tensor]:

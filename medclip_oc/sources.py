@@ -1,46 +1,64 @@
-"""Finding image-caption pairs on disk, in the forms that people have them.
+"""Image-caption pairs where people keep them, one record per row of a caption table.
 
-A source knows its splits, how many rows each has, and yields one record per row: a `Pair`, or a
-`Reject` that says why the row can't be one. Nothing is skipped without a record.
+A source knows its splits, how many rows each has, and yields for each row a `Pair`, or a `Reject`
+that says why it can't be one. Nothing is skipped without a record. Every form of data comes down to
+one `Part` per split: a table of captions, a place that holds the images, tables to join by id
+(source_forms.py finds them).
 
 Captions keep their meaning: Unicode NFC, outer blanks trimmed, "NA", "None" and "null" stay text,
-newlines and quotes inside survive. Tables are UTF-8 CSV, with or without a byte-order mark, with
-either line ending.
+newlines and quotes inside survive.
 """
 
-import csv
+import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from .errors import InputError
+from .image_files import Archive, CellImage, DiskImage, Folder, ImageFile, is_file, stem
+from .lookup import Lookup
+from .tables import Table
 
 SPLITS = ("train", "valid", "test")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-"""Of image files, in the order in which they are looked for."""
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""What people call them."""
 
-Reason = Literal["malformed row", "unsafe id", "duplicate id", "caption empty", "image missing"]
+Reason = Literal[
+    "malformed row", "unsafe id", "duplicate id", "caption empty", "image missing", "leak"
+]
 
-# The id names files and tar members: a dot ends webdataset's key, a separator would leave the
-# folder, the rest is what some file system or shell pattern forbids. 200 bytes fit any file system.
-_UNSAFE = re.compile(r'[./\\:*?"<>|\x00-\x1f\x7f]')
-_MAX_ID_BYTES = 200
+# The key names tar members: a dot ends webdataset's key, a separator would leave the folder, the
+# rest is what some file system or shell pattern forbids. 200 bytes fit any file system.
+_ODD = re.compile(r'[./\\:*?"<>|]')
+_MAX_KEY_BYTES = 200
+_DIGEST_LETTERS = 10
+_HINT = " (--id-column names a column that tells them apart)"
+_MAX_TOLD = 500
+"""Letters of an id, and of a detail, in rejects.csv."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A row with a caption and an image file, not yet opened."""
+    """A row with a caption and an image, not yet opened."""
 
     id: str
-    """Without extension; safe as a file name and as a webdataset key."""
+    """As the source gives it, without extension."""
+    key: str
+    """The id as a file name and as a webdataset key; unique in its split."""
     split: str
-    image: Path
+    image: ImageFile
     caption: str
-    concepts: tuple[str, ...] | None
-    """UMLS concept ids (CUIs). None: the source doesn't say."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the source says, for the sample's JSON: `concepts` (CUIs; absent where the source
+    doesn't say), `concept_names` (beside them, null where unknown), `license` (its columns)."""
 
 
 @dataclass(frozen=True)
@@ -48,147 +66,287 @@ class Reject:
     """A row that can't be packed."""
 
     id: str
-    """As the source gives it."""
+    """As the source gives it; what is no Unicode in it is escaped, and what is endless cut."""
     split: str
     reason: str
     detail: str
 
-
-class Source(Protocol):
-    """What packing needs of a form of data."""
-
-    splits: tuple[str, ...]
-
-    def count(self, split: str) -> int:
-        """Rows of a split. Reads its tables whole, so that a broken one is found at the start."""
-
-    def records(self, split: str) -> Iterator[Pair | Reject]:
-        """One record per row, in the table's order."""
+    def __post_init__(self) -> None:
+        for name in ("id", "detail"):
+            written = getattr(self, name).encode(errors="backslashreplace").decode()
+            if len(written) > _MAX_TOLD:
+                written = written[:_MAX_TOLD] + " ..."
+            object.__setattr__(self, name, written)
 
 
-class KaggleSource:
-    """`{split}_images/{split}/ID.jpg` and `{split}_captions.csv`, perhaps `{split}_concepts.csv`.
+class Join(NamedTuple):
+    """A table that says more about the ids of a caption table."""
 
-    Args:
-        folder: what holds them.
-        splits: which ones to read.
+    table: Table
+    id_column: str
+    column: str | None
+    """None: all columns but the id, as one JSON object."""
 
-    Raises:
-        InputError: a wrong split name, or a folder, table or column that isn't there.
-    """
-
-    def __init__(self, folder: Path, splits: Sequence[str] = SPLITS) -> None:
-        wrong = [split for split in splits if split not in SPLITS]
-        if wrong or not splits:
-            raise InputError(f"splits: {wrong or 'none'}; allowed are {', '.join(SPLITS)}")
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such source folder")
-        self.folder = folder
-        self.splits = tuple(dict.fromkeys(splits))
-        for split in self.splits:
-            if not self._captions(split).is_file():
-                raise InputError(
-                    f"{self._captions(split)}: no such file (to leave {split} out, name the other "
-                    "splits with --splits)"
-                )
-            if not self._images(split).is_dir():
-                raise InputError(f"{self._images(split)}: no such image folder")
-
-    def _captions(self, split: str) -> Path:
-        return self.folder / f"{split}_captions.csv"
-
-    def _images(self, split: str) -> Path:
-        return self.folder / f"{split}_images" / split
-
-    def count(self, split: str) -> int:
-        """Rows of the caption table.
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Id (without extension) and cell of every row.
 
         Raises:
-            InputError: a column is absent, the text is not UTF-8 or not CSV, or no row is there.
+            InputError: the table is broken; names the line.
         """
-        rows = sum(1 for _ in read_table(self._captions(split), ("ID", "Caption")))
+        others = [name for name in self.table.names() if name.lower() != self.id_column.lower()]
+        for row in self.table.rows([self.id_column, *([self.column] if self.column else others)]):
+            if row.problem:
+                raise InputError(f"{self.table}: {row.where}: {row.problem}")
+            name, *cells = row.values
+            trimmed = {other: str(cell).strip() for other, cell in zip(others, cells, strict=False)}
+            yield stem(name.strip()), cells[0] if self.column else json.dumps(trimmed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a source. Columns are named as in `Table.rows`."""
+
+    split: str
+    captions: Table
+    caption_column: str
+    id_column: str | None
+    """None: the path of the image is the id."""
+    images: Folder | Archive | None = None
+    """Finds an image by its id. None: `image_column` holds it, or says where it is."""
+    image_column: str | None = None
+    image_root: Path = Path()
+    """Where the paths in `image_column` start."""
+    split_column: str | None = None
+    """Says which split a row belongs to. None: all rows to this one."""
+    concepts_column: str | None = None
+    concepts: Join | None = None
+    license: Join | None = None
+
+
+class _Cells(NamedTuple):
+    """A row of a caption table; "" for what its part has no column for."""
+
+    where: str
+    problem: str | None
+    id: Any
+    caption: Any
+    image: Any
+    concepts: Any
+
+
+class Source:
+    """Pairs of one or more splits.
+
+    Args:
+        form: what kind of source it is, for people.
+        parts: one for each split.
+        concept_names: CUI -> name, where known.
+
+    Attributes:
+        splits: their names, in order.
+    """
+
+    def __init__(
+        self, form: str, parts: Sequence[Part], concept_names: Mapping[str, str] | None = None
+    ) -> None:
+        self.form, self.splits = form, tuple(part.split for part in parts)
+        self._parts = {part.split: part for part in parts}
+        self._concept_names = concept_names or {}
+        self._joined: dict[str, tuple[Lookup | None, Lookup | None]] = {}
+
+    def count(self, split: str) -> int:
+        """Rows of a split. Reads its tables whole, so that a broken one is found at the start.
+
+        Raises:
+            InputError: the text is not UTF-8 or not a table, a column is absent, a row is of an
+                unknown split, or none is of this one.
+        """
+        part = self._parts[split]
+        rows = sum(1 for _ in _read(part, with_images=False))
         if not rows:
-            raise InputError(f"{self._captions(split)}: no rows under the header")
-        self._concepts(split)
+            which = f" whose {part.split_column} is {split}" if part.split_column else ""
+            raise InputError(f"{part.captions}: no rows{which or ' under the header'}")
+        self._joins(part)
         return rows
 
     def records(self, split: str) -> Iterator[Pair | Reject]:
-        """One record per row of the caption table. Of rows with one id, the first usable counts."""
-        concepts = self._concepts(split)
-        taken: set[str] = set()
-        for row in read_table(self._captions(split), ("ID", "Caption")):
-            record = self._record(split, row, taken)
-            if isinstance(record, Reject):
-                yield record
+        """One record per row of the caption table.
+
+        Of rows with one id, the first with a caption and an image counts. Whether the image can be
+        decoded is not seen here.
+        """
+        part = self._parts[split]
+        concepts, licenses = self._joins(part)
+        taken = Lookup()
+        for cells in _read(part, with_images=True):
+            name = cells.id.strip() if isinstance(cells.id, str) else ""
+            record = _record(part, name, cells, taken)
+            if isinstance(record, tuple):
+                yield Reject(name, split, record[0], f"{cells.where}: {record[1]}")
                 continue
-            taken.add(record.id)
-            found = concepts.get(record.id)
-            cuis = None if found is None else tuple(filter(None, map(str.strip, found.split(";"))))
-            yield Pair(record.id, split, record.image, record.caption, cuis)
+            taken.add(record.key, f"{cells.where}\t{name}")
+            listed = cells.concepts if part.concepts_column else None
+            if concepts:
+                listed = concepts.get(record.id)
+            facts = self._concept_facts(listed)
+            if licenses and (found := licenses.get(record.id)):
+                facts["license"] = json.loads(found)
+            yield Pair(record.id, record.key, split, record.image, record.caption, facts)
 
-    def _record(self, split: str, row: "Row", taken: set[str]) -> Pair | Reject:
-        def reject(reason: Reason, detail: str) -> Reject:
-            return Reject(row.values[0], split, reason, f"line {row.line}: {detail}")
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the `tables` and of where the `images` are: another one, another data set.
 
-        if row.problem:
-            return reject("malformed row", row.problem)
-        name, caption = row.values[0].strip(), clean(row.values[1])
-        key = stem(name)
-        if problem := unsafe_id(key):
-            return reject("unsafe id", problem)
+        The images themselves are not read.
+        """
+        places = [_place(part) for part in self._parts.values()]
+        return {"tables": self._tables_digest(), "images": _digest(json.dumps(places))}
+
+    def _tables_digest(self) -> str:
+        total = hashlib.sha256()
+        for part in self._parts.values():
+            columns = (part.caption_column, part.id_column, part.image_column, part.split_column)
+            total.update(repr((part.split, columns, part.concepts_column)).encode())
+            joins = [join.table for join in (part.concepts, part.license) if join]
+            for table in (part.captions, *joins):
+                total.update(table.digest().encode())
+        total.update(json.dumps(self._concept_names, sort_keys=True).encode())
+        return total.hexdigest()
+
+    def _joins(self, part: Part) -> tuple[Lookup | None, Lookup | None]:
+        """Id -> its CUIs as listed, and id -> its licence as JSON; read once."""
+        if part.split not in self._joined:
+            joins = (part.concepts, part.license)
+            first, second = (Lookup(join.pairs()) if join else None for join in joins)
+            self._joined[part.split] = first, second
+        return self._joined[part.split]
+
+    def _concept_facts(self, listed: Any) -> dict[str, Any]:
+        if listed is None:
+            return {}
+        facts: dict[str, Any] = {"concepts": parse_cuis(listed)}
+        if self._concept_names:
+            facts["concept_names"] = [self._concept_names.get(cui) for cui in facts["concepts"]]
+        return facts
+
+
+def _place(part: Part) -> list[str]:
+    """Where a split's images are; of a zip, also which."""
+    path = part.images.path if part.images else part.image_root
+    place = [part.split, str(path.resolve())]
+    if isinstance(part.images, Archive):
+        status = path.stat()
+        place += [str(status.st_size), str(status.st_mtime_ns)]
+    return place
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _read(part: Part, *, with_images: bool) -> Iterator[_Cells]:
+    """The rows of a part; `with_images` off leaves the images in a table unread."""
+    image = part.image_column if with_images or part.id_column is None else None
+    wanted = [part.id_column or image, part.caption_column, image, part.split_column]
+    wanted.append(part.concepts_column)
+    columns = [column for column in wanted if column]
+    for row in part.captions.rows(columns):
+        cells = iter(row.values)
+        name, caption, picture, split, cuis = (next(cells) if c else "" for c in wanted)
+        column = part.split_column
+        if column and split_named(part.captions, row.where, column, split) != part.split:
+            continue
+        if part.id_column is None and isinstance(name, dict):
+            name = name.get("path") or ""
+        yield _Cells(row.where, row.problem, name, caption, picture, cuis)
+
+
+def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple[Reason, str]:
+    """The pair of a row, without its facts; or why there is none."""
+    if cells.problem:
+        return "malformed row", cells.problem
+    if not isinstance(cells.caption, str):
+        return "malformed row", f"the caption is a {type(cells.caption).__name__}, not text"
+    caption = clean(cells.caption)
+    if not _is_unicode(caption) or not _is_unicode(name):
+        return "malformed row", "half a surrogate pair, which is not text"
+    identity = stem(name)
+    if problem := unfit_id(identity, is_path=part.id_column is None):
+        return "unsafe id", problem
+    key = key_of(identity)
+    if earlier := taken.get(key):
+        where, _, other = earlier.partition("\t")
+        if part.id_column or other == name:
+            return "duplicate id", f"{where} has this id" + _HINT * (part.id_column is None)
+        identity, key = name, key_of(name)  # a.jpg and a.png: with their extensions
         if key in taken:
-            return reject("duplicate id", "an earlier row has this id")
-        if not caption:
-            return reject("caption empty", "no text but blanks")
-        folder = self._images(split)
-        image = _find_image(folder, name, key)
-        if image is None:
-            where = folder.relative_to(self.folder).as_posix()
-            return reject("image missing", f"no {key}.jpg, .jpeg or .png in {where}")
-        return Pair(key, split, image, caption, None)
-
-    def _concepts(self, split: str) -> dict[str, str]:
-        """Id -> its CUIs, joined as in the file. A row without any is there, and empty."""
-        path = self.folder / f"{split}_concepts.csv"
-        found: dict[str, str] = {}
-        for row in read_table(path, ("ID", "CUIs")) if path.is_file() else ():
-            if row.problem:
-                raise InputError(f"{path}: line {row.line}: {row.problem}")
-            found.setdefault(stem(row.values[0].strip()), row.values[1])
-        return found
+            return "duplicate id", f"an earlier row has this image{_HINT}"
+    if not any(letter.isprintable() and not letter.isspace() for letter in caption):
+        return "caption empty", "no text but blanks"
+    image = _image(part, name, cells.image)
+    if image is None:
+        if part.images:
+            return "image missing", f"no {identity}.jpg, .png or other image in {part.images}"
+        return "image missing", f"no file {cells.image!r}" if cells.image else "no image in the row"
+    return Pair(identity, key, part.split, image, caption)
 
 
-def open_source(folder: Path, splits: Sequence[str] = SPLITS) -> Source:
-    """The source in a folder, whatever its form (Kaggle layout, so far).
+def _image(part: Part, name: str, cell: Any) -> ImageFile | None:
+    """The image of a row: found by its id, or in the cell, or where the cell says."""
+    if part.images:
+        return part.images.find(name)
+    if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
+        cell = cell.get("bytes") or cell.get("path") or ""
+    if isinstance(cell, bytes):
+        return CellImage(name, cell)
+    path = part.image_root / str(cell).strip()
+    return DiskImage(path) if cell and is_file(path) else None
+
+
+def split_named(table: Table, where: str, column: str, said: Any) -> str:
+    """The split that a cell of a table means.
 
     Raises:
-        InputError: see `KaggleSource`.
+        InputError: none that is known.
     """
-    return KaggleSource(folder, splits)
+    for split, words in SPLIT_WORDS.items():
+        if str(said).strip().lower() in words:
+            return split
+    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
+    raise InputError(f"{table}: {where}: {column} is {said!r}; allowed are {allowed}")
 
 
 # ----------------------------------------------------------------------------------- ids and texts
 
 
-def stem(name: str) -> str:
-    """An id without the image extension that some tables give it."""
-    for extension in EXTENSIONS:
-        if name.endswith(extension):
-            return name.removesuffix(extension)
-    return name
+def unfit_id(identity: str, *, is_path: bool = False) -> str | None:
+    """What makes an id unfit to name an image. None: it is fit.
 
-
-def unsafe_id(key: str) -> str | None:
-    """What makes an id unfit as file name and webdataset key. None: it is fit."""
-    if not key:
+    Args:
+        identity: without extension.
+        is_path: it is the path of an image already, and names nothing else.
+    """
+    if not identity or not identity.strip("/\\. "):
         return "no id"
-    if bad := _UNSAFE.search(key):
-        return f"holds {bad[0]!r}"
-    if not key.isprintable() or key != key.strip():
-        return "holds an unprintable character, or a blank at its end"
-    if len(key.encode()) > _MAX_ID_BYTES:
-        return f"longer than {_MAX_ID_BYTES} bytes"
+    if not identity.isprintable():
+        bad = next(letter for letter in identity if not letter.isprintable())
+        return f"holds {bad!r}"
+    if not is_path and any(step in ("", ".", "..") for step in re.split(r"[/\\]", identity)):
+        return "leads out of the image folder"
     return None
+
+
+def key_of(identity: str) -> str:
+    """An id as file name and webdataset key: itself where that is safe.
+
+    Else its odd characters become "_", and a hash of the id is appended, so that ids that differ
+    stay apart: `p10/s5.1` -> `p10_s5_1-b4a0c2d9e1`.
+    """
+    safe = _ODD.sub("_", identity).strip()
+    if safe == identity and len(safe.encode()) <= _MAX_KEY_BYTES:
+        return safe
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGEST_LETTERS]
+    room = _MAX_KEY_BYTES - len(digest) - 1
+    return f"{safe.encode()[:room].decode(errors='ignore').strip()}-{digest}"
 
 
 def clean(caption: str) -> str:
@@ -196,86 +354,16 @@ def clean(caption: str) -> str:
     return unicodedata.normalize("NFC", caption).strip()
 
 
-def _find_image(folder: Path, name: str, key: str) -> Path | None:
-    """The file that the id names with its extension, else the first one that exists."""
-    names = [name] if name != key else []
-    paths = [folder / each for each in [*names, *(key + extension for extension in EXTENSIONS)]]
-    return next((path for path in paths if path.is_file()), None)
+def parse_cuis(listed: Any) -> list[str]:
+    """Concept ids from a list, or from text with ";" or tabs between. "nan" is an absent one."""
+    found = listed if isinstance(listed, list) else re.split(r"[;\t]", str(listed))
+    cuis = (str(cui).strip() for cui in found)
+    return [cui for cui in cuis if cui and cui.lower() != "nan"]
 
 
-# ------------------------------------------------------------------------------------------ tables
-
-
-class Row(NamedTuple):
-    """The wanted cells of one row."""
-
-    line: int
-    """Where the row begins; the header is line 1."""
-    values: list[str]
-    problem: str | None
-    """What is wrong with the row; its values are then unsure."""
-
-
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows of a CSV file. Empty lines are no rows.
-
-    Args:
-        path: the file.
-        columns: wanted columns; upper and lower case count the same where that is unique.
-
-    Raises:
-        InputError: no such file, not UTF-8, not CSV, or a column absent; names the line.
-    """
+def _is_unicode(text: str) -> bool:
     try:
-        # Bytes that aren't UTF-8 become lone surrogates, so that the row can be named.
-        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    with file:
-        lines = _lines(path, csv.reader(file, strict=True))
-        header = next(lines, None)
-        if header is None:
-            raise InputError(f"{path}: empty; wanted columns {', '.join(columns)}")
-        names = [name.strip() for name in header[1]]
-        places = [_place(path, names, column) for column in columns]
-        for line, cells in lines:
-            problem = None
-            if len(cells) != len(names):
-                problem = f"{len(cells)} fields, the header has {len(names)}"
-            values = [cells[place] if place < len(cells) else "" for place in places]
-            yield Row(line, values, problem)
-
-
-def _lines(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """First line and cells of each row that isn't empty."""
-    line = 1
-    try:
-        for cells in reader:
-            if not "".join(cells).isascii():
-                _refuse_other_encodings(path, line, cells)
-            if cells:
-                yield line, cells
-            line = reader.line_num + 1  # type: ignore[attr-defined]
-    except csv.Error as error:
-        raise InputError(f"{path}: line {line}: not CSV: {error} (a quote left open?)") from None
-
-
-def _refuse_other_encodings(path: Path, line: int, cells: list[str]) -> None:
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError as error:
-        byte = ord(error.object[error.start]) - 0xDC00
-        raise InputError(
-            f"{path}: line {line} ({cells[0][:40]!a}): byte 0x{byte:02x} is not UTF-8; save the "
-            "table as UTF-8"
-        ) from None
-
-
-def _place(path: Path, names: Sequence[str], column: str) -> int:
-    if column in names:
-        return names.index(column)
-    alike = [place for place, name in enumerate(names) if name.lower() == column.lower()]
-    if len(alike) == 1:
-        return alike[0]
-    found = ", ".join(repr(name) for name in names)
-    raise InputError(f"{path}: no column {column!r}; found {found}")
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from pairs import write_kaggle
 
 from medclip_oc.config import ModelConfig
 from medclip_oc.packing import PackOptions, pack
-from medclip_oc.sources import open_source
+from medclip_oc.source_forms import open_source
 
 # More threads than free cores spin against each other: small models run ten times slower.
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from medclip_oc.config import Config
 from medclip_oc.distributed import World
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
-from medclip_oc.sources import open_source
+from medclip_oc.source_forms import open_source
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,12 +10,30 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
-    {"config"},  # and what a setting is
+    {"config", "lookup", "signatures", "depth", "apart"},  # and what a setting is
+    {"tables", "image_files", "dicom"},
+    {"decoding"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings", "shard_writer", "memory", "replay", "towers"},
-    {"model", "data", "augment", "chunks", "optim", "run_log", "command", "packing"},
+    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
+    | {"duplicates", "likeness", "fingerprints", "memory", "replay", "towers"},
+    {"samples", "index_files"},
+    {
+        "model",
+        "data",
+        "augment",
+        "chunks",
+        "optim",
+        "run_log",
+        "command",
+        "packing",
+        "shard_check",
+        "source_forms",
+        "leaks",
+        "inspection",
+        "audit_page",
+    },
     {"grad_cache"},  # the step, of chunks
-    {"features", "rank", "setup"},
+    {"features", "rank", "setup", "verify", "audit"},
     {"evaluate", "zeroshot", "selfcheck"},
     {"train", "__init__"},  # what users import
 ]

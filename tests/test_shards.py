@@ -18,7 +18,7 @@ from medclip_oc import shards
 from medclip_oc.errors import InputError
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import Sample, ShardSet
-from medclip_oc.sources import open_source
+from medclip_oc.source_forms import open_source
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medclip_oc.errors import InputError
-from medclip_oc.sources import Pair, Reject, clean, open_source, stem, unsafe_id
+from medclip_oc.image_files import stem
+from medclip_oc.source_forms import open_source, open_table
+from medclip_oc.sources import Pair, Reject, clean, key_of, unfit_id
 
 Table = Callable[..., Path]
 
@@ -71,8 +73,12 @@ def test_captions_keep_their_meaning(table: Table, name: str) -> None:
         b"Caption,other,ID\nheart,x,a\nlung,y,b\n",
         b"id,caption\na,heart\nb,lung\n",
         b"ID,Caption\na.jpg,heart\n b.JPG ,lung\n",
+        b"ID\tCaption\na\theart\nb\tlung\n",
     ],
-    ids=["plain", "BOM", "CRLF", "quoted", "blanks", "other columns", "lower case", "extensions"],
+    ids=[
+        *("plain", "BOM", "CRLF", "quoted", "blanks", "other columns", "lower case", "extensions"),
+        "tabs",
+    ],
 )
 def test_tables_as_people_have_them(table: Table, text: bytes) -> None:
     found = records(table(text, ("a.jpg", "b.JPG")))
@@ -89,6 +95,17 @@ def test_finds_the_image(table: Table, name: str) -> None:
     assert pair.image.name == name
 
 
+def test_ids_with_odd_characters_get_a_safe_key(table: Table) -> None:
+    """UIDs have dots, MIMIC's ids have folders; both keep their name in the sample's JSON."""
+    folder = table("ID,Caption\n1.2.840,one\ns5/x,two\ns5_x,three\n", ("1.2.840.jpg", "s5_x.png"))
+    (folder / "train_images" / "train" / "s5").mkdir()
+    (folder / "train_images" / "train" / "s5" / "x.jpg").touch()
+    pairs = [each for each in records(folder) if isinstance(each, Pair)]
+    assert [pair.id for pair in pairs] == ["1.2.840", "s5/x", "s5_x"]
+    assert [pair.key[:-10] for pair in pairs[:2]] == ["1_2_840-", "s5_x-"]
+    assert pairs[2].key == "s5_x"
+
+
 def test_the_extension_in_the_table_chooses_the_image(table: Table) -> None:
     [pair] = records(table("ID,Caption\na.png,heart\n", ("a.jpg", "a.png")))
     assert isinstance(pair, Pair)
@@ -98,18 +115,21 @@ def test_the_extension_in_the_table_chooses_the_image(table: Table) -> None:
 REJECTS = {
     "no caption": ("a,", "caption empty"),
     "blanks for a caption": ("a, \u00a0 ", "caption empty"),
+    "nothing to see for a caption": ("a,\u200b\ufeff", "caption empty"),
     "no image": ("b,lung", "image missing"),
     "a folder up": ("../a,heart", "unsafe id"),
     "an absolute path": ("/etc/passwd,heart", "unsafe id"),
     "a backslash": ("..\\a,heart", "unsafe id"),
-    "a dot": ("a.b,heart", "unsafe id"),
-    "an extension twice": ("a.jpg.jpg,heart", "unsafe id"),
+    "a folder up on the way": ("a/../../b,heart", "unsafe id"),
+    "a blank step": ("a//b,heart", "unsafe id"),
+    "dots alone": ("...,heart", "unsafe id"),
+    "an extension twice": ("a.jpg.jpg,heart", "image missing"),
     "a newline": ('"a\nb",heart', "unsafe id"),
     "a control character": ("a\x07,heart", "unsafe id"),
     "an unseen character": ("a\u200b,heart", "unsafe id"),
     "no id": (",heart", "unsafe id"),
     "an extension alone": (".jpg,heart", "unsafe id"),
-    "an endless id": ("a" * 201 + ",heart", "unsafe id"),
+    "an endless id": ("a" * 999 + ",heart", "image missing"),
     "a comma too many": ("a,heart, enlarged", "malformed row"),
     "a field too few": ("a", "malformed row"),
 }
@@ -123,6 +143,14 @@ def test_rejects(table: Table, name: str) -> None:
     assert isinstance(reject, Reject)
     assert (reject.split, reject.reason) == ("train", reason)
     assert "line 3" in reject.detail
+
+
+def test_an_id_with_half_a_surrogate_pair_can_be_written_down(tmp_path: Path) -> None:
+    (tmp_path / "table.jsonl").write_text(r'{"image": "\udce9.jpg", "text": "heart"}' + "\n")
+    source = open_table(tmp_path / "table.jsonl", image_column="image", caption_column="text")
+    [reject] = source.records("train")
+    assert isinstance(reject, Reject)
+    assert (reject.id, reject.reason) == (r"\udce9.jpg", "malformed row")
 
 
 def test_of_equal_ids_the_first_usable_row_counts(table: Table) -> None:
@@ -139,14 +167,14 @@ def test_concepts(table: Table) -> None:
         concepts="ID,CUIs\nb,\na.jpg,C0040405; C0007776;\n",
     )
     pairs = [each for each in records(folder) if isinstance(each, Pair)]
-    assert [each.concepts for each in pairs] == [("C0040405", "C0007776"), (), None]
+    assert [each.facts.get("concepts") for each in pairs] == [["C0040405", "C0007776"], [], None]
     (folder / "train_concepts.csv").unlink()
-    assert {each.concepts for each in records(folder) if isinstance(each, Pair)} == {None}
+    assert all(not each.facts for each in records(folder) if isinstance(each, Pair))
 
 
 WRONG_TABLES = {
     "no column": (b"ID,Text\na,heart\n", r"train_captions.csv: no column 'Caption'.*'ID', 'Text'"),
-    "tabs": (b"ID\tCaption\na\theart\n", r"no column 'ID'.*'ID\\tCaption'"),
+    "semicolons": (b"ID;Caption\na;heart\n", r"no column 'ID'.*'ID;Caption'"),
     "empty": (b"", "train_captions.csv: empty"),
     "a header alone": (b"ID,Caption\n", "no rows"),
     "Latin-1": ("ID,Caption\na,heart\nb,œdème\n".encode("cp1252"), r"line 3 .*0x9c is not UTF-8"),
@@ -154,7 +182,8 @@ WRONG_TABLES = {
         'ID,Caption\na,"two\nlines"\nb,è\n'.encode("latin-1"),
         r"line 4 \('b'\)",
     ),
-    "UTF-16": ("ID,Caption\na,heart\n".encode("utf-16"), "line 1 .*not UTF-8"),
+    "UTF-16": ("ID,Caption\na,heart\n".encode("utf-16"), r"train_captions.csv: is UTF-16; save"),
+    "UTF-16 without a mark": ("ID,Caption\na,x\n".encode("utf-16-be"), "NUL bytes: UTF-16 without"),
     "an open quote": (b'ID,Caption\na,heart\nb,"lung\nc,brain\n', "line 3: not CSV"),
     "an open quote, and a huge rest": (b'ID,Caption\na,"lung\n' + b"b,x\n" * 50000, "line 2: not"),
     "text after a quote": (b'ID,Caption\na,"heart" of a child\n', "line 2: not CSV"),
@@ -198,13 +227,21 @@ def test_a_split_named_twice_is_read_once(table: Table) -> None:
 
 
 @given(st.text(max_size=30))
-def test_a_safe_id_is_one_name_and_one_key(name: str) -> None:
-    key = stem(name)
-    if unsafe_id(key) is None:
+def test_a_key_is_one_name_and_one_webdataset_key(name: str) -> None:
+    identity = stem(name)
+    if unfit_id(identity) is None:
+        key = key_of(identity)
         path = Path("/folder", key + ".jpg")
         assert path.resolve() == path
         assert path.parent == Path("/folder")
         assert path.name.split(".", 1) == [key, "jpg"]  # webdataset's key rule
+        assert key_of(key) == key
+
+
+@given(st.text(max_size=300), st.text(max_size=300))
+def test_ids_that_differ_have_keys_that_differ(one: str, other: str) -> None:
+    assert (key_of(one) == key_of(other)) == (one == other)
+    assert len(key_of(one).encode()) <= 200
 
 
 @given(st.text())

@@ -25,7 +25,7 @@ from medclip_oc.config import Config, EvaluateConfig, ZeroshotConfig
 from medclip_oc.images import decode
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
-from medclip_oc.sources import open_source
+from medclip_oc.source_forms import open_source
 
 ROOT = Path(__file__).parents[1]
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}

@@ -20,7 +20,8 @@ from medclip_oc.errors import InputError
 
 # Each has a Config dataclass and run(config), which yields Comparisons (see side_by_side.py).
 BENCHES: dict[str, str] = {
-    "step": "the exact cached step",
+    "pack": "packing, against decoding alone and copying alone",
+    "step": "the exact cached step, against accumulation and one big batch",
 }
 USAGE = "usage: python tools/bench.py NAME [options]\n\n" + "\n".join(
     f"  {name:<10} {what}" for name, what in BENCHES.items()
