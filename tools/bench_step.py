@@ -13,7 +13,7 @@ import queue
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -264,12 +264,11 @@ def timed(
     machine touch less. With OMP_WAIT_POLICY=passive no processor time goes into waiting.
     """
     mine, peers = _ProcessorTime(ours), _ProcessorTime(theirs)
-    extra = extra or {}
-    options: dict[str, Any] = {"items": pairs, "warmup": warmup, "extra": extra}
+    options: dict[str, Any] = {"items": pairs, "warmup": warmup}
     done = compare("step", case, mine, peers, peer=peer, rounds=rounds, **options)
     ratios = [b / a for a, b in zip(mine.seconds, peers.seconds, strict=True)][warmup:]
-    extra["cpu_rounds"] = [float(f"{ratio:.4g}") for ratio in ratios]
-    return done
+    shown = [float(f"{ratio:.4g}") for ratio in ratios]
+    return replace(done, extra={**(extra or {}), "cpu_rounds": shown})
 
 
 class _ProcessorTime:
