@@ -123,19 +123,35 @@ def find_slices(
         return []
     bits = relevance.modalities(concepts)
     slices = [
-        Slice(name, cuis[0], (bits >> place & 1).astype(bool))
-        for place, (name, cuis) in enumerate(relevance.MODALITIES.items())
+        Slice(name, cui, (bits >> place & 1).astype(bool))
+        for place, (name, cui) in enumerate(relevance.MODALITIES.items())
     ]
-    slices.sort(key=lambda one: -int(one.pairs.sum()))
     slices = [one for one in slices if one.pairs.any()]
-    if slices:
+    slices.sort(key=lambda one: -int(one.pairs.sum()))
+    if slices and not bits.all():
         slices.append(Slice("no known modality", None, bits == 0))
-    named = {name.lower(): cuis[0] for name, cuis in relevance.MODALITIES.items()} | (known or {})
+    present = {relevance.cui(number) for number in np.unique(concepts).tolist() if number}
     for name in names:
-        cui = name if relevance.number(name) is not None else named.get(name.lower())
-        number = None if cui is None else relevance.number(cui)
-        pairs = None if number is None else relevance.has(concepts, number)
-        if pairs is None or not pairs.any():
-            raise InputError(f"--slices: {name}: no pair has a concept of this name or CUI")
-        slices.append(Slice(name, cui, pairs))
-    return [one for one in slices if one.pairs.any()]
+        cui = resolve(name, known or {}, present)
+        slices.append(Slice(name, cui, relevance.has(concepts, relevance.number(cui) or -1)))
+    return slices
+
+
+def resolve(name: str, known: dict[str, str], present: set[str]) -> str:
+    """The CUI that a name stands for.
+
+    Args:
+        name: a CUI, or a concept's name in any case.
+        known: name in lower case -> CUI; the modalities' names are known anyway.
+        present: CUIs that pairs have.
+
+    Raises:
+        InputError: no pair has it.
+    """
+    named = {title.lower(): cui for title, cui in relevance.MODALITIES.items()} | known
+    cui = named.get(name.lower(), name.upper())
+    if not present:
+        raise InputError(f"--slices: {name}: the pairs have no concepts (CUIs)")
+    if cui not in present:
+        raise InputError(f"--slices: {name}: no pair has a concept of this name or CUI")
+    return cui

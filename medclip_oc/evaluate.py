@@ -62,15 +62,25 @@ def save(measured: "Measured", ids: list[str], file: Path, about: dict[str, Any]
 
 
 class Source(NamedTuple):
-    """What is evaluated: features, and where their pairs lie."""
+    """What is evaluated, before any work."""
 
-    embedded: "Embedded"
+    clip: "Clip | None"
+    """The model. None: the features are there."""
+    features: "Embedded | None"
+    """Features from a file. None: the model makes them."""
     shards: "ShardSet | None"
-    """None: only a file of features is at hand."""
+    """Where the pairs lie. None: only a file of features is at hand."""
     trained: dict[str, Any] | None
     """Configuration of the run that made the checkpoint. None: features from a file."""
     about: dict[str, Any]
     """What the record says of its origin."""
+
+    def ids(self) -> list[str]:
+        """Keys of the pairs."""
+        if self.features is not None:
+            return self.features.ids
+        assert self.shards is not None
+        return [self.shards.key(position) for position in range(len(self.shards))]
 
 
 def work(settings: EvaluateConfig) -> None:
@@ -80,10 +90,12 @@ def work(settings: EvaluateConfig) -> None:
     with distributed.started(settings.device) as world:
         setup.check_precision(settings.precision, world.device)
         source = _source(settings, world)
-        embedded = source.embedded
-        retrieval.check(embedded, settings, None)
-        slices = concepts.find_slices(embedded, settings.slices, _names(settings, source))
-        baseline = _baseline(settings, source, world)
+        retrieval.check_pools(settings, len(source.ids()))
+        known = _known_concepts(settings, source)
+        other = _baseline(settings, source, world)
+        embedded = _features(source.features or source.clip, source, settings, world)
+        slices = concepts.find_slices(embedded, settings.slices, known)
+        baseline = None if other is None else _features(other, source, settings, world)
         measured = retrieval.measure(
             embedded,
             settings,
@@ -104,8 +116,8 @@ def work(settings: EvaluateConfig) -> None:
 
 
 def _source(settings: EvaluateConfig, world: "World") -> Source:
-    """The features to measure, by the model or from a file."""
-    from . import features, setup
+    """The model and the pairs, or a file of features."""
+    from . import setup
     from .shards import ShardSet
 
     if settings.features_in:
@@ -115,14 +127,6 @@ def _source(settings: EvaluateConfig, world: "World") -> Source:
     where = settings.data if settings.data is not None else trained["data"]["valid"]
     split = _split(settings, where)
     shards = ShardSet.open(where, split)
-    embedded = features.embed_pairs(
-        clip,
-        setup.pairs(shards, clip),
-        world,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        precision=settings.precision,
-    )
     about = {
         "checkpoint": settings.checkpoint,
         "data": where,
@@ -130,7 +134,7 @@ def _source(settings: EvaluateConfig, world: "World") -> Source:
         "precision": settings.precision,
         "data_fingerprint": shards.fingerprint,
     }
-    return Source(embedded, shards, trained, about)
+    return Source(clip, None, shards, trained, about)
 
 
 def _from_file(settings: EvaluateConfig, world: "World") -> Source:
@@ -139,44 +143,55 @@ def _from_file(settings: EvaluateConfig, world: "World") -> Source:
     from .shards import ShardSet
 
     assert settings.features_in is not None
-    embedded = features.from_file(settings.features_in, world)
+    found = features.from_file(settings.features_in, world)
     about: dict[str, Any] = {"features": settings.features_in, "split": settings.split}
     if settings.checkpoint:
         about = {"checkpoint": settings.checkpoint, **about}
     if settings.data is None:
         about["split"] = settings.split or "features"
-        return Source(embedded, None, None, about)
+        return Source(None, found, None, None, about)
     split = _split(settings, settings.data)
     shards = ShardSet.open(settings.data, split)
-    ids = [shards.key(position) for position in range(len(shards))]
-    retrieval.check_ids(ids, embedded.ids, "--features-in")
     about |= {"data": settings.data, "split": split, "data_fingerprint": shards.fingerprint}
-    return Source(embedded, shards, None, about)
+    source = Source(None, found, shards, None, about)
+    retrieval.check_ids(source._replace(features=None).ids(), found.ids, "--features-in")
+    return source
 
 
-def _baseline(settings: EvaluateConfig, source: Source, world: "World") -> "Embedded | None":
-    """Features of what is compared with, for the same pairs."""
+def _baseline(settings: EvaluateConfig, source: Source, world: "World") -> "Clip | Embedded | None":
+    """What is compared with, for the same pairs: a model, or features from a file."""
     from . import features, retrieval, setup
 
     name = settings.baseline
     if name is None:
         return None
     if name.endswith((".npz", ".parquet")):
-        theirs = features.from_file(name, world)
-    else:
-        if source.shards is None:
-            raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")
-        clip = setup.baseline_clip(name, source.trained, world)
-        theirs = features.embed_pairs(
-            clip,
-            setup.pairs(source.shards, clip),
-            world,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            precision=settings.precision,
-        )
-    retrieval.check(source.embedded, settings, theirs)
-    return theirs
+        found = features.from_file(name, world)
+        retrieval.check_ids(source.ids(), found.ids, "--baseline")
+        return found
+    if source.shards is None:
+        raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")
+    return setup.baseline_clip(name, source.trained, world)
+
+
+def _features(
+    what: "Clip | Embedded | None", source: Source, settings: EvaluateConfig, world: "World"
+) -> "Embedded":
+    """Features of the pairs: those given, or made by the model given."""
+    from . import features, setup
+
+    if isinstance(what, features.Embedded):
+        return what
+    assert what is not None
+    assert source.shards is not None
+    return features.embed_pairs(
+        what,
+        setup.pairs(source.shards, what),
+        world,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        precision=settings.precision,
+    )
 
 
 def _write_features(file: str, embedded: "Embedded", world: "World") -> None:
@@ -191,21 +206,28 @@ def _write_features(file: str, embedded: "Embedded", world: "World") -> None:
         print(f"written to {file}")
 
 
-def _names(settings: EvaluateConfig, source: Source) -> dict[str, str]:
-    """CUI of each concept that the samples name, where names are needed: lower case -> CUI."""
-    from . import relevance
+def _known_concepts(settings: EvaluateConfig, source: Source) -> dict[str, str]:
+    """CUI of each concept that the samples name: lower case -> CUI. Empty where nobody asks.
 
-    named = [name for name in settings.slices if relevance.number(name) is None]
-    if not named or source.shards is None:
-        return {}
+    Raises:
+        InputError: a slice is asked for that no sample names, said before the model's work.
+    """
+    from . import concepts, relevance
+
     known: dict[str, str] = {}
+    if not settings.slices or source.shards is None:
+        return known
     for position in range(len(source.shards)):
         facts = source.shards.read(position).facts
-        for cui, name in zip(
-            facts.get("concepts") or [], facts.get("concept_names") or [], strict=False
-        ):
+        cuis, names = (facts.get(name) or [] for name in ("concepts", "concept_names"))
+        known |= {cui.lower(): cui for cui in cuis}
+        for cui, name in zip(cuis, names, strict=False):
             if name:
                 known.setdefault(name.lower(), cui)
+    present = set(known.values())
+    known = {cui.lower(): cui for cui in relevance.MODALITIES.values()} | known
+    for name in settings.slices:
+        concepts.resolve(name, known, present)
     return known
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 MODALITIES = {
-    "CT": ("C0040405",),
-    "X-ray": ("C1306645",),
-    "MRI": ("C0024485",),
-    "Ultrasound": ("C0041618",),
-    "Angiography": ("C0002978",),
-    "PET": ("C0032743",),
-    "PET/CT": ("C1699633",),
+    "CT": "C0040405",
+    "X-ray": "C1306645",
+    "MRI": "C0024485",
+    "Ultrasound": "C0041618",
+    "Angiography": "C0002978",
+    "PET": "C0032743",
+    "PET/CT": "C1699633",
 }
 """The imaging modalities of ROCOv2's concepts, as UMLS has them."""
 
@@ -27,18 +27,21 @@ def number(cui: str) -> int | None:
     return int(cui[1:]) if cui[:1] == "C" and cui[1:].isdigit() else None
 
 
-def has(concepts: np.ndarray, *numbers: int) -> np.ndarray:
-    """Which pairs have one of these concepts: (N,) bool. `concepts` (N, K) int32, 0 is none."""
-    found: np.ndarray = np.isin(concepts, numbers)
-    return np.asarray(found.any(1))
+def cui(number: int) -> str:
+    """40405 -> C0040405."""
+    return f"C{number:07}"
+
+
+def has(concepts: np.ndarray, concept: int) -> np.ndarray:
+    """Which pairs have a concept: (N,) bool. `concepts` (N, K) int32, 0 is none."""
+    return np.asarray((concepts == concept).any(1))
 
 
 def modalities(concepts: np.ndarray) -> np.ndarray:
     """The modalities of each pair, one bit each in the order of MODALITIES: (N,) int64."""
     bits = np.zeros(len(concepts), dtype=np.int64)
-    for place, cuis in enumerate(MODALITIES.values()):
-        known = [n for cui in cuis if (n := number(cui)) is not None]
-        bits |= has(concepts, *known).astype(np.int64) << place
+    for place, concept in enumerate(MODALITIES.values()):
+        bits |= has(concepts, number(concept) or -1).astype(np.int64) << place
     return bits
 
 

@@ -9,13 +9,13 @@ from .config import ReportConfig
 from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from .report_page import Example, Shown
+    from .report_gallery import Example, Shown
     from .run_files import Evaluated
 
 
 def work(settings: ReportConfig) -> None:
     """Write the page, and the charts as pictures where matplotlib is there."""
-    from . import report_page, run_files
+    from . import report_gallery, report_page, run_files
 
     folder = Path(settings.run)
     if not folder.is_dir():
@@ -29,11 +29,11 @@ def work(settings: ReportConfig) -> None:
     pictures = []
     if evaluations:
         first = evaluations[0]
-        chosen = report_page.examples(first, settings.gallery)
+        chosen = report_gallery.examples(first, settings.gallery)
         shown, problems = _pictures(chosen, first, settings)
         notes += problems
         if shown:
-            pictures = report_page.gallery(chosen, shown, first.record["pool"])
+            pictures = report_gallery.sections(chosen, shown, first.record["pool"])
     html = report_page.render(folder.resolve().name, records, evaluations, pictures, notes)
     file = folder / "report.html"
     try:
@@ -53,7 +53,7 @@ def _pictures(
     from .audit_page import preview
     from .errors import BadImage
     from .images import decode
-    from .report_page import Shown
+    from .report_gallery import Shown
     from .shards import ShardSet
 
     record = evaluated.record

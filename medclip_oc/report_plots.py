@@ -9,7 +9,8 @@ import matplotlib
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
 
-from . import page, report_page, results
+from . import report_page, results
+from .line_charts import Charts, Lines
 from .run_files import Evaluated
 
 
@@ -19,7 +20,7 @@ def draw(
     """Write training.png, ranks.png and slices.png, as far as there is something to draw."""
     files = []
     for block in report_page.training(records):
-        if isinstance(block, page.Charts) and block.drawn:
+        if isinstance(block, Charts) and block.drawn:
             files.append(_charts(block.drawn, folder / "training.png"))
     if evaluations and evaluations[0].arrays is not None:
         files.append(_ranks(evaluations[0].arrays, folder / "ranks.png"))
@@ -29,7 +30,7 @@ def draw(
     return files
 
 
-def _charts(charts: Sequence[page.Lines], file: Path) -> Path:
+def _charts(charts: Sequence[Lines], file: Path) -> Path:
     rows = -(-len(charts) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(13, 3.4 * rows), layout="constrained")
     for place, chart in zip(axes.flat, charts, strict=False):

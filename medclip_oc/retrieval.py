@@ -157,18 +157,27 @@ def measure(
 
 
 def check(embedded: Embedded, settings: MeasureConfig, baseline: Embedded | None) -> None:
-    """Refuse what can't be measured, before any work.
+    """Refuse what can't be measured.
 
     Raises:
         InputError: see `measure`.
     """
-    sizes = settings.pool_sizes()
-    if sizes and sizes[-1] > len(embedded):
-        raise InputError(f"--pools: {sizes[-1]} pairs, but the set holds only {len(embedded)}")
+    check_pools(settings, len(embedded))
     if settings.duplicates == "merge" and embedded.image_hash is None:
         raise InputError("--duplicates merge: the features come without hashes of their pairs")
     if baseline is not None:
         check_ids(embedded.ids, baseline.ids, "--baseline")
+
+
+def check_pools(settings: MeasureConfig, pairs: int) -> None:
+    """Refuse pools that can't be drawn.
+
+    Raises:
+        InputError: one is larger than the set.
+    """
+    sizes = settings.pool_sizes()
+    if sizes and sizes[-1] > pairs:
+        raise InputError(f"--pools: {sizes[-1]} pairs, but the set holds only {pairs}")
 
 
 def check_ids(ours: list[str], theirs: list[str], what: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
-    {"config", "lookup", "signatures", "depth", "apart"},  # and what a setting is
+    {"config", "lookup", "signatures", "depth", "apart", "line_charts"},  # and what a setting is
     {"tables", "image_files", "dicom", "counting", "pools"},
     {"decoding"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
@@ -33,6 +33,7 @@ FLOORS = [
         "inspection",
         "audit_page",
         "report_page",
+        "report_gallery",
     },
     {"grad_cache"},  # the step, of chunks
     {"features", "rank", "setup", "verify", "audit", "report_plots"},

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from medclip_oc import page
+from medclip_oc.line_charts import HEIGHT, WIDTH, Charts, Lines, Series
 from medclip_oc.page import Bar, Bars, Card, Cards, Histogram, Section, Side, Table, Text, Tile
 
 NASTY = """<script>alert("1")</script> & 'quoted' <img src=x onerror=alert(1)> {{ 7 * 7 }}"""
@@ -33,7 +34,7 @@ def everything(text: str) -> str:
         Table((text, text), [(text, text)], title=text),
         Bars(text, [Bar(text, 2, text), Bar(text, 1, text)]),
         Histogram(text, [Bar(text, 1, text)], 0, text),
-        page.Charts([page.Lines(text, [page.Series(text, [(0, 1), (9, 5)])] * 2, text, text)]),
+        Charts([Lines(text, [Series(text, [(0, 1), (9, 5)])] * 2, text, text)]),
         Cards([Card(text, [Side(text, text, b"JPEG"), Side(text, text, None)])]),
     ]
     return page.render(text, text, [Section(text, blocks)], footer=text)
@@ -76,21 +77,21 @@ def test_a_section_without_blocks_is_left_out() -> None:
 
 
 def test_lines_are_where_their_values_are() -> None:
-    one = page.Series("a", [(0, 0), (5, 10), (10, 20)])
-    chart = page.Lines("t", [one, page.Series("b", [(10, 5)])])
+    one = Series("a", [(0, 0), (5, 10), (10, 20)])
+    chart = Lines("t", [one, Series("b", [(10, 5)])])
     left, right, low, high = chart.box
     assert (left, right) == (0, 10)
     assert low < 0 < 20 < high
     places = [tuple(map(float, p.split(","))) for p in chart.path(0).split()]
-    assert [x for x, _ in places] == [0, page.WIDTH / 2, page.WIDTH]
+    assert [x for x, _ in places] == [0, WIDTH / 2, WIDTH]
     assert places[0][1] > places[1][1] > places[2][1]
-    assert places[1][1] == page.HEIGHT / 2
+    assert places[1][1] == HEIGHT / 2
     heights = {text: height for height, text in chart.heights}
-    assert heights["10"] == page.HEIGHT / 2
+    assert heights["10"] == HEIGHT / 2
     assert list(heights) == ["0", "10", "20"]
-    flat = page.Lines("t", [page.Series("a", [(1, 0.07), (2, 0.07)])])
+    flat = Lines("t", [Series("a", [(1, 0.07), (2, 0.07)])])
     assert len(flat.heights) > 1
-    html = page.render("t", "", [Section("s", [page.Charts([chart, page.Lines("left out", [])])])])
+    html = page.render("t", "", [Section("s", [Charts([chart, Lines("left out", [])])])])
     read = Reader(html)
     assert (read.tags.count("polyline"), read.tags.count("circle")) == (1, 1)
     assert "left out" not in read.text

@@ -13,7 +13,7 @@ import pytest
 from pairs import write_kaggle
 from test_page import NASTY, Reader
 
-from medclip_oc import command, report, report_page, run_files
+from medclip_oc import command, report, report_gallery, report_page, run_files
 from medclip_oc.config import ReportConfig
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.source_forms import open_source
@@ -128,7 +128,7 @@ def test_everything_is_on_the_page(run: Path, capsys: pytest.CaptureFixture[str]
 def test_the_examples_are_those_of_their_ranks(run: Path) -> None:
     found = run_files.evaluations(run)
     assert [one.name for one in found] == ["best-test", "last-valid"]
-    chosen = report_page.examples(found[0], 2)
+    chosen = report_gallery.examples(found[0], 2)
     ours = [(one.kind, one.rank, one.query) for one in chosen if one.way == "text_to_image"]
     assert ours == [
         ("best", 1, "test_0019"),
