@@ -32,6 +32,8 @@ def concept_figures(
 ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, Any]]:
     """Nearest pairs of each image and text, and what they have in common with it.
 
+    Each rank looks for its own queries; the targets, one side at a time, are brought together.
+
     Both are of the pairs as they are: by concepts, a copy of the right candidate is right anyway.
     """
     concepts = embedded.concepts

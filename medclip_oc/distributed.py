@@ -213,8 +213,9 @@ def blocks(rows: Tensor) -> Iterator[Tensor]:
     for rank, count in enumerate(counts):
         own = rank == dist.get_rank()
         block = rows.contiguous() if own else rows.new_empty(count, *rows.shape[1:])
-        dist.broadcast(block, rank)
-        _count("broadcast", block)
+        if count:
+            dist.broadcast(block, rank)
+            _count("broadcast", block)
         yield block
 
 

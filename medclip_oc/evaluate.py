@@ -139,21 +139,23 @@ def _source(settings: EvaluateConfig, world: "World") -> Source:
 
 def _from_file(settings: EvaluateConfig, world: "World") -> Source:
     """Features from a file; the pairs in --data, if named, must be the same."""
-    from . import features, retrieval
+    from . import checkpoint, features, retrieval
     from .shards import ShardSet
 
     assert settings.features_in is not None
     found = features.from_file(settings.features_in, world)
     about: dict[str, Any] = {"features": settings.features_in, "split": settings.split}
+    trained = None
     if settings.checkpoint:
         about = {"checkpoint": settings.checkpoint, **about}
+        trained = checkpoint.load(settings.checkpoint)["config"]
     if settings.data is None:
         about["split"] = settings.split or "features"
-        return Source(None, found, None, None, about)
+        return Source(None, found, None, trained, about)
     split = _split(settings, settings.data)
     shards = ShardSet.open(settings.data, split)
     about |= {"data": settings.data, "split": split, "data_fingerprint": shards.fingerprint}
-    source = Source(None, found, shards, None, about)
+    source = Source(None, found, shards, trained, about)
     retrieval.check_ids(source._replace(features=None).ids(), found.ids, "--features-in")
     return source
 
@@ -259,10 +261,9 @@ def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
 
 def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:
     files = [Path(settings.json)] if settings.json else []
-    checkpoint = Path(settings.checkpoint or "")
-    if checkpoint.parent.name == "checkpoints":
-        name = f"{checkpoint.stem}-{split}.json"
-        files.append(checkpoint.parent.parent / "evaluations" / name)
+    file = Path(settings.checkpoint or "")
+    if file.parent.name == "checkpoints":
+        files.append(file.parent.parent / "evaluations" / f"{file.stem}-{split}.json")
     return files
 
 

@@ -13,6 +13,7 @@
 Nothing else is needed: a file that another program made does, if it has the first three.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -83,9 +84,9 @@ def load(path: Path) -> Features:
     ids = [str(one) for one in arrays["ids"]]
     if not ids:
         raise InputError(f"{path}: holds no pair")
-    if len(set(ids)) < len(ids):
-        twice = next(one for number, one in enumerate(ids) if one in ids[:number])
-        raise InputError(f"{path}: the id {twice} comes twice")
+    twice = [one for one, number in Counter(ids).items() if number > 1]
+    if twice:
+        raise InputError(f"{path}: the id {twice[0]} comes twice")
     for name, array in arrays.items():
         if len(array) != len(ids):
             raise InputError(f"{path}: {len(ids)} ids, but {len(array)} rows of {name}")
@@ -125,6 +126,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _parquet() -> Any:
     try:
         import pyarrow
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(
@@ -154,8 +156,7 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for name in table.column_names:
             if name in _FEATURES:
-                rows = table[name].to_pylist()
-                arrays[name] = np.array(rows, dtype=np.float32)
+                arrays[name] = _matrix(arrow, table[name])
             elif name == "concepts":
                 arrays[name] = _padded(table[name].to_pylist())
             elif name in ("ids", *_FACTS):
@@ -163,6 +164,15 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
         return arrays
     except (arrow.ArrowException, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a readable .parquet of features ({error})") from error
+
+
+def _matrix(arrow: Any, column: Any) -> np.ndarray:
+    """(N, D) from a column of lists of equal length."""
+    lengths = arrow.compute.unique(arrow.compute.list_value_length(column)).to_pylist()
+    if len(lengths) > 1 or None in lengths:
+        raise ValueError(f"lists of {len(lengths)} lengths")
+    flat = arrow.compute.list_flatten(column).to_numpy()
+    return np.asarray(flat.reshape(len(column), lengths[0] if lengths else 0))
 
 
 def _padded(lists: list[list[int]]) -> np.ndarray:

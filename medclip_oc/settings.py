@@ -134,8 +134,13 @@ def _add_help(parser: Any, group: Any, config_class: Any, prefix: str) -> None:
     """A line for each setting, and a group for each dataclass among them."""
     from docstring_parser import parse_from_object  # 20 ms that only help pays
 
-    docs = {param.arg_name: param.description for param in parse_from_object(config_class).params}
-    for field, kind in _fields(config_class):
+    # a dataclass that extends another: each class documents its own, and its own come first
+    owners = [one for one in config_class.__mro__ if dataclasses.is_dataclass(one)]
+    params = [param for one in owners for param in parse_from_object(one).params]
+    docs = {param.arg_name: param.description for param in params}
+    places = {name: place for place, name in enumerate(docs)}
+    shown = sorted(_fields(config_class), key=lambda one: places.get(one[0].name, len(places)))
+    for field, kind in shown:
         key = prefix + field.name
         if dataclasses.is_dataclass(kind):
             inner = parser.add_argument_group(key, parse_from_object(kind).description)

@@ -175,7 +175,7 @@ def baseline_clip(name: str, trained: dict[str, Any] | None, world: distributed.
 
     Args:
         name: a checkpoint file; `start`, the weights that the checkpoint's run began from; an
-            open_clip tag of the run's architecture; or ARCHITECTURE:TAG.
+            open_clip tag of the run's architecture; or ARCHITECTURE:TAG; or `hf-hub:ORG/NAME`.
         trained: the configuration of its run. None: there is no checkpoint.
         world: whose device it goes to.
 
@@ -189,7 +189,9 @@ def baseline_clip(name: str, trained: dict[str, Any] | None, world: distributed.
     arch, _, tag = name.rpartition(":")
     if not arch and trained is None:
         raise InputError(f"--baseline {name}: needs --checkpoint, whose architecture it takes")
-    if name == "start":
+    if name.startswith(("hf-hub:", "local-dir:")):
+        clip = model.build(ModelConfig(arch=name))
+    elif name == "start":
         assert trained is not None
         known = {f.name for f in fields(ModelConfig)}
         own = {key: value for key, value in trained["model"].items() if key in known}

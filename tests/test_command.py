@@ -10,6 +10,7 @@ import pytest
 from medclip_oc import __version__, command
 from medclip_oc.config import Config, EvaluateConfig, ZeroshotConfig
 from medclip_oc.errors import InputError
+from medclip_oc.settings import help_text
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -292,6 +293,13 @@ def test_help_says_what_each_setting_is() -> None:
     )
     assert "--valid.metric CHOICE Higher is better." in words
     assert f"(one of {RECALLS}; default: mean_recall)" in words
+
+
+def test_help_of_settings_that_extend_others() -> None:
+    """Each has the help that stands where it is declared; the class's own come first."""
+    words = " ".join(help_text(EvaluateConfig, "evaluate", "").split())
+    assert "--ks INT [INT ...] The K of R@K" in words
+    assert words.index("--checkpoint TEXT A checkpoint") < words.index("--ks INT")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--nonsense"]])

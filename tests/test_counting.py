@@ -130,7 +130,6 @@ def test_float32_alone_would_count_wrong() -> None:
     assert 100 < above < 300
 
 
-@pytest.mark.filterwarnings("ignore:Please use the new API")
 def test_reduced_precision_of_the_caller_is_put_aside() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

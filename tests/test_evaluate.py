@@ -1,10 +1,7 @@
 """The evaluation as a command: figures redone from files, baselines, every mistake in a line."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,13 +12,13 @@ import pytest
 import torch
 from conftest import TINY
 from pairs import write_kaggle, write_pairs
+from test_train import torchrun
 
 from medclip_oc import checkpoint, command, evaluate, feature_file, model
 from medclip_oc.config import Config, EvaluateConfig, ModelConfig
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.source_forms import open_source
 
-ROOT = Path(__file__).parents[1]
 CT, XRAY, LUNG = "C0040405", "C1306645", "C0024109"
 
 
@@ -237,6 +234,11 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str], str]] = {
         ["--features-in", "BAD", "--data", "SHARDS", "--baseline", "openai"],
         "--baseline openai: needs --checkpoint",
     ),
+    "weights before a run that isn't there": (
+        unchanged,
+        ["--features-in", "BAD", "--data", "SHARDS", "--baseline", "start"],
+        "--baseline start: needs --checkpoint",
+    ),
     "a baseline without pairs": (
         unchanged,
         ["--features-in", "BAD", "--baseline", "ViT-B-16:openai"],
@@ -294,7 +296,7 @@ def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
     words = ("--checkpoint", best, "--pools", "5", "--pool-draws", 3, "--baseline", "start")
     alone = measured(*words, "--features-out", tmp_path / "1.npz", out=tmp_path / "one.json")
     more = ("--features-out", file, "--json", tmp_path / "two.json")
-    done = torchrun("-m", "medclip_oc.evaluate", *words, *more)
+    done = torchrun(2, "-m", "medclip_oc.evaluate", *words, *more)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pool of 24 pairs") == 1
     both = json.loads((tmp_path / "two.json").read_text())
@@ -305,18 +307,7 @@ def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
     assert one.ids == two.ids
     assert one.images == pytest.approx(two.images, abs=1e-6)
     assert np.array_equal(one.concepts, two.concepts)  # type: ignore[arg-type]
-    done = torchrun("-m", "medclip_oc.evaluate", "--checkpoint", best, "--pools", "25")
+    done = torchrun(2, "-m", "medclip_oc.evaluate", "--checkpoint", best, "--pools", "25")
     assert done.returncode != 0
     ours = [line for line in done.stderr.splitlines() if line.startswith("python -m medclip_oc")]
     assert ours == ["python -m medclip_oc.evaluate: --pools: 25 pairs, but the set holds only 24"]
-
-
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run(
-        [sys.executable, *launch, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )

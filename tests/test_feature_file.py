@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from medclip_oc import feature_file
@@ -97,6 +99,11 @@ def test_bad_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", ids=np.array(["a", {}], dtype=object))
     with pytest.raises(InputError, match=r"not a readable \.npz"):
         feature_file.load(tmp_path / "x.npz")
+    uneven = pyarrow.table({"ids": ["a"], "image_features": [[1.0]], "text_features": [[1.0]]})
+    more = pyarrow.table({"ids": ["b"], "image_features": [[1.0, 2]], "text_features": [[1.0]]})
+    pyarrow.parquet.write_table(pyarrow.concat_tables([uneven, more]), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="lists of 2 lengths"):
+        feature_file.load(tmp_path / "x.parquet")
     (tmp_path / "file").touch()
     with pytest.raises(WorkError, match="can't be written"):
         feature_file.save(tmp_path / "file" / "x.npz", features())
