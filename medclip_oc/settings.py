@@ -137,7 +137,9 @@ def _add_help(parser: Any, group: Any, config_class: Any, prefix: str) -> None:
     # a dataclass that extends another: each class documents its own, and its own come first
     owners = [one for one in config_class.__mro__ if dataclasses.is_dataclass(one)]
     params = [param for one in owners for param in parse_from_object(one).params]
-    docs = {param.arg_name: param.description for param in params}
+    docs: dict[str, str | None] = {}
+    for param in params:
+        docs.setdefault(param.arg_name, param.description)
     places = {name: place for place, name in enumerate(docs)}
     shown = sorted(_fields(config_class), key=lambda one: places.get(one[0].name, len(places)))
     for field, kind in shown:
