@@ -10,10 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
-    {"config", "lookup"},  # and what a setting is
-    {"tables", "image_files"},
+    {"config", "lookup", "order", "array_file", "parallel"},  # and what a setting is
+    {"tables", "image_files", "shard_index"},
+    {"shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
+    | {"warm_start", "settings", "shard_writer", "journal", "progress"},
     {
         "model",
         "data",

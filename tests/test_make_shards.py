@@ -46,7 +46,8 @@ def stock(urls: list[str], decode: str | None = None) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    # without what readers keep there for themselves
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
 
 
 def rejected(folder: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ import webdataset
 from pairs import jpeg, write_kaggle, write_pairs, write_tar
 
 from medclip_oc import shards
-from medclip_oc.errors import InputError
+from medclip_oc.errors import InputError, ShardChanged
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import Sample, ShardSet
 from medclip_oc.source_forms import open_source
@@ -223,10 +223,12 @@ def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
     os.truncate(folder / "train-000001.tar", 3000)
     (folder / "train-000002.tar").unlink()
     assert shard_set.read(2).key == "train_0002"
-    with pytest.raises(InputError, match=r"train-000001.tar: train_0005: the shard ends before"):
+    with pytest.raises(ShardChanged, match=r"train-000001.tar: train_0005: the shard ends before"):
         shard_set.read(5)
-    with pytest.raises(InputError, match=r"train-000002.tar: No such file"):
+    with pytest.raises(ShardChanged, match=r"train-000002.tar: No such file"):
         shard_set.read(6)
+    with pytest.raises(ShardChanged, match=r"train-000001.tar: 3000 bytes, index.json says \d+"):
+        shard_set.check()
 
 
 def test_captions_that_are_no_text_are_named(tmp_path: Path) -> None:
@@ -266,6 +268,6 @@ def test_open_files_stay_few_and_are_closed(
     before = len(list(descriptors.iterdir()))
     shard_set = ShardSet.open(names, "train")
     assert len(samples(shard_set)) == 8
-    assert len(list(descriptors.iterdir())) == before + 3
+    assert len(list(descriptors.iterdir())) == before + 3 + 1  # the mapped index
     del shard_set
     assert len(list(descriptors.iterdir())) == before
