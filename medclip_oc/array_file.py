@@ -55,7 +55,7 @@ class ArrayWriter:
         Raises:
             OSError: the disk is full, say.
         """
-        arrays = {
+        arrays: dict[str, dict[str, Any]] = {
             name: {"dtype": self._types[name].str, "shape": shape}
             for name, shape in self._shapes.items()
         }
@@ -97,7 +97,8 @@ def open_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | No
             head = json.loads(file.readline())
             if head["format"] != FORMAT or head["bytes"] != os.fstat(file.fileno()).st_size:
                 return None
-            whole = np.memmap(file, np.uint8, "r")  # one mapping, and one open file, for all
+            # one mapping, and one open file, for all; a plain array, which is cheaper to slice
+            whole = np.memmap(file, np.uint8, "r").view(np.ndarray)
             arrays = {name: _view(whole, **array) for name, array in head["arrays"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         return None

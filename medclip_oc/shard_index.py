@@ -11,15 +11,17 @@ import hashlib
 import json
 import re
 import tarfile
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import InputError
-from .parallel import cores, ordered_map
 
 VERSION = 1
 INDEX = "index.json"
@@ -30,8 +32,9 @@ ABSENT = [-1, 0]
 
 # webdataset's rule: the key ends at the first dot of the file name, folders belong to the key
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
-_CHUNK = 1 << 22
-_FEW_TARS = 4  # walked through here: not worth starting processes
+_BETWEEN = re.compile(r"[\s,]*")
+_CHUNK = 1 << 20
+_THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 
 @dataclass
@@ -102,28 +105,29 @@ def _entries_of_json(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         text = file.read(_CHUNK)
         begin = re.search(r'"shards"\s*:\s*\[', text)
-        if begin is None:  # laid out in another way
+        head = json.loads(text[: begin.end()] + "]}") if begin else {}
+        if begin is None or "version" not in head:  # laid out in another way
             content = json.loads(text + file.read())
             _check_version(path, content["version"])
             yield from content["shards"]
             return
-        _check_version(path, json.loads(text[: begin.end()] + "]}")["version"])
-        text = text[begin.end() :]
+        _check_version(path, head["version"])
+        at = begin.end()
         while True:
-            text = text.lstrip(" \t\r\n,")
-            if text.startswith("]"):
-                json.loads("{" + text[1:].lstrip(" \t\r\n,") + file.read())  # the rest is whole too
+            at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it may be empty
+            if text.startswith("]", at):
+                rest = text[at + 1 :].lstrip(" \t\r\n,")
+                json.loads("{" + rest + file.read())  # it must be whole, too
                 return
             try:
-                entry, end = decoder.raw_decode(text)
+                entry, at = decoder.raw_decode(text, at)
             except json.JSONDecodeError:
-                more = file.read(max(_CHUNK, len(text)))
+                more = file.read(max(_CHUNK, len(text) - at))
                 if not more:
                     raise
-                text += more
+                text, at = text[at:] + more, 0
                 continue
             yield entry
-            text = text[end:]
 
 
 def _check_version(path: Path, version: object) -> None:
@@ -166,11 +170,19 @@ def of_tars(paths: Sequence[Path]) -> Iterator[Shard]:
             for entry in read_index(folder):
                 if folder / entry["name"] in wanted:
                     known[folder / entry["name"]] = _indexed(entry)
-    unknown = [path for path in paths if path not in known]
-    workers = 1 if len(unknown) <= _FEW_TARS else min(cores(), len(unknown))
-    scanned = ordered_map(scan, unknown, workers, batch=1)
+    scanned = _scans([path for path in paths if path not in known])
     for path in paths:
         yield known[path] if path in known else next(scanned)
+
+
+def _scans(paths: Sequence[Path]) -> Iterator[Shard]:
+    """`scan` of each, several at once, in order; few results wait at a time."""
+    rest, pending = iter(paths), deque[Future[Shard]]()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        pending.extend(pool.submit(scan, path) for path in islice(rest, 2 * _THREADS))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(scan, path) for path in islice(rest, 1))
 
 
 def scan(path: Path) -> Shard:

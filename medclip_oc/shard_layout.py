@@ -50,13 +50,14 @@ class Layout:
     file: Path
     """The array file."""
 
-    def __getstate__(self) -> tuple[list[Path], Path]:
-        return self.paths, self.file  # not the arrays: another process maps the file again
+    def __getstate__(self) -> tuple[list[Path], Path, list[str]]:
+        # not the arrays: another process maps the file again
+        return self.paths, self.file, self.identities
 
-    def __setstate__(self, state: tuple[list[Path], Path]) -> None:
-        paths, file = state
+    def __setstate__(self, state: tuple[list[Path], Path, list[str]]) -> None:
+        paths, file, identities = state
         found = open_arrays(file)
-        if found is None:
+        if found is None or found[0].get("identities") != identities:
             raise InputError(f"{file}: removed or replaced while it was in use")
         vars(self).update(vars(_layout(file, lambda _: paths, *found)))
 
@@ -206,8 +207,8 @@ def _layout(
     facts: dict[str, Any],
     arrays: dict[str, np.ndarray],
 ) -> Layout:
-    about = {"identities": facts["identities"], "skipped": facts["skipped"]}
-    return Layout(paths(facts["shards"]), **arrays, **about, file=place)
+    values: dict[str, Any] = {**arrays, **{key: facts[key] for key in ("identities", "skipped")}}
+    return Layout(paths=paths(facts["shards"]), file=place, **values)
 
 
 def _stamp(path: Path) -> list[int]:

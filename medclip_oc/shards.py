@@ -98,6 +98,8 @@ class ShardSet:
                 index of another version, no readable pair.
         """
         sets = where.split(SETS) if isinstance(where, str) else [where]
+        if "" in sets:
+            raise InputError(f"{where}: no set on one side of {SETS}")
         return cls([_open_set(one, split) for one in sets])
 
     def __len__(self) -> int:
