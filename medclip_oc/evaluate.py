@@ -91,15 +91,15 @@ def table(record: dict[str, Any]) -> str:
 
 def work(settings: EvaluateConfig) -> None:
     """Evaluate a checkpoint and write the result into its run folder."""
-    from . import distributed, setup
-    from .shards import ShardSet
+    from . import distributed, feed, setup
 
     with distributed.started(settings.device) as world:
         clip, trained = setup.trained_clip(settings.checkpoint, world)
         setup.check_precision(settings.precision, world.device)
         where = settings.data if settings.data is not None else trained["data"]["valid"]
         split = _split(settings, where)
-        pairs = setup.pairs(ShardSet.open(where, split), clip)
+        shards = feed.open_shards(where, split, world)
+        pairs = feed.pairs(shards, clip, decode=settings.decode)
         evaluation = evaluate(
             clip,
             pairs,
@@ -117,6 +117,7 @@ def work(settings: EvaluateConfig) -> None:
             "data": where,
             "split": split,
             "precision": settings.precision,
+            "decode": settings.decode,
             "data_fingerprint": pairs.shards.fingerprint,
         }
         for file in _outputs(settings, split):
@@ -129,7 +130,7 @@ def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
 
     Only a folder has splits: tars named one by one must not be measured under a wrong name.
     """
-    if isinstance(where, str) and Path(where).is_dir():
+    if isinstance(where, str) and any(Path(part).is_dir() for part in where.split("::")):
         return settings.split or "test"
     if settings.data is None:
         raise InputError(

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .data import Pairs, loader
+from .errors import InputError, WorkError
 from .grad_cache import autocast
 from .model import Clip
 
@@ -28,22 +29,30 @@ def embed_pairs(
 
     Returns:
         Image and text features of the whole set in its order, (N, D) float32 each, on every rank.
+
+    Raises:
+        InputError, WorkError: a pair can't be read, on whichever rank; raised on all.
     """
     clip.towers.eval()
     blocks = np.array_split(np.arange(len(pairs)), world.size)
     places = [(0, int(index)) for index in blocks[world.rank]]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
     images, texts = [], []
+    failure: InputError | WorkError | None = None
     bar = tqdm(total=len(pairs), unit="pair", desc="embed", leave=False, disable=_silent(world))
     pin = world.device.type == "cuda"
     with bar:
-        for batch in loader(pairs, batches, workers=workers, pin=pin):
-            moved = [batch[name].to(world.device) for name in ("images", "tokens")]
-            with autocast(world.device, precision):
-                image_features, text_features, _ = clip.towers(*moved)
-            images.append(image_features)
-            texts.append(text_features)
-            bar.update(len(image_features) * world.size)
+        try:
+            for loaded in loader(pairs, batches, workers=workers, pin=pin):
+                moved = [loaded.batch[name].to(world.device) for name in ("images", "tokens")]
+                with autocast(world.device, precision):
+                    image_features, text_features, _ = clip.towers(*moved)
+                images.append(image_features)
+                texts.append(text_features)
+                bar.update(len(image_features) * world.size)
+        except (InputError, WorkError) as error:
+            failure = error  # the others wait at the next line for this rank
+    distributed.raise_together(failure, world.device)
     width = clip.description["definition"]["embed_dim"]
     empty = torch.empty(0, width, device=world.device)  # a rank may have no pair
     image_rows = distributed.gather_ragged(torch.cat([empty, *images]))
