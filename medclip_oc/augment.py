@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import AugmentConfig
-from .decoding import Picture
+from .pictures import Picture
 
 _STRETCH = math.log(4 / 3)  # most that the crop's aspect is changed by, as in RandomResizedCrop
 _ONE_STEP = 1.5

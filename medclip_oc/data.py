@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .captions import Captions, Tokenizer
 from .config import Decode, LongCaptions
-from .decoding import Picture
 from .errors import BadImage, InputError, WorkError
 from .order import Order, permuted
+from .pictures import Picture
 from .shards import Sample, ShardSet
 from .stream import Streamed
 

@@ -16,10 +16,10 @@ from . import distributed
 from .augment import TrainingTransform
 from .config import Config, DataConfig, Decode
 from .data import Batch, Pairs, StepSampler, loader, step_batches
-from .decoding import Picture
 from .errors import InputError, WorkError
 from .model import Clip
 from .order import Order
+from .pictures import Picture
 from .shards import ShardSet
 from .stream import ShardStream, StreamSampler, is_stream
 from .watch import Watch

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from medclip_oc.augment import TrainingTransform, _crop, _largest, _turn_and_tone
 from medclip_oc.config import AugmentConfig
-from medclip_oc.decoding import Picture
+from medclip_oc.pictures import Picture
 
 OFF: dict[str, Any] = {
     "scale": (1.0, 1.0),

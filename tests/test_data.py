@@ -16,9 +16,9 @@ from PIL import Image
 
 from medclip_oc import data, feed, model
 from medclip_oc.config import DataConfig, ModelConfig
-from medclip_oc.decoding import Picture
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.order import Order
+from medclip_oc.pictures import Picture
 from medclip_oc.shards import ShardSet
 
 # DataLoader forks; nothing here has threads that matter to the children

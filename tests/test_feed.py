@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import TINY
 from pairs import picture, write_pairs, write_tar
-from test_decoding import FILES, saved
+from test_pictures import FILES, saved
 
 from medclip_oc import command, features, feed, images, model
 from medclip_oc.config import Config, DataConfig, ModelConfig, TrainConfig
-from medclip_oc.decoding import Picture
 from medclip_oc.distributed import World
 from medclip_oc.errors import InputError
 from medclip_oc.packing import PackOptions, pack
+from medclip_oc.pictures import Picture
 from medclip_oc.shards import ShardSet
 from medclip_oc.source_forms import open_source
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
     | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
-    {"decoding", "captions", "remote_tar"},
+    {"pictures", "captions", "remote_tar"},
     {"stream"},
     {
         "model",
@@ -40,7 +40,7 @@ SEAMS = {
     "tensorboard": {"run_log"},
     "torch.utils.tensorboard": {"run_log"},
     "webdataset": {"remote_tar"},
-    "simplejpeg": {"decoding"},
+    "simplejpeg": {"pictures"},
     "torch.distributed": {"distributed"},
 }
 

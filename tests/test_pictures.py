@@ -9,8 +9,8 @@ from pairs import picture
 from PIL import Image
 
 from medclip_oc import images
-from medclip_oc.decoding import Picture
 from medclip_oc.errors import BadImage
+from medclip_oc.pictures import Picture
 
 
 def saved(image: Image.Image, kind: str = "JPEG", **how: object) -> bytes:
