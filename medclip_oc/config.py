@@ -7,7 +7,7 @@ means off or "derived". A duration carries its unit in its name.
 No torch here: `--help` reads this module. A field's help is the docstring under it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from .errors import InputError
@@ -168,10 +168,28 @@ class TrainConfig:
     """Passes over the training pairs."""
     precision: Precision = "bf16"
     """bf16 (CPU and CUDA), fp16 with loss scaling (CUDA), fp32."""
+    text_micro_batch_size: int | None = None
+    """Texts embedded at once on one rank. None: as many as images, micro_batch_size."""
+    keep_chunks: int | Literal["auto"] = 0
+    """Chunks whose graph is kept in place of a second forward: memory for time, the result is the
+    same. auto: as many as fit the free memory, from the third step on."""
+    compile: bool = False
+    """Run the towers through torch.compile: slow first steps, then faster ones."""
 
     def __post_init__(self) -> None:
         _at_least(2, "train.", self, "global_batch_size")  # one pair has nothing to contrast with
-        _at_least(1, "train.", self, "micro_batch_size", "epochs")
+        _at_least(1, "train.", self, "micro_batch_size", "text_micro_batch_size", "epochs")
+        if self.keep_chunks != "auto":
+            _at_least(0, "train.", self, "keep_chunks")
+
+
+@dataclass
+class LossConfig:
+    """What a step minimises over all its pairs."""
+
+    name: Literal["clip", "siglip"] = "clip"
+    """clip: softmax over each row and column (InfoNCE). siglip: yes or no for each pairing; needs a
+    model with a bias."""
 
 
 @dataclass
@@ -242,9 +260,22 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     valid: ValidConfig = field(default_factory=ValidConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass
+class TrainCommand(Config):
+    """One training run, or a check before it."""
+
+    selfcheck: bool = False
+    """Compare the cached step with one big batch, on these settings and data, and stop."""
+
+    def config(self) -> Config:
+        """The settings alone."""
+        return Config(**{f.name: getattr(self, f.name) for f in fields(Config)})
 
 
 @dataclass

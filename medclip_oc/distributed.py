@@ -3,13 +3,12 @@
 Without a process group every function is its one-process case, so callers never branch.
 """
 
-import inspect
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,9 @@ from torch import Tensor, nn
 from .errors import InputError, WorkError
 
 _STORE_TIMEOUT = timedelta(seconds=5)
+
+traffic: Counter[str] = Counter()
+"""Bytes of the whole tensors that went through each kind of collective in this process so far."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,14 @@ def first_to_report() -> bool:
         return True
 
 
-def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap `module` so that gradients are averaged over ranks; itself where there is one rank.
-
-    Buffers are not broadcast: batch-norm statistics are frozen or averaged by the caller.
-    """
+@torch.no_grad()
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by rank 0's, in place."""
     if not dist.is_initialized():
-        return module
-    from torch.nn.parallel import DistributedDataParallel
-
-    # torch 2.15 renamed the switch, and warns of the old name
-    names = inspect.signature(DistributedDataParallel).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    options: dict[str, Any] = {switch: False, "gradient_as_bucket_view": True}
-    if device.type == "cuda":
-        options["device_ids"] = [device]
-    return DistributedDataParallel(module, **options)
+        return
+    for tensor in tensors:
+        dist.broadcast(tensor, 0)
+        _count("broadcast", tensor)
 
 
 def gather_equal(rows: Tensor) -> Tensor:
@@ -120,6 +114,19 @@ def gather_equal(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     out = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
     dist.all_gather_into_tensor(out, rows)
+    _count("all_gather", out)
+    return out
+
+
+def scatter_sum(rows: Tensor) -> Tensor:
+    """Add up (G, ...) over ranks and keep this rank's equal part, in rank order: (B, ...)."""
+    if not dist.is_initialized():
+        return rows
+    size = dist.get_world_size()
+    assert len(rows) % size == 0
+    out = rows.new_empty(len(rows) // size, *rows.shape[1:])
+    dist.reduce_scatter_tensor(out, rows.contiguous())
+    _count("reduce_scatter", rows)
     return out
 
 
@@ -135,13 +142,58 @@ def gather_ragged(rows: Tensor) -> Tensor:
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
+def sum_(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its sum over ranks, in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+        _count("all_reduce", tensor)
+    return tensor
+
+
 def average_(tensors: list[Tensor]) -> None:
     """Replace each tensor by its mean over ranks, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            sum_(tensor).div_(dist.get_world_size())
+
+
+def log_add(values: Tensor, near: Tensor) -> Tensor:
+    """log(sum over ranks of exp(values)), elementwise, in one all-reduce.
+
+    Args:
+        values: (n,), on each rank its own.
+        near: (), the same on every rank. In float64 a value may be 700 from it; a cosine times the
+            inverse temperature is at most 200 from that temperature.
+    """
+    if not dist.is_initialized():
+        return values
+    sums = sum_((values.double() - near.double()).exp_())
+    return sums.log_().add_(near.double()).to(values.dtype)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each `.grad` by its sum over ranks: one all-reduce, of one flat buffer.
+
+    Every rank must hold gradients of the same parameters; those without one are left out.
+    """
     if not dist.is_initialized():
         return
-    for tensor in tensors:
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
+    of_type: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            of_type.setdefault(parameter.dtype, []).append(parameter)
+    for owners in of_type.values():  # in practice one type, and so one all-reduce
+        flat = torch.cat([p.grad.reshape(-1) for p in owners if p.grad is not None])
+        for parameter in owners:
+            parameter.grad = None  # the buffer takes its place, and is the only copy
+        sum_(flat)
+        parts = flat.split([p.numel() for p in owners])
+        for parameter, part in zip(owners, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def _count(name: str, tensor: Tensor) -> None:
+    traffic[name] += tensor.numel() * tensor.element_size()
 
 
 def add_up(numbers: list[int], device: torch.device) -> list[int]:

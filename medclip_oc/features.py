@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import distributed
+from .chunks import autocast
 from .data import Pairs, loader
 from .errors import InputError, WorkError
-from .grad_cache import autocast
 from .model import Clip
 
 

@@ -1,4 +1,4 @@
-"""The exact cached step: contrast G pairs while the graphs of only one chunk are in memory.
+"""The exact cached step: contrast G pairs while the graphs of only some chunks are in memory.
 
 Gradient caching (GradCache, Gao et al. 2021, section 3) splits a step in three:
 
@@ -6,193 +6,218 @@ Gradient caching (GradCache, Gao et al. 2021, section 3) splits a step in three:
 2. ONE loss over all G pairs, whose gradient with respect to the features is kept;
 3. every chunk once more, with a graph, whose backward starts from those feature gradients.
 
-The result is the gradient of one big batch, for every parameter, the temperature included. Dropout
-and patch dropout see the same random numbers in both passes. Batch norm is exact against one big
-batch while its statistics are frozen; with live statistics the step is exact against the same
-chunks normalised one by one, and the running statistics are updated once (by pass 1).
+The result is the gradient of one big batch, for every parameter, temperature and bias included.
+Dropout and patch dropout see the same random numbers in both passes. Batch norm is exact against
+one big batch while its statistics are frozen; with live statistics the step is exact against the
+same chunks normalised one by one, and the running statistics are updated once (by pass 1).
 
-With one chunk there is nothing to cache, and pass 1 keeps its graph. Across ranks each feature is
-gathered once, and each parameter's gradient is averaged once: earlier chunks run under `no_sync`,
-and the forward of the last chunk, which arms the averaging, comes after every other backward.
+The limit of the method is one more forward; less is possible where memory is left. Chunks that keep
+their graph (`keep_chunks`) skip pass 3's forward, a frozen tower skips pass 3, and frozen blocks
+before the first one that trains run once (see `replay`).
+
+Across ranks, each computes the rows of its own images (Inf-CLIP, Cheng et al. 2024, shards the loss
+likewise): the texts are gathered once, the column statistics added up once, the gradients of the
+texts added up and scattered once, and the parameters' gradients added up once, at the end, in one
+all-reduce. DistributedDataParallel, whose reducer is armed by each forward, has no part in it.
 
 B pairs per rank, G pairs over all ranks, C pairs per chunk, D embedding size.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import distributed
+from . import distributed, memory, replay
+from .chunks import ChunkedTower, fitting
+from .losses import Block, Gradients, LossName, contrast
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(image features (G, D), text features (G, D), inverse temperature ()) -> loss ()."""
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Of the memory that is free: what kept graphs may take. A CPU's memory is not ours alone.
+_SHARES = {"cuda": 0.8, "cpu": 0.5}
+# The optimizer's state is there from the second step on; one-time costs are over as well.
+_STEPS_BEFORE_CHOICE = 2
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision for a forward of the towers ("bf16", "fp16"); nothing for "fp32"."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, _DTYPES[precision])
+class TwoTowers(Protocol):
+    """What the step needs of a model."""
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(C, 3, H, W) uint8 -> (C, D) normalised."""
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """(C, L) int64 -> (C, D) normalised."""
+
+    def inverse_temperature(self) -> Tensor:
+        """() that multiplies the cosines."""
+
+    def logit_bias(self) -> Tensor | None:
+        """() that is added to them, or None."""
+
+    def image_blocks(self) -> Sequence[nn.Module]:
+        """The image tower's blocks, see `replay.FrozenBlocks`."""
+
+    def text_blocks(self) -> Sequence[nn.Module]:
+        """The text tower's."""
 
 
 class CachedStep:
     """Computes loss and gradients of one optimizer step; the optimizer itself is the caller's.
 
     Args:
-        towers: the model, on its device: (images, tokens) -> image features (C, D), text features
-            (C, D), inverse temperature ().
-        loss: a function of all G pairs, in float32.
+        towers: the model (an nn.Module that is a `TwoTowers`), on its device. Every rank gets rank
+            0's weights.
+        loss: "clip" or "siglip".
         world: this process among the others.
-        micro_batch_size: C. The step holds the graphs of this many pairs.
+        micro_batch_size: C. Without kept chunks, the step holds the graph of this many images, or
+            of as many texts, at a time.
+        text_micro_batch_size: C for texts, where it differs.
+        keep_chunks: of how many chunks of each tower the graph is kept in place of a second
+            forward; "auto": as many as fit the memory that is free in the third step.
         precision: "fp32", "bf16" or "fp16".
         scaler: loss scaling for fp16; its `unscale_` and `step` are the caller's.
+        compiled: whether to run the towers through torch.compile.
     """
 
     def __init__(
         self,
-        towers: nn.Module,
-        loss: Loss,
+        towers: Any,
+        loss: LossName,
         world: distributed.World,
         *,
         micro_batch_size: int,
+        text_micro_batch_size: int | None = None,
+        keep_chunks: int | Literal["auto"] = 0,
         precision: str = "fp32",
         scaler: torch.amp.GradScaler | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.towers, self.loss, self.world = towers, loss, world
-        self.micro_batch_size, self.precision = micro_batch_size, precision
-        self.scaler = scaler
-        self.parallel = distributed.data_parallel(towers, world.device)
+        self.towers, self.loss, self.world, self.scaler = towers, loss, world, scaler
+        self.keep_chunks, self._steps = keep_chunks, 0
+        self._notices: list[str] = []
+        images, texts = towers.embed_images, towers.embed_texts
+        # compiled code runs as a whole: no block of it can be left out
+        blocks = ([], []) if compiled else (towers.image_blocks(), towers.text_blocks())
+        if compiled:
+            # its own random numbers would differ between the graphs with and without gradients
+            images, texts = (
+                torch.compile(embed, options={"fallback_random": True}) for embed in (images, texts)
+            )
+        sizes = (micro_batch_size, text_micro_batch_size or micro_batch_size)
+        self.images, self.texts = (
+            ChunkedTower(embed, world.device, chunk=size, precision=precision, blocks=own)
+            for embed, size, own in zip((images, texts), sizes, blocks, strict=True)
+        )
+        if keep_chunks != "auto":
+            self.images.keep = self.texts.keep = keep_chunks
+        distributed.broadcast_([*towers.parameters(), *towers.buffers()])
 
     def __call__(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Add the gradients of one step to `.grad` of every trainable parameter.
+        """Put the gradients of one step into `.grad`, in place of what was there.
 
         Args:
             images: (B, 3, H, W) uint8, on any device; only the chunk in work is moved.
-            tokens: (B, L) int64, on any device.
+            tokens: (B, L) int64, on any device. B is the same on every rank.
 
         Returns:
             The loss over all G pairs, (), float32; the same on every rank.
         """
-        chunks = [
-            slice(first, first + self.micro_batch_size)
-            for first in range(0, len(images), self.micro_batch_size)
-        ]
-        move = lambda rows: (  # noqa: E731
-            images[rows].to(self.world.device, non_blocking=True),
-            tokens[rows].to(self.world.device, non_blocking=True),
-        )
-        if len(chunks) == 1:
-            outputs = self._forward(self.parallel, *move(chunks[0]))
-            loss, gradients = self._feature_gradients(*[o.detach() for o in outputs])
-            self._backward(outputs, gradients)
-        else:
-            loss = self._cached(chunks, move)
+        for parameter in self.towers.parameters():
+            parameter.grad = None
+        self._steps += 1
+        if self.keep_chunks == "auto" and self._steps == _STEPS_BEFORE_CHOICE + 1:
+            self._keep_what_fits(len(images))
+        image_features = self.images.features(images)  # (B, D)
+        text_features = self.texts.features(tokens)  # (B, D)
+        scale, bias = self.towers.inverse_temperature(), self.towers.logit_bias()
+        bias = bias if self.loss == "siglip" else None  # the softmax of InfoNCE cancels it
+        loss, gradients = self._contrast(image_features, text_features, scale, bias)
+        self._backward(gradients, scale, bias)
+        distributed.sum_gradients(self.towers.parameters())
         self._share_statistics()
         return loss
 
-    def _cached(
-        self, chunks: list[slice], move: Callable[[slice], tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        states, parts = [], []
-        with torch.no_grad():
-            for rows in chunks:
-                states.append(_random_state(self.world.device))
-                parts.append(self._forward(self.towers, *move(rows)))
-        image_features = torch.cat([part[0] for part in parts])  # (B, D)
-        text_features = torch.cat([part[1] for part in parts])  # (B, D)
-        scale = parts[0][2]
-        loss, (image_grad, text_grad, scale_grad) = self._feature_gradients(
-            image_features, text_features, scale
-        )
-        with _replayed_statistics(self.towers):
-            for rows, state in zip(chunks, states, strict=True):
-                last = rows is chunks[-1]
-                with nullcontext() if last else self._no_sync(), _replayed_random(state):
-                    outputs = self._forward(self.parallel, *move(rows))
-                    # The temperature belongs to no chunk; it must be in the synchronised backward.
-                    once = scale_grad if last else torch.zeros_like(scale_grad)
-                    self._backward(outputs, (image_grad[rows], text_grad[rows], once))
-        return loss
+    def notices(self) -> list[str]:
+        """What a user should hear of the steps since the last call."""
+        found, self._notices = self._notices, []
+        return found
 
-    def _forward(self, module: nn.Module, images: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        with autocast(self.world.device, self.precision):
-            return module(images, tokens)
+    def _contrast(
+        self, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Gradients]:
+        """Loss over all ranks' pairs, and its gradients for this rank's (B, D) features.
 
-    def _feature_gradients(
-        self, image_features: Tensor, text_features: Tensor, scale: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Loss over all ranks' pairs, and its gradients for this rank's (B, D) features and scale.
-
-        Averaging over W ranks follows in the backward, so what only this rank computes (the
-        features' share) is multiplied by W, and what every rank computes alike (scale) is not.
+        Those of scale and bias are this rank's share, as the parameters' gradients will be.
         """
-        local, world = len(image_features), self.world
-        leaves = [
-            distributed.gather_equal(image_features).requires_grad_(),  # (G, D)
-            distributed.gather_equal(text_features).requires_grad_(),  # (G, D)
-            scale.detach().clone().requires_grad_(),  # ()
-        ]
-        loss = self.loss(*leaves)
-        target = loss if self.scaler is None else self.scaler.scale(loss)
-        image_grad, text_grad, scale_grad = torch.autograd.grad(target, leaves)
-        own = slice(world.rank * local, (world.rank + 1) * local)
-        return loss.detach(), (
-            image_grad[own] * world.size,
-            text_grad[own] * world.size,
-            scale_grad,
+        block = Block(
+            images,
+            distributed.gather_equal(texts),  # (G, D)
+            scale.detach(),
+            None if bias is None else bias.detach(),
+            first=self.world.rank * len(images),
         )
+        share, gradients = contrast(
+            self.loss,
+            block,
+            wanted=(bool(self.images.trains), bool(self.texts.trains)),
+            combine=lambda columns: distributed.log_add(columns, block.scale),
+        )
+        if gradients.texts is not None:
+            gradients = gradients._replace(texts=distributed.scatter_sum(gradients.texts))
+        if self.scaler is not None:
+            gradients = _scaled(gradients, self.scaler)
+        return distributed.sum_(share).float(), gradients
 
-    def _backward(self, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> None:
-        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
-        torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
+    def _backward(self, gradients: Gradients, scale: Tensor, bias: Tensor | None) -> None:
+        work = [(self.images, gradients.images), (self.texts, gradients.texts)]
+        trained = [(tower, g) for tower, g in work if tower.trains and g is not None]
+        # a tower with checkpointed blocks runs them again in any backward
+        with replay.statistics_kept(self.towers):
+            for tower, gradient in trained:
+                tower.backward_kept(gradient)
+            for tower, gradient in trained:
+                tower.backward_rest(gradient)
+        for value, own in ((scale, gradients.scale), (bias, gradients.bias)):
+            if value is not None and value.requires_grad:
+                value.backward(own)
 
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        no_sync: Callable[[], AbstractContextManager[Any]]
-        no_sync = getattr(self.parallel, "no_sync", nullcontext)  # one process has nothing to sync
-        return no_sync()
+    def _keep_what_fits(self, rows: int) -> None:
+        """Choose how many chunks keep their graph, by what the last step saw."""
+        free = memory.free_bytes(self.world.device)
+        towers = [self.texts, self.images]
+        sizes = [tower.graph_bytes for tower in towers]
+        known = [size for size in sizes if size is not None]
+        if free is None or len(known) < len(towers):
+            self._notices.append("train.keep_chunks: memory can't be measured here; none is kept")
+            return
+        if self.world.device.type == "cpu":
+            free //= self.world.size  # ranks that may share the machine
+        gradients = sum(p.numel() * p.element_size() for p in self.towers.parameters())
+        # room for the gradients, and for one graph beside the kept ones
+        budget = int(_SHARES[self.world.device.type] * free) - gradients - max(known)
+        counts = [len(tower.chunks(rows)) for tower in towers]
+        kept = fitting(budget, list(zip(known, counts, strict=True)))
+        for tower, number in zip(towers, kept, strict=True):
+            tower.keep = number
+        self._notices.append(
+            f"train.keep_chunks: {free / 1e9:.1f} GB are free; the graphs of {kept[1]} of "
+            f"{counts[1]} image chunks and {kept[0]} of {counts[0]} text chunks are kept"
+        )
 
     def _share_statistics(self) -> None:
         """Average live running statistics, so that every rank holds the same model."""
-        live = _live_batch_norms(self.towers)
+        live = replay.live_batch_norms(self.towers)
         running = [s for layer in live for s in (layer.running_mean, layer.running_var)]
         distributed.average_([s for s in running if s is not None])
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
-
-
-@contextmanager
-def _replayed_random(state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
-    """Draw the random numbers of an earlier forward again, then go on from where we were."""
-    cpu, cuda = state
-    devices = [] if cuda is None else [torch.cuda.current_device()]
-    with torch.random.fork_rng(devices):
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
-        yield
-
-
-@contextmanager
-def _replayed_statistics(towers: nn.Module) -> Iterator[None]:
-    """Normalise as in training, but leave running statistics alone: pass 1 updated them."""
-    live = _live_batch_norms(towers)
-    before = [(layer.momentum, layer.num_batches_tracked) for layer in live]
-    for layer in live:
-        layer.momentum = 0.0
-        layer.num_batches_tracked = None
-    yield
-    for layer, (momentum, tracked) in zip(live, before, strict=True):
-        layer.momentum, layer.num_batches_tracked = momentum, tracked
-
-
-def _live_batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    """Batch-norm layers that normalise by the batch and keep running statistics."""
-    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+def _scaled(gradients: Gradients, scaler: torch.amp.GradScaler) -> Gradients:
+    """What the gradients of the scaled loss would be."""
+    factor = scaler.scale(torch.ones((), device=gradients.scale.device))
+    images, texts, scale, bias = gradients
+    return Gradients(
+        None if images is None else images * factor,
+        None if texts is None else texts * factor,
+        scale * factor,
+        None if bias is None else bias * factor,
+    )

@@ -109,9 +109,13 @@ class Archive:
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: not a readable zip: {error}") from None
         self.path = path
-        # "__MACOSX/._a.jpg" is a Mac's note about a.jpg
-        members = ((PurePosixPath(name).name, name) for name in names)
-        self._members = Lookup((base, name) for base, name in members if not base.startswith("._"))
+        self._members = Lookup()
+        for name in names:
+            base = PurePosixPath(name).name
+            # "__MACOSX/._a.jpg" is a Mac's note about a.jpg
+            if name.endswith("/") or base.startswith("._") or self._members.add(base, name):
+                continue
+            raise InputError(f"{path}: holds two images {base}: {self._members.get(base)}, {name}")
 
     def find(self, name: str) -> ZipImage | None:
         """The member of that name, or of that name with one of EXTENSIONS, in any folder."""
@@ -133,10 +137,8 @@ def is_file(path: Path) -> bool:
 
 def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
-    for extension in EXTENSIONS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return name
+    bare, dot, extension = name.rpartition(".")
+    return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
 
 
 def _names(name: str) -> Iterator[str]:

@@ -1,72 +1,34 @@
-"""What a picture file becomes: 8 bits, grey ("L") or colour ("RGB"), the right way up.
-
-The rules, for `decode` and so for every image that the program looks at:
-
-- The first frame of an animated or MPO file.
-- More than 8 bits per channel (16-bit grey or colour PNG, 16/32-bit or float TIFF): the darkest
-  value of the file becomes 0, the brightest 255, linearly between. Never saturated. All colour
-  channels share one window; NaN and infinities become 0.
-- Transparency is laid over black, the background of radiology.
-- Palette, CMYK and YCbCr become RGB; one bit becomes grey, 0 or 255.
-- The EXIF orientation is applied. An unreadable EXIF block counts as none.
-- Colour profiles are ignored, as every CLIP pipeline does.
+"""What a shard keeps of a picture file; what is in the file, decoding.py says.
 
 A shard keeps the original bytes where stock readers, `PIL.Image.open(...).convert("RGB")` or any
-JPEG or PNG decoder, get those same pixels (as RGB). Otherwise it gets a new file: JPEG, quality 95
+JPEG or PNG decoder, get the same pixels as `decode` (as RGB). Of JPEG that is the Huffman-coded
+kinds, not the arithmetic-coded or lossless ones. Otherwise it gets a new file: JPEG, quality 95
 without chroma subsampling, if the source was a JPEG; else PNG. New files carry no metadata.
+
+With `resize`, an image whose shorter side is longer than that is stored with its shorter side at
+that many pixels, always as such a JPEG: filtered by Lanczos, the longer side rounded to the nearest
+pixel (halves up). The others are stored as without it: nothing is enlarged. A side of over 65,500
+pixels, which JPEG can't have, makes it a PNG.
+
+An image of one value in every pixel is refused as "blank", so one pixel alone, too.
 """
 
 import io
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image
 
-from .errors import BadImage
+from . import depth, dicom, signatures
+from .decoding import GREY, flatten, load, open_image, read_orientation, turn, upright
+from .decoding import MAX_PIXELS as MAX_PIXELS
+from .decoding import decode as decode
+from .errors import BadImage as BadImage
 
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit: above it, stock readers warn of a decompression bomb."""
-
-# Not every format that Pillow knows: some run other programs (EPS) or need ones.
-_FORMATS = tuple(
-    reader.format
-    for reader in (
-        JpegImagePlugin.JpegImageFile,  # MPO too
-        PngImagePlugin.PngImageFile,
-        BmpImagePlugin.BmpImageFile,
-        GifImagePlugin.GifImageFile,
-        Jpeg2KImagePlugin.Jpeg2KImageFile,
-        PpmImagePlugin.PpmImageFile,
-        TiffImagePlugin.TiffImageFile,
-        WebPImagePlugin.WebPImageFile,
-    )
-)
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
+_LONGEST_JPEG = 65_500
+"""Pixels; libjpeg's limit."""
 _KEPT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-_GREY = ("1", "L", "LA", "La")
-_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -81,25 +43,13 @@ class Stored:
     """Of the decoded image."""
     reencoded: str | None
     """Why these are not the source's bytes; None: they are."""
+    resized_from: tuple[int, int] | None = None
+    """Width and height before, the right way up; None: they are the same."""
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture file by the rules at the top of this module.
-
-    Args:
-        data: the whole file.
-        max_pixels: largest width times height.
-
-    Returns:
-        An image of mode "L" or "RGB".
-
-    Raises:
-        BadImage: empty, undecodable, truncated or over max pixels. A blank image is decoded.
-    """
-    return _to_8_bits(_load(_open(data, max_pixels)), data)
-
-
-def prepare(data: bytes, *, max_pixels: int = MAX_PIXELS, check: bool = True) -> Stored:
+def prepare(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, check: bool = True, resize: int | None = None
+) -> Stored:
     """Bytes for a shard: the source's own where they are safe to keep, else a new file.
 
     Args:
@@ -108,34 +58,35 @@ def prepare(data: bytes, *, max_pixels: int = MAX_PIXELS, check: bool = True) ->
         check: decode what is kept, too. Without it only the header of an ordinary JPEG or PNG is
             read: damage behind it, blankness, and an orientation that a PNG names after its
             pixels, go unnoticed.
+        resize: largest shorter side in pixels. None: any.
 
     Raises:
         BadImage: the image can't be used.
     """
-    image = _open(data, max_pixels)
+    if dicom.is_dicom(data):
+        picture = dicom.decode(data, max_pixels)
+        _refuse_blank(picture)
+        return _anew(picture, "DICOM file", jpeg=False, resize=resize)
+    image = open_image(data, max_pixels)
     width, height = image.size
     jpeg = image.format in ("JPEG", "MPO")
     if check and not jpeg:
-        _load(image)
+        load(image, data)
     reason = _unsafe(image, data)
-    if reason is None:
+    if reason is None and not _too_large(image, resize):
         if check:
             if jpeg:
                 _check_jpeg(image, data, max_pixels)
             else:
-                _refuse_blank(_to_8_bits(image, data))
-        mode: Literal["L", "RGB"] = "L" if image.mode in _GREY else "RGB"
+                _refuse_blank(upright(image, data))
+        mode: Literal["L", "RGB"] = "L" if image.mode in GREY else "RGB"
         return Stored(data, "jpg" if jpeg else "png", width, height, mode, None)
 
-    picture = _to_8_bits(_load(image), data)
+    if jpeg and resize is not None and _too_large(image, resize):
+        return _shrunk_jpeg(image, data, max_pixels, reason, resize)
+    picture = upright(load(image, data), data)
     _refuse_blank(picture)
-    buffer = io.BytesIO()
-    if jpeg:
-        picture.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        picture.save(buffer, "PNG")
-    mode = "L" if picture.mode == "L" else "RGB"
-    return Stored(buffer.getvalue(), "jpg" if jpeg else "png", *picture.size, mode, reason)
+    return _anew(picture, reason, jpeg=jpeg, resize=resize)
 
 
 def unsafe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> str | None:
@@ -144,54 +95,28 @@ def unsafe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> str | None:
     Raises:
         BadImage: as `decode`.
     """
-    return _unsafe(_load(_open(data, max_pixels)), data)
+    if dicom.is_dicom(data):
+        dicom.decode(data, max_pixels)
+        return "DICOM file"
+    return _unsafe(load(open_image(data, max_pixels), data), data)
 
 
 def _unsafe(image: Image.Image, data: bytes) -> str | None:
     """As `unsafe`; reads pixels only to see whether an alpha channel hides some of them."""
     if image.format not in _KEPT:
         return f"{image.format} file"
-    if _deep_colour(data) or image.mode in _DEEP_GREY:
+    if depth.is_deep_colour(image, data) or image.mode in depth.DEEP_GREY:
         return "more than 8 bits per channel"
     if image.mode not in _KEPT_MODES:
         return f"mode {image.mode}"
-    if (orientation := _orientation(image)) != 1:
+    frame = signatures.jpeg_frame(data) or (0, 8)
+    if frame[0] > 2:
+        return "arithmetic-coded JPEG" if frame[0] > 7 else "lossless JPEG"
+    if (orientation := read_orientation(image)) != 1:
         return f"EXIF orientation {orientation}"
-    if image.has_transparency_data and not _opaque(_load(image)):
+    if image.has_transparency_data and not _opaque(load(image, data)):
         return "transparency"
     return None
-
-
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header."""
-    if not data:
-        raise BadImage("empty", "0 bytes")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage("over max pixels", str(error)) from None
-    except UnidentifiedImageError:
-        raise BadImage("undecodable", f"not one of {', '.join(_FORMATS)}") from None
-    except Exception as error:  # a damaged file raises whatever its decoder trips over
-        raise BadImage("undecodable", _said(error)) from None
-    if image.width * image.height > max_pixels:
-        found = f"{image.width} x {image.height}, limit {max_pixels} pixels"
-        raise BadImage("over max pixels", found)
-    return image
-
-
-def _load(image: Image.Image) -> Image.Image:
-    """Read the pixels, in place."""
-    try:
-        image.load()
-    except Exception as error:  # as in _open
-        cut = "truncated" in str(error).lower()
-        raise BadImage("truncated" if cut else "undecodable", _said(error)) from None
-    return image
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _check_jpeg(image: Image.Image, data: bytes, max_pixels: int) -> None:
@@ -201,9 +126,9 @@ def _check_jpeg(image: Image.Image, data: bytes, max_pixels: int) -> None:
     half the time: what it leaves out is the inverse transform of the fine detail.
     """
     image.draft(None, (1, 1))
-    _load(image)
+    load(image, data)
     if _one_value(image):  # or all its detail is finer than 8 pixels
-        _refuse_blank(_load(_open(data, max_pixels)))
+        _refuse_blank(load(open_image(data, max_pixels), data))
 
 
 def _refuse_blank(image: Image.Image) -> None:
@@ -220,81 +145,67 @@ def _one_value(image: Image.Image) -> bool:
     return all(low == high for low, high in pairs)
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright) to 8."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # getexif would decode the pixels to look behind them
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # junk where EXIF should be: stock readers pass over it as well
-        return 1
-    return orientation if orientation in _TURNS else 1
-
-
 def _opaque(image: Image.Image) -> bool:
     alpha = image if image.mode in ("LA", "PA", "RGBA") else image.convert("RGBA")
     return alpha.getchannel("A").getextrema() == (255, 255)
 
 
-def _to_8_bits(image: Image.Image, data: bytes) -> Image.Image:
-    """Apply the rules to a loaded image."""
-    if image.mode in _DEEP_GREY:
-        picture = Image.fromarray(_window(np.asarray(image)))
-    elif _deep_colour(data):
-        picture = _decode_deep_colour(data)
+# ------------------------------------------------------------------------------------- a new file
+
+
+def _too_large(image: Image.Image, resize: int | None) -> bool:
+    return resize is not None and min(image.size) > resize
+
+
+def _anew(picture: Image.Image, reason: str | None, *, jpeg: bool, resize: int | None) -> Stored:
+    """Store an upright picture, shrunk if it is too large."""
+    if resize is None or not _too_large(picture, resize):
+        return _encoded(picture, reason, jpeg=jpeg)
+    small = picture.resize(_size(picture.size, resize), Image.Resampling.LANCZOS)
+    return _encoded(small, reason, jpeg=True, before=picture.size)
+
+
+def _shrunk_jpeg(
+    image: Image.Image, data: bytes, max_pixels: int, reason: str | None, resize: int
+) -> Stored:
+    """Shrink a JPEG from its header on.
+
+    It is decoded at an eighth, a quarter or half of its size where that leaves at least twice the
+    pixels each way that are wanted. On real ROCOv2 images this is about twice as fast in all; its
+    PSNR against decoding in full is 53 dB (median), that of the JPEG which is then written 44 dB.
+    """
+    width, height = image.size
+    size = _size((width, height), resize)
+    drafted = image.draft(None, (2 * size[0], 2 * size[1]))
+    # what the reduced image shows: its last column and row may stand for a part of a pixel
+    box = drafted[1] if drafted else None
+    picture = flatten(load(image, data), data)
+    if _one_value(picture):  # or all its detail is finer than the reduction
+        picture, box = flatten(load(open_image(data, max_pixels), data), data), None
+        _refuse_blank(picture)
+    orientation = read_orientation(image)
+    small = turn(picture.resize(size, Image.Resampling.LANCZOS, box=box), orientation)
+    before = (height, width) if orientation > 4 else (width, height)
+    return _encoded(small, reason, jpeg=True, before=before)
+
+
+def _size(size: tuple[int, int], resize: int) -> tuple[int, int]:
+    """Width and height with the shorter side at `resize`, the longer one rounded, halves up."""
+    short, long = sorted(size)
+    longer = (2 * long * resize + short) // (2 * short)
+    return (resize, longer) if size[0] <= size[1] else (longer, resize)
+
+
+def _encoded(
+    picture: Image.Image, reason: str | None, *, jpeg: bool, before: tuple[int, int] | None = None
+) -> Stored:
+    buffer = io.BytesIO()
+    picture.info = {}  # Pillow would write comments and colour profiles
+    if jpeg := jpeg and max(picture.size) <= _LONGEST_JPEG:
+        picture.save(buffer, "JPEG", quality=95, subsampling=0)
     else:
-        picture = image
-    orientation = _orientation(image)
-    if picture.has_transparency_data:
-        picture = _over_black(picture)
-    try:
-        picture = picture.convert("L" if picture.mode in _GREY else "RGB")
-    except ValueError as error:  # LAB has no plain way to RGB
-        raise BadImage("undecodable", _said(error)) from None
-    return picture.transpose(_TURNS[orientation]) if orientation != 1 else picture
-
-
-def _over_black(image: Image.Image) -> Image.Image:
-    """Lay a transparent image over black: "L" or "RGB"."""
-    grey = image.mode in _GREY
-    whole = image.convert("LA" if grey else "RGBA")
-    ground = Image.new("L" if grey else "RGB", image.size)
-    ground.paste(whole.convert(ground.mode), mask=whole.getchannel("A"))
-    return ground
-
-
-def _window(values: np.ndarray) -> np.ndarray:
-    """Map the range of the values to 0..255: uint8 of the same shape."""
-    numbers = values.astype(np.float64)
-    finite = np.isfinite(numbers)
-    if not finite.any():
-        return np.zeros(values.shape, dtype=np.uint8)
-    low, high = np.min(numbers[finite]), np.max(numbers[finite])
-    scaled = (numbers - low) * (255.0 / (high - low) if high > low else 0.0)
-    return np.where(finite, scaled, 0.0).round().astype(np.uint8)
-
-
-def _deep_colour(data: bytes) -> bool:
-    """Whether this is a PNG of 16 bits with colour or alpha: Pillow reads its upper bytes only."""
-    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10" and data[25] in (2, 4, 6)
-
-
-def _decode_deep_colour(data: bytes) -> Image.Image:
-    """A 16-bit PNG with colour or alpha, windowed: "RGB", "LA" or "RGBA"."""
-    if data[25] == 4:  # grey and alpha: four bytes a pixel, which Pillow can take for RGBA
-        parts = _png_bytes(data, "RGBA").astype(np.uint16)  # (H, W, 4)
-        values = parts[..., 0::2] << 8 | parts[..., 1::2]  # (H, W, 2)
-    else:
-        name = "RGB" if data[25] == 2 else "RGBA"
-        upper, lower = _png_bytes(data, f"{name};16B"), _png_bytes(data, f"{name};16L")
-        values = upper.astype(np.uint16) << 8 | lower  # (H, W, 3 or 4)
-    colours = values.shape[-1] - (data[25] != 2)
-    alpha = (values[..., colours:] >> 8).astype(np.uint8)
-    return Image.fromarray(np.concatenate([_window(values[..., :colours]), alpha], axis=-1))
-
-
-def _png_bytes(data: bytes, raw_mode: str) -> np.ndarray:
-    """Pixels of a PNG, its samples read as another raw mode of the same width: (H, W, C) uint8."""
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
-    image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
-    return np.asarray(_load(image))
+        picture.save(buffer, "PNG")
+    mode: Literal["L", "RGB"] = "L" if picture.mode == "L" else "RGB"
+    extension: Literal["jpg", "png"] = "jpg" if jpeg else "png"
+    why = reason or "resized"
+    return Stored(buffer.getvalue(), extension, *picture.size, mode, why, before)

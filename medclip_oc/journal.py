@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from .errors import InputError
 NAME = "unfinished.jsonl"
 
 Event = dict[str, Any]
+
+_CHANGED = {  # what stands in a head as a hash
+    "tables": "the source's tables, or which of them are read, changed",
+    "images": "the images are others, or in another place",
+    "dropped": "other pairs leak",
+}
 
 
 class Journal:
@@ -33,8 +40,8 @@ class Journal:
         head: what decides the content of the shards. An earlier journal must have the same.
 
     Raises:
-        InputError: another process is packing into this folder, or an unfinished packing with
-            another head is there; says how they differ.
+        InputError: an unfinished packing with another head is there; says how they differ. Or the
+            journal is damaged.
     """
 
     def __init__(self, folder: Path, head: Mapping[str, Any]) -> None:
@@ -42,7 +49,6 @@ class Journal:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         self._file = os.fdopen(descriptor, "r+b")
         try:
-            self._lock()
             self._cut()
             self._check(folder, head)
         except BaseException:
@@ -50,10 +56,16 @@ class Journal:
             raise
 
     def events(self) -> Iterator[Event]:
-        """What happened so far, the head left out; not while writing."""
+        """What happened so far, the head left out."""
+        self._file.flush()
         with self.path.open("rb") as file:
             for line in file:
-                event = json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    raise InputError(
+                        f"{self.path}: damaged; begin again with --overwrite"
+                    ) from None
                 if "head" not in event:
                     yield event
 
@@ -72,16 +84,6 @@ class Journal:
         """The work is finished: nothing to go on with."""
         self.path.unlink()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{self.path.parent}: another process is packing into this folder"
-            ) from None
-        except OSError:
-            pass  # some network file systems have no locks
-
     def _cut(self) -> None:
         """Forget what stands after the last event that is on disk for sure."""
         end = position = 0
@@ -99,11 +101,37 @@ class Journal:
         self._file.seek(0, os.SEEK_END)
         if not first:
             self.write({"head": head})
-        elif different := differences(json.loads(first)["head"], json.loads(json.dumps(head))):
+            return
+        try:
+            there = dict(json.loads(first)["head"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{self.path}: damaged; begin again with --overwrite") from None
+        if different := differences(there, json.loads(json.dumps(head))):
             raise InputError(
                 f"{folder}: holds an unfinished packing with other settings: {different}; give "
                 "those again to finish it, another --out, or --overwrite"
             )
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other packings out of a folder meanwhile.
+
+    Raises:
+        InputError: another process is packing into it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"{folder}: another process is packing into this folder") from None
+    except OSError:
+        pass  # some network file systems have no locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -114,6 +142,5 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if isinstance(old, dict) and isinstance(new, dict):
             found.append(differences(old, new))
         elif old != new:
-            what = "the source's tables" if group == "tables" else f"{group} {old}, not {new}"
-            found.append(what if group != "tables" else f"{what} changed")
+            found.append(_CHANGED.get(group) or f"{group} {old}, not {new}")
     return ", ".join(filter(None, found))

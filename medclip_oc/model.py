@@ -22,17 +22,15 @@ from typing import Any
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from . import checkpoint, warm_start
 from .config import ModelConfig
 from .errors import InputError, WorkError
+from .towers import Towers
 
-LN_100 = 4.605170185988092  # upper clamp of the log inverse temperature (CLIP, section 2.5)
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 _DEFINITION_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _CHOICES = {
@@ -41,71 +39,6 @@ _CHOICES = {
 }
 # A name becomes a file name in open_clip's registry; one out of a checkpoint could lead anywhere.
 _NAME = re.compile(r"[A-Za-z0-9][\w.@+-]*")
-
-
-class Towers(nn.Module):
-    """An open_clip model that takes uint8 images and returns normalised float32 features."""
-
-    mean: Tensor
-    std: Tensor
-    clip: Any  # open_clip's attributes are its own
-
-    def __init__(self, clip: Any, *, freeze_batch_norm: bool = True) -> None:
-        super().__init__()
-        self.clip = clip
-        self.freeze_batch_norm = freeze_batch_norm
-        cfg = clip.visual.preprocess_cfg
-        for name in ("mean", "std"):
-            pixels = 255 * torch.tensor(cfg[name]).view(1, -1, 1, 1)
-            self.register_buffer(name, pixels, persistent=False)
-
-    def forward(
-        self, images: Tensor | None, tokens: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Embed one or both sides.
-
-        Args:
-            images: (B, 3, H, W) uint8, or None.
-            tokens: (B, L) int64, or None.
-
-        Returns:
-            image features (B, D) and text features (B, D), normalised float32, None where the
-            input was; and the inverse temperature (), which multiplies the cosines.
-        """
-        image_features = None if images is None else self.embed_images(images)
-        text_features = None if tokens is None else self.embed_texts(tokens)
-        return image_features, text_features, self.inverse_temperature()
-
-    def inverse_temperature(self) -> Tensor:
-        """What the cosines are multiplied by: (), float32."""
-        return self.clip.logit_scale.exp().reshape(())
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, D) normalised float32."""
-        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        return self._normalised(self.clip.encode_image(pixels))
-
-    def embed_texts(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, D) normalised float32."""
-        return self._normalised(self.clip.encode_text(tokens))
-
-    def _normalised(self, features: Tensor) -> Tensor:
-        # out of half precision, whatever autocast did; float64 towers keep float64
-        return F.normalize(features.to(self.mean.dtype), dim=-1)
-
-    def train(self, mode: bool = True) -> "Towers":
-        """Switch training mode; frozen batch norm stays in evaluation mode."""
-        super().train(mode)
-        if mode and self.freeze_batch_norm:
-            for layer in self.modules():
-                if isinstance(layer, _BatchNorm):
-                    layer.eval()
-        return self
-
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keep the inverse temperature within [1, 100], as CLIP does."""
-        self.clip.logit_scale.clamp_(0, LN_100)
 
 
 @dataclass
@@ -302,7 +235,7 @@ def _check_trainable(clip: Any, arch: str) -> None:
     if hasattr(clip, "text_decoder"):
         raise InputError(f"model.arch: {arch} is a CoCa; its text decoder has no contrastive loss")
     if getattr(clip, "logit_bias", None) is not None:
-        clip.logit_bias.requires_grad_(False)  # the softmax of InfoNCE cancels it
+        clip.logit_bias.requires_grad_(False)  # the softmax of InfoNCE cancels it; see train_bias
 
 
 def _check_pretrained(
@@ -417,7 +350,40 @@ def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     except (OSError, ValueError) as error:
         raise _unreachable(f"tokenizer of {name}", error) from error
     except ImportError as error:
-        raise InputError(f"{name}: needs transformers: pip install 'medclip_oc[hf]'") from error
+        raise InputError(f"{name}: needs transformers: pip install transformers") from error
+
+
+def token_counter(arch: str) -> tuple[Callable[[str], int], int]:
+    """How long texts are to the tokenizer of an architecture, before it cuts them.
+
+    Args:
+        arch: see `ModelConfig.arch`.
+
+    Returns:
+        a function from a text to its number of tokens, start and end included; and the context
+        length of the model, beyond which it cuts.
+
+    Raises:
+        InputError: no such architecture.
+        WorkError: its tokenizer can't be downloaded.
+    """
+    _, definition = _identify(ModelConfig(arch=arch))
+    tokenizer: Any = _tokenizer(arch)
+    length = definition["text_cfg"].get("context_length", 77)
+    if hasattr(tokenizer, "sot_token_id"):  # open_clip's own
+        return lambda text: len(tokenizer.encode(text)) + 2, length
+
+    inner = tokenizer.tokenizer  # of Hugging Face
+    # open_clip cleans before it tokenizes; SigLIP's tokenizer has a way of its own
+    clean = getattr(tokenizer, "clean_fn", None) or open_clip.tokenizer.get_clean_fn("canonicalize")
+    # this mode puts three special tokens around the text itself
+    bare = getattr(tokenizer, "tokenizer_mode", "") == "clips"
+
+    def count(text: str) -> int:
+        ids = inner(clean(text), truncation=False, add_special_tokens=not bare, verbose=False)
+        return len(ids["input_ids"]) + 3 * bare
+
+    return count, length
 
 
 class _RememberingTokenizer(open_clip.SimpleTokenizer):

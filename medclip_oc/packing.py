@@ -8,7 +8,6 @@ underway, and what is known of the shards waits on disk.
 """
 
 import csv
-import hashlib
 import json
 import re
 import warnings
@@ -18,18 +17,22 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 from . import images, journal
-from .errors import BadImage, InputError, WorkError
+from .errors import InputError, WorkError
+from .index_files import REJECT_COLUMNS, write_index, write_rejects
 from .journal import Event, Journal
 from .parallel import ordered_map
 from .progress import Progress
-from .shard_writer import PARTIAL, Stretch, appearing, stretch, write_shards
+from .samples import Packed, ignore_warnings, prepare
+from .shard_writer import PARTIAL, Stretch, write_shards
 from .shards import INDEX, REJECTS, SIZES, VERSION
 from .sources import Pair, Reject, Source
 
-_OURS = re.compile(r"(train|valid|test)-\d{6}\.tar|(index|sizes)\.json|rejects\.csv")
+_OURS = re.compile(
+    r"(train|valid|test)-\d{6}\.tar|(index|sizes|audit)\.json|rejects\.csv|audit\.html"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class PackOptions:
     """Decode each image, even where its bytes are kept as they are."""
     max_pixels: int = images.MAX_PIXELS
     """Larger images are rejected."""
+    resize: int | None = None
+    """Store larger images with their shorter side at so many pixels. None: as they are."""
+    drop_leaks: bool = False
+    """The source is one without its leaks (leaks.py); noted here, so that packings can't mix."""
 
 
 @dataclass
@@ -79,10 +86,22 @@ class PackReport:
         else:
             self.read[event["end"]] = event["read"]
 
+    def reasons(self, split: str) -> Counter[str]:
+        """Reason -> rejected rows of a split."""
+        return Counter({why: n for (where, why), n in self.rejected.items() if where == split})
 
-class _Packed(NamedTuple):
-    stretch: Stretch
-    reencoded: str | None
+    def check(self, split: str, rows: int) -> None:
+        """Nothing disappears: every row of the table was read, and each one packed or rejected.
+
+        Raises:
+            WorkError: the numbers differ.
+        """
+        read, packed, rejected = self.read[split], self.packed[split], self.reasons(split).total()
+        if not rows == read == packed + rejected:
+            raise WorkError(
+                f"{split}: {rows} rows counted, {read} read, {packed} packed + {rejected} "
+                "rejected; did the source change meanwhile?"
+            )
 
 
 def pack(
@@ -100,7 +119,8 @@ def pack(
         out: the shard folder; made if need be. A finished one of the same source and options
             stays as it is.
         options: what to put in.
-        workers: processes that read and decode. They change the time only.
+        workers: processes that read and decode; threads, where nothing is to be decoded. They
+            change the time only.
         overwrite: replace the shards that are in the folder.
 
     Returns:
@@ -113,6 +133,8 @@ def pack(
     for name, value in (("samples-per-shard", options.samples_per_shard), ("workers", workers)):
         if value < 1:
             raise InputError(f"{name}: {value} is less than 1")
+    if options.resize is not None and options.resize < 1:
+        raise InputError(f"resize: {options.resize} is less than 1")
     rows = {split: source.count(split) for split in source.splits}
     head = {
         "version": VERSION,
@@ -120,26 +142,54 @@ def pack(
         "source": {
             "form": source.form,
             "splits": list(source.splits),
-            "tables": source.fingerprint(),
+            **source.fingerprints(),
         },
     }
     try:
-        if done := _claim(out, head, overwrite):
-            return done
-        return _pack(source, rows, out, options, head, workers)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out}: not a folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with journal.alone_in(out):
+            if done := _claim(out, head, overwrite):
+                return done
+            return _Packing(source, out, options, head, workers).run(rows)
     except OSError as error:
         raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
 
 
+def check_folder(out: Path, options: PackOptions, *, overwrite: bool = False) -> None:
+    """Refuse at once what `pack` would refuse later, as far as it can be told without the source.
+
+    Raises:
+        InputError: shards packed with other options are there, finished or not.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder")
+    if overwrite:
+        return
+    for name, end in ((INDEX, "]}"), (journal.NAME, "")):
+        if not (out / name).is_file():
+            continue
+        with (out / name).open(encoding="utf-8") as file:
+            first = file.readline().strip() + end
+        try:
+            head = json.loads(first)
+            found = head.get("head", head)["options"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # for pack to say
+        if different := journal.differences(found, asdict(options)):
+            raise InputError(
+                f"{out}: holds shards packed with other settings: {different}; choose another "
+                "--out, or --overwrite"
+            )
+
+
 def _claim(out: Path, head: dict[str, Any], overwrite: bool) -> PackReport | None:
-    """Make the folder ours: create it, or clear it of earlier shards if that is allowed.
+    """Look whether the folder is for us; clear it of earlier shards if that is allowed.
 
     Returns:
         The report of the finished packing that is there already, and the same.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder")
-    out.mkdir(parents=True, exist_ok=True)
     unfinished = (out / journal.NAME).exists()
     if (out / INDEX).exists() and not overwrite:
         return _finished(out, head)
@@ -169,11 +219,17 @@ def _finished(out: Path, head: dict[str, Any]) -> PackReport:
             f"{out}: holds shards already, packed with other settings: {different}; choose another "
             "--out, or --overwrite"
         )
-    (out / journal.NAME).unlink(missing_ok=True)  # killed between the last two steps
+    for name in (REJECTS, SIZES):
+        if not (out / name).is_file():
+            raise InputError(f"{out / name}: missing; pack again with --overwrite")
+    # killed between the last two steps, or while an audit was written
+    for path in [out / journal.NAME, *out.glob(f"*{PARTIAL}")]:
+        path.unlink(missing_ok=True)
     report = PackReport(Counter(counts["read"]), reencoded=Counter(counts["reencoded"]))
     report.before = report.read.total()
     for entry in index["shards"]:
         event = {"shard": entry, "read": counts["read"][entry["split"]], "reencoded": {}}
+        _check_shard(out, event)
         report.add(event)
     with (out / REJECTS).open(newline="", encoding="utf-8") as file:
         for row in islice(csv.reader(file), 1, None):
@@ -188,30 +244,109 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def _pack(
-    source: Source,
-    rows: dict[str, int],
-    out: Path,
-    options: PackOptions,
-    head: dict[str, Any],
-    workers: int,
-) -> PackReport:
-    book, report, ended = Journal(out, head), PackReport(), set[str]()
-    try:
-        for event in book.events():
-            _check_shard(out, event)
-            report.add(event)
-            ended.add(event.get("end", ""))
-        report.before = report.read.total()
-        with Progress(sum(rows.values()), "images", "pack", report.before) as progress:
-            for split in source.splits:
-                if split not in ended:
-                    _pack_split(source, split, out, options, workers, book, report, progress)
-                _check_counts(report, split, rows[split])
-        _finish(out, head, book, report, rows)
-    finally:
-        book.close()
-    return report
+class _Packing:
+    """A packing underway. What happens is written to the journal and counted in the report."""
+
+    def __init__(
+        self, source: Source, out: Path, options: PackOptions, head: dict[str, Any], workers: int
+    ) -> None:
+        self._source, self._out, self._options = source, out, options
+        self._head, self._workers = head, workers
+        self._report = PackReport()
+
+    def run(self, rows: dict[str, int]) -> PackReport:
+        """Go on where an earlier run ended, to the end.
+
+        Args:
+            rows: split -> rows that its table has.
+        """
+        self._journal, ended = Journal(self._out, self._head), set[str]()
+        try:
+            for event in self._journal.events():
+                _check_shard(self._out, event)
+                self._report.add(event)
+                ended.add(event.get("end", ""))
+            self._report.before = self._report.read.total()
+            total = sum(rows.values())
+            with Progress(total, "images", "pack", self._report.before) as progress:
+                for split in self._source.splits:
+                    if split not in ended:
+                        self._pack(split, progress)
+                    self._report.check(split, rows[split])
+            self._finish()
+        finally:
+            self._journal.close()
+        return self._report
+
+    def _note(self, event: Event) -> None:
+        self._journal.write(event)
+        self._report.add(event)
+
+    def _pack(self, split: str, progress: Progress) -> None:
+        """Write the shards of a split that aren't there yet."""
+        read, reencoded = self._report.read[split], Counter[str]()
+
+        def accepted(results: Iterable[Packed | Reject]) -> Iterator[Stretch]:
+            """Count every outcome, write down the rejected, pass the others on."""
+            nonlocal read
+            for result in results:
+                read += 1
+                progress.update()
+                if isinstance(result, Reject):
+                    self._note({"reject": [getattr(result, name) for name in REJECT_COLUMNS]})
+                    continue
+                if result.reencoded:
+                    reencoded[result.reencoded] += 1
+                yield result.stretch
+
+        results = self._prepared(islice(self._source.records(split), read, None))
+        size, first = self._options.samples_per_shard, self._report.shards[split]
+        with warnings.catch_warnings():
+            ignore_warnings()  # for all threads at once: within one, each would undo the others'
+            for entry in write_shards(self._out, split, accepted(results), size, first):
+                self._note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
+                reencoded.clear()
+        if not self._report.packed[split]:
+            self._give_up(split, read)
+        self._note({"end": split, "read": read})
+
+    def _prepared(self, records: Iterable[Pair | Reject]) -> Iterator[Packed | Reject]:
+        options = self._options
+        work = partial(
+            prepare,
+            max_pixels=options.max_pixels,
+            check=options.decode_check,
+            resize=options.resize,
+        )
+        # unless it decodes, a worker does little but read and hash
+        threads = not options.decode_check and options.resize is None
+        return ordered_map(work, records, self._workers, threads=threads, start=ignore_warnings)
+
+    def _give_up(self, split: str, read: int) -> NoReturn:
+        """A split has no pair at all: rejects.csv tells why. The next run looks at it again.
+
+        Raises:
+            WorkError: always.
+        """
+        self._write_rejects()
+        reason, most = self._report.reasons(split).most_common(1)[0]
+        raise WorkError(
+            f"{split}: no pair could be packed; {most} of {read}: {reason} (see "
+            f"{self._out / REJECTS})"
+        )
+
+    def _write_rejects(self) -> None:
+        rows = (event["reject"] for event in self._journal.events() if "reject" in event)
+        write_rejects(self._out, rows)
+
+    def _finish(self) -> None:
+        """Make the files that readers use from the journal, the index last; then forget it."""
+        self._write_rejects()
+        events, report = self._journal.events, self._report
+        counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
+        entries = (event["shard"] for event in events() if "shard" in event)
+        write_index(self._out, {**self._head, "counts": counts}, entries)
+        self._journal.remove()
 
 
 def _check_shard(out: Path, event: Event) -> None:
@@ -219,128 +354,6 @@ def _check_shard(out: Path, event: Event) -> None:
     if entry := event.get("shard"):
         path = out / entry["name"]
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise InputError(f"{path}: changed since it was packed; begin again with --overwrite")
-
-
-def _pack_split(
-    source: Source,
-    split: str,
-    out: Path,
-    options: PackOptions,
-    workers: int,
-    book: Journal,
-    report: PackReport,
-    progress: Progress,
-) -> None:
-    """Write the shards of a split that aren't there yet."""
-    read, reencoded = report.read[split], Counter[str]()
-
-    def note(event: Event) -> None:
-        book.write(event)
-        report.add(event)
-
-    def accepted(results: Iterable[_Packed | Reject]) -> Iterator[Stretch]:
-        """Count every outcome, write down the rejected, pass the others on."""
-        nonlocal read
-        for result in results:
-            read += 1
-            progress.update()
-            if isinstance(result, Reject):
-                note({"reject": [result.id, result.split, result.reason, result.detail]})
-                continue
-            if result.reencoded:
-                reencoded[result.reencoded] += 1
-            yield result.stretch
-
-    records = islice(source.records(split), read, None)
-    results = ordered_map(partial(_prepare, options), records, workers)
-    entries = write_shards(
-        out, split, accepted(results), options.samples_per_shard, report.shards[split]
-    )
-    for entry in entries:
-        note({"shard": entry, "read": read, "reencoded": dict(reencoded)})
-        reencoded.clear()
-    note({"end": split, "read": read})
-
-
-def _check_counts(report: PackReport, split: str, rows: int) -> None:
-    """Nothing disappears: every row of the table was read, and each one packed or rejected."""
-    rejected = sum(n for (where, _), n in report.rejected.items() if where == split)
-    read, packed = report.read[split], report.packed[split]
-    if not rows == read == packed + rejected:
-        raise WorkError(
-            f"{split}: {rows} rows counted, {read} read, {packed} packed + {rejected} rejected; "
-            "did the source change meanwhile?"
-        )
-
-
-def _finish(
-    out: Path, head: dict[str, Any], book: Journal, report: PackReport, rows: dict[str, int]
-) -> None:
-    """Make the files that readers use from the journal, the index last; then forget it.
-
-    Raises:
-        WorkError: a split has no pair at all. There is no index then, but rejects.csv tells why.
-    """
-    with appearing(out / REJECTS) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "split", "reason", "detail"])
-        writer.writerows(event["reject"] for event in book.events() if "reject" in event)
-    for split, number in rows.items():
-        if not report.packed[split]:
-            why = Counter({why: n for (where, why), n in report.rejected.items() if where == split})
-            reason, most = why.most_common(1)[0]
-            book.remove()  # the next run looks again
-            raise WorkError(
-                f"{split}: no pair could be packed; {most} of {number}: {reason} (see "
-                f"{out / REJECTS})"
+            raise InputError(
+                f"{path}: lost or changed since it was packed; begin again with --overwrite"
             )
-    sizes = dict[str, int]()
-    counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
-    with appearing(out / INDEX) as file:
-        file.write(json.dumps({**head, "counts": counts}).removesuffix("}") + ', "shards": [')
-        for event in book.events():
-            if entry := event.get("shard"):
-                file.write(("," if sizes else "") + "\n" + json.dumps(entry, ensure_ascii=False))
-                sizes[entry["name"]] = entry["samples"]
-        file.write("\n]}\n")
-        with appearing(out / SIZES) as other:
-            json.dump(sizes, other, indent=1)
-    book.remove()
-
-
-# --------------------------------------------------------------------------------- preparing pairs
-
-
-def _prepare(options: PackOptions, pair: Pair | Reject) -> _Packed | Reject:
-    """A worker's part: read, check and lay out one pair."""
-    if isinstance(pair, Reject):
-        return pair
-    try:
-        data = pair.image.read()
-        with warnings.catch_warnings():
-            # Ours is --max-pixels; and a worker's warning about odd metadata reaches nobody.
-            warnings.simplefilter("ignore")
-            stored = images.prepare(data, max_pixels=options.max_pixels, check=options.decode_check)
-    except BadImage as error:
-        return Reject(pair.id, pair.split, error.reason, f"{pair.image.name}: {error.detail}")
-    except OSError as error:
-        detail = f"{pair.image.name}: {error.strerror}"
-        return Reject(pair.id, pair.split, "image unreadable", detail)
-    facts = {
-        "id": pair.id,
-        "split": pair.split,
-        "width": stored.width,
-        "height": stored.height,
-        "mode": stored.mode,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        **pair.facts,
-    }
-    if stored.reencoded:
-        facts["reencoded"] = stored.reencoded
-    contents = {
-        stored.extension: stored.data,
-        "txt": pair.caption.encode(),
-        "json": json.dumps(facts, ensure_ascii=False).encode(),
-    }
-    return _Packed(stretch(pair.key, contents), stored.reencoded)

@@ -164,8 +164,6 @@ def _default(field: dataclasses.Field[Any]) -> str:
 def _place(kind: Any) -> str:
     """The value's place in help: INT, {a,b}, TEXT [TEXT ...]."""
     origins = {get_origin(choice): get_args(choice) for choice in choices(kind)}
-    if Literal in origins:
-        return f"{{{','.join(map(str, origins[Literal]))}}}"
     if list in origins:
         name = _WORDS[origins[list][0]][2]
         return f"{name} [{name} ...]"
@@ -173,7 +171,13 @@ def _place(kind: Any) -> str:
         return " ".join(_WORDS[inner][2] for inner in origins[tuple])
     if dict in origins:
         return "MAPPING"
-    return "|".join(_WORDS[choice][2] for choice in choices(kind) if choice is not NoneType)
+    return "|".join(_place_alone(choice) for choice in choices(kind) if choice is not NoneType)
+
+
+def _place_alone(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, get_args(kind)))}}}"
+    return _WORDS[kind][2]
 
 
 # ---------------------------------------------------------------------------------------- YAML

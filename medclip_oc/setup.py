@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import checkpoint, distributed, model
 from .config import Config, TrainConfig
 from .errors import InputError
+from .grad_cache import CachedStep
 from .model import Clip
+from .replay import live_batch_norms
 
 _OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt")
 _OWN_FOLDERS = ("checkpoints", "evaluations", "tensorboard", "wandb")
@@ -25,6 +26,7 @@ class Plan:
     pairs: int
     pairs_per_rank: int
     chunks: int
+    text_chunks: int
     steps: int
     steps_per_epoch: float
     warmup_steps: int
@@ -33,11 +35,12 @@ class Plan:
     def lines(self) -> list[str]:
         """What a user wants to know before the first step."""
         share = self.warmup_steps / self.steps
+        texts = f", {self.text_chunks} of texts" if self.text_chunks != self.chunks else ""
         left = f"; the last {self.unused_pairs:,} pairs of the last epoch are left out"
         return [
             f"{self.pairs:,} training pairs, {self.steps:,} steps "
             f"({self.steps_per_epoch:.1f} per epoch{left if self.unused_pairs else ''})",
-            f"{self.pairs_per_rank:,} pairs per rank and step in {self.chunks} chunk(s); "
+            f"{self.pairs_per_rank:,} pairs per rank and step in {self.chunks} chunk(s){texts}; "
             f"warm-up {self.warmup_steps:,} steps ({share:.0%} of the run)",
         ]
 
@@ -50,6 +53,7 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
             global batch, or a warm-up longer than the run.
     """
     batch, micro = settings.global_batch_size, settings.micro_batch_size
+    text_micro = settings.text_micro_batch_size or micro
     if batch % world_size:
         raise InputError(
             f"train.global_batch_size: {batch} can't be shared equally by {world_size} processes; "
@@ -69,10 +73,33 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
         pairs=pairs,
         pairs_per_rank=share,
         chunks=-(-share // micro),
+        text_chunks=-(-share // text_micro),
         steps=steps,
         steps_per_epoch=pairs / batch,
         warmup_steps=warmup,
         unused_pairs=settings.epochs * pairs - steps * batch,
+    )
+
+
+def cached_step(clip: Clip, config: Config, world: distributed.World) -> CachedStep:
+    """The step that the settings ask for, with loss scaling for fp16.
+
+    Raises:
+        InputError: the loss needs a bias that the model lacks, or fp16 without CUDA.
+    """
+    settings = config.train
+    if config.loss.name == "siglip":
+        clip.towers.train_bias()
+    return CachedStep(
+        clip.towers,
+        config.loss.name,
+        world,
+        micro_batch_size=settings.micro_batch_size,
+        text_micro_batch_size=settings.text_micro_batch_size,
+        keep_chunks=settings.keep_chunks,
+        precision=settings.precision,
+        scaler=gradient_scaler(settings.precision, world.device),
+        compiled=settings.compile,
     )
 
 
@@ -98,7 +125,7 @@ def trained_clip(path: str, world: distributed.World) -> tuple[Clip, dict[str, A
 
 def has_live_batch_norm(clip: Clip) -> bool:
     """Whether a layer normalises by the batch it sees in training."""
-    return any(isinstance(m, _BatchNorm) and m.training for m in clip.towers.train().modules())
+    return bool(live_batch_norms(clip.towers.train()))
 
 
 def create_run_folder(config: Config, world: distributed.World) -> Path:

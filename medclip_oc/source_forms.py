@@ -59,6 +59,8 @@ _LAYOUTS = {
         header=("ID", "Caption"),
     ),
 }
+_ROCOV2 = ("kaggle", "flat", "zenodo")
+"""Forms that differ in the place of the images only."""
 _PARQUET = (
     "{split}-*.parquet",
     "data/{split}-*.parquet",
@@ -136,6 +138,8 @@ def open_table(
         splits = _splits_in(table, split_column) if split_column else ("train",)
     chosen = tuple(dict.fromkeys(splits))
     _check_splits(chosen)
+    if id_column is None and table.holds_bytes(image_column):
+        raise InputError(f"{path}: {image_column} holds the images themselves; needs --id-column")
     if not split_column and len(chosen) > 1:
         raise InputError("--splits: a table without --split-column goes to one split; name one")
     root = image_root or path.parent
@@ -160,7 +164,8 @@ def open_table(
 def _check_splits(splits: Sequence[str]) -> None:
     wrong = [split for split in splits if split not in SPLITS]
     if wrong or not splits:
-        raise InputError(f"splits: {wrong or 'none'}; allowed are {', '.join(SPLITS)}")
+        given = ", ".join(wrong) or "none"
+        raise InputError(f"--splits: {given}; allowed are {', '.join(SPLITS)}, blanks between")
 
 
 def _splits_in(table: Table, column: str) -> list[str]:
@@ -217,7 +222,9 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
             f"{folder / layout.captions[0].format(split=split)}: no such file (to leave {split} "
             "out, name the other splits with --splits)"
         )
-    images = _find(folder, split, layout.images)
+    # a download may be half extracted: the images of one split in a folder, of another in a zip
+    others = [_LAYOUTS[other].images for other in _ROCOV2 if form in _ROCOV2]
+    images = next(filter(None, (_find(folder, split, p) for p in [layout.images, *others])), None)
     if images is None:
         looked = folder / layout.images[0].format(split=split)
         raise InputError(

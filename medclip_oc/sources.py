@@ -40,6 +40,9 @@ Reason = Literal[
 _ODD = re.compile(r'[./\\:*?"<>|]')
 _MAX_KEY_BYTES = 200
 _DIGEST_LETTERS = 10
+_HINT = " (--id-column names a column that tells them apart)"
+_MAX_TOLD = 500
+"""Letters of an id, and of a detail, in rejects.csv."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,17 @@ class Reject:
     """A row that can't be packed."""
 
     id: str
-    """As the source gives it."""
+    """As the source gives it; what is no Unicode in it is escaped, and what is endless cut."""
     split: str
     reason: str
     detail: str
+
+    def __post_init__(self) -> None:
+        for name in ("id", "detail"):
+            written = getattr(self, name).encode(errors="backslashreplace").decode()
+            if len(written) > _MAX_TOLD:
+                written = written[:_MAX_TOLD] + " ..."
+            object.__setattr__(self, name, written)
 
 
 class Join(NamedTuple):
@@ -160,7 +170,11 @@ class Source:
         return rows
 
     def records(self, split: str) -> Iterator[Pair | Reject]:
-        """One record per row of the caption table. Of rows with one id, the first usable counts."""
+        """One record per row of the caption table.
+
+        Of rows with one id, the first with a caption and an image counts. Whether the image can be
+        decoded is not seen here.
+        """
         part = self._parts[split]
         concepts, licenses = self._joins(part)
         taken = Lookup()
@@ -170,7 +184,7 @@ class Source:
             if isinstance(record, tuple):
                 yield Reject(name, split, record[0], f"{cells.where}: {record[1]}")
                 continue
-            taken.add(record.key)
+            taken.add(record.key, f"{cells.where}\t{name}")
             listed = cells.concepts if part.concepts_column else None
             if concepts:
                 listed = concepts.get(record.id)
@@ -179,8 +193,15 @@ class Source:
                 facts["license"] = json.loads(found)
             yield Pair(record.id, record.key, split, record.image, record.caption, facts)
 
-    def fingerprint(self) -> str:
-        """Hash of the tables: another one, other pairs. The images are not read."""
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the `tables` and of where the `images` are: another one, another data set.
+
+        The images themselves are not read.
+        """
+        places = [_place(part) for part in self._parts.values()]
+        return {"tables": self._tables_digest(), "images": _digest(json.dumps(places))}
+
+    def _tables_digest(self) -> str:
         total = hashlib.sha256()
         for part in self._parts.values():
             columns = (part.caption_column, part.id_column, part.image_column, part.split_column)
@@ -206,6 +227,20 @@ class Source:
         if self._concept_names:
             facts["concept_names"] = [self._concept_names.get(cui) for cui in facts["concepts"]]
         return facts
+
+
+def _place(part: Part) -> list[str]:
+    """Where a split's images are; of a zip, also which."""
+    path = part.images.path if part.images else part.image_root
+    place = [part.split, str(path.resolve())]
+    if isinstance(part.images, Archive):
+        status = path.stat()
+        place += [str(status.st_size), str(status.st_mtime_ns)]
+    return place
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _read(part: Part, *, with_images: bool) -> Iterator[_Cells]:
@@ -238,9 +273,14 @@ def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple
     if problem := unfit_id(identity, is_path=part.id_column is None):
         return "unsafe id", problem
     key = key_of(identity)
-    if key in taken:
-        return "duplicate id", "an earlier row has this id"
-    if not caption:
+    if earlier := taken.get(key):
+        where, _, other = earlier.partition("\t")
+        if part.id_column or other == name:
+            return "duplicate id", f"{where} has this id" + _HINT * (part.id_column is None)
+        identity, key = name, key_of(name)  # a.jpg and a.png: with their extensions
+        if key in taken:
+            return "duplicate id", f"an earlier row has this image{_HINT}"
+    if not any(letter.isprintable() and not letter.isspace() for letter in caption):
         return "caption empty", "no text but blanks"
     image = _image(part, name, cells.image)
     if image is None:

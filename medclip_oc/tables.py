@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from .errors import InputError
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _PARQUET_ROWS = 64  # per read: what is in memory at once, images and all
-_FOOTER_BYTES = 65536
+_NAMED_BY = 1000  # lines of JSON whose keys are the columns
 
 
 class Row(NamedTuple):
@@ -61,6 +62,15 @@ class Table:
             return _object_names(path)
         return _header(path)[0]
 
+    def holds_bytes(self, column: str) -> bool:
+        """Whether a column is binary (Parquet). Not of a struct: that may hold a path as well."""
+        path = self.paths[0]
+        if not _is(path, ".parquet"):
+            return False
+        with _parquet(path) as file:
+            names = list(file.schema_arrow.names)
+            return "binary" in str(file.schema_arrow.types[place(path, names, column)])[:12]
+
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """The wanted cells of every row, in order. Empty lines are no rows.
 
@@ -82,16 +92,11 @@ class Table:
                 yield from _csv_rows(path, columns)
 
     def digest(self) -> str:
-        """Hash of the content; of a Parquet file, which may hold the images, of its footer."""
+        """Hash of the content."""
         total = hashlib.sha256()
         for path in self.paths:
             with path.open("rb") as file:
-                if _is(path, ".parquet"):
-                    size = path.stat().st_size
-                    file.seek(max(0, size - _FOOTER_BYTES))
-                    total.update(str(size).encode() + file.read())
-                else:
-                    total.update(hashlib.file_digest(file, "sha256").digest())
+                total.update(hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
 
     def __str__(self) -> str:
@@ -126,8 +131,13 @@ def _open_text(path: Path) -> Any:
     """A text file whose bytes that aren't UTF-8 become lone surrogates: the row can be named."""
     try:
         with path.open("rb") as file:
-            if file.read(2) in _UTF_16:
-                raise InputError(f"{path}: is UTF-16; save the table as UTF-8")
+            start = file.read(4)
+        if start[:2] in _UTF_16:
+            raise InputError(f"{path}: is UTF-16; save the table as UTF-8")
+        if b"\0" in start:
+            raise InputError(
+                f"{path}: holds NUL bytes: UTF-16 without its mark? Save the table as UTF-8"
+            )
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
@@ -157,7 +167,8 @@ def _header(path: Path) -> tuple[list[str], str]:
 def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     names, delimiter = _header(path)
     if not names:
-        raise InputError(f"{path}: empty; wanted columns {', '.join(columns)}")
+        wanted = ", ".join(dict.fromkeys(columns))
+        raise InputError(f"{path}: empty; wanted columns {wanted}")
     places = [place(path, names, column) for column in columns]
     with _open_text(path) as file:
         lines = _csv_lines(path, csv.reader(file, delimiter=delimiter, strict=True))
@@ -178,7 +189,7 @@ def _csv_lines(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
             whole = "".join(cells)
             if not whole.isascii():
                 _refuse_other_encodings(path, line, whole, cells[0])
-            if cells:
+            if len(cells) > 1 or whole.strip():  # a line of blanks is no row
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
@@ -200,12 +211,18 @@ def _plain_rows(path: Path, header: Sequence[str], columns: Sequence[str]) -> It
 
 
 def _object_names(path: Path) -> list[str]:
+    """Keys of the first lines; one that is absent in a line counts as empty there."""
+    names = dict[str, None]()
     with _open_text(path) as file:
-        first = next((line for line in file if line.strip()), "")
-    try:
-        return list(json.loads(first))
-    except ValueError:
-        raise InputError(f"{path}: its first line is no JSON object") from None
+        for line in islice(file, _NAMED_BY):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # the row is told of when it is read
+            names |= dict.fromkeys(found) if isinstance(found, dict) else {}
+    if not names:
+        raise InputError(f"{path}: none of its first {_NAMED_BY} lines is a JSON object")
+    return list(names)
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -219,7 +236,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             try:
                 found = json.loads(line)
                 problem = None if isinstance(found, dict) else "no JSON object"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 found, problem = {}, f"not JSON: {error}"
             values = [found.get(key) if isinstance(found, dict) else None for key in keys]
             yield Row(f"line {number}", [_cell(value) for value in values], problem)

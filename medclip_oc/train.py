@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import command
-from .config import Config
+from .config import Config, TrainCommand
 from .errors import WorkError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ class Run:
     clip: "Clip"
     step: "CachedStep"
     optimizer: "torch.optim.Optimizer"
-    scaler: "torch.amp.GradScaler | None"
     batches: "Iterator[Batch]"
     valid: "Pairs | None"
     log: "RunLog"
@@ -63,22 +62,31 @@ def train(config: Config) -> None:
             conclude(run)
 
 
+def work(settings: TrainCommand) -> int | None:
+    """What the command line asks for: to train, or to check the step first."""
+    if settings.selfcheck:
+        from . import selfcheck
+
+        return selfcheck.work(settings.config())
+    train(settings.config())
+    return None
+
+
 def prepare(config: Config, world: "World") -> Run:
     """Open the data, build the model, start the logs; the cheapest check comes first."""
     import torch
 
     from . import feed, model, optim, settings, setup
-    from .grad_cache import CachedStep
-    from .losses import clip_loss
     from .run_log import RunLog
 
-    scaler = setup.gradient_scaler(config.train.precision, world.device)
+    setup.check_precision(config.train.precision, world.device)
     data = feed.open_training(config.data, config.run.seed, world)
     plan = setup.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
     where = config.data.valid
     valid = None if where is None else feed.open_shards(where, "valid", world)
     clip = model.build(config.model, seed=config.run.seed)
     clip.towers.to(world.device)
+    step = setup.cached_step(clip, config, world)
     folder = setup.create_run_folder(config, world)
     resolved = dataclasses.asdict(config)
     log = RunLog(folder, config.log, config=resolved, name=folder.name, main=world.main)
@@ -98,16 +106,8 @@ def prepare(config: Config, world: "World") -> Run:
         folder=folder,
         plan=plan,
         clip=clip,
-        step=CachedStep(
-            clip.towers,
-            clip_loss,
-            world,
-            micro_batch_size=config.train.micro_batch_size,
-            precision=config.train.precision,
-            scaler=scaler,
-        ),
+        step=step,
         optimizer=optim.adamw(clip.towers, config.optim),
-        scaler=scaler,
         batches=feed.training_batches(data, clip, config, world, log.message, steps=plan.steps),
         valid=None if valid is None else feed.pairs(valid, clip, decode=config.valid.decode),
         log=log,
@@ -123,18 +123,20 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     towers.train()
     lr = settings.lr * warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
     optim.set_lr(run.optimizer, lr)
-    run.optimizer.zero_grad()
     loss = run.step(batch["images"], batch["tokens"]).item()
+    for line in run.step.notices():
+        run.log.message(line)
     check_finite("loss", loss, number, run.folder)
-    if run.scaler is not None:
-        run.scaler.unscale_(run.optimizer)
+    scaler = run.step.scaler
+    if scaler is not None:
+        scaler.unscale_(run.optimizer)
     norm = optim.clip(towers, settings.clip_norm)
-    if run.scaler is None:
+    if scaler is None:
         check_finite("norm of the gradient", norm, number, run.folder)
         run.optimizer.step()
     else:  # leaves the step out where scaling overflowed
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
+        scaler.step(run.optimizer)
+        scaler.update()
     towers.clamp_temperature()
     temperature = 1 / towers.inverse_temperature().item()
     return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
@@ -255,8 +257,8 @@ class Throughput:
 
 if __name__ == "__main__":
     command.main(
-        train,
-        Config,
+        work,
+        TrainCommand,
         prog="python -m medclip_oc.train",
         description="Fine-tune an open_clip model on image-caption shards.",
     )

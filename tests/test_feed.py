@@ -12,7 +12,7 @@ from conftest import TINY
 from pairs import picture, write_pairs, write_tar
 from test_pictures import FILES, saved
 
-from medclip_oc import command, features, feed, images, model
+from medclip_oc import command, decoding, features, feed, model
 from medclip_oc.config import Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.distributed import World
 from medclip_oc.errors import InputError
@@ -105,7 +105,7 @@ def test_exact_is_open_clips_own_preprocessing(name: str, mode: str) -> None:
     """For grey pictures too, though they stay grey on the way."""
     settings = ModelConfig(arch="feed-test", definition=TINY, preprocess={"resize_mode": mode})
     clip = model.build(settings)
-    wanted = clip.open_clip_preprocess()(images.decode(FILES[name]).convert("RGB"))
+    wanted = clip.open_clip_preprocess()(decoding.decode(FILES[name]).convert("RGB"))
     found = feed._Preprocess(clip)(Picture(FILES[name], exact=True), np.random.default_rng(0))
     assert found.dtype == torch.uint8
     normalised = (found - clip.towers.mean[0]) / clip.towers.std[0]

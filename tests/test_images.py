@@ -3,14 +3,13 @@
 import io
 import pickle
 import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from odd_files import chunk, file, png_16, turned
 from PIL import Image, ImageOps
-from PIL.ExifTags import Base
 
 from medclip_oc import images
 
@@ -18,33 +17,6 @@ GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)  # (H,
 COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)  # (H, W, 3)
 DEEP = np.random.default_rng(2).integers(300, 4096, (9, 13, 4), dtype=np.uint16)  # (H, W, 4)
 SMOOTH = Image.fromarray(GREY).resize((52, 36), Image.Resampling.BICUBIC)
-
-
-def file(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-
-def png_16(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits per channel, which Pillow can't write: (H, W, 1 to 4) uint16."""
-    height, width, channels = values.shape
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + content
-
-
-def turned(kind: str, orientation: int, image: Image.Image = SMOOTH) -> bytes:
-    exif = Image.Exif()
-    exif[Base.Orientation] = orientation
-    return file(image, kind, exif=exif)
 
 
 def windowed(values: np.ndarray) -> np.ndarray:
@@ -136,7 +108,7 @@ LOSSY: dict[str, bytes] = {
     "progressive": file(SMOOTH, "JPEG", progressive=True),
     "CMYK": file(SMOOTH.convert("RGB").convert("CMYK"), "JPEG", quality=95),
     "MPO": file(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.rotate(180)]),
-    "turned": turned("JPEG", 6),
+    "turned": turned("JPEG", 6, SMOOTH),
     "junk for EXIF": file(SMOOTH, "JPEG", exif=b"Exif\0\0what is this"),
 }
 KEPT = {"grey", "colour", "one bit", "opaque alpha", "palette", "JPEG grey", "JPEG colour"}
@@ -156,7 +128,7 @@ def test_decodes_to_these_pixels(name: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    data = turned("JPEG", orientation)
+    data = turned("JPEG", orientation, SMOOTH)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert pixels(data).tolist() == np.asarray(expected).tolist()
 
@@ -187,6 +159,26 @@ def test_original_bytes_stay_where_they_are_safe(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_without_check_a_sound_file_is_stored_alike(name: str) -> None:
     assert images.prepare(FILES[name], check=False) == images.prepare(FILES[name])
+
+
+ARTIST = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x3b\0\x02\0\0\0\x04Doe\0\0\0\0\0"
+TELLING: dict[str, bytes] = {
+    "JPEG": file(SMOOTH.convert("CMYK"), "JPEG", comment="Doe", icc_profile=b"Doe", exif=ARTIST),
+    "PNG": file(Image.merge("LA", (SMOOTH, SMOOTH)), "PNG", icc_profile=b"Doe", exif=ARTIST),
+    "TIFF": file(SMOOTH, "TIFF", icc_profile=b"Doe", artist="Doe"),
+    "GIF": file(SMOOTH, "GIF", comment=b"Doe"),
+    "WebP": file(SMOOTH, "WEBP", icc_profile=b"Doe", exif=ARTIST),
+}
+
+
+@pytest.mark.parametrize("resize", [None, 8])
+@pytest.mark.parametrize("kind", TELLING)
+def test_new_files_carry_no_metadata(kind: str, resize: int | None) -> None:
+    stored = images.prepare(TELLING[kind], resize=resize)
+    assert stored.reencoded
+    assert b"Doe" not in stored.data
+    found = Image.open(io.BytesIO(stored.data))
+    assert not found.info.keys() - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 
 
 JPEG, PNG = LOSSY["JPEG grey"], EXACT["colour"][0]

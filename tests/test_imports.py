@@ -10,27 +10,33 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
-    {"config", "lookup", "order", "array_file"},  # and what a setting is
-    {"tables", "image_files", "shard_index"},
-    {"shard_layout"},
+    # and what a setting is
+    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file"},
+    {"tables", "image_files", "dicom", "shard_index"},
+    {"decoding", "shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
-    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress"},
-    {"pictures", "captions", "remote_tar"},
+    | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
+    | {"duplicates", "likeness", "fingerprints", "memory", "replay", "towers"},
+    {"samples", "index_files", "pictures", "captions", "remote_tar"},
     {"stream"},
     {
         "model",
         "data",
         "augment",
-        "grad_cache",
+        "chunks",
         "optim",
         "run_log",
         "command",
         "packing",
+        "shard_check",
         "source_forms",
+        "leaks",
+        "inspection",
+        "audit_page",
     },
-    {"watch"},
-    {"features", "feed", "rank", "setup"},
-    {"evaluate", "zeroshot"},
+    {"grad_cache", "watch"},  # the step, of chunks; what it is fed with
+    {"features", "feed", "rank", "setup", "verify", "audit"},
+    {"evaluate", "zeroshot", "selfcheck"},
     {"train", "__init__"},  # what users import
 ]
 SEAMS = {

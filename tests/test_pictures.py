@@ -8,7 +8,7 @@ import pytest
 from pairs import picture
 from PIL import Image
 
-from medclip_oc import images
+from medclip_oc import decoding
 from medclip_oc.errors import BadImage
 from medclip_oc.pictures import Picture
 
@@ -30,8 +30,8 @@ def oriented(orientation: int) -> bytes:
 
 
 def pixels(data: bytes) -> np.ndarray:
-    """What images.decode makes of it: (H, W, C)."""
-    array = np.asarray(images.decode(data))
+    """What decoding.decode makes of it: (H, W, C)."""
+    array = np.asarray(decoding.decode(data))
     return array[..., None] if array.ndim == 2 else array
 
 
@@ -54,9 +54,11 @@ FILES = {
 def test_full_pixels_follow_the_rules(name: str) -> None:
     for exact in (False, True):
         found = Picture(FILES[name], exact=exact)
-        assert found.size == images.decode(FILES[name]).size
+        assert found.size == decoding.decode(FILES[name]).size
         assert np.array_equal(found.pixels()[0], pixels(FILES[name]))
-        assert np.array_equal(np.asarray(found.image()[0]), np.asarray(images.decode(FILES[name])))
+        assert np.array_equal(
+            np.asarray(found.image()[0]), np.asarray(decoding.decode(FILES[name]))
+        )
 
 
 @pytest.mark.parametrize("name", ["grey", "colour", "chroma halved", "progressive"])
@@ -72,7 +74,7 @@ def test_reduced_pixels_cover_what_is_needed(name: str, reduction: float) -> Non
     assert found.shape[2] == full.shape[2] == (1 if name == "grey" else 3)
     assert np.array_equal(Picture(FILES[name], exact=True).pixels(reduction)[0], full)
     # the same picture: its means over a coarse grid agree
-    image, whole = Picture(FILES[name]).image(reduction)[0], images.decode(FILES[name])
+    image, whole = Picture(FILES[name]).image(reduction)[0], decoding.decode(FILES[name])
     one, other = (np.asarray(i.resize((6, 4), Image.Resampling.BOX), float) for i in (image, whole))
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.99
 
@@ -87,13 +89,13 @@ def test_damage_is_named(name: str, exact: bool) -> None:
 
 
 def test_too_large_is_named() -> None:
-    data = saved(Image.new("L", (10_000, images.MAX_PIXELS // 10_000 + 1)))
+    data = saved(Image.new("L", (10_000, decoding.MAX_PIXELS // 10_000 + 1)))
     with pytest.raises(BadImage, match="over max pixels"):
         Picture(data).pixels(8.0)
 
 
 def test_damage_that_stock_readers_pass_over_is_passed_over() -> None:
-    """A stray byte between segments: libjpeg warns, Pillow and images.decode don't mind."""
+    """A stray byte between segments: libjpeg warns, Pillow and decoding.decode don't mind."""
     data = bytearray(FILES["colour"])
     place = data.rindex(b"\xff\xd9")
     stray = bytes(data[:place]) + b"\x00\x00\x00" + bytes(data[place:])

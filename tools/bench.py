@@ -19,7 +19,11 @@ from medclip_oc import command
 from medclip_oc.errors import InputError
 
 # Each has a Config dataclass and run(config), which yields Comparisons (see side_by_side.py).
-BENCHES: dict[str, str] = {"loader": "the training loader against open_clip's"}
+BENCHES: dict[str, str] = {
+    "pack": "packing, against decoding alone and copying alone",
+    "loader": "the training loader, against open_clip's on the same shards",
+    "step": "the exact cached step, against accumulation and one big batch",
+}
 USAGE = "usage: python tools/bench.py NAME [options]\n\n" + "\n".join(
     f"  {name:<10} {what}" for name, what in BENCHES.items()
 )

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # one of the sides
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,6 +39,9 @@ if __name__ == "__main__":  # one of the sides
 from side_by_side import Comparison
 
 from medclip_oc.errors import InputError, WorkError
+
+if TYPE_CHECKING:
+    from medclip_oc.shards import Sample
 
 PEER = "open_clip 3.3.0, webdataset 0.2.86"
 PEER_VERSION = "0.2.86"
@@ -167,48 +170,32 @@ def _make_shards(config: Config, folder: Path) -> int:
     from medclip_oc.shards import ShardSet
     from medclip_oc.source_forms import open_source
 
-    source = open_source(Path(config.source))
-    pack(source, folder / "packed", PackOptions())
-    splits = [ShardSet.open(str(folder / "packed"), split) for split in source.splits]
-    samples = [split.read(n) for split in splits for n in range(len(split))]
-    for kind in ("original", f"{config.resize} px"):
-        (folder / kind).mkdir()
-        files = [
-            (sample.image, sample.extension)
-            if kind == "original"
-            else (_resized(sample.image, config.resize), "jpg")
-            for sample in samples
-        ]
-        tars = [tarfile.open(folder / kind / f"{n:06}.tar", "w") for n in range(config.shards)]  # noqa: SIM115
-        for number in range(config.repeat * len(samples)):
-            sample, (image, extension) = (
-                samples[number % len(samples)],
-                files[number % len(samples)],
-            )
-            key = f"{sample.key}_{number // len(samples)}"
-            facts = json.dumps(sample.facts).encode()
-            parts = {extension: image, "txt": sample.caption.encode(), "json": facts}
-            for end, data in parts.items():
-                info = tarfile.TarInfo(f"{key}.{end}")
-                info.size = len(data)
-                tars[number % config.shards].addfile(info, io.BytesIO(data))
-        for tar in tars:
-            tar.close()
-    return config.repeat * len(samples)
+    source, counts = open_source(Path(config.source)), set[int]()
+    for kind, resize in (("original", None), (f"{config.resize} px", config.resize)):
+        packed = folder / f"packed {kind}"
+        pack(source, packed, PackOptions(resize=resize))
+        splits = [ShardSet.open(str(packed), split) for split in source.splits]
+        samples = [split.read(n) for split in splits for n in range(len(split))]
+        _spread(samples, folder / kind, config)
+        counts.add(config.repeat * len(samples))
+    [count] = counts
+    return count
 
 
-def _resized(data: bytes, side: int) -> bytes:
-    """A JPEG, quality 95, whose shorter side has at most `side` pixels; grey stays grey."""
-    from PIL import Image
-
-    from medclip_oc.images import decode
-
-    image = decode(data)
-    factor = min(1.0, side / min(image.size))
-    size = round(image.width * factor), round(image.height * factor)
-    buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
+def _spread(samples: "list[Sample]", folder: Path, config: Config) -> None:
+    """Every pair `repeat` times, dealt to the shards in turn."""
+    folder.mkdir()
+    for shard in range(config.shards):
+        with tarfile.open(folder / f"{shard:06}.tar", "w") as tar:
+            for number in range(shard, config.repeat * len(samples), config.shards):
+                turn, place = divmod(number, len(samples))
+                sample = samples[place]
+                facts = json.dumps(sample.facts).encode()
+                parts = {sample.extension: sample.image, "txt": sample.caption.encode()}
+                for end, data in (parts | {"json": facts}).items():
+                    info = tarfile.TarInfo(f"{sample.key}_{turn}.{end}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
 
 
 # ----------------------------------------------------------------------------------- one process

@@ -61,6 +61,7 @@ def compare(
     items: int | None = None,
     item: str = "pairs",
     warmup: int = 1,
+    before: Callable[[], Any] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Comparison:
     """Time both, one after the other, `rounds` times.
@@ -76,13 +77,18 @@ def compare(
             seconds of a call.
         item: what they are, in the plural.
         warmup: paired runs beforehand that don't count.
+        before: called before each run of either, untimed; to clear away what the last one left.
         extra: see `Comparison`.
     """
     times: list[tuple[float, float]] = []
     for number in range(warmup + rounds):
         # who goes first alternates too: the second finds warm caches
         pair = [(0, ours), (1, theirs)][:: 1 if number % 2 == 0 else -1]
-        taken = {place: seconds(work) for place, work in pair}
+        taken = dict[int, float]()
+        for place, work in pair:
+            if before:
+                before()
+            taken[place] = seconds(work)
         times.append((taken[0], taken[1]))
     times = times[warmup:]
     mine, peers = (statistics.median(column) for column in zip(*times, strict=True))

@@ -1,0 +1,68 @@
+"""A call in a process of its own: damaged input makes some libraries hang, or abort the process."""
+
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+
+def call_apart(function: Callable[[], R], seconds: int) -> R:
+    """What a function returns; it runs in a fork of this process, silently.
+
+    The fork takes some milliseconds. What the function changes, this process doesn't see.
+
+    Args:
+        function: what it returns can be pickled.
+        seconds: how long it may take.
+
+    Raises:
+        RuntimeError: the function raised something; the message is the same.
+        ChildProcessError: the process died; says how.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # or the fork might write what waits there a second time
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns where there are other threads; the fork waits for none of them
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        _answer(function, seconds, reader, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        how = f"took over {seconds} s" if number == signal.SIGALRM else signal.Signals(number).name
+        raise ChildProcessError(f"the decoder died: {how}")
+    done, result = pickle.loads(answer)
+    if not done:
+        raise RuntimeError(result)
+    return result
+
+
+def _answer(function: Callable[[], Any], seconds: int, reader: int, writer: int) -> None:
+    """The fork's part; doesn't return."""
+    try:
+        os.close(reader)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)  # ends the process, in C code as well
+        silence = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(silence, descriptor)
+        faulthandler.disable()  # it may have kept another descriptor to report a crash on
+        try:
+            answer = pickle.dumps((True, function()))
+        except Exception as error:
+            answer = pickle.dumps((False, str(error) or type(error).__name__))
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(answer)
+    finally:
+        os._exit(0)  # nothing of the parent is closed or flushed here

@@ -1,0 +1,115 @@
+"""How alike two pictures are once one is laid over the other.
+
+Plain correlation of thumbnails calls different chest films alike and a slightly cropped copy
+different. So the one picture is first moved and stretched, along each axis, to lie on the other
+(Lucas and Kanade 1981, in the compositional form of Baker and Matthews 2004), brightness and
+contrast left free; then they are correlated where they overlap. P pairs, n pixels a side.
+"""
+
+import numpy as np
+
+_COARSE_SIDE, _COARSE_STEPS, _FINE_STEPS = 16, 6, 4  # pixels, steps on them, steps on all pixels
+_PIECE = 128  # pairs at once, for the cache
+_MAX_STRETCH, _MAX_SHIFT = 1.25, 0.2  # shift in half sides: a tenth of the picture
+_MAX_STEP = 0.1
+_PARAMETERS = 6  # stretch and shift down, stretch and shift across, contrast, brightness
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Correlation of two thumbnails of grey pictures: the best of as they are, and each laid over
+    the other.
+
+    Args:
+        one: (P, n, n) uint8; n a multiple of 16.
+        other: the same.
+
+    Returns:
+        (P,) float32, at most 1; 0 where a picture is of one value.
+    """
+    found = np.zeros(len(one), np.float32)
+    for begin in range(0, len(one), _PIECE):
+        a, b = one[begin : begin + _PIECE], other[begin : begin + _PIECE]
+        ways = (_as_they_are(a, b), _over(a, b), _over(b, a))
+        found[begin : begin + _PIECE] = np.max(ways, axis=0)
+    return found
+
+
+def _as_they_are(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Where nearly all is dark, the search may wander off from the right place: (P,)."""
+    whole = np.ones((1, 1, 1), np.float32)
+    return _correlation(one.astype(np.float32), other.astype(np.float32), whole)
+
+
+def _over(still: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Correlation once `moved` is laid over `still`: (P, n, n) twice -> (P,)."""
+    place = np.tile(np.array([1.0, 0.0, 1.0, 0.0]), (len(still), 1))  # stretch, shift; down, across
+    for side, steps in ((_COARSE_SIDE, _COARSE_STEPS), (still.shape[-1], _FINE_STEPS)):
+        fixed, moving = _reduced(still, side), _reduced(moved, side)
+        for _ in range(steps):
+            place = _step(fixed, moving, place)
+    warped, inside = _warped(moving, place)
+    return _correlation(fixed, warped, inside)
+
+
+def _reduced(pictures: np.ndarray, side: int) -> np.ndarray:
+    """Means over squares: (P, n, n) -> (P, side, side) float32."""
+    factor = pictures.shape[-1] // side
+    return pictures.reshape(-1, side, factor, side, factor).mean((2, 4), dtype=np.float32)
+
+
+def _warped(pictures: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures (P, n, n) seen from the given place, and where they have pixels, as 0 or 1."""
+    side = pictures.shape[-1]
+    down, in_down = _interpolation(place[:, 0], place[:, 1], side)
+    across, in_across = _interpolation(place[:, 2], place[:, 3], side)
+    inside = in_down[:, :, None] & in_across[:, None, :]
+    return down @ pictures @ across.transpose(0, 2, 1), inside.astype(np.float32)
+
+
+def _interpolation(
+    stretch: np.ndarray, shift: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices (P, n, n) that resample an axis, and whether each new pixel lies inside (P, n)."""
+    wanted = stretch[:, None] * _grid(side) + shift[:, None]  # (P, n), -1 to 1 over the picture
+    pixel = (wanted + 1) * side / 2 - 0.5
+    inside = (pixel > -0.51) & (pixel < side - 0.49)
+    distance = np.abs(np.clip(pixel, 0, side - 1)[:, :, None] - np.arange(side))
+    return np.maximum(0, 1 - distance).astype(np.float32), inside
+
+
+def _grid(side: int) -> np.ndarray:
+    return (np.arange(side) + 0.5) * 2 / side - 1
+
+
+def _step(fixed: np.ndarray, moving: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """One step of Gauss and Newton towards the place with the least squared difference."""
+    warped, inside = _warped(moving, place)
+    grid = _grid(warped.shape[-1]).astype(np.float32)
+    down, across = np.gradient(warped, 2 / len(grid), axis=(1, 2))
+    slopes = (down * grid[:, None], down, across * grid, across, warped, np.ones_like(warped))
+    slope = np.stack([each * inside for each in slopes], 1).reshape(len(warped), _PARAMETERS, -1)
+    target = (fixed * inside).reshape(len(fixed), -1, 1)
+    square = (slope @ slope.transpose(0, 2, 1)).astype(np.float64)  # (P, 6, 6)
+    damping = 1e-3 * np.diagonal(square, axis1=1, axis2=2) + 1e-6
+    square += damping[:, :, None] * np.eye(_PARAMETERS)
+    solved = np.linalg.solve(square, (slope @ target).astype(np.float64))[..., 0]  # (P, 6)
+    contrast = np.where(np.abs(solved[:, 4:5]) < 0.1, 0.1, solved[:, 4:5])
+    change = np.clip(solved[:, :4] / contrast, -_MAX_STEP, _MAX_STEP)
+    stretch, shift = place[:, 0::2], place[:, 1::2]  # each (P, 2): down, across
+    new = np.empty_like(place)
+    new[:, 0::2] = np.clip(stretch * (1 + change[:, 0::2]), 1 / _MAX_STRETCH, _MAX_STRETCH)
+    new[:, 1::2] = np.clip(stretch * change[:, 1::2] + shift, -_MAX_SHIFT, _MAX_SHIFT)
+    return new
+
+
+def _correlation(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Pearson's, over the pixels inside: (P, n, n) three times -> (P,)."""
+    inside = np.broadcast_to(inside, one.shape)
+    pixels = np.maximum(inside.sum((1, 2), keepdims=True), 1)
+    centred = [
+        (p - (p * inside).sum((1, 2), keepdims=True) / pixels) * inside for p in (one, other)
+    ]
+    length = [np.sqrt((each**2).sum((1, 2))) for each in centred]
+    product = (centred[0] * centred[1]).sum((1, 2))
+    found = product / np.maximum(length[0] * length[1], 1e-6)
+    return np.where(np.minimum(*length) > 1e-3, found, 0).astype(np.float32)

@@ -1,0 +1,147 @@
+"""Picture files of every kind, made small: also those that Pillow and pydicom don't write."""
+
+import base64
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import Base
+
+# 16 x 8 pixels, coded arithmetically (by libjpeg-turbo's cjpeg): a ramp, down 20 and right 6 a step
+ARITHMETIC_JPEG = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKD"
+    "cpLDAxNDQ0Hyc5PTgyPC4zNDL/yQALCAAIABABAREA/8wABgAQEAX/2gAIAQEAAD8A/wBqhp8TC2+sH7NjkC8MM4D/2Q=="
+)
+ARITHMETIC_PIXELS = np.add.outer(np.arange(8) * 20, np.arange(16) * 6)
+
+
+def file(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.copy().save(buffer, kind, **options)  # saving leaves traces in an image
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def png(width: int, height: int, bits: int, kind: int, rows: bytes, *more: bytes) -> bytes:
+    """A PNG of any header; `more` are chunks before the pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + end
+
+
+def png_16(values: np.ndarray, *more: bytes) -> bytes:
+    """A PNG of 16 bits per channel: (H, W, 1 to 4) uint16."""
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(width, height, 16, kind, rows, *more)
+
+
+def tiff_16(
+    values: np.ndarray,
+    order: str = "<",
+    *,
+    photometric: int,
+    extra: int | None = None,
+    planar: bool = False,
+) -> bytes:
+    """An uncompressed TIFF of 16 bits per channel: (H, W, C) uint16; see TIFF 6.0 for the tags."""
+    height, width, channels = values.shape
+    stored = values.astype(f"{order}u2")
+    planes = [stored[..., c].tobytes() for c in range(channels)] if planar else [stored.tobytes()]
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [photometric]}
+    tags |= {277: [channels], 278: [height], 284: [2 if planar else 1]}
+    tags |= {273: [0] * len(planes), 279: [len(plane) for plane in planes]}
+    if extra is not None:
+        tags[338] = [extra]
+    start = 8 + 2 + 12 * len(tags) + 4  # of the long values; the planes follow
+    begin = start + sum(4 * len(numbers) for numbers in tags.values() if len(numbers) > 1)
+    tags[273] = [begin + sum(map(len, planes[:n])) for n in range(len(planes))]
+    entries = tail = b""
+    for tag, numbers in sorted(tags.items()):
+        content = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            content, tail = struct.pack(f"{order}I", start + len(tail)), tail + content
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + content
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    head = mark + struct.pack(f"{order}I", 8) + struct.pack(f"{order}H", len(tags))
+    return head + entries + bytes(4) + tail + b"".join(planes)
+
+
+def turned(kind: str, orientation: int, image: Image.Image) -> bytes:
+    """A file whose EXIF block says which way is up."""
+    exif = Image.Exif()
+    exif[Base.Orientation] = orientation
+    return file(image, kind, exif=exif)
+
+
+def dicom(pixels: np.ndarray | None, *, syntax: str | None = None, **tags: Any) -> bytes:
+    """A DICOM file.
+
+    Args:
+        pixels: (H, W) or (H, W, 3), integers; None: no pixels at all.
+        syntax: transfer syntax; PixelData, among the tags, must then be compressed. None: plain.
+        tags: keywords and values, which go before what follows from the pixels. None: left out.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax or ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    dataset.PatientName, dataset.PatientID = "Doe^Jane", "HOSPITAL-4711"
+    given = _image_tags(pixels) | tags if pixels is not None else tags
+    for keyword, value in given.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    if syntax and "PixelData" in dataset:
+        dataset["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some tests want what pydicom warns of
+        dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _image_tags(pixels: np.ndarray) -> dict[str, Any]:
+    bits = 8 * pixels.dtype.itemsize
+    tags = {
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "SamplesPerPixel": 3 if pixels.ndim == 3 else 1,
+        "PhotometricInterpretation": "RGB" if pixels.ndim == 3 else "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "PixelData": pixels.tobytes() + bytes(pixels.nbytes % 2),
+    }
+    return tags | ({"PlanarConfiguration": 0} if pixels.ndim == 3 else {})
+
+
+def zlib_of(size: int) -> bytes:
+    """So many equal bytes, compressed."""
+    return zlib.compress(b"x" * size)
+
+
+def bmp_with_masks(pixels: np.ndarray) -> bytes:
+    """A BMP whose header says where each channel's bits are, alpha included: (H, W, 4) uint8."""
+    height, width, _ = pixels.shape
+    rows = pixels[::-1, :, [2, 1, 0, 3]].tobytes()  # from the bottom, as BGRA
+    masks = (0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)
+    header = struct.pack(
+        "<IiiHHIIiiII4I", 108, width, height, 1, 32, 3, len(rows), 0, 0, 0, 0, *masks
+    )
+    header += bytes(108 - len(header))
+    return struct.pack("<2sIHHI", b"BM", 14 + 108 + len(rows), 0, 0, 14 + 108) + header + rows

