@@ -9,6 +9,7 @@ G pairs over all ranks, B pairs per rank, L context length, K most concepts of a
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ Batch = dict[str, Tensor]
 """images uint8 (B, 3, H, W), tokens int64 (B, L), index int64 (B,), caption_hash and image_hash
 int64 (B,), concepts int32 (B, K) padded with 0."""
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+_CUI = re.compile("C[0-9]{1,9}")
 _REPLACEMENTS = 1 << 32  # from here on, the numbers of the permutations that replace bad pairs
 _TRIES = 20
 """Unreadable pairs in a row, at which nobody looks for another one any more."""
@@ -170,14 +173,13 @@ class Pairs(Dataset[dict[str, Any]]):
         picture = Picture(sample.image, exact=self.exact)
         pixels = self.transform(picture, np.random.default_rng(place))
         tokens, long = self.captions.tokens(sample.caption, [*place, 1])
-        digest = sample.facts.get("sha256") or hashlib.sha256(sample.image).hexdigest()
         return {
             "images": pixels,
             "tokens": tokens,
             "index": index,
             "caption_hash": _number(hashlib.sha256(sample.caption.encode()).hexdigest()),
-            "image_hash": _number(digest),
-            "concepts": _concepts(sample.facts.get("concepts") or []),
+            "image_hash": _number(_image_digest(sample)),
+            "concepts": _concepts(sample.facts.get("concepts")),
             "long": long,
         }
 
@@ -279,6 +281,15 @@ def _number(digest: str) -> int:
     return int.from_bytes(bytes.fromhex(digest[:16]), signed=True)
 
 
-def _concepts(cuis: list[str]) -> list[int]:
-    """UMLS concept ids as numbers: C0040405 -> 40405. Ids of another form are left out."""
-    return [int(cui[1:]) for cui in cuis if cui[:1] == "C" and cui[1:].isdigit()]
+def _image_digest(sample: Sample) -> str:
+    """SHA-256 of the source's image where it is known, else of the image as it is stored."""
+    known = sample.facts.get("sha256")
+    if isinstance(known, str) and _SHA256.fullmatch(known):
+        return known
+    return hashlib.sha256(sample.image).hexdigest()
+
+
+def _concepts(cuis: object) -> list[int]:
+    """UMLS concept ids as numbers: C0040405 -> 40405. Whatever has another form is left out."""
+    found = cuis if isinstance(cuis, list) else []
+    return [int(cui[1:]) for cui in found if isinstance(cui, str) and _CUI.fullmatch(cui)]

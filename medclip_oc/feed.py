@@ -211,6 +211,11 @@ def training_batches(
     else:
         sampler = StreamSampler(data.source, **how)
         watch.passed_over = data.source.incomplete
+        if start:
+            say(
+                "going on in a stream: the shard in whose middle each lane stands is read again, "
+                "and any before it whose number of pairs isn't known"
+            )
     pin = world.device.type == "cuda"
     loads = loader(pairs, sampler, workers=config.data.workers, pin=pin)
     return watch.over(step_batches(loads, share))

@@ -133,7 +133,8 @@ def _sample(
     try:
         if extension is not None and "txt" in members:
             caption, facts = members["txt"].decode(), json.loads(members.get("json") or b"{}")
-            yield Sample(key, members[extension], extension, caption, facts)
+            known = facts if isinstance(facts, dict) else {}
+            yield Sample(key, members[extension], extension, caption, known)
         elif members:
             incomplete.append(f"{where}: {key}: no {'image' if 'txt' in members else 'caption'}")
     except ValueError as error:

@@ -130,10 +130,15 @@ def _check_sizes(layout: Layout) -> None:
             raise InputError(wrong)
 
 
+def user_cache() -> Path:
+    """Where the user's programs keep what can be made again."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(cache) / "medclip_oc"
+
+
 def _places(beside: Path, name: str) -> list[Path]:
     """Where the array file may lie, the best place first."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    places = [beside, cache / "medclip_oc" / name]
+    places = [beside, user_cache() / name]
     spare = Path(tempfile.gettempdir()) / f"medclip_oc-{os.getuid()}"
     if not spare.exists() or spare.stat().st_uid == os.getuid():  # nobody else's: it is trusted
         places.append(spare / name)

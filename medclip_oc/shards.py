@@ -141,8 +141,9 @@ class ShardSet:
         except ValueError as error:
             where = self.locate(position)
             raise InputError(f"{where}: caption or facts unreadable: {error}") from None
+        facts = known if isinstance(known, dict) else {}  # other makers' .json may be anything
         return Sample(
-            _key(layout, row), image, IMAGE_EXTENSIONS[layout.extensions[row]], caption, known
+            _key(layout, row), image, IMAGE_EXTENSIONS[layout.extensions[row]], caption, facts
         )
 
     def check(self) -> None:

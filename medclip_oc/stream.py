@@ -17,7 +17,6 @@ G pairs over all ranks.
 
 import hashlib
 import json
-import os
 import queue
 import re
 import tempfile
@@ -33,6 +32,7 @@ import numpy as np
 from .errors import InputError, WorkError
 from .order import permuted
 from .remote_tar import read_tar, short
+from .shard_layout import user_cache
 from .shards import SETS, Sample
 
 T = TypeVar("T")
@@ -109,8 +109,8 @@ class ShardStream:
         found, self._incomplete[:] = list(self._incomplete), []
         return found
 
-    def lane(self, number: int, start: int = 0) -> Iterator[Streamed]:
-        """The endless stream of a lane, without its first `start` pairs.
+    def lane(self, number: int, lanes: int, start: int = 0) -> Iterator[Streamed]:
+        """The endless stream of one of so many lanes, without its first `start` pairs.
 
         Raises:
             WorkError: a shard can't be read, or not one of a whole round holds a pair.
@@ -136,7 +136,7 @@ class ShardStream:
             empty = 0 if found else empty + 1
             if empty >= len(self.urls):
                 raise WorkError(f"{self.urls[shard]}: no readable pair, nor in any other shard")
-            place += self.lanes
+            place += lanes
 
     def _shard(self, shard: int, epoch: int) -> Iterator[Streamed]:
         """The pairs of a shard, block by block, each block in an order of its own."""
@@ -196,12 +196,13 @@ class StreamSampler:
         return ahead(self._batches, _AHEAD)
 
     def _batches(self) -> Iterator[list[Streamed]]:
-        lanes, size = self.stream.lanes, self.global_batch_size
+        size = self.global_batch_size
+        lanes = min(self.stream.lanes, size)  # or a lane would have no part in a batch
         bounds = [lane * size // lanes for lane in range(lanes + 1)]
         begin, end = self.rank * self.share, (self.rank + 1) * self.share
         own = [lane for lane in range(lanes) if bounds[lane] < end and begin < bounds[lane + 1]]
         sources = {
-            lane: self.stream.lane(lane, self.first_step * (bounds[lane + 1] - bounds[lane]))
+            lane: self.stream.lane(lane, lanes, self.first_step * (bounds[lane + 1] - bounds[lane]))
             for lane in own
         }
         for _ in range(self.steps):
@@ -257,8 +258,7 @@ class _Counts:
 
     def __init__(self, urls: Sequence[str]) -> None:
         key = hashlib.sha256("\n".join(urls).encode()).hexdigest()[:16]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        self._folder = cache / "medclip_oc" / f"stream-{key}"
+        self._folder = user_cache() / f"stream-{key}"
         self._known = dict[int, int]()
 
     def get(self, shard: int) -> int | None:

@@ -183,6 +183,19 @@ def test_loader_batches_join_into_steps(shards: ShardSet, clip: model.Clip) -> N
 BAD = {"good.jpg": jpeg(0), "good.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
 
 
+def test_facts_of_other_makers_may_be_anything(tmp_path: Path, clip: model.Clip) -> None:
+    facts = [b"[1]", b'"x"', b'{"sha256": 5, "concepts": "C1"}', b'{"sha256": "xyz"}']
+    facts.append(b'{"concepts": ["C99999999999", 3, null, "C0000007", "c1"]}')
+    members = {}
+    for n, content in enumerate(facts):
+        members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": content}
+    shards = ShardSet.open(str(write_tar(tmp_path / "a.tar", members)), "train")
+    (batch,) = batches(feed.pairs(shards, clip), [[(0, n) for n in range(5)]])
+    assert batch["concepts"].tolist() == [[0], [0], [0], [0], [7]]
+    hashes = [int.from_bytes(hashlib.sha256(jpeg(n)).digest()[:8], signed=True) for n in range(5)]
+    assert batch["image_hash"].tolist() == hashes
+
+
 @FORKS
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_pair_is_named_in_evaluation(tmp_path: Path, clip: model.Clip, workers: int) -> None:

@@ -88,7 +88,7 @@ def test_what_is_a_stream() -> None:
 
 
 def test_every_shard_comes_before_any_comes_again(folder: Path) -> None:
-    pairs = list(islice(far(folder, lanes=1).lane(0), 3 * 27))
+    pairs = list(islice(far(folder, lanes=1).lane(0, 1), 3 * 27))
     for epoch in range(3):
         own = pairs[27 * epoch : 27 * (epoch + 1)]
         assert {pair.epoch for pair in own} == {epoch}
@@ -96,9 +96,9 @@ def test_every_shard_comes_before_any_comes_again(folder: Path) -> None:
     keys = [pair.sample.key for pair in pairs]
     assert keys[:27] != keys[27:54] != keys[54:]
     assert keys[:27] != sorted(keys[:27])
-    again = [pair.sample.key for pair in islice(far(folder, lanes=1).lane(0), 81)]
+    again = [pair.sample.key for pair in islice(far(folder, lanes=1).lane(0, 1), 81)]
     assert again == keys
-    other = [pair.sample.key for pair in islice(far(folder, lanes=1, seed=2).lane(0), 81)]
+    other = [pair.sample.key for pair in islice(far(folder, lanes=1, seed=2).lane(0, 1), 81)]
     assert other != keys
 
 
@@ -110,6 +110,12 @@ def test_global_batches_are_the_same_at_any_world_size(folder: Path, lanes: int)
         assert batches(far(folder, lanes=lanes), ranks, 12, 9) == whole
     counts = Counter(key for batch in whole for key in batch)
     assert len(counts) == 27
+
+
+def test_no_shard_is_left_out_where_lanes_outnumber_a_batch(folder: Path) -> None:
+    whole = batches(far(folder, lanes=8), 1, 3, 18)
+    assert len({key for batch in whole for key in batch}) == 27
+    assert batches(far(folder, lanes=8), 3, 3, 18) == whole
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
