@@ -133,11 +133,11 @@ class ShardSet:
         layout, row = self._find(position)
         tar = self._open_tar(str(_path(layout, row)))
         places = layout.members[row].tolist()
-        image, text, facts = (tar.read(places[i], places[i + 1]) for i in (0, 2, 4))
-        if len(image) + len(text) + len(facts) != places[1] + places[3] + places[5]:
+        image, text, about = (tar.read(places[i], places[i + 1]) for i in (0, 2, 4))
+        if len(image) + len(text) + len(about) != places[1] + places[3] + places[5]:
             raise ShardChanged(f"{self.locate(position)}: the shard ends before this pair does")
         try:
-            caption, known = text.decode(), json.loads(facts) if facts else {}
+            caption, known = text.decode(), json.loads(about) if about else {}
         except ValueError as error:
             where = self.locate(position)
             raise InputError(f"{where}: caption or facts unreadable: {error}") from None
