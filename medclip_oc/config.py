@@ -14,6 +14,8 @@ from .errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+Decode = Literal["fast", "exact"]
+LongCaptions = Literal["truncate", "sentences"]
 RecallName = Literal[
     "mean_recall",
     "image_to_text/R@1",
@@ -98,6 +100,10 @@ class AugmentConfig:
     """Largest relative change of brightness."""
     contrast: float = 0.1
     """Largest relative change of contrast."""
+    flip: bool = False
+    """Mirror half of the images. Captions say left and right: leave it off for radiology."""
+    hue: float = 0.0
+    """Largest change of hue, up to 0.5. Colour means something in radiology: leave it at 0."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -107,12 +113,14 @@ class AugmentConfig:
         for name in ("brightness", "contrast"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"data.augment.{name}", value, "in [0, 1)")
+        _require(0 <= self.hue <= 0.5, "data.augment.hue", self.hue, "in [0, 0.5]")
 
 
 @dataclass
 class DataConfig:
     """Where the pairs come from. A value is a shard folder (made by tools/make_shards.py, whose
-    split of that name is taken), or a brace pattern, a glob, or a list of tar files.
+    split of that name is taken), or a brace pattern, a glob, or a list of tar files; several are
+    joined by `::`. Shards behind a URL or a `pipe:` command are streamed.
     """
 
     train: str | list[str] = "shards/rocov2"
@@ -121,10 +129,31 @@ class DataConfig:
     """Pairs to choose the best checkpoint with. None: no validation."""
     workers: int = 4
     """Loader processes per rank. 0: load in the training process."""
+    weights: list[float] | None = None
+    """How often each set joined by `::` is drawn from, relative to the others. None: by size."""
+    samples_per_epoch: int | None = None
+    """Pairs that count as an epoch. None: as many as there are; a stream needs a number."""
+    decode: Decode = "fast"
+    """fast: JPEGs at the smallest scale that covers the crop. exact: in full."""
+    long_captions: LongCaptions = "truncate"
+    """Longer than the context: cut, or given as a run of whole sentences, another each epoch."""
+    max_bad_share: float = 0.01
+    """Unreadable pairs are replaced by others, up to this share; past it the run stops."""
+    cache_folder: str | None = None
+    """Keep streamed shards here, and read them from here the next time."""
+    stream_lanes: int = 8
+    """Streamed shards read at once, over all ranks: each batch mixes pairs of all of them."""
+    stream_window: int = 512
+    """Pairs of a streamed shard that are held in memory and shuffled at once."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         _at_least(0, "data.", self, "workers")
+        _at_least(1, "data.", self, "samples_per_epoch", "stream_lanes", "stream_window")
+        share, weights = self.max_bad_share, self.weights
+        _require(0 <= share < 1, "data.max_bad_share", share, "in [0, 1)")
+        sound = weights is None or all(weight > 0 for weight in weights)
+        _require(sound, "data.weights", weights, "numbers above 0")
 
 
 @dataclass
@@ -199,6 +228,8 @@ class ValidConfig:
     """Validate after this many steps, besides."""
     metric: RecallName = "mean_recall"
     """Higher is better. mean_recall: the mean of R@1, R@5 and R@10 of both directions."""
+    decode: Decode = "exact"
+    """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
 
     def __post_init__(self) -> None:
         _at_least(1, "valid.", self, "every_epochs", "every_steps")
@@ -325,6 +356,8 @@ class EvaluateConfig(MeasureConfig):
     """Pairs embedded at once on one rank."""
     workers: int = 2
     """Loader processes per rank."""
+    decode: Decode = "exact"
+    """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
     precision: Precision = "fp32"
     """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
     device: Device = "auto"

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, WorkError
 
 _STORE_TIMEOUT = timedelta(seconds=5)
 
@@ -194,6 +194,47 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def _count(name: str, tensor: Tensor) -> None:
     traffic[name] += tensor.numel() * tensor.element_size()
+
+
+def add_up(numbers: list[int], device: torch.device) -> list[int]:
+    """The sum of each number over ranks, the same on every rank."""
+    if not dist.is_initialized():
+        return numbers
+    totals = torch.tensor(numbers, dtype=torch.int64, device=device)
+    dist.all_reduce(totals)
+    found: list[int] = totals.tolist()
+    return found
+
+
+def gather_texts(texts: list[str], device: torch.device) -> list[list[str]]:
+    """The texts of every rank, in rank order, on every rank; line breaks become blanks."""
+    texts = [" ".join(text.replace("\0", " ").split("\n")) for text in texts]
+    if not dist.is_initialized():
+        return [texts]
+    data = torch.frombuffer(bytearray("\0".join(texts).encode() + b"\n"), dtype=torch.uint8)
+    rows = gather_ragged(data.to(device)).cpu().numpy().tobytes().decode()
+    return [row.split("\0") if row else [] for row in rows.split("\n")[:-1]]
+
+
+def raise_together(error: InputError | WorkError | None, device: torch.device) -> None:
+    """If any rank has an error, raise the first one's on every rank; nobody is left waiting.
+
+    Args:
+        error: of this rank; None: it has none.
+        device: see `World`.
+
+    Raises:
+        InputError, WorkError: with the same words on every rank, in one line.
+    """
+    if not dist.is_initialized():
+        if error is not None:
+            raise error
+        return
+    kind = "input" if isinstance(error, InputError) else "work"
+    found = [texts for texts in gather_texts([kind, str(error)] if error else [], device) if texts]
+    if found:
+        kind, message = found[0]
+        raise InputError(message) if kind == "input" else WorkError(message)
 
 
 def barrier() -> None:

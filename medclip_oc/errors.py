@@ -11,6 +11,10 @@ class WorkError(RuntimeError):
     """The work failed, or a check did not hold, for a cause that can be named. Exit 1."""
 
 
+class ShardChanged(WorkError):
+    """A shard went away, or changed, while it was in use."""
+
+
 BadImageReason = Literal["empty", "undecodable", "truncated", "blank", "over max pixels"]
 
 

@@ -117,8 +117,7 @@ def work(settings: EvaluateConfig) -> None:
 
 def _source(settings: EvaluateConfig, world: "World") -> Source:
     """The model and the pairs, or a file of features."""
-    from . import setup
-    from .shards import ShardSet
+    from . import feed, setup
 
     if settings.features_in:
         return _from_file(settings, world)
@@ -126,12 +125,13 @@ def _source(settings: EvaluateConfig, world: "World") -> Source:
     clip, trained = setup.trained_clip(settings.checkpoint, world)
     where = settings.data if settings.data is not None else trained["data"]["valid"]
     split = _split(settings, where)
-    shards = ShardSet.open(where, split)
+    shards = feed.open_shards(where, split, world)
     about = {
         "checkpoint": settings.checkpoint,
         "data": where,
         "split": split,
         "precision": settings.precision,
+        "decode": settings.decode,
         "data_fingerprint": shards.fingerprint,
     }
     return Source(clip, None, shards, trained, about)
@@ -139,8 +139,7 @@ def _source(settings: EvaluateConfig, world: "World") -> Source:
 
 def _from_file(settings: EvaluateConfig, world: "World") -> Source:
     """Features from a file; the pairs in --data, if named, must be the same."""
-    from . import checkpoint, features, retrieval
-    from .shards import ShardSet
+    from . import checkpoint, features, feed, retrieval
 
     assert settings.features_in is not None
     found = features.from_file(settings.features_in, world)
@@ -153,7 +152,7 @@ def _from_file(settings: EvaluateConfig, world: "World") -> Source:
         about["split"] = settings.split or "features"
         return Source(None, found, None, trained, about)
     split = _split(settings, settings.data)
-    shards = ShardSet.open(settings.data, split)
+    shards = feed.open_shards(settings.data, split, world)
     about |= {"data": settings.data, "split": split, "data_fingerprint": shards.fingerprint}
     source = Source(None, found, shards, trained, about)
     retrieval.check_ids(source._replace(features=None).ids(), found.ids, "--features-in")
@@ -180,7 +179,7 @@ def _features(
     what: "Clip | Embedded | None", source: Source, settings: EvaluateConfig, world: "World"
 ) -> "Embedded":
     """Features of the pairs: those given, or made by the model given."""
-    from . import features, setup
+    from . import features, feed
 
     if isinstance(what, features.Embedded):
         return what
@@ -188,7 +187,7 @@ def _features(
     assert source.shards is not None
     return features.embed_pairs(
         what,
-        setup.pairs(source.shards, what),
+        feed.pairs(source.shards, what, decode=settings.decode),
         world,
         batch_size=settings.batch_size,
         workers=settings.workers,
@@ -248,7 +247,7 @@ def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
 
     Only a folder has splits: tars named one by one must not be measured under a wrong name.
     """
-    if isinstance(where, str) and Path(where).is_dir():
+    if isinstance(where, str) and any(Path(part).is_dir() for part in where.split("::")):
         return settings.split or "test"
     if settings.data is None:
         raise InputError(

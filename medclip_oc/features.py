@@ -13,6 +13,7 @@ from tqdm import tqdm
 from . import distributed, feature_file
 from .chunks import autocast
 from .data import Pairs, loader
+from .errors import InputError, WorkError
 from .model import Clip
 
 
@@ -58,24 +59,33 @@ def embed_pairs(
     workers: int,
     precision: str,
 ) -> Embedded:
-    """Embed every pair once; each rank keeps the features of its share."""
+    """Embed every pair once; each rank keeps the features of its share.
+
+    Raises:
+        InputError, WorkError: a pair can't be read, on whichever rank; raised on all.
+    """
     clip.towers.eval()
     start, stop = share(len(pairs), world)
     places = [(0, index) for index in range(start, stop)]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
     rows: dict[str, list[Tensor]] = {name: [] for name in ("images", "texts", *_FACTS)}
+    failure: InputError | WorkError | None = None
     bar = tqdm(total=len(pairs), unit="pair", desc="embed", leave=False, disable=_silent(world))
     pin = world.device.type == "cuda"
     with bar:
-        for batch in loader(pairs, batches, workers=workers, pin=pin):
-            moved = [batch[name].to(world.device) for name in ("images", "tokens")]
-            with autocast(world.device, precision):
-                image_features, text_features, _ = clip.towers(*moved)
-            rows["images"].append(image_features)
-            rows["texts"].append(text_features)
-            for name in _FACTS:
-                rows[name].append(batch[name])
-            bar.update(len(image_features) * world.size)
+        try:
+            for batch, *_ in loader(pairs, batches, workers=workers, pin=pin):
+                moved = [batch[name].to(world.device) for name in ("images", "tokens")]
+                with autocast(world.device, precision):
+                    image_features, text_features, _ = clip.towers(*moved)
+                rows["images"].append(image_features)
+                rows["texts"].append(text_features)
+                for name in _FACTS:
+                    rows[name].append(batch[name])
+                bar.update(len(image_features) * world.size)
+        except (InputError, WorkError) as error:
+            failure = error  # the others wait at the next line for this rank
+    distributed.raise_together(failure, world.device)
     width = clip.description["definition"]["embed_dim"]
     empty = torch.empty(0, width, device=world.device)  # a rank may have no pair
     concepts = _gather_concepts(rows["concepts"], world)

@@ -9,6 +9,7 @@ same random numbers, which is what the cached step promises to equal.
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .config import Config, Precision, TrainConfig
@@ -47,16 +48,17 @@ def work(config: Config) -> int:
     Raises:
         WorkError: it is not; names the parameter.
     """
-    from . import distributed, model, setup
-    from .shards import ShardSet
+    from . import distributed, feed, model, setup
 
     with distributed.started(config.run.device) as world:
         setup.check_precision(config.train.precision, world.device)
-        shards = ShardSet.open(config.data.train, "train")
-        plan = setup.plan(config.train, config.optim.warmup_steps, len(shards), world.size)
+        data = feed.open_training(config.data, config.run.seed, world)
+        plan = setup.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
         clip = model.build(config.model, seed=config.run.seed)
         clip.towers.to(world.device).train()
-        batch = next(setup.training_batches(shards, clip, config, plan, world))
+        tell = partial(say, world)
+        batches = feed.training_batches(data, clip, config, world, tell, steps=plan.steps)
+        batch = next(batches)
         pairs = fitting_pairs(clip, batch["images"], batch["tokens"], config, world)
         images, texts = (batch[name][: pairs // world.size] for name in ("images", "tokens"))
         config = replace(config, train=smaller_chunks(config, len(images)))

@@ -2,24 +2,18 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from . import checkpoint, distributed, model
-from .augment import TrainingTransform
-from .config import AugmentConfig, Config, ModelConfig, TrainConfig
-from .data import Batch, Pairs, StepSampler, loader, step_batches
+from .config import Config, ModelConfig, TrainConfig
 from .errors import InputError
 from .grad_cache import CachedStep
 from .model import Clip
 from .replay import live_batch_norms
-from .shards import ShardSet
 
 _OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt", "report.html")
 _OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
@@ -85,47 +79,6 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
         warmup_steps=warmup,
         unused_pairs=settings.epochs * pairs - steps * batch,
     )
-
-
-def pairs(
-    shards: ShardSet, clip: Clip, augment: AugmentConfig | None = None, *, seed: int = 0
-) -> Pairs:
-    """Pairs as this model sees them: augmented, or else as open_clip preprocesses them."""
-    if augment is None:
-        return Pairs(shards, _Exact(clip.preprocess), clip.tokenizer)
-    interpolation = clip.description["preprocess"]["interpolation"]
-    squash = clip.description["preprocess"]["resize_mode"] != "shortest"
-    transform = TrainingTransform(clip.image_size, interpolation, augment, squash=squash)
-    return Pairs(shards, transform, clip.tokenizer, seed=seed)
-
-
-@dataclass(frozen=True)
-class _Exact:
-    """A transform without randomness."""
-
-    preprocess: Callable[[Image.Image], torch.Tensor]
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        return self.preprocess(image.convert("RGB"))
-
-
-def training_batches(
-    shards: ShardSet, clip: Clip, config: Config, plan: Plan, world: distributed.World
-) -> Iterator[Batch]:
-    """This rank's part of every global batch of the run, augmented: one item per step."""
-    augmented = pairs(shards, clip, config.data.augment, seed=config.run.seed)
-    sampler = StepSampler(
-        len(shards),
-        seed=config.run.seed,
-        global_batch_size=config.train.global_batch_size,
-        loader_batch_size=min(config.train.micro_batch_size, plan.pairs_per_rank),
-        steps=plan.steps,
-        rank=world.rank,
-        world_size=world.size,
-    )
-    pin = world.device.type == "cuda"
-    batches = loader(augmented, sampler, workers=config.data.workers, pin=pin)
-    return step_batches(batches, plan.pairs_per_rank)
 
 
 def cached_step(clip: Clip, config: Config, world: distributed.World) -> CachedStep:

@@ -76,14 +76,14 @@ def prepare(config: Config, world: "World") -> Run:
     """Open the data, build the model, start the logs; the cheapest check comes first."""
     import torch
 
-    from . import model, optim, settings, setup
+    from . import feed, model, optim, settings, setup
     from .run_log import RunLog
-    from .shards import ShardSet
 
     setup.check_precision(config.train.precision, world.device)
-    shards = ShardSet.open(config.data.train, "train")
-    plan = setup.plan(config.train, config.optim.warmup_steps, len(shards), world.size)
-    valid = None if config.data.valid is None else ShardSet.open(config.data.valid, "valid")
+    data = feed.open_training(config.data, config.run.seed, world)
+    plan = setup.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
+    where = config.data.valid
+    valid = None if where is None else feed.open_shards(where, "valid", world)
     clip = model.build(config.model, seed=config.run.seed)
     clip.towers.to(world.device)
     step = setup.cached_step(clip, config, world)
@@ -108,8 +108,8 @@ def prepare(config: Config, world: "World") -> Run:
         clip=clip,
         step=step,
         optimizer=optim.adamw(clip.towers, config.optim),
-        batches=setup.training_batches(shards, clip, config, plan, world),
-        valid=None if valid is None else setup.pairs(valid, clip),
+        batches=feed.training_batches(data, clip, config, world, log.message, steps=plan.steps),
+        valid=None if valid is None else feed.pairs(valid, clip, decode=config.valid.decode),
         log=log,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medclip_oc import command, evaluate, metrics, model, setup
+from medclip_oc import command, evaluate, feed, metrics, model
 from medclip_oc.config import Config
 from medclip_oc.distributed import World
 from medclip_oc.packing import PackOptions, pack
@@ -34,7 +34,7 @@ def test_untrained_weights_are_near_chance(held_out: ShardSet, seed: int) -> Non
     words = ["--config", str(ROOT / "configs" / "tiny_cpu.yaml")]
     settings = command.parse(Config, words, prog="", description="").model
     clip = model.build(settings, seed=seed)
-    pairs = setup.pairs(held_out, clip)
+    pairs = feed.pairs(held_out, clip)
     how = {"batch_size": 100, "workers": 0, "precision": "fp32"}
     record = evaluate.evaluate(clip, pairs, World(0, 1, torch.device("cpu")), **how).record
     assert record["pool"] == 300

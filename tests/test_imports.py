@@ -10,14 +10,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
-    {"config", "lookup", "signatures", "depth", "apart", "line_charts"},  # and what a setting is
-    {"tables", "image_files", "dicom", "counting", "pools"},
-    {"decoding"},
+    # and what a setting is
+    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file", "line_charts"},
+    {"tables", "image_files", "dicom", "shard_index", "counting", "pools"},
+    {"decoding", "shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
     | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
     | {"duplicates", "likeness", "fingerprints", "memory", "replay", "towers"}
     | {"intervals", "neighbours", "relevance", "feature_file", "results", "run_files"},
-    {"samples", "index_files"},
+    {"samples", "index_files", "pictures", "captions", "remote_tar"},
+    {"stream"},
     {
         "model",
         "data",
@@ -35,8 +37,8 @@ FLOORS = [
         "report_page",
         "report_gallery",
     },
-    {"grad_cache"},  # the step, of chunks
-    {"features", "rank", "setup", "verify", "audit", "report_plots"},
+    {"grad_cache", "watch"},  # the step, of chunks; what it is fed with
+    {"features", "feed", "rank", "setup", "verify", "audit", "report_plots"},
     {"concepts"},
     {"retrieval"},
     {"evaluate", "zeroshot", "selfcheck", "report"},
@@ -48,6 +50,8 @@ SEAMS = {
     "wandb": {"run_log"},
     "tensorboard": {"run_log"},
     "torch.utils.tensorboard": {"run_log"},
+    "webdataset": {"remote_tar"},
+    "simplejpeg": {"pictures"},
     "torch.distributed": {"distributed"},
 }
 

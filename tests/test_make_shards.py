@@ -32,7 +32,8 @@ def make_shards(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    # without what readers keep there for themselves
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
 
 
 def rejected(folder: Path) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 import webdataset
 from pairs import jpeg, write_kaggle, write_pairs, write_tar
 
-from medclip_oc import shards
-from medclip_oc.errors import InputError
+from medclip_oc import shard_index, shards
+from medclip_oc.array_file import ArrayWriter
+from medclip_oc.errors import InputError, ShardChanged
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import Sample, ShardSet
 from medclip_oc.source_forms import open_source
@@ -34,7 +36,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
     """A copy of `made` to damage."""
-    return Path(shutil.copytree(made, tmp_path / "shards"))
+    ignore = shutil.ignore_patterns(".*")  # the arrays, which another test may have left
+    return Path(shutil.copytree(made, tmp_path / "shards", ignore=ignore))
 
 
 def samples(shard_set: ShardSet) -> list[Sample]:
@@ -223,10 +226,12 @@ def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
     os.truncate(folder / "train-000001.tar", 3000)
     (folder / "train-000002.tar").unlink()
     assert shard_set.read(2).key == "train_0002"
-    with pytest.raises(InputError, match=r"train-000001.tar: train_0005: the shard ends before"):
+    with pytest.raises(ShardChanged, match=r"train-000001.tar: train_0005: the shard ends before"):
         shard_set.read(5)
-    with pytest.raises(InputError, match=r"train-000002.tar: No such file"):
+    with pytest.raises(ShardChanged, match=r"train-000002.tar: No such file"):
         shard_set.read(6)
+    with pytest.raises(ShardChanged, match=r"train-000001.tar: 3000 bytes, index.json says \d+"):
+        shard_set.check()
 
 
 def test_captions_that_are_no_text_are_named(tmp_path: Path) -> None:
@@ -266,6 +271,178 @@ def test_open_files_stay_few_and_are_closed(
     before = len(list(descriptors.iterdir()))
     shard_set = ShardSet.open(names, "train")
     assert len(samples(shard_set)) == 8
-    assert len(list(descriptors.iterdir())) == before + 3
+    assert len(list(descriptors.iterdir())) == before + 3 + 1  # the mapped index
     del shard_set
     assert len(list(descriptors.iterdir())) == before
+
+
+# ------------------------------------------------------------------------------ the arrays
+
+
+def arrays(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.arrays"))
+
+
+def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tars that are walked through from now on."""
+    walked: list[str] = []
+    real = shard_index.scan
+
+    def scan(path: Path) -> shard_index.Shard:
+        walked.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(shard_index, "scan", scan)
+    return walked
+
+
+def test_foreign_tars_are_walked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked = count_scans(monkeypatch)
+    names = [f"{n:02}.tar" for n in range(40)]
+    for n, name in enumerate(names):
+        write_pairs(tmp_path / name, range(n, n + 2))
+    first = ShardSet.open(f"{tmp_path}/*.tar", "train")
+    assert sorted(walked) == names
+    assert [s.key for s in samples(first)] == [f"pair{k}" for n in range(40) for k in (n, n + 1)]
+    again = ShardSet.open(f"{tmp_path}/*.tar", "train")
+    assert sorted(walked) == names
+    assert samples(again) == samples(first)
+    assert again.fingerprint == first.fingerprint
+    write_pairs(tmp_path / names[3], range(70, 75))
+    assert len(ShardSet.open(f"{tmp_path}/*.tar", "train")) == 83
+
+
+def test_an_index_is_read_once_and_again_when_it_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    real = shard_index.read_index
+    monkeypatch.setattr(shard_index, "read_index", lambda f: (read.append(f), real(f))[1])
+    first = ShardSet.open(str(folder), "train")
+    assert arrays(folder) == [".index-train.arrays"]
+    assert len(read) == 1
+    assert samples(ShardSet.open(str(folder), "train")) == samples(first)
+    os.utime(folder / "index.json")  # touched, or copied: the hash tells that it is the same
+    assert samples(ShardSet.open(str(folder), "train")) == samples(first)
+    assert len(read) == 1
+    content = json.loads((folder / "index.json").read_text())
+    del content["shards"][0]
+    (folder / "index.json").write_text(json.dumps(content))
+    assert len(ShardSet.open(str(folder), "train")) == 4
+    assert len(read) == 2
+    (folder / ".index-train.arrays").write_bytes(b"damaged")
+    assert len(ShardSet.open(str(folder), "train")) == 4
+
+
+def test_where_the_shards_cannot_be_written_the_cache_folder_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = ArrayWriter.__init__
+
+    def refuse(self: ArrayWriter, path: Path, names: tuple[str, ...]) -> None:
+        if path.parent == folder:  # the tests may run as root, who may write anywhere
+            raise PermissionError(13, "Permission denied")
+        real(self, path, names)
+
+    monkeypatch.setattr(ArrayWriter, "__init__", refuse)
+    first = ShardSet.open(str(folder), "train")
+    assert arrays(folder) == []
+    assert len(arrays(tmp_path / "cache" / "medclip_oc")) == 1
+    walked = count_scans(monkeypatch)
+    assert samples(ShardSet.open(str(folder), "train")) == samples(first)
+    assert len(ShardSet.open(f"{folder}/train-*.tar", "train")) == 7
+    assert len(arrays(tmp_path / "cache" / "medclip_oc")) == 2
+    assert walked == []
+
+
+def test_an_index_may_be_laid_out_in_any_way(folder: Path) -> None:
+    """By another writer: keys in another order, indented, more of them at the end."""
+    content = json.loads((folder / "index.json").read_text())
+    expected = samples(ShardSet.open(str(folder), "train"))
+    shards_last = {
+        **{k: v for k, v in content.items() if k != "shards"},
+        "shards": content["shards"],
+    }
+    ways = [
+        json.dumps(content),
+        json.dumps(content, indent=2),
+        json.dumps({"shards": content["shards"], "version": 1}),
+        json.dumps({**shards_last, "seal": "x", "files": {"a": [1]}}),
+    ]
+    for way in ways:
+        (folder / "index.json").write_text(way)
+        assert samples(ShardSet.open(str(folder), "train")) == expected
+    for way in (ways[0][:-1], ways[3] + "]", ways[1].replace('"version": 1', '"version": 2')):
+        (folder / "index.json").write_text(way)
+        with pytest.raises(InputError, match=r"damaged|version 2"):
+            ShardSet.open(str(folder), "train")
+
+
+def test_entries_longer_than_a_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = samples(ShardSet.open(str(folder), "train"))
+    (folder / ".index-train.arrays").unlink()
+    monkeypatch.setattr(shard_index, "_CHUNK", 50)
+    with (folder / "index.json").open() as file:
+        assert len(file.readline()) > 50
+    content = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(
+        '{"version": 1, "shards": [\n' + ",\n".join(map(json.dumps, content["shards"])) + "\n]}"
+    )
+    assert samples(ShardSet.open(str(folder), "train")) == expected
+
+
+def test_sets_can_be_joined(made: Path, tmp_path: Path) -> None:
+    other = write_pairs(tmp_path / "other.tar", range(3))
+    joined = ShardSet.open(f"{made}::{other}::{made}/valid-*.tar", "train")
+    assert joined.sizes == [7, 3, 2]
+    parts = [ShardSet.open(where, "train") for where in (str(made), str(other))]
+    parts.append(ShardSet.open(str(made), "valid"))
+    assert samples(joined) == [sample for part in parts for sample in samples(part)]
+    assert joined.locate(8) == "other.tar: pair1"
+    assert joined.key(10) == parts[2].key(0)
+    assert samples(pickle.loads(pickle.dumps(joined))) == samples(joined)
+    with pytest.raises(IndexError):
+        joined.read(12)
+    with pytest.raises(InputError, match="nowhere: no such shard folder"):
+        ShardSet.open(f"{made}::{tmp_path}/nowhere", "train")
+    with pytest.raises(InputError, match="no set on one side of ::"):
+        ShardSet.open(f"{made}::", "train")
+
+
+def test_an_index_of_many_pairs_is_opened_without_being_read(tmp_path: Path) -> None:
+    """300,000 pairs here. What is held grows with a shard, not with the set."""
+    per, number = 2_000, 150
+    with (tmp_path / "index.json").open("w") as file:
+        file.write('{"version": 1, "shards": [')
+        for shard in range(number):
+            name = f"train-{shard:06}.tar"
+            entry = {
+                "name": name,
+                "split": "train",
+                "samples": per,
+                "bytes": 1 << 20,
+                "sha256": "0" * 64,
+                "keys": [f"k{shard * per + n}" for n in range(per)],
+                "extensions": ["jpg"] * per,
+                "members": [[n, 1, n + 1, 1, n + 2, 1] for n in range(per)],
+            }
+            file.write(("," if shard else "") + "\n" + json.dumps(entry))
+            with (tmp_path / name).open("wb") as tar:
+                tar.truncate(1 << 20)  # takes no room
+        file.write("\n]}\n")
+    peaks = []
+    for _ in range(2):
+        tracemalloc.start()
+        shard_set = ShardSet.open(str(tmp_path), "train")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(shard_set) == per * number
+        assert shard_set.key(299_999) == "k299999"
+        assert shard_set.locate(123_456) == "train-000061.tar: k123456"
+    whole = (tmp_path / ".index-train.arrays").stat().st_size
+    assert whole > 15_000_000
+    assert peaks[0] < whole
+    assert peaks[1] < 1_000_000

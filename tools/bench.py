@@ -21,6 +21,7 @@ from medclip_oc.errors import InputError
 # Each has a Config dataclass and run(config), which yields Comparisons (see side_by_side.py).
 BENCHES: dict[str, str] = {
     "pack": "packing, against decoding alone and copying alone",
+    "loader": "the training loader, against open_clip's on the same shards",
     "retrieval": "ranking, against bare products and open_clip's ways",
     "step": "the exact cached step, against accumulation and one big batch",
 }

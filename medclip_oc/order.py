@@ -1,0 +1,135 @@
+"""Which pair comes when: a pure function of (seed, epoch, position), computed where it is needed.
+
+An epoch's order is a keyed permutation evaluated element by element, so that the middle of an epoch
+of ten million pairs costs no more than its beginning, and no table is held. It depends on no
+library's random stream, so another version of numpy gives the same order.
+
+N pairs in a set.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_ROUNDS = 8
+_LEAST_BITS = 6  # below that, a Feistel network knows few permutations
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def permuted(
+    seed: int, epoch: int | np.ndarray, size: int, offsets: np.ndarray, *, stream: int = 0
+) -> np.ndarray:
+    """Elements of the permutation of range(size) that belongs to (seed, epoch, stream).
+
+    An alternating Feistel network over the next power of two, walked until the result lies in the
+    range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+
+    Args:
+        seed: of the run, not negative.
+        epoch: one for all offsets, or one for each.
+        size: N, at least 1.
+        offsets: places in the permutation, in 0..N-1.
+        stream: tells apart the permutations that one run needs.
+
+    Returns:
+        int64 in 0..N-1, in the shape of `offsets`.
+    """
+    shape = np.shape(offsets)
+    values = np.array(offsets, dtype=np.uint64).ravel()
+    start = np.full(values.shape, seed, dtype=np.uint64)
+    keys = _mix(_mix(_mix(start) + np.uint64(stream)) + np.asarray(epoch).astype(np.uint64))
+    bits = max(_LEAST_BITS, (size - 1).bit_length())
+    outside = np.arange(len(values))
+    while len(outside):
+        values[outside] = _feistel(values[outside], keys[outside], bits)
+        outside = outside[values[outside] >= size]
+    return values.astype(np.int64).reshape(shape)
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+    """A permutation of range(2 ** bits), another one for each key: uint64 in, uint64 out."""
+    low = np.uint64(bits // 2)
+    low_mask = np.uint64((1 << int(low)) - 1)
+    high_mask = np.uint64((1 << (bits - int(low))) - 1)
+    left, right = values >> low, values & low_mask
+    for number in range(_ROUNDS):
+        keys = keys + _GOLDEN
+        if number % 2:
+            left = left ^ (_mix(right + keys) & high_mask)
+        else:
+            right = right ^ (_mix(left + keys) & low_mask)
+    return left << low | right
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele et al. 2014): every bit depends on every bit."""
+    values = values + _GOLDEN
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
+
+
+class Order:
+    """The stream of pairs that a run sees: position -> (pass, index).
+
+    Without weights the epochs' permutations of all pairs follow one another. With weights every
+    epoch takes from each set its exact share of `pairs_per_epoch`, mixed; a set's pairs come in
+    permutations of their own, each pair once before any comes again.
+
+    Args:
+        sizes: pairs in each set; positions 0..N-1 number the pairs of all sets, in their order.
+        seed: of the run.
+        weights: how often each set is drawn from, relative to the others, each above 0.
+        pairs_per_epoch: positions that make an epoch; N where it isn't given.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        pairs_per_epoch: int | None = None,
+    ) -> None:
+        self.seed, self.sizes = seed, np.array(sizes, dtype=np.int64)
+        self.starts = np.cumsum([0, *sizes])  # (sets + 1,)
+        self.pairs_per_epoch = pairs_per_epoch or int(self.starts[-1])
+        self.shares = None if weights is None else _shares(weights, self.pairs_per_epoch)
+
+    def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pass and index of the pairs at these positions of the stream.
+
+        The pass counts how often the pair's set was gone through before; without weights it is the
+        epoch (where pairs_per_epoch isn't given).
+
+        Args:
+            positions: (n,) int64, not negative.
+
+        Returns:
+            (n,) int64 each.
+        """
+        if self.shares is None:
+            size = int(self.starts[-1])
+            passes, offsets = np.divmod(positions, size)
+            return passes, permuted(self.seed, passes, size, offsets)
+        epochs, offsets = np.divmod(positions, self.pairs_per_epoch)
+        slots = permuted(self.seed, epochs, self.pairs_per_epoch, offsets)
+        bounds = np.cumsum(self.shares)
+        sets = np.searchsorted(bounds, slots, side="right")
+        drawn = epochs * self.shares[sets] + slots - (bounds - self.shares)[sets]
+        passes, offsets = np.divmod(drawn, self.sizes[sets])
+        indices = np.empty_like(offsets)
+        for number in np.unique(sets):
+            own, size = sets == number, int(self.sizes[number])
+            found = permuted(self.seed, passes[own], size, offsets[own], stream=int(number) + 1)
+            indices[own] = self.starts[number] + found
+        return passes, indices
+
+
+def _shares(weights: Sequence[float], total: int) -> np.ndarray:
+    """Whole numbers in the ratio of the weights that add up to `total`: (sets,) int64."""
+    exact = np.array(weights, dtype=np.float64) / sum(weights) * total
+    shares = np.floor(exact).astype(np.int64)
+    largest = np.argsort(shares - exact, kind="stable")  # those that lost most by rounding
+    shares[largest[: total - int(shares.sum())]] += 1
+    return shares
