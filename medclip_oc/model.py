@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -387,10 +388,16 @@ def token_counter(arch: str) -> tuple[Callable[[str], int], int]:
 
 
 class _RememberingTokenizer(open_clip.SimpleTokenizer):
-    """The same tokens; those of a word are looked up where it was met before: half the time."""
+    """The same tokens in a third of the time.
+
+    Those of a word are looked up where it was met before, and a text that has nothing to be mended
+    isn't searched for it.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.__dict__.update(vars(tokenizer))
+        if tokenizer.clean_fn is open_clip.tokenizer.get_clean_fn("lower"):
+            self.clean_fn = partial(_clean_lower, mend=tokenizer.clean_fn)
         self._alone = copy(tokenizer)
         self._alone.clean_fn = str  # what a text's cleaning left needs no other
         self._known = dict[str, list[int]]()
@@ -404,6 +411,17 @@ class _RememberingTokenizer(open_clip.SimpleTokenizer):
                 found = self._known[word] = self._alone.encode(word)
             tokens += found
         return tokens
+
+
+def _clean_lower(text: str, mend: Callable[[str], str]) -> str:
+    """What open_clip's "lower" cleaning, `mend`, makes of a text.
+
+    Printable ASCII without HTML entities has no mojibake, ligatures or escapes, which ftfy looks
+    for at length.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return " ".join(text.split()).lower()
+    return mend(text)
 
 
 def _geometry(clip: Any) -> Callable[[Image.Image], Tensor]:

@@ -3,6 +3,8 @@
 import open_clip
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from medclip_oc import model
@@ -100,8 +102,10 @@ def test_the_report() -> None:
     assert "given in runs of sentences" in str(report(3, 100, "sentences", 77))
 
 
+PLAIN, OURS = open_clip.get_tokenizer("ViT-B-32"), model._tokenizer("ViT-B-32")
+
+
 def test_remembered_words_give_the_same_tokens() -> None:
-    plain, ours = open_clip.get_tokenizer("ViT-B-32"), model._tokenizer("ViT-B-32")
     texts = [
         TEXT,
         TEXT.upper(),
@@ -110,5 +114,14 @@ def test_remembered_words_give_the_same_tokens() -> None:
         "naïve “quotes” ---- 12.5mm a&b &lt;tag&gt;",
     ]
     for _ in range(2):  # met for the first time, then remembered
-        assert ours(texts).equal(plain(texts))
-    assert ours(texts, context_length=20).equal(plain(texts, context_length=20))
+        assert OURS(texts).equal(PLAIN(texts))
+    assert OURS(texts, context_length=20).equal(PLAIN(texts, context_length=20))
+
+
+@given(st.text(st.characters(min_codepoint=9, max_codepoint=126), max_size=60))
+@example("fish &amp; chips")
+@example("&notin; &lt;b&gt; a&nbsp;b")
+@example("\x1b[36mred\x1b[0m\r\nnext\x0bline")
+@example("  two  blanks \t")
+def test_texts_that_need_no_mending_give_the_same_tokens(text: str) -> None:
+    assert OURS(text).equal(PLAIN(text))
