@@ -155,6 +155,8 @@ def read_orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif would decode the pixels to look behind them
+    if image.format == "JPEG" and image.info.keys().isdisjoint(("exif", "xmp")):
+        return 1  # what getexif would find, with much ado
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # junk where EXIF should be: stock readers pass over it as well

@@ -23,9 +23,9 @@ from . import images, journal
 from .errors import InputError, WorkError
 from .index_files import REJECT_COLUMNS, write_index, write_rejects
 from .journal import Event, Journal
-from .parallel import ordered_map
+from .parallel import BATCH, ordered_map
 from .progress import Progress
-from .samples import Packed, ignore_warnings, prepare
+from .samples import Packed, fetch, ignore_warnings, prepare
 from .shard_writer import PARTIAL, Stretch, write_shards
 from .shards import INDEX, REJECTS, SIZES, VERSION
 from .sources import Pair, Reject, Source
@@ -33,6 +33,8 @@ from .sources import Pair, Reject, Source
 _OURS = re.compile(
     r"(train|valid|test)-\d{6}\.tar|(index|sizes|audit)\.json|rejects\.csv|audit\.html"
 )
+_FETCHED = 128
+"""Images that few threads read together: each hand-over between threads costs as much as a read."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ def pack(
         out: the shard folder; made if need be. A finished one of the same source and options
             stays as it is.
         options: what to put in.
-        workers: processes that read and decode; threads, where nothing is to be decoded. They
-            change the time only.
+        workers: processes that read and decode; threads that read, where nothing is to be decoded.
+            They change the time only.
         overwrite: replace the shards that are in the folder.
 
     Returns:
@@ -318,9 +320,12 @@ class _Packing:
             check=options.decode_check,
             resize=options.resize,
         )
-        # unless it decodes, a worker does little but read and hash
-        threads = not options.decode_check and options.resize is None
-        return ordered_map(work, records, self._workers, threads=threads, start=ignore_warnings)
+        if options.decode_check or options.resize is not None:
+            return ordered_map(work, records, self._workers, start=ignore_warnings)
+        if self._workers > 1:  # all the rest is so little that sharing it out would cost more
+            batch = max(BATCH, _FETCHED // self._workers)
+            records = ordered_map(fetch, records, self._workers, batch=batch, threads=True)
+        return map(work, records)
 
     def _give_up(self, split: str, read: int) -> NoReturn:
         """A split has no pair at all: rejects.csv tells why. The next run looks at it again.

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 from . import images
 from .errors import BadImage
+from .image_files import CellImage
 from .shard_writer import Stretch, stretch
 from .sources import Pair, Reject
 
@@ -17,6 +19,16 @@ class Packed(NamedTuple):
     stretch: Stretch
     reencoded: str | None
     """Why the image is a new file; None: it is the source's."""
+
+
+def fetch(pair: Pair | Reject) -> Pair | Reject:
+    """The pair with the bytes of its image; as it was if they can't be read: `prepare` says why."""
+    if isinstance(pair, Reject):
+        return pair
+    try:
+        return replace(pair, image=CellImage(pair.image.name, pair.image.read()))
+    except OSError:
+        return pair
 
 
 def prepare(
