@@ -64,8 +64,6 @@ class Picture:
                     min_width=wanted[0] if eighths < 8 else 0,
                     min_height=wanted[1] if eighths < 8 else 0,
                     min_factor=2 if eighths < 8 else 1,
-                    fastdct=True,
-                    fastupsample=True,
                 )
                 assert found.shape[:2] == (wanted[1], wanted[0])
                 return found, eighths / 8

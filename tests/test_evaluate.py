@@ -85,7 +85,7 @@ def measured(*words: object, out: Path) -> dict[str, Any]:
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
     """A record without where it is from."""
-    origin = ("checkpoint", "data", "split", "precision", "data_fingerprint", "features")
+    origin = ("checkpoint", "data", "split", "precision", "decode", "data_fingerprint", "features")
     return {name: value for name, value in record.items() if name not in origin}
 
 

@@ -12,7 +12,7 @@ from conftest import TINY
 from pairs import picture, write_pairs, write_tar
 from test_pictures import FILES, saved
 
-from medclip_oc import command, decoding, features, feed, model
+from medclip_oc import command, decoding, distributed, features, feed, model
 from medclip_oc.config import Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.distributed import World
 from medclip_oc.errors import InputError
@@ -131,7 +131,7 @@ def embed(world: World, tar: str) -> list[list[float]]:
     pairs = feed.pairs(ShardSet.open(tar, "valid"), clip)
     how: dict[str, Any] = {"batch_size": 4, "workers": 0, "precision": "fp32"}
     found = features.embed_pairs(clip, pairs, world, **how)
-    return [rows.tolist() for rows in found]
+    return [distributed.gather_ragged(rows).tolist() for rows in (found.images, found.texts)]
 
 
 @pytest.mark.slow

@@ -4,6 +4,11 @@
     python tools/bench.py step --cases loss vit           # some of them
     python tools/bench.py step --plot step.png            # and a picture (needs matplotlib)
 
+Kept graphs are gigabytes. Where the system hands out fresh pages slowly, as virtual machines do,
+let glibc keep what either side frees; and let idle threads sleep:
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 OMP_WAIT_POLICY=passive python tools/...
+
 Where the two sides are both ours, `peer` says what the other one is: eight steps of an eighth of
 the pairs (does the time per pair stay?), or the parts that a step can't do without.
 """
