@@ -22,12 +22,14 @@ from torch import Tensor
 TIE = 1e-6
 Tile = tuple[int, int]
 CPU_TILE, CUDA_TILE = (2048, 2048), (4096, 8192)
-_CPU_SLICE = 128
+_CPU_SLICE = 64
 """Rows of a tile that are compared at once: they stay in the cache."""
 _ROUNDING = 2.0**-24
 """Times the root of D: more than a float32 product of unit vectors is off (half of it was seen)."""
 _AT_ONCE = 2**14
 """Numbers gathered at once where scores are computed in float64: they stay in the cache."""
+_PER_THREAD = 2**16
+"""Scores that are worth a thread of their own where they are computed in float64."""
 _OPEN = 8192
 """How many scores may wait for float64."""
 _CROWDED = 64
@@ -52,7 +54,7 @@ def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
     """
     if images.is_cuda:
         return _pair_scores(images, texts, links)
-    with threads(-(-len(links) // _OPEN)) as (parts, run):
+    with threads(-(-len(links) // _PER_THREAD)) as (parts, run):
         found = list(run(lambda part: _pair_scores(images, texts, part), links.tensor_split(parts)))
     return torch.cat(found)
 
@@ -137,19 +139,19 @@ def _count(
     """`count` in one thread."""
     high, wide = min(tile[0], len(images)), min(tile[1], len(texts))
     step = high if images.is_cuda else min(high, _CPU_SLICE)
-    scores, flags = images.new_empty(high, wide), images.new_empty(step, wide)
+    scores, flags = images.new_empty(high, wide), images.new_empty(2, step, wide)
     rows, columns = _Side(images, texts, image_best, 1), _Side(images, texts, text_best, 0)
     for a, b in blocks(len(images), high):
         right = _of_rows(links, a, b)
         rows.go_to(a, b, step)
         for c, d in blocks(len(texts), wide):
             columns.go_to(c, d, step)
-            block, flag = scores[: b - a, : d - c], flags[:, : d - c]
+            block, flag = scores[: b - a, : d - c], flags[:, :, : d - c]
             torch.mm(images[a:b], texts[c:d].T, out=block)
             here = right[(right[:, 1] >= c) & (right[:, 1] < d)]
             block[here[:, 0], here[:, 1] - c] = -torch.inf  # a right candidate beats nobody
             for number, part in enumerate(block.split(step)):
-                scratch = flag[: len(part)]
+                scratch = flag[:, : len(part)]
                 rows.look(part, scratch, number)
                 columns.look(part, scratch, number)
             rows.conclude(block, (a, c), step)
@@ -172,42 +174,36 @@ class _Side:
     def __init__(self, images: Tensor, texts: Tensor, best: Tensor, axis: int) -> None:
         self.images, self.texts, self.best, self.axis = images, texts, best, axis
         margin = TIE + rounding(images.shape[1])
-        # beyond these float32 is sure
-        self.high = (best + margin).float().unsqueeze(axis)
-        self.low = (best - margin).float().unsqueeze(axis)
+        # above the first float32 is sure that a score beats the best, up to the second that not
+        limits = torch.stack([(best + margin).float(), (best - margin).float()])  # (2, lines)
+        self.limits = limits.unsqueeze(axis + 1)
         self.counts = _zeros(best)
-        self._sums: list[tuple[Tensor, Tensor]] = []  # of each slice: scores above high, above low
+        self._sums: list[Tensor] = []  # of each slice, per line: scores above either limit
         self._open: list[Tensor] = []  # (k, 2) links each: scores that float64 must settle
         self._waiting = 0
 
     def go_to(self, first: int, stop: int, step: int) -> None:
         """Turn to the lines from `first` to `stop`, of which a slice of rows has `step`."""
         self.lines = slice(first, stop)
-        high, low = (
-            limit.narrow(1 - self.axis, first, stop - first) for limit in (self.high, self.low)
-        )
-        if self.axis == 1:
-            self._limits = list(zip(high.split(step), low.split(step), strict=True))
-        else:
-            self._limits = [(high, low)]
+        limits = self.limits.narrow(2 - self.axis, first, stop - first)
+        self._limits = limits.split(step, 1) if self.axis == 1 else (limits,)
 
     def look(self, scores: Tensor, flags: Tensor, number: int) -> None:
-        """Count a slice of a tile in float32; `flags` is scratch of its shape.
+        """Count a slice of a tile in float32; `flags` is scratch of twice its shape.
 
         0 and 1 as float32: torch compares and adds those several times faster than bool.
         """
-        high, low = self._limits[number if self.axis else 0]
-        above = torch.gt(scores, high, out=flags).sum(self.axis)
-        self._sums.append((above, torch.gt(scores, low, out=flags).sum(self.axis)))
+        limits = self._limits[number if self.axis else 0]
+        self._sums.append(torch.gt(scores, limits, out=flags).sum(self.axis + 1))
 
     def conclude(self, scores: Tensor, corner: tuple[int, int], step: int) -> None:
         """Add up the slices of a tile, `step` rows each, and note the scores that are left open."""
         sums, self._sums = self._sums, []
         if self.axis == 1:
-            sure, possible = (torch.cat(parts) for parts in zip(*sums, strict=True))
+            sure, possible = torch.cat(sums, 1)
             near = (sure != possible).nonzero()  # (k, 1) rows
         else:
-            above, beyond = (torch.stack(parts) for parts in zip(*sums, strict=True))
+            above, beyond = torch.stack(sums, 1)  # (slices, columns) each
             sure = above.sum(0)
             near = (above != beyond).nonzero()  # (k, 2) slices and columns
         if len(near):
@@ -225,7 +221,7 @@ class _Side:
         """Where, in the lines or parts of lines named, the scores lie that are not sure: (k, 2)."""
         lines = near[:, -1]
         where = lines + self.lines.start
-        high, low = (limit.flatten()[where].unsqueeze(1) for limit in (self.high, self.low))
+        high, low = self.limits.flatten(1)[:, where].unsqueeze(2)
         if self.axis == 1:
             found = scores[lines]
             inside = ((found > low) & (found <= high)).nonzero()
