@@ -1,5 +1,7 @@
 """Retrieval over held-out pairs: `python -m medclip_oc.evaluate --checkpoint FILE`."""
 
+import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,13 +82,14 @@ class Source(NamedTuple):
         if self.features is not None:
             return self.features.ids
         assert self.shards is not None
-        return [self.shards.key(position) for position in range(len(self.shards))]
+        return self.shards.ids()
 
 
 def work(settings: EvaluateConfig) -> None:
     """Evaluate a checkpoint, or a file of features, and write the result into its run folder."""
     from . import concepts, distributed, results, retrieval, setup
 
+    _check_places(settings)
     with distributed.started(settings.device) as world:
         setup.check_precision(settings.precision, world.device)
         source = _source(settings, world)
@@ -94,6 +97,8 @@ def work(settings: EvaluateConfig) -> None:
         known = _known_concepts(settings, source)
         other = _baseline(settings, source, world)
         embedded = _features(source.features or source.clip, source, settings, world)
+        if settings.features_out:  # at once: whatever fails later, they are made
+            _write_features(settings.features_out, embedded, world)
         slices = concepts.find_slices(embedded, settings.slices, known)
         baseline = None if other is None else _features(other, source, settings, world)
         measured = retrieval.measure(
@@ -103,8 +108,6 @@ def work(settings: EvaluateConfig) -> None:
             baseline=baseline,
             baseline_name=settings.baseline or "",
         )
-        if settings.features_out:
-            _write_features(settings.features_out, embedded, world)
         if not world.main:
             return
         print(results.text(measured.record))
@@ -219,12 +222,13 @@ def _known_concepts(settings: EvaluateConfig, source: Source) -> dict[str, str]:
     if not settings.slices or source.shards is None:
         return known
     for position in range(len(source.shards)):
-        facts = source.shards.read(position).facts
-        cuis, names = (facts.get(name) or [] for name in ("concepts", "concept_names"))
-        known |= {cui.lower(): cui for cui in cuis}
-        for cui, name in zip(cuis, names, strict=False):
-            if name:
-                known.setdefault(name.lower(), cui)
+        facts = source.shards.facts(position)
+        cuis, names = (_listed(facts.get(name)) for name in ("concepts", "concept_names"))
+        for cui, name in zip_longest(cuis, names):
+            if isinstance(cui, str):
+                known[cui.lower()] = cui
+                if name and isinstance(name, str):
+                    known.setdefault(name.lower(), cui)
     present = set(known.values())
     known = {cui.lower(): cui for cui in relevance.MODALITIES.values()} | known
     for name in settings.slices:
@@ -232,12 +236,17 @@ def _known_concepts(settings: EvaluateConfig, source: Source) -> dict[str, str]:
     return known
 
 
+def _listed(found: object) -> list[object]:
+    """Other makers' .json may hold anything."""
+    return found if isinstance(found, list) else []
+
+
 def _notes(embedded: "Embedded") -> list[str]:
     """What could not be measured."""
     notes = []
     if embedded.concepts is None:
         notes.append("no concepts (CUIs) with these pairs: no figures by concept or modality")
-    if embedded.image_hash is None:
+    if not embedded.hashed:
         notes.append("no hashes with these features: copies are not found")
     return notes
 
@@ -247,8 +256,12 @@ def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
 
     Only a folder has splits: tars named one by one must not be measured under a wrong name.
     """
-    if isinstance(where, str) and any(Path(part).is_dir() for part in where.split("::")):
+    parts = where.split("::") if isinstance(where, str) else []
+    folders = sum(Path(part).expanduser().is_dir() for part in parts)
+    if folders and folders == len(parts):
         return settings.split or "test"
+    if folders:
+        raise InputError(f"--data {where}: mixes shard folders, which have splits, and tars")
     if settings.data is None:
         raise InputError(
             f"--data: name the pairs; the run validated on {where}, which is no shard folder"
@@ -256,6 +269,24 @@ def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
     if settings.split is not None:
         raise InputError(f"--split {settings.split}: {where} is not a shard folder with splits")
     return "tars"
+
+
+def _check_places(settings: EvaluateConfig) -> None:
+    """Refuse at once what couldn't be written after all the work.
+
+    Raises:
+        InputError: the folder of a file can't be made or written.
+    """
+    for name in ("features_out", "json"):
+        if not (value := getattr(settings, name)):
+            continue
+        folder = Path(value).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--{name} {value}: {folder}: {error.strerror}") from None
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"--{name} {value}: {folder} can't be written")
 
 
 def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:

@@ -23,7 +23,8 @@ import numpy as np
 from .errors import InputError, WorkError
 
 _FEATURES = ("image_features", "text_features")
-_FACTS = ("image_hash", "caption_hash", "concepts")
+_DIMENSIONS = {"image_hash": 1, "caption_hash": 1, "concepts": 2}
+_FACTS = tuple(_DIMENSIONS)
 _UNIT = 1e-5
 """Rows whose length is nearer to 1 than this are left as they are."""
 
@@ -81,6 +82,8 @@ def load(path: Path) -> Features:
     missing = [name for name in ("ids", *_FEATURES) if name not in arrays]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}")
+    if arrays["ids"].ndim != 1:
+        raise InputError(f"{path}: ids have the shape {arrays['ids'].shape}, not one dimension")
     ids = [str(one) for one in arrays["ids"]]
     if not ids:
         raise InputError(f"{path}: holds no pair")
@@ -88,8 +91,18 @@ def load(path: Path) -> Features:
     if twice:
         raise InputError(f"{path}: the id {twice[0]} comes twice")
     for name, array in arrays.items():
-        if len(array) != len(ids):
-            raise InputError(f"{path}: {len(ids)} ids, but {len(array)} rows of {name}")
+        if array.ndim == 0 or len(array) != len(ids):
+            rows = len(array) if array.ndim else 0
+            raise InputError(f"{path}: {len(ids)} ids, but {rows} rows of {name}")
+    for name, dimensions in _DIMENSIONS.items():
+        array = arrays.get(name, np.zeros((1,) * dimensions, dtype=np.int64))
+        if array.ndim != dimensions or not np.issubdtype(array.dtype, np.integer):
+            raise InputError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}, not whole numbers of "
+                f"{dimensions} dimension(s)"
+            )
+    if "concepts" in arrays and not arrays["concepts"].any():
+        del arrays["concepts"]  # nobody has any
     images, texts = (_unit(path, name, arrays[name]) for name in _FEATURES)
     if images.shape != texts.shape:
         raise InputError(f"{path}: image features {images.shape}, text features {texts.shape}")
@@ -102,7 +115,8 @@ def _unit(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise InputError(f"{path}: {name} is no matrix of numbers")
     rows = rows.astype(np.float32, copy=False)
-    lengths = np.linalg.norm(rows, axis=1)
+    # in float64, where no square of a float32 is infinite
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     for wrong, what in (
         (~np.isfinite(lengths), "holds NaN or infinity"),
         (lengths == 0, "is zero"),
@@ -110,7 +124,7 @@ def _unit(path: Path, name: str, rows: np.ndarray) -> np.ndarray:
         if wrong.any():
             raise InputError(f"{path}: {name} of row {int(wrong.argmax())} {what}")
     if np.abs(lengths - 1).max() > _UNIT:
-        rows = rows / lengths[:, None]
+        rows = (rows / lengths[:, None]).astype(np.float32)
     return rows
 
 

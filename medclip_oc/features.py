@@ -42,6 +42,11 @@ class Embedded:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def hashed(self) -> bool:
+        """Whether copies of images and of captions are known."""
+        return self.image_hash is not None and self.caption_hash is not None
+
 
 def share(size: int, world: distributed.World) -> tuple[int, int]:
     """(start, stop) of this rank's pairs: equal contiguous parts, no padding."""
@@ -93,7 +98,7 @@ def embed_pairs(
         images=torch.cat([empty, *rows["images"]]),
         texts=torch.cat([empty, *rows["texts"]]),
         start=start,
-        ids=[pairs.shards.key(position) for position in range(len(pairs))],
+        ids=pairs.shards.ids(),
         image_hash=_gather_facts(rows["image_hash"], world).numpy(),
         caption_hash=_gather_facts(rows["caption_hash"], world).numpy(),
         concepts=concepts.numpy() if concepts.shape[1] else None,

@@ -3,6 +3,7 @@
 G pairs over all ranks.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def open_training(settings: DataConfig, seed: int, world: distributed.World) -> 
                 if weights is not None
                 else f"data.samples_per_epoch: needed, because {settings.train} is a stream"
             )
-        cache = Path(settings.cache_folder) if settings.cache_folder else None
+        cache = _writable(settings.cache_folder) if settings.cache_folder else None
         lanes, window = settings.stream_lanes, settings.stream_window
         stream = ShardStream(settings.train, seed=seed, lanes=lanes, window=window, cache=cache)
         return TrainingPairs(stream, None, epoch)
@@ -88,7 +89,30 @@ def open_training(settings: DataConfig, seed: int, world: distributed.World) -> 
             "data.train"
         )
     order = Order(shards.sizes, seed=seed, weights=weights, pairs_per_epoch=epoch)
+    if order.shares is not None and not order.shares.all():
+        none = int(np.argmin(order.shares))
+        raise InputError(
+            f"data.weights: {weights}: set {none + 1} gets less than one of an epoch's "
+            f"{order.pairs_per_epoch} pairs; raise its weight, or data.samples_per_epoch"
+        )
     return TrainingPairs(shards, order, order.pairs_per_epoch)
+
+
+def _writable(name: str) -> Path:
+    """The folder that keeps streamed shards.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"data.cache_folder: {folder} can't be written ({error.strerror})"
+        ) from None
+    return folder
 
 
 def pairs(shards: ShardSet, clip: Clip, *, decode: Decode = "exact") -> Pairs:

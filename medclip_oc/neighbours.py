@@ -17,6 +17,8 @@ _EXTRA = 22
 """Candidates looked at beyond the k-th."""
 _SCORES = 2**23
 """Scores that stand in memory at once."""
+_SHARES = 2**21
+"""Numbers of a `share` at most: where everything ties, a list holds every target."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def _of_block(queries: Tensor, targets: Tensor, k: int, start: int) -> Iterator[
             continue
         part = found.rows(chosen) if whole[chosen[0]] else _of_all(queries[chosen], targets, k)
         width = int(part.last[:, k - 1].max())
-        lists = (x[:, :width] for x in (part.index, part.first, part.last))
-        yield Nearest(chosen + start, *lists)
+        for a, b in counting.blocks(len(chosen), max(1, _SHARES // (width * k))):
+            lists = (x[a:b, :width] for x in (part.index, part.first, part.last))
+            yield Nearest(chosen[a:b] + start, *lists)
 
 
 @dataclass(frozen=True)

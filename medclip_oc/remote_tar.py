@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 import tempfile
@@ -54,7 +55,8 @@ def read_tar(
         stream.close()  # tells whether the command succeeded
         ending.check()
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise WorkError(f"{short(url)}: the shard can't be read to its end: {error}") from None
+        reason = _reason(error)
+        raise WorkError(f"{short(url)}: the shard can't be read to its end: {reason}") from None
     finally:
         _close(stream)
 
@@ -87,8 +89,15 @@ def _opened(url: str) -> IO[bytes]:
     try:
         stream: IO[bytes] = gopen(url)
     except Exception as error:  # each kind of URL has errors of its own
-        raise WorkError(f"{short(url)}: can't be opened: {error}") from None
+        raise WorkError(f"{short(url)}: can't be opened: {_reason(error)}") from None
     return stream
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the insides that webdataset tells of as well."""
+    if code := re.search(r"\bexit (-?\d+) \(", str(error)):
+        return f"the command that reads it ended with exit code {code[1]}"
+    return str(error).partition(" @ <")[0]
 
 
 def _close(stream: IO[bytes]) -> None:
@@ -117,7 +126,7 @@ def _fetched(url: str, folder: Path) -> Path:
         ending.check()
         Path(file.name).replace(path)
     except OSError as error:
-        raise WorkError(f"{short(url)}: can't be kept in {folder}: {error}") from None
+        raise WorkError(f"{short(url)}: can't be kept in {folder}: {_reason(error)}") from None
     finally:
         _close(stream)
         if file is not None:

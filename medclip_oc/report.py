@@ -72,8 +72,7 @@ def _pictures(
     notes = []
     if record.get("data_fingerprint") not in (None, shards.fingerprint):
         notes.append("Gallery: the pairs changed since they were evaluated.")
-    for position in range(len(shards)):
-        key = shards.key(position)
+    for position, key in enumerate(shards.ids()):
         if key not in wanted:
             continue
         sample = shards.read(position)

@@ -137,7 +137,7 @@ def measure(
     found = ranks(embedded, pool, settings.ties)
     record = _record(found, pool, settings)
     record |= {"ties": settings.ties, "duplicates": "merge" if only_merged else "keep"}
-    if settings.duplicates == "both" and embedded.image_hash is not None:
+    if settings.duplicates == "both" and embedded.hashed:
         copies = _pool(embedded, everyone, merge=True)
         record["merged"] = _record(ranks(embedded, copies, settings.ties), copies, settings)
     if settings.pool_sizes():
@@ -163,8 +163,10 @@ def check(embedded: Embedded, settings: MeasureConfig, baseline: Embedded | None
         InputError: see `measure`.
     """
     check_pools(settings, len(embedded))
-    if settings.duplicates == "merge" and embedded.image_hash is None:
-        raise InputError("--duplicates merge: the features come without hashes of their pairs")
+    if settings.duplicates == "merge" and not embedded.hashed:
+        raise InputError(
+            "--duplicates merge: the features come without image_hash and caption_hash"
+        )
     if baseline is not None:
         check_ids(embedded.ids, baseline.ids, "--baseline")
 
@@ -263,11 +265,12 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 def _slice(
     one: Slice, found: tuple[np.ndarray, np.ndarray], pool: Pool, settings: MeasureConfig
 ) -> dict[str, Any]:
-    """Figures of the queries of a slice; the candidates are those of the whole pool."""
-    chosen = tuple(
-        values[one.pairs[rows]]
-        for values, rows in zip(found, (pool.images, pool.texts), strict=True)
-    )
+    """Figures of the queries of a slice; the candidates are those of the whole pool.
+
+    An image or a text is in it if one of the pairs that it stands for is.
+    """
+    owners = (pool.image_of[one.pairs], pool.text_of[one.pairs])
+    chosen = tuple(values[np.unique(own)] for values, own in zip(found, owners, strict=True))
     record: dict[str, Any] = {
         "name": one.name,
         "concept": one.concept,

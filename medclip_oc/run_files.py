@@ -1,6 +1,7 @@
 """What a run folder says of its run: records of training, and evaluations. No torch here."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def series(records: Iterable[dict[str, Any]], name: str, most: int = 300) -> list[Point]:
     """(step, value) of a name that was recorded; means of neighbours where there are too many."""
-    points = [(float(r["step"]), float(r[name])) for r in records if r.get(name) is not None]
+    found = ((float(r["step"]), r.get(name)) for r in records)
+    points = [(step, float(v)) for step, v in found if v is not None and math.isfinite(v)]
     if len(points) <= most:
         return points
     groups = np.array_split(np.array(points), most)
@@ -69,8 +71,10 @@ def _evaluated(file: Path) -> Evaluated:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         pool = int(record["pool"])
-        needed = [record[way]["R@1"] for way in ("image_to_text", "text_to_image", "chance")]
-        assert all(isinstance(value, float) for value in needed)
+        for way in ("image_to_text", "text_to_image", "chance"):
+            for name in ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr"):
+                assert math.isfinite(record[way][name])
+        assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
     except (ValueError, TypeError, KeyError, AssertionError):
         raise InputError(f"{file}: not the record of an evaluation") from None
     beside = file.with_suffix(".npz")

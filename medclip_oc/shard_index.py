@@ -9,6 +9,7 @@ N pairs. Offsets and sizes are in bytes.
 import glob
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections import deque
@@ -67,6 +68,8 @@ def expand(pattern: str) -> list[Path]:
         raise InputError(f"{pattern}: {error}") from None
     found: list[Path] = []
     for name in names:
+        if Path(name).is_dir():
+            raise InputError(f"{name}: a folder among tars; folders are joined by ::")
         if Path(name).is_file():
             found.append(Path(name))
         elif matches := sorted(glob.glob(name)):  # noqa: PTH207 (the pattern may be absolute)
@@ -219,6 +222,10 @@ def _runs(path: Path) -> Iterator[tuple[str, dict[str, list[int]]]]:
                 if extension in members:
                     raise InputError(f"{path}: {member.name} is there twice")
                 members[extension] = [member.offset_data, member.size]
+        with path.open("rb") as file:  # tarfile takes one that is cut between members for whole
+            file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+            if file.read().strip(b"\0"):
+                raise InputError(f"{path}: cut: a tar ends with zeros")
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{path}: not a readable, uncompressed tar: {error}") from None
     if members:

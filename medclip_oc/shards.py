@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,8 +113,21 @@ class ShardSet:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _open_tar=_tar_cache())
 
+    def ids(self) -> list[str]:
+        """A name for each pair, in order: its key or, where several pairs have that, SHARD/KEY."""
+        keys = [self.key(position) for position in range(len(self))]
+        taken = Counter(keys)
+        if len(taken) == len(keys):
+            return keys
+        for position, key in enumerate(keys):
+            if taken[key] > 1:
+                layout, row = self._find(position)
+                keys[position] = f"{_path(layout, row).stem}/{key}"
+        taken = Counter(keys)  # shards of two sets may have the same names, too
+        return [f"{k}#{n}" if taken[k] > 1 else k for n, k in enumerate(keys)]
+
     def key(self, position: int) -> str:
-        """Name of a pair."""
+        """Name of a pair, unique in its shard."""
         layout, row = self._find(position)
         return _key(layout, row)
 
@@ -137,14 +151,22 @@ class ShardSet:
         if len(image) + len(text) + len(about) != places[1] + places[3] + places[5]:
             raise ShardChanged(f"{self.locate(position)}: the shard ends before this pair does")
         try:
-            caption, known = text.decode(), json.loads(about) if about else {}
+            caption, facts = text.decode(), _facts(about)
         except ValueError as error:
             where = self.locate(position)
             raise InputError(f"{where}: caption or facts unreadable: {error}") from None
-        facts = known if isinstance(known, dict) else {}  # other makers' .json may be anything
         return Sample(
             _key(layout, row), image, IMAGE_EXTENSIONS[layout.extensions[row]], caption, facts
         )
+
+    def facts(self, position: int) -> dict[str, Any]:
+        """KEY.json of a pair alone; {} without it, or where it is no JSON object."""
+        layout, row = self._find(position)
+        offset, size = layout.members[row, 4:].tolist()
+        try:
+            return _facts(self._open_tar(str(_path(layout, row))).read(offset, size))
+        except ValueError:
+            return {}
 
     def check(self) -> None:
         """Look whether every shard is still there, at its size.
@@ -163,6 +185,12 @@ class ShardSet:
             raise IndexError(f"pair {position} of {len(self)}")
         number = int(np.searchsorted(self._ends, position, side="right"))
         return self._layouts[number], position - int(self._ends[number]) + self.sizes[number]
+
+
+def _facts(about: bytes) -> dict[str, Any]:
+    """Other makers' .json may be anything."""
+    known = json.loads(about) if about else {}
+    return known if isinstance(known, dict) else {}
 
 
 def _path(layout: Layout, row: int) -> Path:
@@ -197,15 +225,17 @@ class _Tar:
     """An open tar, closed when nobody holds it: eviction can't close it under a reader."""
 
     def __init__(self, path: str) -> None:
-        self.descriptor = -1  # __del__ runs even if the next lines fail
+        self.path, self.descriptor = path, -1  # __del__ runs even if the next lines fail
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise ShardChanged(f"{path}: {error.strerror}") from None
 
     def read(self, offset: int, size: int) -> bytes:
-        # pread has no file position, so processes that share the descriptor after a fork don't meet
-        return os.pread(self.descriptor, size, offset) if size else b""
+        try:  # no file position, so processes that share it after a fork don't meet
+            return os.pread(self.descriptor, size, offset) if size else b""
+        except OSError as error:
+            raise ShardChanged(f"{self.path}: {error.strerror}") from None
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

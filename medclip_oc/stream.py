@@ -106,8 +106,8 @@ class ShardStream:
 
     def incomplete(self) -> list[str]:
         """Entries met since the last call that are no pair, a line each."""
-        found, self._incomplete[:] = list(self._incomplete), []
-        return found
+        # one by one: the thread that reads may add another meanwhile
+        return [self._incomplete.pop(0) for _ in range(len(self._incomplete))]
 
     def lane(self, number: int, lanes: int, start: int = 0) -> Iterator[Streamed]:
         """The endless stream of one of so many lanes, without its first `start` pairs.

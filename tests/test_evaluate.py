@@ -213,7 +213,17 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str], str]] = {
     "no hashes": (
         unchanged,
         ["--features-in", "BAD", "--duplicates", "merge"],
-        "--duplicates merge: the features come without hashes",
+        "--duplicates merge: the features come without image_hash",
+    ),
+    "features in no folder": (
+        unchanged,
+        ["--checkpoint", "BEST", "--features-out", "/proc/nowhere/x.npz"],
+        "--features_out /proc/nowhere/x.npz: /proc/nowhere: No such file",
+    ),
+    "folders and tars": (
+        unchanged,
+        ["--checkpoint", "BEST", "--data", "configs::x.tar"],
+        "mixes shard folders, which have splits, and tars",
     ),
     "nothing to measure": (unchanged, [], "--checkpoint: required, unless --features-in"),
     "no number": (unchanged, ["--checkpoint", "BEST", "--pools", "ten"], "--pools: 'ten' is not a"),

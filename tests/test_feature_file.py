@@ -54,6 +54,18 @@ def test_features_of_any_length_become_unit_vectors(tmp_path: Path) -> None:
     assert feature_file.load(tmp_path / "x.npz").images == pytest.approx(unit(3, 4, 0), abs=1e-6)
 
 
+def test_lengths_beyond_the_root_of_float32(tmp_path: Path) -> None:
+    feature_file.save(tmp_path / "x.npz", features(images=np.float32(1e30) * unit(3, 4, 0)))
+    assert feature_file.load(tmp_path / "x.npz").images == pytest.approx(unit(3, 4, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize("width", [0, 2])
+def test_concepts_of_nobody_are_none(tmp_path: Path, width: int) -> None:
+    none = np.zeros((3, width), dtype=np.int32)
+    feature_file.save(tmp_path / "x.npz", features(concepts=none))
+    assert feature_file.load(tmp_path / "x.npz").concepts is None
+
+
 nan, zero = unit(3, 4, 0), unit(3, 4, 0)
 nan[1, 2], zero[2] = np.nan, 0
 BAD = {
@@ -73,6 +85,10 @@ BAD = {
     "twice": (features(ids=["a", "b", "a"]), "the id a comes twice"),
     "lengths": (features(ids=["a", "b"]), "2 ids, but 3 rows of image_features"),
     "widths": (features(texts=unit(3, 5, 0)), r"image features \(3, 4\), text features \(3, 5\)"),
+    "hashes": (features(image_hash=np.zeros((3, 2), np.int64)), r"image_hash is .* shape \(3, 2\)"),
+    "flat": (features(concepts=np.ones(3, np.int32)), "concepts is .*, not whole numbers of 2 dim"),
+    "words": (features(concepts=np.array([["C1"]] * 3)), "concepts is <U2 of shape"),
+    "one id": (features(ids="abc"), r"ids have the shape \(\), not one dimension"),
     "no numbers": (features(texts=np.array([["x"]] * 3)), "text_features is no matrix of numbers"),
 }
 

@@ -210,11 +210,20 @@ def other_pairs(folder: Path) -> None:
     np.savez(file, **{name: array[:7] for name, array in arrays.items()})
 
 
+def change_record(run: Path, name: str, value: Any) -> None:
+    file = run / "evaluations" / "best-test.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no folder": (shutil.rmtree, "no such run folder"),
     "metrics": (ruin("metrics.jsonl", "{}\n"), r"metrics.jsonl: line 1 is no record of a run"),
     "evaluation": (
         ruin("evaluations/best-test.json", '{"pool": 3}'),
+        "best-test.json: not the record of an evaluation",
+    ),
+    "an unknown rule": (
+        lambda run: change_record(run, "ties", "lucky"),
         "best-test.json: not the record of an evaluation",
     ),
     "arrays": (ruin("evaluations/best-test.npz", "x"), "best-test.npz: damaged"),

@@ -160,6 +160,18 @@ def test_slices(measured: retrieval.Measured) -> None:
     assert sum(slices[s]["images"] for s in ("CT", "X-ray", "no known modality")) == 60
 
 
+def test_a_copy_is_in_the_slices_of_all_its_pairs() -> None:
+    """Pair 1's caption is pair 0's, which is of another modality: it is in both slices."""
+    one = made(4, 1, ALONE, copies=False)
+    one.caption_hash = np.array([0, 0, 1, 2])
+    one.concepts = np.array([[CT], [XRAY], [CT], [0]], dtype=np.int32)
+    slices = concepts.find_slices(one, [])
+    settings = MeasureConfig(duplicates="merge", interval_draws=20)
+    record = retrieval.measure(one, settings, slices=slices).record
+    counts = {row["name"]: (row["images"], row["texts"]) for row in record["slices"]}
+    assert counts == {"CT": (2, 2), "X-ray": (1, 1), "no known modality": (1, 1)}
+
+
 def test_concept_figures() -> None:
     """Each image's texts in full, by the definition."""
     one = made(60, 1, ALONE, copies=False)

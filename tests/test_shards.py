@@ -221,6 +221,29 @@ def test_a_member_twice_is_an_error(tmp_path: Path) -> None:
         ShardSet.open(str(path), "train")
 
 
+def test_a_tar_cut_between_members_is_named(tmp_path: Path) -> None:
+    members = {f"{name}.{end}": b"x" * 600 for name in "abc" for end in ("jpg", "txt")}
+    path = write_tar(tmp_path / "a.tar", members)
+    os.truncate(path, 4 * (512 + 1024))  # a and b in full
+    with pytest.raises(InputError, match=r"a.tar: cut: a tar ends with zeros"):
+        ShardSet.open(str(path), "train")
+
+
+def test_ids_are_unique_where_keys_are_not(tmp_path: Path) -> None:
+    pair = {"x.jpg": b"1", "x.txt": b"one", "x.json": b'{"n": 1}'}
+    for name in ("a.tar", "b.tar", "other/a.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(
+            tmp_path / name, pair if name != "b.tar" else {**pair, "y.jpg": b"", "y.txt": b""}
+        )
+    two = ShardSet.open(f"{tmp_path}/[ab].tar", "train")
+    assert two.ids() == ["a/x", "b/x", "y"]
+    assert [two.facts(n) for n in range(3)] == [{"n": 1}, {"n": 1}, {}]
+    three = ShardSet.open(f"{tmp_path}/a.tar::{tmp_path}/other/a.tar", "train")
+    assert three.ids() == ["a/x#0", "a/x#1"]
+    assert ShardSet.open(f"{tmp_path}/a.tar", "train").ids() == ["x"]
+
+
 def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
     shard_set = ShardSet.open(str(folder), "train")
     os.truncate(folder / "train-000001.tar", 3000)
