@@ -8,6 +8,8 @@ from .config import EvaluateConfig
 from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from .data import Pairs
@@ -37,12 +39,18 @@ def evaluate(
     batch_size: int,
     workers: int,
     precision: str,
+    stop: "Callable[[], bool]" = lambda: False,
 ) -> Evaluation:
-    """Embed every pair once and rank each image's caption, and each caption's image, among all."""
+    """Embed every pair once and rank each image's caption, and each caption's image, among all.
+
+    Raises:
+        Stopped: `stop` said so, on any rank.
+        InputError, WorkError: a pair can't be read.
+    """
     from . import features, metrics
 
     images, texts = features.embed_pairs(
-        clip, pairs, world, batch_size=batch_size, workers=workers, precision=precision
+        clip, pairs, world, batch_size=batch_size, workers=workers, precision=precision, stop=stop
     )
     ranks = metrics.retrieval_ranks(images, texts)
     near = metrics.nearest(images, texts, NEAREST), metrics.nearest(texts, images, NEAREST)
@@ -87,6 +95,17 @@ def table(record: dict[str, Any]) -> str:
         ]
         lines.append(f"{title:<22}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
+
+
+def brief(record: dict[str, object]) -> str:
+    """Both directions' recalls in a few words, in per cent."""
+    parts = []
+    for title, way in (("image to text", "image_to_text"), ("text to image", "text_to_image")):
+        scores = record[way]
+        assert isinstance(scores, dict)
+        recalls = "/".join(f"{100 * scores[f'R@{k}']:.1f}" for k in (1, 5, 10))
+        parts.append(f"{title} R@1/5/10 {recalls} %")
+    return ", ".join(parts)
 
 
 def work(settings: EvaluateConfig) -> None:

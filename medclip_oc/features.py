@@ -11,7 +11,7 @@ from tqdm import tqdm
 from . import distributed
 from .chunks import autocast
 from .data import Pairs, loader
-from .errors import InputError, WorkError
+from .errors import InputError, Stopped, WorkError
 from .model import Clip
 
 
@@ -24,13 +24,24 @@ def embed_pairs(
     batch_size: int,
     workers: int,
     precision: str,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor]:
     """Embed every pair once; the ranks share the work in contiguous blocks, without padding.
+
+    Args:
+        clip: the model.
+        pairs: N of them.
+        world: the ranks.
+        batch_size: pairs at once.
+        workers: loader processes per rank.
+        precision: see `TrainConfig`.
+        stop: asked after each batch whether to leave it at that.
 
     Returns:
         Image and text features of the whole set in its order, (N, D) float32 each, on every rank.
 
     Raises:
+        Stopped: `stop` said so, on whichever rank; raised on all.
         InputError, WorkError: a pair can't be read, on whichever rank; raised on all.
     """
     clip.towers.eval()
@@ -38,7 +49,7 @@ def embed_pairs(
     places = [(0, int(index)) for index in blocks[world.rank]]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
     images, texts = [], []
-    failure: InputError | WorkError | None = None
+    failure: InputError | WorkError | Stopped | None = None
     bar = tqdm(total=len(pairs), unit="pair", desc="embed", leave=False, disable=_silent(world))
     pin = world.device.type == "cuda"
     with bar:
@@ -50,7 +61,9 @@ def embed_pairs(
                 images.append(image_features)
                 texts.append(text_features)
                 bar.update(len(image_features) * world.size)
-        except (InputError, WorkError) as error:
+                if stop():
+                    raise Stopped("stopped by a signal")
+        except (InputError, WorkError, Stopped) as error:
             failure = error  # the others wait at the next line for this rank
     distributed.raise_together(failure, world.device)
     width = clip.description["definition"]["embed_dim"]

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
     # and what a setting is
-    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file"},
+    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file", "signals"},
     {"tables", "image_files", "dicom", "shard_index"},
     {"decoding", "shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
@@ -26,6 +26,7 @@ FLOORS = [
         "chunks",
         "optim",
         "run_log",
+        "run_folder",
         "command",
         "packing",
         "shard_check",
@@ -35,7 +36,8 @@ FLOORS = [
         "audit_page",
     },
     {"grad_cache", "watch"},  # the step, of chunks; what it is fed with
-    {"features", "feed", "rank", "setup", "verify", "audit"},
+    {"features", "feed", "rank", "setup", "verify", "audit", "saver", "resume"},
+    {"run_state"},
     {"evaluate", "zeroshot", "selfcheck"},
     {"train", "__init__"},  # what users import
 ]
