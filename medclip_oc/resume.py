@@ -99,6 +99,8 @@ def start(
             if origin.content is not None:
                 _check_data(origin, config, fingerprints, wanted.allow)
                 _check_steps(origin, steps)
+                line = f"goes on from {origin.file}, step {origin.step:,} of {steps:,}"
+                origin = replace(origin, lines=(*origin.lines, line))
             _make_ready(folder, origin, config.run.overwrite)
         except (InputError, WorkError) as caught:
             error = caught
