@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` so that `path` holds all of it, or what it held before; after a power cut too.
+    """Write `content` so that `path` holds it, or what it held before; after a power cut too.
 
     Raises:
         WorkError: the disk is full, or the folder is gone or can't be written.

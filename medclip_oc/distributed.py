@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from .errors import InputError, Stopped, WorkError
 
@@ -80,8 +81,12 @@ def started(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterato
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(own)
     try:
+        longest = timedelta(seconds=timeout_seconds)
+        store, rank, size = next(rendezvous("env://", timeout=longest))
+        # torchrun's store outlives a restart, and with it the addresses of ranks that are gone
+        store = dist.PrefixStore(f"medclip_oc/{restarts()}", store)  # type: ignore[attr-defined]
         backend = "nccl" if own.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
         yield World(dist.get_rank(), dist.get_world_size(), own)
         # Only after success: a failed rank must not wait here for the others.
         barrier()

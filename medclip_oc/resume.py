@@ -59,6 +59,11 @@ class Origin:
         return 0 if self.content is None else int(self.content["position"])
 
     @property
+    def best(self) -> float:
+        """Highest validation metric so far."""
+        return float("-inf") if self.content is None else float(self.content["training"]["best"])
+
+    @property
     def validated(self) -> bool:
         """Whether the validation that is due after the last step was done."""
         return self.content is None or bool(self.content["training"]["validated"])
@@ -248,7 +253,8 @@ def _compare(
         if not any(map(_is_fixed, wrong)):
             rest = f"go on all the same with --resume.allow {' '.join(wrong)}, or {rest}"
         raise InputError(f"{what}; {rest}")
-    return [f"goes on with other settings: {'; '.join(said.values())}"] if said else []
+    tell = [words for key, words in said.items() if not key.startswith("run.")]
+    return [f"goes on with other settings: {'; '.join(tell)}"] if tell else []
 
 
 def _check_data(

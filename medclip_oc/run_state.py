@@ -94,7 +94,7 @@ def capture(
     }
 
 
-def restore(origin: Origin, parts: Mapping[str, Part], *, seed: int, world: World) -> Progress:
+def restore(origin: Origin, parts: Mapping[str, Part], *, seed: int, world: World) -> None:
     """Put the parts and the generators where they stood when a state was saved.
 
     Args:
@@ -107,7 +107,7 @@ def restore(origin: Origin, parts: Mapping[str, Part], *, seed: int, world: Worl
         InputError: the state doesn't fit this run.
     """
     if origin.content is None:
-        return Progress()
+        return
     training = origin.content["training"]
     for name in parts.keys() & training["parts"].keys():
         try:
@@ -121,7 +121,6 @@ def restore(origin: Origin, parts: Mapping[str, Part], *, seed: int, world: Worl
         RandomState(own["cpu"], cuda).set(world.device)
     else:
         torch.manual_seed(seed + world.rank + _OTHER_RANKS * origin.step)
-    return Progress(origin.step, training["best"], origin.validated)
 
 
 def _gather_random(world: World) -> list[dict[str, torch.Tensor | None]]:

@@ -49,6 +49,8 @@ class Run:
     """What a checkpoint holds besides the weights, by name."""
     fingerprints: "dict[str, str | None]"
     """Of the shards, by setting."""
+    origin: "Origin"
+    """What it started from."""
     progress: "Progress"
     scores: dict[str, float] = field(default_factory=dict)
     """Of the last validation."""
@@ -64,30 +66,39 @@ def train(config: Config, wanted: "Resume | None" = None) -> None:
     Raises:
         Stopped: a signal came, and the state was saved.
     """
-    from . import distributed, run_log, signals
+    from . import distributed, run_state, signals
 
     with (
         signals.noticed() as notice,
         distributed.started(config.run.device, timeout_seconds=config.run.timeout_seconds) as world,
     ):
         run = prepare(config, wanted, world, notice)
-        done, total = run.progress.step, run.plan.steps
-        with closing(run.log), closing(run.saver), run.log.progress(total, done) as progress:
-            rate = run_log.Throughput(config.train.global_batch_size)
-            if not run.progress.validated:  # a signal came in the middle of it
+        with closing(run.log), closing(run.saver):
+            run_state.restore(run.origin, run.parts, seed=config.run.seed, world=world)
+            go(run)
+
+
+def go(run: Run) -> None:
+    """The steps that are left, and what comes between them."""
+    from . import run_log
+
+    done, total = run.progress.step, run.plan.steps
+    with run.log.progress(total, done) as progress:
+        rate = run_log.Throughput(run.config.train.global_batch_size)
+        if not run.progress.validated:  # a signal came in the middle of it
+            validate(run)
+        for number, batch in enumerate(run.batches, done + 1):
+            values = optimizer_step(run, batch, number)
+            run.progress.step = number
+            rate.count()
+            if number % run.config.log.every_steps == 0 or number in (1, total):
+                run.log.record(number, values | {"pairs_per_second": rate.take()})
+            progress.update(values | {"pairs_per_second": rate.latest})
+            if validation_due(run, number):
                 validate(run)
-            for number, batch in enumerate(run.batches, done + 1):
-                values = optimizer_step(run, batch, number)
-                run.progress.step = number
-                rate.count()
-                if number % config.log.every_steps == 0 or number in (1, total):
-                    run.log.record(number, values | {"pairs_per_second": rate.take()})
-                progress.update(values | {"pairs_per_second": rate.latest})
-                if validation_due(run, number):
-                    validate(run)
-                    rate.restart()
-                save_or_stop(run)
-            conclude(run)
+                rate.restart()
+            save_or_stop(run)
+        conclude(run)
 
 
 def work(settings: TrainCommand) -> int | None:
@@ -150,7 +161,8 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
         notice=notice,
         parts=parts,
         fingerprints=prints,
-        progress=run_state.restore(origin, parts, seed=config.run.seed, world=world),
+        origin=origin,
+        progress=run_state.Progress(origin.step, origin.best, origin.validated),
     )
 
 
