@@ -44,8 +44,11 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def save(path: Path, content: dict[str, Any]) -> int:
     """Write `content` so that `path` holds it, or what it held before; after a power cut too.
+
+    Returns:
+        its size in bytes.
 
     Raises:
         WorkError: the disk is full, or the folder is gone or can't be written.
@@ -58,8 +61,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
             sealed.close()
             file.flush()
             os.fsync(file.fileno())
+            size = file.tell()
         partial.replace(path)
         _store(path.parent)
+        return size
     # torch reports a failed write of its zip stream as RuntimeError
     except (OSError, RuntimeError) as error:
         with suppress(OSError):

@@ -47,6 +47,8 @@ class Origin:
     """Of the checkpoint."""
     lines: tuple[str, ...] = ()
     """What to say about it."""
+    damaged: tuple[Path, ...] = ()
+    """Newer states, which can't be used."""
 
     @property
     def step(self) -> int:
@@ -62,6 +64,11 @@ class Origin:
     def best(self) -> float:
         """Highest validation metric so far."""
         return float("-inf") if self.content is None else float(self.content["training"]["best"])
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Of the last validation."""
+        return {} if self.content is None else dict(self.content["metrics"])
 
     @property
     def validated(self) -> bool:
@@ -127,6 +134,8 @@ def _make_ready(folder: RunFolder, origin: Origin, overwrite: bool) -> None:
         folder.prepare(clear=overwrite and not distributed.restarts())
     elif folder.owns(origin.file):
         folder.prepare(clear=False)
+        for file in origin.damaged:
+            folder.set_aside(file, "damaged")
         folder.set_aside_after(origin.step)
     else:
         folder.prepare(clear=overwrite)
@@ -168,7 +177,7 @@ def _from_file(wanted: Resume, config: Config, folder: RunFolder) -> Origin:
 
 
 def _newest(folder: RunFolder) -> Origin:
-    """The newest state that is sound; damaged ones are said, and set aside."""
+    """The newest state that is sound; damaged ones are said."""
     damaged: dict[Path, str] = {}
     for file in folder.states():
         try:
@@ -176,10 +185,8 @@ def _newest(folder: RunFolder) -> Origin:
         except DamagedCheckpoint as error:
             damaged[file] = str(error)
             continue
-        for bad in damaged:
-            folder.set_aside(bad, "damaged")
         lines = [f"{reason}; the state before it is used" for reason in damaged.values()]
-        return Origin(file, content, tuple(lines))
+        return Origin(file, content, tuple(lines), tuple(damaged))
     if damaged:
         raise InputError(
             f"run.folder: {folder.path} has no sound checkpoint to go on from "

@@ -98,16 +98,17 @@ class RunFolder:
             link.replace(self.last)
             link.unlink(missing_ok=True)  # a link that replaces itself stays
             for old in [path for path in self.states() if _name(path)][newest:]:
-                old.unlink(missing_ok=True)
+                if old != self.state(step):
+                    old.unlink(missing_ok=True)
         except OSError as error:
             raise WorkError(f"{self.checkpoints}: can't be written ({error.strerror})") from error
 
     def set_aside(self, file: Path, why: str) -> None:
         """Give a state another ending, so that no run goes on from it; it may be looked at."""
         with suppress(OSError):
-            if self.last.exists() and file.samefile(self.last):
+            moved = file.replace(file.with_name(f"{file.name}.{why}"))
+            if moved.samefile(self.last):
                 self.last.unlink()
-            file.replace(file.with_name(f"{file.name}.{why}"))
 
     def set_aside_after(self, step: int) -> None:
         """What comes after `step` belongs to a run that isn't gone on with."""

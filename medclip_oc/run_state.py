@@ -94,7 +94,7 @@ def capture(
     }
 
 
-def restore(origin: Origin, parts: Mapping[str, Part], *, seed: int, world: World) -> None:
+def restore(origin: Origin | None, parts: Mapping[str, Part], *, seed: int, world: World) -> None:
     """Put the parts and the generators where they stood when a state was saved.
 
     Args:
@@ -106,7 +106,7 @@ def restore(origin: Origin, parts: Mapping[str, Part], *, seed: int, world: Worl
     Raises:
         InputError: the state doesn't fit this run.
     """
-    if origin.content is None:
+    if origin is None or origin.content is None:
         return
     training = origin.content["training"]
     for name in parts.keys() & training["parts"].keys():

@@ -34,7 +34,7 @@ class Saver:
         self.folder, self.settings, self.main = folder, settings, main
         self.step = 0
         self._thread: threading.Thread | None = None
-        self._error: WorkError | None = None
+        self._error: Exception | None = None
         self._lines: list[str] = []
         self._saved = time.monotonic()
 
@@ -69,7 +69,7 @@ class Saver:
         def write() -> None:
             try:
                 self._write(copy, best=best, still=still)
-            except WorkError as error:
+            except Exception as error:  # for the thread that trains
                 self._error = error
 
         self._thread = threading.Thread(target=write, name="checkpoint")
@@ -79,7 +79,7 @@ class Saver:
 
     def error(self) -> WorkError | None:
         """What went wrong with a state that was being written."""
-        return self._error
+        return self._error if isinstance(self._error, WorkError) else None
 
     def wait(self) -> None:
         """Return when the last state is on the disk.
@@ -109,14 +109,14 @@ class Saver:
             plain = {key: value for key, value in content.items() if key != "training"}
             checkpoint.save(self.folder.best, plain)
         file = self.folder.state(content["step"])
-        checkpoint.save(file, content)
+        size = checkpoint.save(file, content)
         self.folder.keep(content["step"], self.settings.keep_last)
         seconds = time.perf_counter() - began
         if not self.settings.background:
             still += seconds
         self._lines.append(
-            f"saved {file.name}{' and best.pt' if best else ''}: "
-            f"{file.stat().st_size / 1e6:,.1f} MB in {seconds:.2f} s; "
+            f"saved {file.name}{' and best.pt' if best else ''}: {size / 1e6:,.1f} MB in "
+            f"{seconds:.2f} s; "
             f"the training stood still for {still:.2f} s"
         )
 

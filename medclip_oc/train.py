@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -49,10 +49,10 @@ class Run:
     """What a checkpoint holds besides the weights, by name."""
     fingerprints: "dict[str, str | None]"
     """Of the shards, by setting."""
-    origin: "Origin"
-    """What it started from."""
+    origin: "Origin | None"
+    """What it starts from, until that is restored: it may be large."""
     progress: "Progress"
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float]
     """Of the last validation."""
 
 
@@ -75,6 +75,7 @@ def train(config: Config, wanted: "Resume | None" = None) -> None:
         run = prepare(config, wanted, world, notice)
         with closing(run.log), closing(run.saver):
             run_state.restore(run.origin, run.parts, seed=config.run.seed, world=world)
+            run.origin = None
             go(run)
 
 
@@ -163,6 +164,7 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
         fingerprints=prints,
         origin=origin,
         progress=run_state.Progress(origin.step, origin.best, origin.validated),
+        scores=origin.scores,
     )
 
 

@@ -118,7 +118,8 @@ def test_a_rank_that_dies_or_hangs_ends_all(nursery: Nursery, packed: Path, tmp_
         wait_for(lambda begun=begun: lines_of(run / "metrics.jsonl") >= begun + 4)
         os.kill(pids[1], number)
         wait_for(lambda pids=pids: not alive(pids[:1]))
-        os.kill(pids[1], signal.SIGKILL)
+        if number == signal.SIGSTOP:  # the launcher would, 30 s later
+            os.kill(pids[1], signal.SIGKILL)
         assert nursery.answer() == [1, -signal.SIGKILL]
         shown = (tmp_path / "rank0.txt").read_text()
         assert f"\ntrain: {said}" in shown
@@ -127,7 +128,7 @@ def test_a_rank_that_dies_or_hangs_ends_all(nursery: Nursery, packed: Path, tmp_
 
 @pytest.mark.slow
 def test_torchrun_restarts_from_the_newest_checkpoint(packed: Path, tmp_path: Path) -> None:
-    config = configure(packed, tmp_path, "run", checkpoint={"every_steps": 1}, train__epochs=30)
+    config = configure(packed, tmp_path, "run", checkpoint={"every_steps": 1}, train__epochs=5)
     run = tmp_path / "run"
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words += ["--max-restarts", "1", "-m", "medclip_oc.train", "--config", str(config)]
@@ -147,7 +148,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(packed: Path, tmp_path: Pa
         said = launcher.stderr.read()
     assert launcher.returncode == 0, said
     assert "goes on from" in said
-    assert [r["step"] for r in records(run) if "loss" in r] == list(range(1, 91))
+    assert [r["step"] for r in records(run) if "loss" in r] == list(range(1, 16))
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def check_kills(nursery: Nursery, packed: Path, folder: Path, kills: int) -> Non
         assert same(weights(whole, name), weights(cut, name)), name
     one, two = (checkpoint.load(run / "checkpoints" / "last.pt") for run in (whole, cut))
     assert same(one["training"], two["training"])
+    assert one["metrics"] == two["metrics"]
     assert measured(whole) == measured(cut)
     assert not list(cut.glob("checkpoints/*.partial"))
 
