@@ -117,7 +117,7 @@ def _lost(error: RuntimeError, timeout_seconds: float) -> str | None:
 
 def restarts() -> int:
     """How often the launcher has started these processes again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if requested() else 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def first_to_report() -> bool:

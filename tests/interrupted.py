@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ class Nursery:
     """See nursery.py."""
 
     def __init__(self) -> None:
+        self.running: list[int] = []
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("nursery.py"))],
             stdin=subprocess.PIPE,
@@ -33,14 +36,21 @@ class Nursery:
     def start(self, ranks: int, folder: Path, *words: object) -> list[int]:
         """Process ids of a training that begins; its stderr goes to FOLDER/rank0.txt and so on."""
         assert self.process.stdin is not None
+        if self.running:  # a test failed, and left them
+            for pid in self.running:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.answer()
         order = [[str(word) for word in words], ranks, processes.free_port(), str(folder)]
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        return self.answer()
+        self.running = self.answer()
+        return self.running
 
     def answer(self) -> list[int]:
         assert self.process.stdout is not None
         found: list[int] = json.loads(self.process.stdout.readline())
+        self.running = []
         return found
 
     def train(self, ranks: int, folder: Path, *words: object) -> list[int]:
