@@ -97,7 +97,7 @@ on_nodes bash -c "$LAUNCH" launch "$PYTHON" -m torch.distributed.run \
     --rdzv_id "$SLURM_JOB_ID-$ATTEMPT" \
     --rdzv_backend c10d \
     --rdzv_endpoint "$HEAD:$PORT" \
-    -m medclip_oc.train "$@" --run.folder "$RUN_FOLDER" "${AGAIN[@]}" || code=$?
+    -m medclip_oc.train "$@" --run.folder "$RUN_FOLDER" ${AGAIN[@]+"${AGAIN[@]}"} || code=$?
 
 if [[ -e $RUN_FOLDER/interrupted ]]; then
     requeue "$(cat "$RUN_FOLDER/interrupted")"
