@@ -94,7 +94,7 @@ def lines_of(file: Path) -> int:
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.002)

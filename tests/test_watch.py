@@ -89,7 +89,7 @@ def test_counting_goes_on_where_it_was() -> None:
     """What was said before is not said again, and shares are of all pairs seen."""
     said: list[str] = []
     whole, first = watch(said, steps=10), watch([], steps=5)
-    bad = [[], ["a"], [], ["b"], [], [], ["a"], [], [], []]
+    bad = [[], ["a"], [], ["b"], [], [], [], [], ["a"], []]
     list(whole.over(loads(*bad, long=1)))
     list(first.over(loads(*bad[:5], long=1)))
     rest: list[str] = []
