@@ -1,20 +1,28 @@
 #!/usr/bin/env bash
-# Fine-tune on several nodes of a Slurm cluster, then evaluate the best checkpoint on the test split.
+# Fine-tune on one node or many of a Slurm cluster; then evaluate best.pt on the test split.
 #
 #   sbatch jobs/multinode.sh --config configs/vitb16.yaml --optim.lr 2e-5
 #   sbatch --nodes 4 --gpus-per-node 8 jobs/multinode.sh --config configs/vitb16.yaml
+#   RUN_FOLDER=runs/mine sbatch jobs/multinode.sh ...     # go on with that run, or begin it
 #
-# Every argument goes to medclip_oc.train, except the run folder: set RUN_FOLDER for another one.
-# Submit from the repository's root. Adapt the lines below to the cluster (partition, GPUs, time).
-
-#SBATCH --job-name=medclip_oc
+# Submit from the repository's root. Every argument goes to medclip_oc.train. Before the time is up,
+# and when the job is preempted, the run saves and the job is put back into the queue; it goes on
+# where it was. The run folder must be on a file system that every node sees.
+#
+# Adapt these lines to the cluster, or pass them to sbatch.
+##SBATCH --partition=gpu
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
+#SBATCH --job-name=medclip_oc
 #SBATCH --output=slurm-%j.log
-##SBATCH --partition=gpu
+# Leave these as they are: one launcher per node; word to this script 5 minutes before the end
+# (longer than a step, an evaluation's batch and a save); back into the queue, in the same log.
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
 
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?multinode.sh runs under Slurm: sbatch jobs/multinode.sh}"
@@ -24,28 +32,86 @@ RUN_FOLDER=${RUN_FOLDER:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
 # one process per GPU; on a partition without GPUs one per node
 PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 ((PROCESSES_PER_NODE > 0)) || PROCESSES_PER_NODE=1
-
-# The ranks meet on the job's first node; the port depends on the job, so that two jobs can share it.
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-PORT=$((20000 + SLURM_JOB_ID % 20000))
-
+ATTEMPT=${SLURM_RESTART_COUNT:-0}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((${SLURM_CPUS_PER_TASK:-1} + PROCESSES_PER_NODE - 1) / PROCESSES_PER_NODE))}
 
-echo "job $SLURM_JOB_ID: $SLURM_JOB_NUM_NODES nodes x $PROCESSES_PER_NODE processes, meeting at $HEAD:$PORT, run folder $RUN_FOLDER"
+# The ranks meet where Slurm itself finds the job's first node; the port depends on the job, so that
+# two jobs can share the node.
+FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD=$(scontrol show node "$FIRST" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+: "${HEAD:?no address of $FIRST, the first node of $SLURM_JOB_NODELIST}"
+PORT=$((20000 + SLURM_JOB_ID % 20000))
 
-# since Slurm 22.05 a step doesn't inherit the job's cores by itself
-CORES=(--cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
-srun "${CORES[@]}" --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run \
+# What would go to wandb is kept in the run folder for `wandb sync`, where there is no network.
+if [[ -z ${WANDB_MODE:-} ]] && ! timeout 5 bash -c '</dev/tcp/api.wandb.ai/443' 2>/dev/null; then
+    export WANDB_MODE=offline
+fi
+
+# A job that comes back goes on, whatever it was first told.
+AGAIN=()
+((ATTEMPT == 0)) || AGAIN=(--resume auto --run.overwrite false)
+
+# A launcher would die of SIGUSR1, and its processes never hear of it: so this shell, one on each
+# node, passes the signal by. SIGTERM goes to the launcher too, which passes it on itself.
+LAUNCH='
+    trap "pkill --signal USR1 --parent \$launcher || true" USR1
+    trap ":" TERM
+    (trap "" USR1; exec "$@") &
+    launcher=$!
+    code=0
+    wait "$launcher" || code=$?
+    while kill -0 "$launcher" 2>/dev/null; do code=0; wait "$launcher" || code=$?; done
+    exit "$code"'
+
+WARNED=0
+STEP=
+trap 'WARNED=1; [[ -z $STEP ]] || kill -USR1 "$STEP" || true' USR1
+
+# Run a command on the nodes; its exit code, though signals interrupt the waiting.
+on_nodes() {
+    # since Slurm 22.05 a step doesn't inherit the job's cores by itself
+    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 "$@" &
+    STEP=$!
+    local code=0
+    wait "$STEP" || code=$?
+    while kill -0 "$STEP" 2>/dev/null; do code=0; wait "$STEP" || code=$?; done
+    STEP=
+    return "$code"
+}
+
+requeue() {
+    echo "job $SLURM_JOB_ID: $1; back into the queue"
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+        echo "job $SLURM_JOB_ID: can't be requeued here; go on with RUN_FOLDER=$RUN_FOLDER sbatch ..." >&2
+        exit 1
+    fi
+    sleep 60 # Slurm ends this script
+    exit 0
+}
+
+echo "job $SLURM_JOB_ID, attempt $ATTEMPT: $SLURM_JOB_NUM_NODES nodes x $PROCESSES_PER_NODE processes, meeting at $FIRST ($HEAD:$PORT), run folder $RUN_FOLDER"
+code=0
+on_nodes bash -c "$LAUNCH" launch "$PYTHON" -m torch.distributed.run \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc_per_node "$PROCESSES_PER_NODE" \
-    --rdzv_id "$SLURM_JOB_ID" \
+    --rdzv_id "$SLURM_JOB_ID-$ATTEMPT" \
     --rdzv_backend c10d \
     --rdzv_endpoint "$HEAD:$PORT" \
-    -m medclip_oc.train "$@" --run.folder "$RUN_FOLDER"
+    -m medclip_oc.train "$@" --run.folder "$RUN_FOLDER" ${AGAIN[@]+"${AGAIN[@]}"} || code=$?
+
+if [[ -e $RUN_FOLDER/interrupted ]]; then
+    requeue "$(cat "$RUN_FOLDER/interrupted")"
+fi
+if ((code)); then
+    echo "job $SLURM_JOB_ID: the training ended with exit code $code; the first error above is the cause" >&2
+    exit "$code"
+fi
 
 if [[ ! -e $RUN_FOLDER/checkpoints/best.pt ]]; then
     echo "no best.pt, since data.valid is null: nothing to evaluate"
     exit 0
 fi
-srun "${CORES[@]}" --nodes=1 --ntasks=1 "$PYTHON" -m medclip_oc.evaluate \
-    --checkpoint "$RUN_FOLDER/checkpoints/best.pt" --split test
+on_nodes --nodes=1 --ntasks=1 "$PYTHON" -m medclip_oc.evaluate \
+    --checkpoint "$RUN_FOLDER/checkpoints/best.pt" --split test || code=$?
+((code == 0 || WARNED == 0)) || requeue "the time was up before the evaluation was done"
+exit "$code"

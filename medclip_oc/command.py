@@ -4,12 +4,12 @@ Settings: defaults < YAML (`--config FILE`) < command line (`--optim.lr 1e-5`), 
 stand. jsonargparse checks and converts each value and lays out the help; this module sorts the
 words, so that an error can say in one line where a value stood, what it was and what is allowed.
 
-Exit codes: 0 done; 1 the work failed, or a bug (traceback); 2 the user's input was wrong.
+Exit codes: 0 done; 1 the work failed, or a bug (traceback); 2 the user's input was wrong; 75 a
+signal stopped the work, and what is needed to go on was saved (EX_TEMPFAIL of sysexits.h).
 
 No torch here, and nothing of ours but errors and YAML: `--help` pays for this module.
 """
 
-import difflib
 import math
 import os
 import re
@@ -25,8 +25,19 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
 import jsonargparse
 
 from . import __version__
-from .errors import InputError, WorkError
-from .settings import allowed, build, choices, help_text, leaf_types, load, required, shorten
+from .errors import InputError, Stopped, WorkError
+from .settings import (
+    allowed,
+    build,
+    choices,
+    help_text,
+    is_group,
+    leaf_types,
+    load,
+    no_such,
+    required,
+    shorten,
+)
 from .settings import save_yaml as save_yaml  # a command writes its settings beside its results
 from .settings import to_dict as to_dict
 
@@ -34,6 +45,7 @@ T = TypeVar("T")
 
 # A shell gives 128 + N for a program that signal N ended; these two ends are quiet by custom.
 INTERRUPTED = 130
+SAVED = 75
 STDOUT_CLOSED = 141
 _LAST_WORD_SECONDS = 1.0
 
@@ -81,15 +93,12 @@ def parse(
         elif option == "--config":
             given |= _from_file(_one_word(option, words), types)
         elif not option.startswith("--") or key not in types:
-            raise InputError(f"{option}: {_no_such(key, types, '--')}")
+            raise InputError(f"{option}: {no_such(key, types, '--')}")
         else:
             overrides[key] = _Given(option, _from_words(option, types[key], words))
     given |= overrides
 
-    checks = jsonargparse.ArgumentParser(exit_on_error=False)
-    for key, kind in types.items():
-        checks.add_argument(f"--{key}", type=kind)
-    settings = {key: _convert(checks, key, types[key], value) for key, value in given.items()}
+    settings = {key: _convert(types[key], value) for key, value in given.items()}
     missing = [f"--{key}" for key in required(config_class) if key not in settings]
     if missing:
         raise InputError(f"{', '.join(missing)}: required, but not given")
@@ -123,6 +132,8 @@ def main(
         code = _report(prog, error, 2)
     except WorkError as error:
         code = _report(prog, error, 1)
+    except Stopped as error:
+        code = _report(prog, error, SAVED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             sys.exit(STDOUT_CLOSED)
@@ -231,8 +242,8 @@ def _from_file(path: str, types: Mapping[str, Any]) -> dict[str, _Given]:
                 raise InputError(f"{where}: given twice")
             if key in types:
                 found[key] = _Given(where, value)
-            elif not _is_group(key, types):
-                raise InputError(f"{where}: {_no_such(key, types)}")
+            elif not is_group(key, types):
+                raise InputError(f"{where}: {no_such(key, types)}")
             elif not isinstance(value, dict | None):
                 raise InputError(f"{where}: {shorten(value)} is not a mapping of settings")
             else:
@@ -242,7 +253,7 @@ def _from_file(path: str, types: Mapping[str, Any]) -> dict[str, _Given]:
     return found
 
 
-def _convert(checks: jsonargparse.ArgumentParser, key: str, kind: Any, given: _Given) -> Any:
+def _convert(kind: Any, given: _Given) -> Any:
     """The value in the type of its setting, or the error line."""
     wrong = InputError(f"{given.where}: {shorten(given.value)} is not {allowed(kind)}")
     if given.value is None and NoneType not in choices(kind):
@@ -251,32 +262,13 @@ def _convert(checks: jsonargparse.ArgumentParser, key: str, kind: Any, given: _G
         return None
     if isinstance(given.value, dict) and dict[str, Any] in choices(kind):
         return given.value  # jsonargparse would turn the text "1e-5" in it into a number
+    check = jsonargparse.ArgumentParser(exit_on_error=False)
+    check.add_argument("--value", type=kind)
     try:
-        value = checks.parse_object({key: given.value}, defaults=False)[key]
+        value = check.parse_object({"value": given.value}, defaults=False)["value"]
     except (ArgumentError, TypeError, ValueError, OverflowError):
         raise wrong from None
     numbers = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise wrong
     return value
-
-
-def _is_group(key: str, types: Mapping[str, Any]) -> bool:
-    return any(known.startswith(f"{key}.") for known in types)
-
-
-def _no_such(key: str, types: Mapping[str, Any], dashes: str = "") -> str:
-    """What to say of a name that is no setting: the nearest one that is."""
-    if _is_group(key, types):
-        return f"a group of settings, such as {next(t for t in types if t.startswith(f'{key}.'))}"
-    groups = {name.rpartition(".")[0] for name in types} - {""}
-    known = [*types, "config", "help", "version"] if dashes else [*types, *sorted(groups)]
-    last = [name.rpartition(".")[2] for name in known]
-    alike = difflib.get_close_matches(key.rpartition(".")[2], last, len(last))
-    close = (
-        [name for name, word in zip(known, last, strict=True) if word == alike[0]] if alike else []
-    )
-    near = difflib.get_close_matches(
-        key, close, 1, cutoff=0
-    )  # optim.every_steps or log.every_steps
-    return f"no such setting; {f'did you mean {dashes}{near[0]}?' if near else 'see --help'}"

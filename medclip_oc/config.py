@@ -53,11 +53,15 @@ class RunConfig:
     device: Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
     overwrite: bool = False
-    """Replace what an earlier run left in the folder; without it, that run is an error."""
+    """Replace what an earlier run left in the folder, in place of going on with it."""
+    timeout_seconds: float = 600.0
+    """A rank that waits this long for another one ends the run: that one hangs, or is gone."""
 
     def __post_init__(self) -> None:
         _require(bool(self.folder.strip()), "run.folder", self.folder, "the name of a folder")
         _at_least(0, "run.", self, "seed")
+        seconds = self.timeout_seconds
+        _require(seconds > 0, "run.timeout_seconds", seconds, "above 0")
 
 
 @dataclass
@@ -236,6 +240,25 @@ class ValidConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What is kept to go on from. Each validation is followed by a checkpoint in any case."""
+
+    every_steps: int | None = None
+    """Save after this many steps, besides."""
+    every_minutes: float | None = 15.0
+    """Save at the first step after this time since the last save, besides."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept; best.pt comes on top."""
+    background: bool = True
+    """Training goes on while a copy of the state is written; it costs host memory of its size."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "checkpoint.", self, "every_steps", "keep_last")
+        minutes = self.every_minutes
+        _require(minutes is None or minutes > 0, "checkpoint.every_minutes", minutes, "above 0")
+
+
+@dataclass
 class LogConfig:
     """metrics.jsonl and log.txt are always written; these come on top."""
 
@@ -263,6 +286,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     valid: ValidConfig = field(default_factory=ValidConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -270,6 +294,11 @@ class Config:
 class TrainCommand(Config):
     """One training run, or a check before it."""
 
+    resume: str = "auto"
+    """auto: go on with the run in the folder, if there is one. never: that run is an error. FILE:
+    go on from this checkpoint."""
+    resume_allow: list[str] | None = field(default=None, metadata={"option": "resume.allow"})
+    """Names of settings that may differ from what they were when the resumed run began."""
     selfcheck: bool = False
     """Compare the cached step with one big batch, on these settings and data, and stop."""
 

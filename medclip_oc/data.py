@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from . import signals
 from .captions import Captions, Tokenizer
 from .config import Decode, LongCaptions
 from .errors import BadImage, InputError, WorkError
@@ -234,6 +235,7 @@ def loader(
         pin_memory=pin,
         # of its own: otherwise each pass would draw from the stream that dropout uses
         generator=torch.Generator(),
+        worker_init_fn=signals.shield,
     )
     try:
         for loaded in batches:

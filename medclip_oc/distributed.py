@@ -4,6 +4,7 @@ Without a process group every function is its one-process case, so callers never
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,15 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
-from .errors import InputError, WorkError
+from .errors import InputError, Stopped, WorkError
 
 _STORE_TIMEOUT = timedelta(seconds=5)
+_KINDS: dict[str, type[Exception]] = {"input": InputError, "stop": Stopped, "work": WorkError}
+# what gloo, nccl and the store say of a rank that went away, and of one that doesn't answer
+_GONE = re.compile(r"closed by peer|reset by peer|refused|broken pipe|remote process exited", re.I)
+_SILENT = re.compile(r"time(d )?[- ]?out", re.I)
 
 traffic: Counter[str] = Counter()
 """Bytes of the whole tensors that went through each kind of collective in this process so far."""
@@ -57,23 +63,61 @@ def device_of(name: str) -> torch.device:
 
 
 @contextmanager
-def started(device: str = "auto") -> Iterator[World]:
+def started(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[World]:
     """Join the process group the launcher asks for (nccl on CUDA, gloo on CPU), and leave it after.
 
     Args:
         device: see `device_of`.
+        timeout_seconds: longest wait for another rank.
+
+    Raises:
+        WorkError: a rank died, or didn't answer for that long.
     """
     own = device_of(device)
     if not requested():
         yield World(0, 1, own)
         return
-    from open_clip_train.distributed import init_distributed_device_so
-
-    joined = init_distributed_device_so(device=own.type)
-    yield World(joined["global_rank"], joined["world_size"], torch.device(joined["device"]))
-    # Only after success: a failed rank must not wait here for the others.
-    barrier()
+    if own.type == "cuda":
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own)
+    try:
+        longest = timedelta(seconds=timeout_seconds)
+        store, rank, size = next(rendezvous("env://", timeout=longest))
+        # torchrun's store outlives a restart, and with it the addresses of ranks that are gone
+        store = dist.PrefixStore(f"medclip_oc/{restarts()}", store)  # type: ignore[attr-defined]
+        backend = "nccl" if own.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
+        yield World(dist.get_rank(), dist.get_world_size(), own)
+        # Only after success: a failed rank must not wait here for the others.
+        barrier()
+    except RuntimeError as error:
+        reason = _lost(error, timeout_seconds)
+        if reason is None:
+            raise
+        raise WorkError(reason) from error
     dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError, timeout_seconds: float) -> str | None:
+    """What an error of the transport means to a user; None: it is another error."""
+    text = str(error)
+    if isinstance(error, WorkError | Stopped):
+        return None
+    if not isinstance(error, dist.DistError) and not re.search("gloo|nccl|store", text, re.I):
+        return None
+    if _SILENT.search(text):
+        return (
+            f"another rank did not answer for {timeout_seconds:g} s (run.timeout_seconds): it "
+            "hangs, or its node is gone"
+        )
+    if _GONE.search(text):
+        return "another rank ended; what it said, or the launcher says of it, is the cause"
+    return None
+
+
+def restarts() -> int:
+    """How often the launcher has started these processes again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def first_to_report() -> bool:
@@ -216,7 +260,7 @@ def gather_texts(texts: list[str], device: torch.device) -> list[list[str]]:
     return [row.split("\0") if row else [] for row in rows.split("\n")[:-1]]
 
 
-def raise_together(error: InputError | WorkError | None, device: torch.device) -> None:
+def raise_together(error: InputError | WorkError | Stopped | None, device: torch.device) -> None:
     """If any rank has an error, raise the first one's on every rank; nobody is left waiting.
 
     Args:
@@ -224,17 +268,17 @@ def raise_together(error: InputError | WorkError | None, device: torch.device) -
         device: see `World`.
 
     Raises:
-        InputError, WorkError: with the same words on every rank, in one line.
+        InputError, WorkError, Stopped: with the same words on every rank, in one line.
     """
     if not dist.is_initialized():
         if error is not None:
             raise error
         return
-    kind = "input" if isinstance(error, InputError) else "work"
+    kind = next((name for name, one in _KINDS.items() if isinstance(error, one)), "")
     found = [texts for texts in gather_texts([kind, str(error)] if error else [], device) if texts]
     if found:
         kind, message = found[0]
-        raise InputError(message) if kind == "input" else WorkError(message)
+        raise _KINDS[kind](message)
 
 
 def barrier() -> None:

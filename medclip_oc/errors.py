@@ -11,6 +11,14 @@ class WorkError(RuntimeError):
     """The work failed, or a check did not hold, for a cause that can be named. Exit 1."""
 
 
+class Stopped(RuntimeError):
+    """A signal asked the work to stop, and what is needed to go on was saved. Exit 75."""
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint file that is cut, changed, or none at all."""
+
+
 class ShardChanged(WorkError):
     """A shard went away, or changed, while it was in use."""
 

@@ -10,6 +10,8 @@ from .config import EvaluateConfig, MeasureConfig
 from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .data import Pairs
     from .distributed import World
     from .features import Embedded
@@ -26,15 +28,20 @@ def evaluate(
     batch_size: int,
     workers: int,
     precision: str,
+    stop: "Callable[[], bool]" = lambda: False,
 ) -> "Measured":
     """Embed every pair once and rank each image's caption, and each caption's image, among all.
 
     What training does between epochs: the figures of the whole pool as it is, and nothing beside.
+
+    Raises:
+        Stopped: `stop` said so, on any rank.
+        InputError, WorkError: a pair can't be read.
     """
     from . import features, retrieval
 
     how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
-    embedded = features.embed_pairs(clip, pairs, world, **how)
+    embedded = features.embed_pairs(clip, pairs, world, stop=stop, **how)
     settings = MeasureConfig(duplicates="keep", interval_draws=0)
     return retrieval.measure(embedded, settings, nearest=False)
 
@@ -83,6 +90,17 @@ class Source(NamedTuple):
             return self.features.ids
         assert self.shards is not None
         return self.shards.ids()
+
+
+def brief(record: dict[str, object]) -> str:
+    """Both directions' recalls in a few words, in per cent."""
+    parts = []
+    for title, way in (("image to text", "image_to_text"), ("text to image", "text_to_image")):
+        scores = record[way]
+        assert isinstance(scores, dict)
+        recalls = "/".join(f"{100 * scores[f'R@{k}']:.1f}" for k in (1, 5, 10))
+        parts.append(f"{title} R@1/5/10 {recalls} %")
+    return ", ".join(parts)
 
 
 def work(settings: EvaluateConfig) -> None:

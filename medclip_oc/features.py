@@ -13,7 +13,7 @@ from tqdm import tqdm
 from . import distributed, feature_file
 from .chunks import autocast
 from .data import Pairs, loader
-from .errors import InputError, WorkError
+from .errors import InputError, Stopped, WorkError
 from .model import Clip
 
 
@@ -63,18 +63,29 @@ def embed_pairs(
     batch_size: int,
     workers: int,
     precision: str,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Embedded:
     """Embed every pair once; each rank keeps the features of its share.
 
+    Args:
+        clip: the model.
+        pairs: N of them.
+        world: the ranks.
+        batch_size: pairs at once.
+        workers: loader processes per rank.
+        precision: see `TrainConfig`.
+        stop: asked after each batch whether to leave it at that.
+
     Raises:
+        Stopped: `stop` said so, on whichever rank; raised on all.
         InputError, WorkError: a pair can't be read, on whichever rank; raised on all.
     """
     clip.towers.eval()
-    start, stop = share(len(pairs), world)
-    places = [(0, index) for index in range(start, stop)]
+    start, end = share(len(pairs), world)
+    places = [(0, index) for index in range(start, end)]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
     rows: dict[str, list[Tensor]] = {name: [] for name in ("images", "texts", *_FACTS)}
-    failure: InputError | WorkError | None = None
+    failure: InputError | WorkError | Stopped | None = None
     bar = tqdm(total=len(pairs), unit="pair", desc="embed", leave=False, disable=_silent(world))
     pin = world.device.type == "cuda"
     with bar:
@@ -88,7 +99,9 @@ def embed_pairs(
                 for name in _FACTS:
                     rows[name].append(batch[name])
                 bar.update(len(image_features) * world.size)
-        except (InputError, WorkError) as error:
+                if stop():
+                    raise Stopped("stopped by a signal")
+        except (InputError, WorkError, Stopped) as error:
             failure = error  # the others wait at the next line for this rank
     distributed.raise_together(failure, world.device)
     width = clip.description["definition"]["embed_dim"]

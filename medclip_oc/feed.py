@@ -4,7 +4,7 @@ G pairs over all ranks.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from . import distributed
 from .augment import TrainingTransform
 from .config import Config, DataConfig, Decode
-from .data import Batch, Pairs, StepSampler, loader, step_batches
+from .data import Pairs, StepSampler, loader, step_batches
 from .errors import InputError, WorkError
 from .model import Clip
 from .order import Order
@@ -40,6 +40,11 @@ class TrainingPairs:
     order: Order | None
     """Of the shards; a stream has its own."""
     pairs_per_epoch: int
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the shards; None for a stream."""
+        return self.source.fingerprint if isinstance(self.source, ShardSet) else None
 
 
 def open_shards(where: str | list[str], split: str, world: distributed.World) -> ShardSet:
@@ -188,7 +193,7 @@ def training_batches(
     *,
     steps: int,
     start: int = 0,
-) -> Iterator[Batch]:
+) -> Watch:
     """This rank's part of every global batch of the run, augmented: one item per step.
 
     Args:
@@ -201,8 +206,11 @@ def training_batches(
         start: pairs of the run that are already done; nothing of them is read. A stream goes on at
             a multiple of the global batch size only.
 
+    Returns:
+        Something to iterate over once, whose counts are part of a run's state.
+
     Raises:
-        InputError, WorkError: see `Watch.over`; on every rank.
+        InputError, WorkError: while it is iterated over, see `Watch.over`; on every rank.
     """
     batch_size = config.train.global_batch_size
     share = batch_size // world.size
@@ -225,6 +233,7 @@ def training_batches(
         max_bad_share=config.data.max_bad_share,
         long_captions=config.data.long_captions,
         context=pairs.captions.context,
+        start=start,
     )
     if isinstance(data.source, ShardSet):
         assert data.order is not None
@@ -242,4 +251,5 @@ def training_batches(
             )
     pin = world.device.type == "cuda"
     loads = loader(pairs, sampler, workers=config.data.workers, pin=pin)
-    return watch.over(step_batches(loads, share))
+    watch.loads = step_batches(loads, share)
+    return watch

@@ -110,12 +110,13 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     return _assemble(clip, description, settings.freeze_batch_norm)
 
 
-def restore(content: dict[str, Any], where: str) -> Clip:
+def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = None) -> Clip:
     """Build the model that a checkpoint describes, with its weights.
 
     Args:
         content: what `checkpoint.load` returned.
         where: the file's name, for errors.
+        settings: how it is trained, where it is to be trained on; as `build` would.
 
     Raises:
         InputError: the weights don't fit the description.
@@ -137,7 +138,12 @@ def restore(content: dict[str, Any], where: str) -> Clip:
         raise InputError(
             f"{where}: its weights don't fit its own description, {name} ({_first(error)})"
         ) from error
-    return _assemble(clip, description, freeze_batch_norm=True)
+    if settings is None:
+        return _assemble(clip, description, freeze_batch_norm=True)
+    _check_trainable(clip, settings.arch)
+    if settings.grad_checkpointing:
+        clip.set_grad_checkpointing()
+    return _assemble(clip, description, settings.freeze_batch_norm)
 
 
 def _description(content: dict[str, Any], where: str) -> dict[str, Any]:

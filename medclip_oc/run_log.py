@@ -12,6 +12,7 @@ else, and only when asked for: they cost seconds, and wandb starts a process.
 
 import json
 import math
+import os
 import sys
 import time
 import uuid
@@ -37,13 +38,24 @@ class RunLog:
         config: the resolved configuration, which wandb shows beside the run.
         name: name of the run in wandb.
         main: whether this rank writes. On all others every method does nothing.
+        done: steps that were done before; records of later ones are taken back, as those steps are
+            done again. None: all records stay.
+        validated: whether the validation after the last of them was done as well.
 
     Raises:
         WorkError: the folder cannot be written to, or wandb online cannot be reached.
     """
 
     def __init__(
-        self, folder: Path, settings: LogConfig, *, config: dict[str, Any], name: str, main: bool
+        self,
+        folder: Path,
+        settings: LogConfig,
+        *,
+        config: dict[str, Any],
+        name: str,
+        main: bool,
+        done: int | None = None,
+        validated: bool = True,
     ) -> None:
         self.settings = settings
         self.main = main
@@ -54,13 +66,13 @@ class RunLog:
             return
         with _naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _drop_cut_line(folder / "metrics.jsonl")
+            _take_back(folder / "metrics.jsonl", done, validated)
             # line-buffered: whatever ends the process, the records before it are on the disk
             self._lines = (folder / "log.txt").open("a", buffering=1, encoding="utf-8")
             self._records = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         try:
             if settings.tensorboard:
-                self._board = _open_tensorboard(folder / "tensorboard")
+                self._board = _open_tensorboard(folder / "tensorboard", done)
             if settings.wandb != "disabled":
                 self._wandb = _open_wandb(folder, settings, config, name)
         except BaseException:
@@ -96,6 +108,12 @@ class RunLog:
             yield progress
         finally:
             progress.close()
+
+    def store(self) -> None:
+        """Have the records on the disk: a checkpoint that is there must not know of more."""
+        if self.main:
+            with _naming(self._records.name):
+                os.fsync(self._records.fileno())
 
     def close(self) -> None:
         """Write out what is still held back. A second call does nothing."""
@@ -157,6 +175,30 @@ class Progress:
             self._bar.close()
 
 
+class Throughput:
+    """Pairs per second of wall time, over all ranks, without validation."""
+
+    def __init__(self, pairs_per_step: int) -> None:
+        self.pairs_per_step = pairs_per_step
+        self.latest = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new stretch."""
+        self.steps, self.since = 0, time.perf_counter()
+
+    def count(self) -> None:
+        """One step was done."""
+        self.steps += 1
+        self.latest = self.steps * self.pairs_per_step / (time.perf_counter() - self.since)
+
+    def take(self) -> float:
+        """Rate of the stretch, which ends here."""
+        rate = self.latest
+        self.restart()
+        return rate
+
+
 def describe(values: dict[str, float]) -> str:
     """The values a reader follows, in a few words: "loss 3.21  lr 1.0e-05  812 pairs/s"."""
     forms = {
@@ -194,18 +236,33 @@ def _write(file: TextIO, line: str) -> None:
         file.write(f"{line}\n")
 
 
-def _drop_cut_line(path: Path) -> None:
-    """Take back a record that a crash cut short, or the next one would be glued to it."""
-    content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+def _take_back(path: Path, done: int | None, validated: bool) -> None:
+    """Leave out the record that a crash cut short, and those that come again."""
+    if not path.exists():
+        return
+
+    def stays(line: bytes) -> bool:
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, TypeError, KeyError):
+            return False
+        if done is None:
+            return True
+        again = not validated and any(key.startswith("valid/") for key in record)
+        return bool(step < done or (step == done and not again))
+
+    kept = path.with_name(f"{path.name}.partial")
+    with path.open("rb") as old, kept.open("wb") as new:
+        new.writelines(line for line in old if line.endswith(b"\n") and stays(line))
+    kept.replace(path)
 
 
-def _open_tensorboard(folder: Path) -> Any:
+def _open_tensorboard(folder: Path, done: int | None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     with _naming(folder):
-        return SummaryWriter(str(folder))
+        return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
 
 def _close_wandb(run: Any) -> None:
@@ -223,7 +280,9 @@ def _open_wandb(folder: Path, settings: LogConfig, config: dict[str, Any], name:
     known = folder / "wandb_id.txt"
     if not known.exists():
         known.write_text(f"{uuid.uuid4().hex[:8]}\n")
-    online = settings.wandb == "online"
+    # wandb's own variable, which a job sets on a node without network
+    offline = settings.wandb == "offline" or os.environ.get("WANDB_MODE") == "offline"
+    online = not offline
     try:
         # a question on the terminal would hang the other ranks
         if online and not wandb.login(prompt=False, verify=False):
@@ -233,7 +292,7 @@ def _open_wandb(folder: Path, settings: LogConfig, config: dict[str, Any], name:
             name=name,
             id=known.read_text().strip(),
             resume="allow" if online else None,  # offline nobody can be asked; the id is enough
-            mode=settings.wandb,
+            mode="online" if online else "offline",
             dir=str(folder),
             config=config,
             settings=wandb.Settings(silent=True, console="off", init_timeout=_WANDB_WAIT_SECONDS),

@@ -58,7 +58,7 @@ def work(config: Config) -> int:
         clip.towers.to(world.device).train()
         tell = partial(say, world)
         batches = feed.training_batches(data, clip, config, world, tell, steps=plan.steps)
-        batch = next(batches)
+        batch = next(iter(batches))
         pairs = fitting_pairs(clip, batch["images"], batch["tokens"], config, world)
         images, texts = (batch[name][: pairs // world.size] for name in ("images", "tokens"))
         config = replace(config, train=smaller_chunks(config, len(images)))

@@ -4,6 +4,7 @@ In YAML here 1e-5 is a number, and a key given twice an error.
 """
 
 import dataclasses
+import difflib
 import re
 from argparse import Action
 from collections.abc import Mapping
@@ -39,12 +40,30 @@ def _fields(config_class: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
     return [(field, hints[field.name]) for field in dataclasses.fields(config_class)]
 
 
+def _name(field: dataclasses.Field[Any]) -> str:
+    """As the user spells it: the field's name, or its metadata's `option`."""
+    name: str = field.metadata.get("option", field.name)
+    return name
+
+
 def leaf_types(config_class: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted name -> type, of every setting."""
     found: dict[str, Any] = {}
     for field, kind in _fields(config_class):
-        key = prefix + field.name
+        key = prefix + _name(field)
         found |= leaf_types(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {key: kind}
+    return found
+
+
+def leaves(tree: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of those settings in a nested mapping that are known."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in known:
+            found[key] = _plain(value)
+        elif isinstance(value, Mapping):
+            found |= leaves(value, known, f"{key}.")
     return found
 
 
@@ -52,7 +71,7 @@ def required(config_class: Any, prefix: str = "") -> list[str]:
     """Dotted names of the settings without default."""
     found: list[str] = []
     for field, kind in _fields(config_class):
-        key = prefix + field.name
+        key = prefix + _name(field)
         if dataclasses.is_dataclass(kind):
             found += required(kind, f"{key}.")
         elif field.default is field.default_factory is dataclasses.MISSING:
@@ -64,7 +83,7 @@ def build(config_class: Any, settings: Mapping[str, Any], prefix: str = "") -> A
     """An instance of the dataclass; what `settings` leaves out has its default."""
     values: dict[str, Any] = {}
     for field, kind in _fields(config_class):
-        key = prefix + field.name
+        key = prefix + _name(field)
         if dataclasses.is_dataclass(kind):
             values[field.name] = build(kind, settings, f"{key}.")
         elif key in settings:
@@ -99,6 +118,28 @@ def shorten(value: Any) -> str:
     """A value as an error line shows it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_group(key: str, types: Mapping[str, Any]) -> bool:
+    """Whether it names several settings, such as `optim`."""
+    return any(known.startswith(f"{key}.") for known in types)
+
+
+def no_such(key: str, types: Mapping[str, Any], dashes: str = "") -> str:
+    """What to say of a name that is no setting: the nearest one that is."""
+    if is_group(key, types):
+        return f"a group of settings, such as {next(t for t in types if t.startswith(f'{key}.'))}"
+    groups = {name.rpartition(".")[0] for name in types} - {""}
+    known = [*types, "config", "help", "version"] if dashes else [*types, *sorted(groups)]
+    last = [name.rpartition(".")[2] for name in known]
+    alike = difflib.get_close_matches(key.rpartition(".")[2], last, len(last))
+    close = (
+        [name for name, word in zip(known, last, strict=True) if word == alike[0]] if alike else []
+    )
+    near = difflib.get_close_matches(
+        key, close, 1, cutoff=0
+    )  # optim.every_steps or log.every_steps
+    return f"no such setting; {f'did you mean {dashes}{near[0]}?' if near else 'see --help'}"
 
 
 # ---------------------------------------------------------------------------------------- help
@@ -143,7 +184,7 @@ def _add_help(parser: Any, group: Any, config_class: Any, prefix: str) -> None:
     places = {name: place for place, name in enumerate(docs)}
     shown = sorted(_fields(config_class), key=lambda one: places.get(one[0].name, len(places)))
     for field, kind in shown:
-        key = prefix + field.name
+        key = prefix + _name(field)
         if dataclasses.is_dataclass(kind):
             inner = parser.add_argument_group(key, parse_from_object(kind).description)
             _add_help(parser, inner, kind, f"{key}.")

@@ -1,7 +1,5 @@
 """From a configuration to the things a command works with. G pairs over all ranks."""
 
-import shutil
-import subprocess
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,6 @@ from .errors import InputError
 from .grad_cache import CachedStep
 from .model import Clip
 from .replay import live_batch_norms
-
-_OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt", "report.html")
-_OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -161,61 +156,21 @@ def has_live_batch_norm(clip: Clip) -> bool:
     return bool(live_batch_norms(clip.towers.train()))
 
 
-def create_run_folder(config: Config, world: distributed.World) -> Path:
-    """Make RUN/ and RUN/checkpoints/, on the main rank; the others wait.
-
-    Raises:
-        InputError: an earlier run is there and run.overwrite is off, or the place can't be written.
-    """
-    folder = Path(config.run.folder)
-    if world.main:
-        try:
-            _clear(folder, config.run.overwrite)
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (folder / "environment.txt").write_text(environment())
-        except OSError as error:
-            raise InputError(f"run.folder: {folder} can't be written ({error.strerror})") from error
-    distributed.barrier()
-    return folder
-
-
-def environment() -> str:
-    """The commit of the working tree and the versions that decide a result, one a line."""
-    lines = [f"{name} {version}" for name, version in checkpoint.versions().items()]
-    root = Path(__file__).parent
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-        lines.insert(0, f"commit {commit}")
-    except (OSError, subprocess.CalledProcessError):
-        pass  # installed from a package, or no git here
-    return "\n".join(lines) + "\n"
-
-
-def _clear(folder: Path, overwrite: bool) -> None:
-    """Remove an earlier run's own files, and nothing else."""
-    earlier = folder / "metrics.jsonl"
-    if not earlier.exists() or not earlier.stat().st_size:  # it ended before its first step
-        return
-    if not overwrite:
-        raise InputError(
-            f"run.folder: {folder} holds an earlier run; choose another folder, or replace that "
-            "run with --run.overwrite true"
-        )
-    for name in _OWN:
-        (folder / name).unlink(missing_ok=True)
-    for name in _OWN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def describe(clip: Clip, config: Config, world: distributed.World) -> str:
-    """One line on the model, where its weights come from, and the machine."""
+def describe(clip: Clip, config: Config, plan: Plan, world: distributed.World) -> list[str]:
+    """The model, where its weights began, the machine and the plan, a line each."""
     trainable = sum(p.numel() for p in clip.towers.parameters() if p.requires_grad)
     given = (config.model.pretrained, config.model.pretrained_image, config.model.pretrained_text)
     weights = " and ".join(source for source in given if source) or "random weights"
     if config.model.arch.startswith(("hf-hub:", "local-dir:")):
         weights = "its own weights"
-    return (
+    lines = [
         f"{config.model.arch} from {weights}, {trainable / 1e6:.1f} M trainable parameters, "
-        f"{config.train.precision}, {world.size} process(es) on {world.device.type}"
-    )
+        f"{config.train.precision}, {world.size} process(es) on {world.device.type}",
+        *plan.lines(),
+    ]
+    if plan.chunks * world.size > 1 and has_live_batch_norm(clip):
+        lines.append(
+            "batch norm is live: each chunk is normalised by itself, so the step equals one big "
+            "batch of the same chunks, not one that is normalised whole (model.freeze_batch_norm)"
+        )
+    return lines

@@ -5,24 +5,28 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from . import command
 from .config import Config, TrainCommand
-from .errors import WorkError
+from .errors import InputError, Stopped, WorkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     import torch
 
     from .data import Batch, Pairs
     from .distributed import World
     from .grad_cache import CachedStep
     from .model import Clip
+    from .resume import Origin, Resume
+    from .run_folder import RunFolder
     from .run_log import RunLog
+    from .run_state import Part, Progress
+    from .saver import Saver
     from .setup import Plan
+    from .signals import Notice
+    from .watch import Watch
 
 
 @dataclass
@@ -31,35 +35,71 @@ class Run:
 
     config: Config
     world: "World"
-    folder: "Path"
+    folder: "RunFolder"
     plan: "Plan"
     clip: "Clip"
     step: "CachedStep"
     optimizer: "torch.optim.Optimizer"
-    batches: "Iterator[Batch]"
+    batches: "Watch"
     valid: "Pairs | None"
     log: "RunLog"
-    best: float = float("-inf")
+    saver: "Saver"
+    notice: "Notice"
+    parts: "dict[str, Part]"
+    """What a checkpoint holds besides the weights, by name."""
+    fingerprints: "dict[str, str | None]"
+    """Of the shards, by setting."""
+    origin: "Origin | None"
+    """What it starts from, until that is restored: it may be large."""
+    progress: "Progress"
+    scores: dict[str, float]
+    """Of the last validation."""
 
 
-def train(config: Config) -> None:
-    """Run the configured training from its first step to its last."""
-    from . import distributed
+def train(config: Config, wanted: "Resume | None" = None) -> None:
+    """Run the configured training from where it stands to its last step.
 
-    with distributed.started(config.run.device) as world:
-        run = prepare(config, world)
-        with closing(run.log), run.log.progress(run.plan.steps) as progress:
-            rate = Throughput(config.train.global_batch_size)
-            for number, batch in enumerate(run.batches, 1):
-                values = optimizer_step(run, batch, number)
-                rate.count()
-                if number % config.log.every_steps == 0 or number in (1, run.plan.steps):
-                    run.log.record(number, values | {"pairs_per_second": rate.take()})
-                progress.update(values | {"pairs_per_second": rate.latest})
-                if validation_due(run, number):
-                    validate_and_save(run, number)
-                    rate.restart()
-            conclude(run)
+    Args:
+        config: of the run.
+        wanted: what to go on from; None: from what the run folder holds.
+
+    Raises:
+        Stopped: a signal came, and the state was saved.
+    """
+    from . import distributed, run_state, signals
+
+    with (
+        signals.noticed() as notice,
+        distributed.started(config.run.device, timeout_seconds=config.run.timeout_seconds) as world,
+    ):
+        run = prepare(config, wanted, world, notice)
+        with closing(run.log), closing(run.saver):
+            run_state.restore(run.origin, run.parts, seed=config.run.seed, world=world)
+            run.origin = None
+            go(run)
+
+
+def go(run: Run) -> None:
+    """The steps that are left, and what comes between them."""
+    from . import run_log
+
+    done, total = run.progress.step, run.plan.steps
+    with run.log.progress(total, done) as progress:
+        rate = run_log.Throughput(run.config.train.global_batch_size)
+        if not run.progress.validated:  # a signal came in the middle of it
+            validate(run)
+        for number, batch in enumerate(run.batches, done + 1):
+            values = optimizer_step(run, batch, number)
+            run.progress.step = number
+            rate.count()
+            if number % run.config.log.every_steps == 0 or number in (1, total):
+                run.log.record(number, values | {"pairs_per_second": rate.take()})
+            progress.update(values | {"pairs_per_second": rate.latest})
+            if validation_due(run, number):
+                validate(run)
+                rate.restart()
+            save_or_stop(run)
+        conclude(run)
 
 
 def work(settings: TrainCommand) -> int | None:
@@ -68,37 +108,44 @@ def work(settings: TrainCommand) -> int | None:
         from . import selfcheck
 
         return selfcheck.work(settings.config())
-    train(settings.config())
+    from .resume import Resume
+
+    train(settings.config(), Resume(settings.resume, tuple(settings.resume_allow or ())))
     return None
 
 
-def prepare(config: Config, world: "World") -> Run:
+def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "Notice") -> Run:
     """Open the data, build the model, start the logs; the cheapest check comes first."""
     import torch
 
-    from . import feed, model, optim, settings, setup
-    from .run_log import RunLog
+    from . import feed, model, optim, resume, run_state, setup
+    from .run_folder import RunFolder
+    from .saver import Saver
 
     setup.check_precision(config.train.precision, world.device)
     data = feed.open_training(config.data, config.run.seed, world)
     plan = setup.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
     where = config.data.valid
     valid = None if where is None else feed.open_shards(where, "valid", world)
-    clip = model.build(config.model, seed=config.run.seed)
+    folder = RunFolder(Path(config.run.folder))
+    prints = {"data.train": data.fingerprint, "data.valid": valid.fingerprint if valid else None}
+    origin = resume.start(wanted or resume.Resume(), config, folder, prints, plan.steps, world)
+    if origin.content is None:
+        clip = model.build(config.model, seed=config.run.seed)
+    else:
+        clip = model.restore(origin.content, str(origin.file), config.model)
     clip.towers.to(world.device)
     step = setup.cached_step(clip, config, world)
-    folder = setup.create_run_folder(config, world)
-    resolved = dataclasses.asdict(config)
-    log = RunLog(folder, config.log, config=resolved, name=folder.name, main=world.main)
-    if world.main:
-        settings.save_yaml(config, folder / "config.yaml")
-    for line in (setup.describe(clip, config, world), *plan.lines()):
+    optimizer = optim.adamw(clip.towers, config.optim)
+    log = start_log(config, folder, origin, world)
+    for line in (*setup.describe(clip, config, plan, world), *origin.lines):
         log.message(line)
-    if plan.chunks * world.size > 1 and setup.has_live_batch_norm(clip):
-        log.message(
-            "batch norm is live: each chunk is normalised by itself, so the step equals one big "
-            "batch of the same chunks, not one that is normalised whole (model.freeze_batch_norm)"
-        )
+    batches = feed.training_batches(
+        data, clip, config, world, log.message, steps=plan.steps, start=origin.position
+    )
+    parts: dict[str, Part] = {"optimizer": run_state.Optimizer(optimizer), "data": batches}
+    if step.scaler is not None:
+        parts["scaler"] = step.scaler
     torch.manual_seed(config.run.seed + world.rank)  # dropout differs between ranks
     return Run(
         config=config,
@@ -107,11 +154,37 @@ def prepare(config: Config, world: "World") -> Run:
         plan=plan,
         clip=clip,
         step=step,
-        optimizer=optim.adamw(clip.towers, config.optim),
-        batches=feed.training_batches(data, clip, config, world, log.message, steps=plan.steps),
+        optimizer=optimizer,
+        batches=batches,
         valid=None if valid is None else feed.pairs(valid, clip, decode=config.valid.decode),
         log=log,
+        saver=Saver(folder, config.checkpoint, main=world.main),
+        notice=notice,
+        parts=parts,
+        fingerprints=prints,
+        origin=origin,
+        progress=run_state.Progress(origin.step, origin.best, origin.validated),
+        scores=origin.scores,
     )
+
+
+def start_log(config: Config, folder: "RunFolder", origin: "Origin", world: "World") -> "RunLog":
+    """The log of the run, and its configuration beside it."""
+    from . import settings
+    from .run_log import RunLog
+
+    log = RunLog(
+        folder.path,
+        config.log,
+        config=dataclasses.asdict(config),
+        name=folder.path.name,
+        main=world.main,
+        done=origin.step,
+        validated=origin.validated,
+    )
+    if world.main:
+        settings.save_yaml(config, folder.config)
+    return log
 
 
 def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
@@ -142,7 +215,7 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
 
 
-def check_finite(what: str, value: float, step: int, folder: "Path") -> None:
+def check_finite(what: str, value: float, step: int, folder: "RunFolder") -> None:
     """Stop a run that is lost.
 
     Raises:
@@ -150,8 +223,8 @@ def check_finite(what: str, value: float, step: int, folder: "Path") -> None:
     """
     if math.isfinite(value):
         return
-    last = folder / "checkpoints" / "last.pt"
-    kept = f"{last} is the newest saved state" if last.exists() else "nothing was saved yet"
+    states = folder.states()
+    kept = f"{states[0]} is the newest saved state" if states else "nothing was saved yet"
     raise WorkError(
         f"step {step}: the {what} is {value}; {kept}. "
         "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
@@ -166,35 +239,84 @@ def validation_due(run: Run, number: int) -> bool:
     return number == run.plan.steps or steps or number // epoch > (number - 1) // epoch
 
 
-def validate_and_save(run: Run, number: int) -> None:
-    """Measure retrieval on the validation pairs; write last.pt, and best.pt if it is the best."""
-    from . import checkpoint, metrics
-    from .evaluate import evaluate
+def validate(run: Run) -> None:
+    """Measure retrieval on the validation pairs, and save; best.pt too, if it's the best so far."""
+    from . import evaluate, metrics
 
-    weights = math.fsum(p.detach().sum().item() for p in run.clip.towers.parameters())
-    check_finite("sum of the weights", weights, number, run.folder)
-    scores: dict[str, float] = {}
+    number = run.progress.step
+    run.saver.wait()  # loader processes are not to be forked while it is written
     if run.valid is not None:
         try:
-            record = evaluate(
+            record = evaluate.evaluate(
                 run.clip,
                 run.valid,
                 run.world,
                 batch_size=run.config.train.micro_batch_size,
                 workers=run.config.data.workers,
                 precision=run.config.train.precision,
+                stop=run.notice.given,
             ).record
-        except WorkError as error:
-            raise WorkError(f"step {number}: {error}") from error
-        scores = metrics.flat(record)
-        run.log.record(number, {f"valid/{name}": value for name, value in scores.items()})
+        except (InputError, WorkError) as error:
+            run.progress.validated = False
+            save(run)  # none of the training is lost
+            run.saver.wait()
+            raise type(error)(f"step {number}: data.valid: {error}") from error
+        except Stopped:
+            run.progress.validated = False
+            stop(run)
+        run.scores = metrics.flat(record)
+        run.log.record(number, {f"valid/{name}": value for name, value in run.scores.items()})
         run.log.message(
-            f"step {number}: validation over {record['pool']:,} pairs, " + brief(record)
+            f"step {number}: validation over {record['pool']:,} pairs, " + evaluate.brief(record)
         )
-    better = scores.get(run.config.valid.metric, float("-inf")) > run.best
-    run.best = scores[run.config.valid.metric] if better else run.best
-    if not run.world.main:
-        return
+    run.progress.validated = True
+    score = run.scores.get(run.config.valid.metric, float("-inf"))
+    better = score > run.progress.best
+    run.progress.best = max(run.progress.best, score)
+    save(run, best=better)
+
+
+def save_or_stop(run: Run) -> None:
+    """After a step: save if it is time to, and stop if a signal asks for it; all ranks alike."""
+    from . import distributed
+
+    failure = run.saver.error()
+    flags = [run.notice.given(), run.saver.due(run.progress.step), failure is not None]
+    asked, due, failed = distributed.add_up([int(flag) for flag in flags], run.world.device)
+    if failed:
+        distributed.raise_together(failure, run.world.device)
+    if asked and run.progress.step < run.plan.steps:
+        stop(run)
+    if due and run.saver.step < run.progress.step:
+        save(run)
+    for line in run.saver.lines():
+        run.log.message(line)
+
+
+def stop(run: Run) -> NoReturn:
+    """Save, leave word in the run folder, and end."""
+    from . import distributed
+
+    step = run.progress.step
+    if run.saver.step < step:
+        save(run)
+    run.saver.wait()
+    signal = run.notice.name or "a signal on another rank"
+    words = f"{signal}: stopped after step {step} of {run.plan.steps}, and saved"
+    if run.world.main:
+        run.folder.mark(words)
+    run.log.message(words)
+    distributed.barrier()
+    raise Stopped(f"{words}; the same command goes on from there")
+
+
+def save(run: Run, *, best: bool = False) -> None:
+    """Have the run's state written, and best.pt where it is the best."""
+    from . import checkpoint, run_state
+
+    since, number = time.perf_counter(), run.progress.step
+    weights = math.fsum(p.detach().sum().item() for p in run.clip.towers.parameters())
+    check_finite("sum of the weights", weights, number, run.folder)
     position = number * run.config.train.global_batch_size
     content = {
         "state_dict": run.clip.towers.clip.state_dict(),
@@ -203,56 +325,24 @@ def validate_and_save(run: Run, number: int) -> None:
         "step": number,
         "epoch": position / run.plan.pairs,
         "position": position,
-        "metrics": scores,
+        "metrics": run.scores,
         "versions": checkpoint.versions(),
+        "training": run_state.capture(run.parts, run.progress, run.fingerprints, run.world),
     }
-    for name in ("last", "best") if better else ("last",):
-        checkpoint.save(run.folder / "checkpoints" / f"{name}.pt", content)
-
-
-def brief(record: dict[str, object]) -> str:
-    """Both directions' recalls in a few words, in per cent."""
-    parts = []
-    for title, way in (("image to text", "image_to_text"), ("text to image", "text_to_image")):
-        scores = record[way]
-        assert isinstance(scores, dict)
-        recalls = "/".join(f"{100 * scores[f'R@{k}']:.1f}" for k in (1, 5, 10))
-        parts.append(f"{title} R@1/5/10 {recalls} %")
-    return ", ".join(parts)
+    run.log.store()
+    run.saver.save(content, best=best, since=since)
 
 
 def conclude(run: Run) -> None:
-    """Say where the results are."""
-    folder = run.folder / "checkpoints"
+    """Have everything on the disk, and say where the results are."""
+    run.saver.wait()
+    for line in run.saver.lines():
+        run.log.message(line)
     if run.valid is None:
-        run.log.message(f"done: {folder}/last.pt (no validation data, so no best.pt)")
+        run.log.message(f"done: {run.folder.last} (no validation data, so no best.pt)")
     else:
-        name = run.config.valid.metric
-        run.log.message(f"done: best valid/{name} {run.best:.4f} in {folder}/best.pt")
-
-
-class Throughput:
-    """Pairs per second of wall time, over all ranks, without validation."""
-
-    def __init__(self, pairs_per_step: int) -> None:
-        self.pairs_per_step = pairs_per_step
-        self.latest = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new stretch."""
-        self.steps, self.since = 0, time.perf_counter()
-
-    def count(self) -> None:
-        """One step was done."""
-        self.steps += 1
-        self.latest = self.steps * self.pairs_per_step / (time.perf_counter() - self.since)
-
-    def take(self) -> float:
-        """Rate of the stretch, which ends here."""
-        rate = self.latest
-        self.restart()
-        return rate
+        name, best = run.config.valid.metric, run.progress.best
+        run.log.message(f"done: best valid/{name} {best:.4f} in {run.folder.best}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ three numbers before each step (errors, unreadable pairs, long captions) and act
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import captions, distributed
 from .config import LongCaptions
@@ -33,6 +34,8 @@ class Watch:
         long_captions: what becomes of them, and `context` tokens that fit: for the report.
         check: raises ShardChanged if a shard is gone.
         passed_over: further unreadable pairs of this rank, since it was called last.
+        loads: what the batches come from.
+        start: pairs that were done before the first of them.
     """
 
     world: World
@@ -45,11 +48,26 @@ class Watch:
     context: int
     check: Callable[[], None] = lambda: None
     passed_over: Callable[[], list[str]] = list
+    loads: Iterable[Loaded] = ()
+    start: int = 0
     bad: int = 0
     long: int = 0
     _named: set[str] = field(default_factory=set)
     _checked: float = field(default_factory=time.monotonic)
     _reported: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far; the same on every rank."""
+        named = sorted(self._named)
+        return {"bad": self.bad, "long": self.long, "named": named, "reported": self._reported}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from there."""
+        self.bad, self.long, self._reported = state["bad"], state["long"], state["reported"]
+        self._named = set(state["named"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.over(iter(self.loads))
 
     def over(self, loads: Iterator[Loaded]) -> Iterator[Batch]:
         """The batches of `loads`, one per step.
@@ -58,8 +76,8 @@ class Watch:
             InputError, WorkError: on every rank, with the same words, whichever rank met it.
         """
         for step in range(self.steps):  # not to the end of `loads`: a late error would be alone
-            seen = (step + 1) * self.pairs_per_step
-            loaded, error = self._next(loads, step * self.pairs_per_step)
+            seen = self.start + (step + 1) * self.pairs_per_step
+            loaded, error = self._next(loads, seen - self.pairs_per_step)
             lines = [*loaded.bad, *self.passed_over()] if loaded else []
             numbers = [int(error is not None), len(lines), loaded.long_captions if loaded else 0]
             failed, bad, long = distributed.add_up(numbers, self.world.device)

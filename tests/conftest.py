@@ -1,7 +1,8 @@
 """Models and data sets that several tests need, made small and from seeds."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from pairs import write_kaggle
 from medclip_oc.config import ModelConfig
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.source_forms import open_source
+
+if TYPE_CHECKING:
+    from interrupted import Nursery
 
 # More threads than free cores spin against each other: small models run ten times slower.
 torch.set_num_threads(1)
@@ -43,3 +47,14 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_kaggle(folder / "source", {"train": 48, "valid": 12, "test": 12})
     pack(open_source(source), folder / "shards", PackOptions(samples_per_shard=20), workers=1)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator["Nursery"]:
+    """Starts training processes in a moment; see nursery.py."""
+    from interrupted import Nursery
+
+    one = Nursery()
+    with one.process as process:
+        yield one
+    assert process.returncode == 0

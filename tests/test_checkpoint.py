@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from medclip_oc import checkpoint
-from medclip_oc.errors import InputError, WorkError
+from medclip_oc.errors import DamagedCheckpoint, InputError, WorkError
 
 
 class Payload:
@@ -102,3 +103,31 @@ def test_bare_weights(tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").write_bytes(b"12345678rest")
     with pytest.raises(InputError, match="not a safetensors file"):
         checkpoint.load_weights(tmp_path / "b.safetensors")
+
+
+def test_no_changed_byte_goes_unseen(tmp_path: Path) -> None:
+    """Each one is refused, or changes nothing (in the words of the hash, at the file's end)."""
+    file, weights = tmp_path / "a.pt", torch.arange(40.0)
+    content = {"state_dict": {"w": weights}, "step": 4, "metrics": {"x": [1, None]}}
+    checkpoint.save(file, content)
+    written, unseen = file.read_bytes(), 0
+    for place in range(len(written)):
+        changed = bytearray(written)
+        changed[place] ^= 0xFF
+        file.write_bytes(changed)
+        try:
+            found = checkpoint.load(file)
+        except DamagedCheckpoint:
+            continue
+        unseen += 1
+        assert found["state_dict"]["w"].equal(weights)
+        assert (found["step"], found["metrics"]) == (4, {"x": [1, None]})
+    assert unseen < 100
+
+
+def test_a_checkpoint_is_still_an_archive_for_others(tmp_path: Path) -> None:
+    file = tmp_path / "a.pt"
+    checkpoint.save(file, {"state_dict": {"w": torch.arange(40.0)}})
+    assert zipfile.ZipFile(file).testzip() is None
+    for mmap in (False, True):
+        assert torch.load(file, weights_only=True, mmap=mmap)["state_dict"]["w"][39] == 39

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
     # and what a setting is
-    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file", "line_charts"},
+    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file", "line_charts"}
+    | {"signals"},
     {"tables", "image_files", "dicom", "shard_index", "counting", "pools"},
     {"decoding", "shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
@@ -27,6 +28,7 @@ FLOORS = [
         "chunks",
         "optim",
         "run_log",
+        "run_folder",
         "command",
         "packing",
         "shard_check",
@@ -38,8 +40,8 @@ FLOORS = [
         "report_gallery",
     },
     {"grad_cache", "watch"},  # the step, of chunks; what it is fed with
-    {"features", "feed", "rank", "setup", "verify", "audit", "report_plots"},
-    {"concepts"},
+    {"features", "feed", "rank", "setup", "verify", "audit", "report_plots", "saver", "resume"},
+    {"run_state", "concepts"},
     {"retrieval"},
     {"evaluate", "zeroshot", "selfcheck", "report"},
     {"train", "__init__"},  # what users import

@@ -230,7 +230,7 @@ def test_what_can_not_be_measured() -> None:
     one.concepts = one.image_hash = None
     with pytest.raises(InputError, match="--slices: lung: the pairs have no concepts"):
         concepts.find_slices(one, ["lung"])
-    with pytest.raises(InputError, match=r"--duplicates merge: .* without hashes"):
+    with pytest.raises(InputError, match=r"--duplicates merge: .* without image_hash"):
         retrieval.measure(one, MeasureConfig(duplicates="merge"))
     found = retrieval.measure(one, MeasureConfig())
     assert "concepts" not in found.record

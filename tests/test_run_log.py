@@ -242,9 +242,10 @@ def history(file: Path) -> list[dict[str, Any]]:
 def test_wandb_offline_keeps_the_records_and_the_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")  # what is configured wins over the surroundings
-    for start in (1, 3):  # trained, then resumed
-        with closing(opened(tmp_path, wandb="offline", wandb_project="radiology")) as log:
+    # what is configured wins over the surroundings, but for a node that is said to be offline
+    for start, mode, around in ((1, "offline", "disabled"), (3, "online", "offline")):
+        monkeypatch.setenv("WANDB_MODE", around)
+        with closing(opened(tmp_path, wandb=mode, wandb_project="radiology")) as log:
             log.record(start, {"loss": 3.5})
             log.record(start, {"valid/image_to_text/R@1": 0.25})
             log.record(start + 1, {"loss": 2.5})
@@ -301,3 +302,18 @@ command.main(work, Config, prog="train", description="", arguments=[])
     assert done.stderr.startswith("train: log.wandb: online does not work here: ")
     assert "--log.wandb offline" in done.stderr
     assert ("not logged in" in done.stderr) == (key == "")
+
+
+def test_records_of_steps_that_come_again_are_taken_back(tmp_path: Path) -> None:
+    """Also those of a validation that is done again, and a record that was cut short."""
+    with closing(opened(tmp_path)) as log:
+        for step in (1, 2, 3):
+            log.record(step, {"loss": 1.0})
+        log.record(2, {"valid/mean_recall": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')
+    for validated, steps in ((True, [1, 2, 2]), (False, [1, 2])):
+        how: dict[str, Any] = {"config": {}, "name": "x", "main": True, "validated": validated}
+        RunLog(tmp_path, LogConfig(), done=2, **how).close()
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == steps

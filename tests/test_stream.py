@@ -302,7 +302,7 @@ def test_a_bad_pair_of_a_stream_is_replaced_by_the_next_of_its_batch(tmp_path: P
     said: list[str] = []
     clip = model.build(settings.model)
     found = feed.training_batches(pairs, clip, settings, world, said.append, steps=1)
-    rows = [index % 2**32 for index in next(found)["index"].tolist()]
+    rows = [index % 2**32 for index in next(iter(found))["index"].tolist()]
     assert sorted({*rows, 2}) == list(range(8))
     assert 2 not in rows
     assert len(said) == 2

@@ -21,7 +21,7 @@ from conftest import TINY, VIT
 
 import medclip_oc
 from medclip_oc import checkpoint, command, evaluate, model, train, zeroshot
-from medclip_oc.config import Config, EvaluateConfig, ZeroshotConfig
+from medclip_oc.config import Config, EvaluateConfig, TrainCommand, ZeroshotConfig
 from medclip_oc.images import decode
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.shards import ShardSet
@@ -317,12 +317,13 @@ def test_mistakes_end_in_one_line(
     assert "Traceback" not in shown
 
 
-def test_an_earlier_run_is_not_overwritten(
-    run: Path, packed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_earlier_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "metrics.jsonl").read_bytes()
-    assert call(train.train, Config, "--config", run / "config.yaml") == 2
+    words = ("--config", run / "config.yaml", "--resume")
+    assert call(train.work, TrainCommand, *words, "never") == 2
     assert "holds an earlier run" in one_line(capsys.readouterr().err)
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert call(train.work, TrainCommand, *words, "auto") == 0  # there is nothing left to do
     assert (run / "metrics.jsonl").read_bytes() == before
 
 

@@ -85,6 +85,21 @@ def test_further_bad_pairs_are_taken_along() -> None:
     assert one.bad == 4
 
 
+def test_counting_goes_on_where_it_was() -> None:
+    """What was said before is not said again, and shares are of all pairs seen."""
+    said: list[str] = []
+    whole, first = watch(said, steps=10), watch([], steps=5)
+    bad = [[], ["a"], [], ["b"], [], [], [], [], ["a"], []]
+    list(whole.over(loads(*bad, long=1)))
+    list(first.over(loads(*bad[:5], long=1)))
+    rest: list[str] = []
+    second = watch(rest, steps=5, start=20)
+    second.load_state_dict(first.state_dict())
+    list(second.over(loads(*bad[5:], long=1)))
+    assert second.state_dict() == whole.state_dict()
+    assert rest == [], "a was named, and long captions were reported, in the first part"
+
+
 # ------------------------------------------------------------------------------------- two ranks
 
 
