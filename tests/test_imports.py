@@ -12,13 +12,15 @@ FLOORS = [
     {"errors"},  # the ground: what a mistake is
     # and what a setting is
     {"config", "lookup", "signatures", "depth", "apart", "order", "array_file", "line_charts"},
-    {"tables", "image_files", "dicom", "shard_index", "counting", "pools"},
+    {"tables", "image_files", "dicom", "shard_index", "counting", "pools", "rank_config"}
+    | {"row_writer"},
     {"decoding", "shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
     | {"warm_start", "settings", "shard_writer", "journal", "parallel", "progress", "page"}
     | {"duplicates", "likeness", "fingerprints", "memory", "replay", "towers"}
-    | {"intervals", "neighbours", "relevance", "feature_file", "results", "run_files"},
-    {"samples", "index_files", "pictures", "captions", "remote_tar"},
+    | {"intervals", "neighbours", "relevance", "feature_file", "results", "run_files"}
+    | {"candidates", "classification", "feature_index"},
+    {"samples", "index_files", "pictures", "captions", "remote_tar", "image_sets", "rank"},
     {"stream"},
     {
         "model",
@@ -38,10 +40,10 @@ FLOORS = [
         "report_gallery",
     },
     {"grad_cache", "watch"},  # the step, of chunks; what it is fed with
-    {"features", "feed", "rank", "setup", "verify", "audit", "report_plots"},
-    {"concepts"},
-    {"retrieval"},
-    {"evaluate", "zeroshot", "selfcheck", "report"},
+    {"features", "feed", "setup", "verify", "audit", "report_plots"},
+    {"concepts", "embedding", "truth"},
+    {"retrieval", "search"},
+    {"evaluate", "zeroshot", "embed", "selfcheck", "report"},
     {"train", "__init__"},  # what users import
 ]
 SEAMS = {
@@ -98,7 +100,7 @@ def test_only_the_seam_imports(package: str, allowed: set[str]) -> None:
     assert users <= allowed
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "report", "zeroshot"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "report", "zeroshot", "embed"])
 def test_help_needs_no_torch(command: str) -> None:
     """What `--help` imports; the time it takes follows from that."""
     code = (
