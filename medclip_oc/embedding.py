@@ -202,6 +202,8 @@ class _Pixels(Dataset[tuple[int, Any]]):
             return position, self.preprocess(picture, self.rng)
         except (InputError, WorkError) as error:
             return position, error
+        except OSError as error:  # of a shard: its disk failed
+            return position, WorkError(f"{self.images.name(position)}: {error.strerror}")
 
 
 def _collate(samples: list[tuple[int, Any]]) -> _Loaded:

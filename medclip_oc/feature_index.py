@@ -137,6 +137,7 @@ class Index:
             shape = (self.about["pairs"], self.about["width"])
             size = (folder / _PAIRS).stat().st_size
             assert self.about["format"] == FORMAT
+            assert isinstance(self.about["probes"], dict)
             assert all(rows.shape == shape for rows in self._features.values())
             assert (len(self._ends), int(self._ends[-1])) == (shape[0] + 1, size)
         except (OSError, ValueError, KeyError, TypeError, AssertionError, EOFError):

@@ -98,6 +98,24 @@ class Joined:
         return number, position - (self.ends[number] - len(self.sets[number]))
 
 
+class First:
+    """The first images of a set."""
+
+    def __init__(self, images: ImageSet, number: int) -> None:
+        self.images, self.number = images, min(number, len(images))
+
+    def __len__(self) -> int:
+        return self.number
+
+    def name(self, position: int) -> str:
+        """See `ImageSet`."""
+        return self.images.name(position)
+
+    def read(self, position: int) -> bytes:
+        """See `ImageSet`."""
+        return self.images.read(position)
+
+
 def find(words: Sequence[str], split: str | None, option: str = "--images") -> ImageSet:
     """All images that the words name, in their order; in a folder by name. A file counts once.
 

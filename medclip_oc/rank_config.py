@@ -1,4 +1,4 @@
-"""Settings of the commands that use a trained model: zeroshot, embed.
+"""Settings of the commands that use a trained model: zeroshot, embed, export, app.
 
 As in `config`: no torch, and a field's help is the docstring under it.
 """
@@ -142,3 +142,41 @@ class EmbedConfig(ModelChoice):
     """Add lists for approximate search (`--engine faiss`), worth it from a million pairs on."""
     overwrite: bool = False
     """Replace an index that is there."""
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """A checkpoint for other programs."""
+
+    checkpoint: str
+    """A checkpoint written by training."""
+    to: Literal["open_clip", "onnx", "hf"]
+    """open_clip: a folder for `create_model_from_pretrained("local-dir:...")`. onnx: a graph per
+    tower. hf: a folder for `transformers.CLIPModel`, where the architecture is CLIP's own."""
+    out: str
+    """A new folder."""
+    images: list[str] = field(default_factory=list)
+    """Images to compare features on. None given: pairs that the run validated on."""
+    pairs: int = 8
+    """How many are compared."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+    def __post_init__(self) -> None:
+        _at_least(2, "--", self, "pairs")
+
+
+@dataclass(kw_only=True)
+class AppConfig(ModelChoice):
+    """A local page."""
+
+    index: str | None = None
+    """An index to search: a folder written by medclip_oc.embed."""
+    host: str = "127.0.0.1"
+    """Address to serve at. 0.0.0.0 lets everybody in the network in, without a password."""
+    port: int = 7860
+    """Port to serve at."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(1 <= self.port <= 65535, "--port", self.port, "from 1 to 65535")

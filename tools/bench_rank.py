@@ -3,7 +3,8 @@
     python tools/bench.py rank --source ROCOv2/test_images     # any folder of images
 
 - time: from the loaded model to the written result (reading, decoding, both towers, ranking, JSON
-  lines), against the same batches through the same towers with the pixels and tokens at hand.
+  lines), against the same batches through the same towers with the pixels and tokens at hand; wall
+  time and, beside it, processor time with the loader processes'.
 - memory: the most resident memory above that at the start, with four times the images against the
   images alone, in one process (--workers 0), a small tower.
 
@@ -11,9 +12,10 @@ Weights are random: they cost the same as trained ones.
 """
 
 import os
+import resource
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,7 +62,9 @@ class Config:
     batch_size: int = 64
     """Images or texts embedded at once."""
     rounds: int = 3
-    """Paired runs that count; one more doesn't."""
+    """Paired runs that count."""
+    warmup: int = 1
+    """Paired runs before them that don't."""
     threads: int = 2
     """Threads of torch."""
 
@@ -109,14 +113,33 @@ def timed(config: Config, images: Files) -> Comparison:
     """Everything against the forward passes."""
     embedder = open_model(ModelConfig(arch=config.arch), config.batch_size)
     candidates = texts(config.texts)
-    return compare(
+    spent: dict[str, list[float]] = {"ours": [], "theirs": []}
+
+    def counted(name: str, what: Callable[[], None]) -> None:
+        start = _processor_seconds()
+        what()
+        spent[name].append(_processor_seconds() - start)
+
+    found = compare(
         "rank",
         f"time: {config.images:,} images x {config.texts:,} texts, {config.arch}, "
         f"{config.threads} threads",
-        partial(whole, embedder, images, candidates),
-        partial(forwards, embedder, config.images, candidates),
+        partial(counted, "ours", partial(whole, embedder, images, candidates)),
+        partial(counted, "theirs", partial(forwards, embedder, config.images, candidates)),
         peer="the forward passes alone",
         rounds=config.rounds,
+        warmup=config.warmup,
+    )
+    ratios = [b / a for a, b in zip(spent["ours"], spent["theirs"], strict=True)]
+    found.extra["cpu_rounds"] = [float(f"{ratio:.4g}") for ratio in ratios[config.warmup :]]
+    return found
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it started and that ended: the loader's."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
 
 
