@@ -8,6 +8,7 @@ from typing import Any, Literal, TextIO
 
 Form = Literal["table", "json", "jsonl", "csv"]
 _WIDTHS = {"rank": 4, "cosine": 7, "score": 7, "probability": 11, "margin": 8}
+_LONG = ("text", "caption")
 _DECIMALS = 4
 
 
@@ -79,8 +80,8 @@ class RowWriter:
 
 
 def _columns(names: Sequence[str]) -> list[str]:
-    """Numbers first: what has no fixed width comes last."""
-    return sorted(names, key=lambda name: name not in _WIDTHS)
+    """Numbers first, since they have a fixed width; what may be long comes last."""
+    return sorted(names, key=lambda name: (name not in _WIDTHS, name in _LONG))
 
 
 def _one_line(value: Any) -> str:

@@ -86,6 +86,11 @@ def test_answers_by_text_and_by_image(
     assert len(rows) == 20
     assert (rows[0]["query"], rows[0]["caption"]) == (caption, caption)
     assert rows[0]["score"] == pytest.approx(1, abs=1e-5)
+    assert call(zeroshot.work, ZeroshotConfig, *words, "--search", caption, "--top", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == caption
+    assert lines[1].split() == ["rank", "score", "id", "shard", "position", "caption"]
+    assert len(lines) == 3
     rows = answers(capsys, *words, "--search", caption, "--top", 48)
     images = np.load(index / "image_features.npy")
     query = np.load(index / "caption_features.npy")[41]
