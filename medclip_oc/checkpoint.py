@@ -209,7 +209,7 @@ def _read(path: Path, *, mmap: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        if re.search(r"Unsupported (global|class)|reduce", str(error)):
+        if re.search(r"unsupported (global|class)|reduce", str(error), re.IGNORECASE):
             raise InputError(
                 f"{path}: refused: it holds pickled Python objects, which run code when opened; "
                 "only tensors and plain values are read"

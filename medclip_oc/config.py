@@ -423,28 +423,3 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, "--", self, "gallery")
-
-
-@dataclass
-class ZeroshotConfig:
-    """Rank captions for images."""
-
-    checkpoint: str
-    """A checkpoint written by training."""
-    images: list[str]
-    """Image files."""
-    texts: list[str]
-    """Candidate captions."""
-    top: int | None = None
-    """Print only the K best of each image."""
-    format: Literal["table", "json", "jsonl", "csv"] = "table"
-    """Rows have the fields image, rank, text, cosine, probability, margin."""
-    batch_size: int = 64
-    """Images or captions embedded at once."""
-    precision: Precision = "fp32"
-    """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
-    device: Device = "auto"
-    """auto: CUDA where there is a GPU, else the CPU."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, "--", self, "batch_size", "top")

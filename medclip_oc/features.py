@@ -1,8 +1,7 @@
 """Features of many images and texts. N images or texts, D embedding size."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -150,37 +149,6 @@ def _gather_concepts(parts: list[Tensor], world: distributed.World) -> Tensor:
     padded = [torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts]
     rows = torch.cat([torch.empty(0, most, dtype=torch.int32), *padded])
     return distributed.gather_ragged(rows.to(world.device)).cpu()
-
-
-@torch.inference_mode()
-def embed_images(
-    clip: Clip, images: Iterable[Tensor], device: torch.device, *, batch_size: int, precision: str
-) -> Tensor:
-    """Features of preprocessed images, each (3, H, W) uint8: (N, D) float32."""
-    return _embed_batches(clip.towers.embed_images, images, device, batch_size, precision)
-
-
-@torch.inference_mode()
-def embed_texts(
-    clip: Clip, texts: list[str], device: torch.device, *, batch_size: int, precision: str
-) -> Tensor:
-    """Features of texts: (N, D) float32."""
-    tokens = (clip.tokenizer([text])[0] for text in texts)
-    return _embed_batches(clip.towers.embed_texts, tokens, device, batch_size, precision)
-
-
-def _embed_batches(
-    embed: Callable[[Tensor], Tensor],
-    rows: Iterable[Tensor],
-    device: torch.device,
-    batch_size: int,
-    precision: str,
-) -> Tensor:
-    rows, blocks = iter(rows), []
-    while block := list(islice(rows, batch_size)):
-        with autocast(device, precision):
-            blocks.append(embed(torch.stack(block).to(device)))
-    return torch.cat(blocks)
 
 
 def _silent(world: distributed.World) -> bool | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import distributed
 from .augment import TrainingTransform
 from .config import Config, DataConfig, Decode
-from .data import Pairs, StepSampler, loader, step_batches
+from .data import Pairs, StepSampler, Transform, loader, step_batches
 from .errors import InputError, WorkError
 from .model import Clip
 from .order import Order
@@ -122,7 +122,12 @@ def _writable(name: str) -> Path:
 
 def pairs(shards: ShardSet, clip: Clip, *, decode: Decode = "exact") -> Pairs:
     """Pairs as open_clip preprocesses them for this model."""
-    return Pairs(shards, _Preprocess(clip), clip.tokenizer, decode=decode)
+    return Pairs(shards, preprocess(clip), clip.tokenizer, decode=decode)
+
+
+def preprocess(clip: Clip) -> Transform:
+    """Pixels as open_clip preprocesses them for this model."""
+    return _Preprocess(clip)
 
 
 def augmented_pairs(shards: ShardSet | None, clip: Clip, settings: DataConfig, seed: int) -> Pairs:

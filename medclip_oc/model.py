@@ -27,12 +27,14 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
-from . import checkpoint, warm_start
+from . import checkpoint, mismatch, warm_start
 from .config import ModelConfig
 from .errors import InputError, WorkError
 from .towers import Towers
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+TEXT_MODEL = "text_model"
+"""In an exported folder: the configuration of a Hugging Face text tower."""
 _DEFINITION_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _CHOICES = {
     "interpolation": ("bicubic", "bilinear"),
@@ -82,12 +84,14 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     name, definition = _identify(settings)
     _register(name, definition)
     preprocess = _check_pretrained(settings, name, definition) or settings.preprocess or {}
-    clip = _create(
-        settings.arch if _has_schema(settings.arch) else name,
-        pretrained=settings.pretrained,
-        preprocess=preprocess,
-        image_size=settings.image_size,
-    )
+    source, file = name, settings.pretrained
+    if folder := _exported(settings.arch):  # its own file names a path that may be gone
+        about = json.loads((folder / "open_clip_config.json").read_text())
+        preprocess = {**about.get("preprocess_cfg", {}), **preprocess}
+        file = str(folder / "open_clip_model.safetensors")
+    elif _has_schema(settings.arch):
+        source = settings.arch
+    clip = _create(source, pretrained=file, preprocess=preprocess, image_size=settings.image_size)
     if settings.image_size is None:
         _refuse_resized(clip, settings.pretrained)
     _check_trainable(clip, settings.arch)
@@ -107,7 +111,9 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         "tokenizer": definition["text_cfg"].get("hf_tokenizer_name") or "open_clip",
         "context_length": definition["text_cfg"].get("context_length", 77),
     }
-    return _assemble(clip, description, settings.freeze_batch_norm)
+    found = _assemble(clip, description, settings.freeze_batch_norm)
+    description["tokens"] = mismatch.tokens(found.tokenizer)
+    return found
 
 
 def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = None) -> Clip:
@@ -122,6 +128,7 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
         InputError: the weights don't fit the description.
     """
     description = _description(content, where)
+    mismatch.check_facts(description, where)
     name = description["name"]
     _register(name, description["definition"])
     sizes = {key: description["preprocess"][key] for key in _PREPROCESS_KEYS}
@@ -138,12 +145,14 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
         raise InputError(
             f"{where}: its weights don't fit its own description, {name} ({_first(error)})"
         ) from error
-    if settings is None:
-        return _assemble(clip, description, freeze_batch_norm=True)
-    _check_trainable(clip, settings.arch)
-    if settings.grad_checkpointing:
-        clip.set_grad_checkpointing()
-    return _assemble(clip, description, settings.freeze_batch_norm)
+    mismatch.check_activation(clip, description, where)
+    if settings is not None:
+        _check_trainable(clip, settings.arch)
+        if settings.grad_checkpointing:
+            clip.set_grad_checkpointing()
+    found = _assemble(clip, description, settings is None or settings.freeze_batch_norm)
+    mismatch.check_tokens(found.tokenizer, description, where)
+    return found
 
 
 def _description(content: dict[str, Any], where: str) -> dict[str, Any]:
@@ -173,7 +182,7 @@ def _identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
         name = Path(name).name
     if settings.definition is not None:
         known = open_clip.get_model_config(settings.arch)
-        if known is not None and known != _resolved(settings.definition):
+        if known is not None and known != resolved(settings.definition):
             raise InputError(
                 f"model.arch: {settings.arch!r} is open_clip's own; a model given in full "
                 "(model.definition) needs a name of its own"
@@ -181,7 +190,7 @@ def _identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
         _check_definition(settings.definition)
         return _sized(name, deepcopy(settings.definition), settings.image_size)
     try:
-        with _quiet():
+        with quiet():
             definition = open_clip.get_model_config(settings.arch)
     except (OSError, ValueError) as error:  # a hub or a folder
         raise _unreachable(f"model.arch: {settings.arch}", error) from error
@@ -189,9 +198,23 @@ def _identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
         near = difflib.get_close_matches(settings.arch, open_clip.list_models(), 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"model.arch: {settings.arch!r} is not an open_clip architecture{hint}")
-    if settings.arch.startswith("local-dir:") and definition["text_cfg"].get("hf_tokenizer_name"):
-        definition["text_cfg"]["hf_tokenizer_name"] = settings.arch.removeprefix("local-dir:")
+    _look_inside(definition["text_cfg"], settings.arch)
     return _sized(name, definition, settings.image_size)
+
+
+def _exported(arch: str) -> Path | None:
+    """The folder of a model whose text tower's configuration lies inside (see export)."""
+    folder = Path(arch.removeprefix("local-dir:"))
+    inside = arch.startswith("local-dir:") and (folder / TEXT_MODEL).is_dir()
+    return folder if inside else None
+
+
+def _look_inside(text: dict[str, Any], arch: str) -> None:
+    """A folder's tokenizer and text tower are those inside it, wherever it was made."""
+    if arch.startswith("local-dir:") and text.get("hf_tokenizer_name"):
+        text["hf_tokenizer_name"] = arch.removeprefix("local-dir:")
+    if folder := _exported(arch):
+        text["hf_model_name"] = str(folder / TEXT_MODEL)
 
 
 def _sized(name: str, definition: dict[str, Any], size: int | None) -> tuple[str, dict[str, Any]]:
@@ -305,7 +328,7 @@ def _create(
     if Path(pretrained or "").is_file():
         pretrained = str(Path(str(pretrained)).resolve())
     try:
-        with _quiet():
+        with quiet():
             return open_clip.create_model(
                 name,
                 pretrained=pretrained,
@@ -329,28 +352,28 @@ def _register(name: str, definition: dict[str, Any]) -> None:
     """Make `name` known to open_clip with this definition."""
     if not _NAME.fullmatch(name):
         raise InputError(f"model.arch: {name!r} can't name a model; use letters, digits, . @ + - _")
-    resolved = _resolved(definition)
-    if open_clip.get_model_config(name) != resolved:
+    known = resolved(definition)
+    if open_clip.get_model_config(name) != known:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.json"
-            file.write_text(json.dumps(resolved))
+            file.write_text(json.dumps(known))
             open_clip.add_model_config(file)
 
 
-def _resolved(definition: dict[str, Any]) -> dict[str, Any]:
+def resolved(definition: dict[str, Any]) -> dict[str, Any]:
     """The definition with every `package:` reference turned into a path."""
-    resolved = deepcopy(definition)
+    found = deepcopy(definition)
     for key in ("hf_model_name", "hf_tokenizer_name"):
-        if key in resolved.get("text_cfg", {}):
-            resolved["text_cfg"][key] = warm_start.resolve(resolved["text_cfg"][key])
-    return resolved
+        if key in found.get("text_cfg", {}):
+            found["text_cfg"][key] = warm_start.resolve(found["text_cfg"][key])
+    return found
 
 
 def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     # Loader processes are forked after the tokenizer's first use; its own threads would deadlock.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        with _quiet():
+        with quiet():
             tokenizer = open_clip.get_tokenizer(name)
             plain = type(tokenizer) is open_clip.SimpleTokenizer
             return _RememberingTokenizer(tokenizer) if plain else tokenizer
@@ -457,8 +480,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip narrates on the root logger; our errors say what matters."""
+def quiet() -> Iterator[None]:
+    """Silence for a while: open_clip narrates on the root logger; our errors say what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

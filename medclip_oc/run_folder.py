@@ -16,8 +16,10 @@ from pathlib import Path
 from . import checkpoint
 from .errors import InputError, WorkError
 
-_OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt", "interrupted")
-_OWN += ("report.html",)
+_OWN = (
+    *("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"),
+    *("interrupted", "report.html"),
+)
 _OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
 _STATE = re.compile(r"step-(\d{8,})\.pt")
 

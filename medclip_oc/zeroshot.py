@@ -1,83 +1,160 @@
-"""Rank captions: `python -m medclip_oc.zeroshot --checkpoint FILE --images A.jpg --texts "..."`."""
+"""Rank captions: `python -m medclip_oc.zeroshot --checkpoint FILE --images A.jpg --texts "..."`.
 
-import csv
+Rows go to standard output as they are made; what is to be said besides goes to standard error.
+Exit code 1 where some images couldn't be read: the others are ranked all the same.
+"""
+
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import command
-from .config import ZeroshotConfig
-from .errors import InputError
+from .errors import InputError, WorkError
+from .rank_config import ZeroshotConfig
+
+if TYPE_CHECKING:
+    from .candidates import Candidate
+    from .embedding import Embedder
+    from .image_sets import ImageSet
+    from .rank import Ranking
+    from .row_writer import RowWriter
+    from .truth import Truth
+
+_PROG = "python -m medclip_oc.zeroshot"
 
 
 def work(settings: ZeroshotConfig) -> None:
     """Rank the candidate captions for every image and print the rows."""
-    _check(settings)
-    import torch
+    from . import candidates, image_sets
 
-    from . import features, images, rank, setup
-    from .distributed import World, device_of
+    if settings.index is not None:
+        from . import search
 
-    world = World(0, 1, device_of(settings.device))
-    setup.check_precision(settings.precision, world.device)
-    clip, _ = setup.trained_clip(settings.checkpoint, world)
-    how: dict[str, Any] = {"batch_size": settings.batch_size, "precision": settings.precision}
-
-    def pixels(path: str) -> torch.Tensor:
-        try:
-            return clip.preprocess(images.decode(Path(path).read_bytes()).convert("RGB"))
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path}: {error}") from error
-
-    image_features = features.embed_images(clip, map(pixels, settings.images), world.device, **how)
-    text_features = features.embed_texts(clip, settings.texts, world.device, **how)
-    scale = clip.towers.inverse_temperature().item()
-    rows = rank.rank_texts(
-        settings.images, settings.texts, image_features, text_features, scale, settings.top
+        search.work(settings)
+        return
+    limit = settings.threshold
+    found = candidates.gather(
+        settings.texts,
+        settings.texts_file,
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+        templates=settings.templates,
+        threshold=limit is not None,
     )
-    _print(rows, settings.format)
+    images = image_sets.find(settings.images, settings.split)
+    truth = None
+    if settings.labels is not None:
+        from .truth import Truth
+
+        none = [] if limit is None else [candidates.NONE]
+        truth = Truth(settings.labels, [*none, *(one.name for one in found)], images)
+    from . import embedding, rank
+    from .row_writer import RowWriter
+
+    embedder = embedding.open_embedder(settings)
+    writer = RowWriter(sys.stdout, settings.format, rank.FIELDS)
+    ranking = rank_of(embedder, found, limit)
+    bad = write_ranks(embedder, images, ranking, writer, top=settings.top, truth=truth)
+    if truth is not None:
+        _conclude(truth, settings)
+    if bad:
+        raise WorkError(f"{bad:,} of {len(images):,} images can't be read; the others are ranked")
 
 
-def _check(settings: ZeroshotConfig) -> None:
-    for option in ("images", "texts"):
-        if not getattr(settings, option):
-            raise InputError(f"--{option}: give at least one")
-    for number, text in enumerate(settings.texts, 1):
-        if not text.strip():
-            raise InputError(f"--texts: number {number} is empty")
-    for path in settings.images:
-        if not Path(path).is_file():
-            what = "a folder, not an image" if Path(path).is_dir() else "no such file"
-            raise InputError(f"--images: {path}: {what}")
+def rank_of(
+    embedder: "Embedder", candidates: "list[Candidate]", threshold: float | None = None
+) -> "Ranking":
+    """The candidates, embedded; a warning for each text that the context cuts."""
+    from . import rank
+    from .settings import shorten
+
+    prompts = len({prompt for one in candidates for prompt in one.prompts})
+    with _progress(prompts, "texts", embedder.batch_size) as progress:
+        features, cut = embedder.candidates(candidates, progress.update if progress else None)
+    context = embedder.clip.description["context_length"]
+    for prompt in cut:
+        _say(f"cut at {context} tokens, the rest doesn't count: {shorten(prompt)}")
+    scale = embedder.clip.towers.inverse_temperature().item()
+    return rank.Ranking([one.name for one in candidates], features, scale, threshold)
 
 
-def _print(rows: list[dict[str, Any]], form: str) -> None:
-    if form == "json":
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif form == "jsonl":
-        print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-    elif form == "csv":
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        _print_table(rows)
+def write_ranks(
+    embedder: "Embedder",
+    images: "ImageSet",
+    ranking: "Ranking",
+    writer: "RowWriter",
+    *,
+    top: int | None = None,
+    truth: "Truth | None" = None,
+) -> int:
+    """Rank the candidates for every image, and write the rows batch by batch.
+
+    Returns:
+        How many images couldn't be read; each is named on standard error.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    total, number = len(images), 0
+    quiet = sys.stdout.isatty()  # the rows are there to be seen
+    with nullcontext() if quiet else _progress(total, "images", embedder.batch_size) as progress:
+        for batch in embedder.images(images):
+            for position, reason in batch.bad:
+                number += 1
+                line = f"{images.name(position)}: {reason}"
+                if total == 1:
+                    raise InputError(line)
+                _say(line)
+            scores = ranking.scores(batch.features)
+            names = [images.name(position) for position in batch.positions]
+            writer.write(ranking.rows(names, scores, top))
+            if truth is not None:
+                truth.add(batch.positions, scores.probabilities.numpy())
+            if progress:
+                progress.update(len(batch.positions) + len(batch.bad))
+    writer.close()
+    if number == total:
+        raise InputError(f"none of the {total:,} images can be read")
+    return number
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        if row["rank"] == 1:
-            print(f"{row['image']}\n  rank   cosine  probability  text")
-        print(
-            f"  {row['rank']:>4}  {row['cosine']:7.4f}  {row['probability']:11.4f}  {row['text']}"
-        )
+def _conclude(truth: "Truth", settings: ZeroshotConfig) -> None:
+    """Print the figures: with the rows of a table, beside those of a program."""
+    from . import classification
+
+    if truth.unknown:
+        _say(f"{truth.unknown:,} images have no row in {settings.labels}: they don't count")
+    figures = truth.figures()
+    out = sys.stdout if settings.format == "table" else sys.stderr
+    print(classification.text(figures), file=out)
+    if settings.figures is not None:
+        file = Path(settings.figures)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise WorkError(f"{file}: can't be written ({error.strerror})") from error
+
+
+def _progress(total: int, what: str, batch: int) -> Any:
+    """A bar, where there is more than one batch."""
+    from .progress import Progress
+
+    return Progress(total, what, "embed") if total > batch else nullcontext()
+
+
+def _say(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"{_PROG}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":
     command.main(
         work,
         ZeroshotConfig,
-        prog="python -m medclip_oc.zeroshot",
-        description="Rank candidate captions for images, best first.",
+        prog=_PROG,
+        description="Rank candidate captions for images, best first, or search an index.",
     )

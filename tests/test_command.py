@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from medclip_oc import __version__, command
-from medclip_oc.config import Config, EvaluateConfig, ZeroshotConfig
+from medclip_oc.config import Config, EvaluateConfig
 from medclip_oc.errors import InputError
+from medclip_oc.rank_config import ZeroshotConfig
 from medclip_oc.settings import help_text
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -188,9 +189,21 @@ def test_bad_words(words: str, line: str) -> None:
     assert error_of(Config, *words.split()) == line
 
 
+@dataclass
+class Needy:
+    """Settings without default."""
+
+    a: int
+    """A number."""
+    b: int
+    """Another."""
+    c: int
+    """And one more."""
+
+
 def test_missing_settings_are_named_together() -> None:
-    line = error_of(ZeroshotConfig, "--checkpoint", "c.pt")
-    assert line == "--images, --texts: required, but not given"
+    line = error_of(Needy, "--b", "1")
+    assert line == "--a, --c: required, but not given"
 
 
 def test_long_values_are_cut() -> None:

@@ -314,3 +314,76 @@ def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str
 def test_token_counter_of_an_unknown_model() -> None:
     with pytest.raises(InputError, match="'ViT-B-61' is not an open_clip architecture; did you"):
         model.token_counter("ViT-B-61")
+
+
+# ------------------------------------------------------------------- checkpoints on other machines
+
+
+def changed(file: Path, change: str, value: object) -> Path:
+    """A checkpoint of which one fact is another."""
+    content = checkpoint.load(file)
+    content.pop("format")
+    owner = content["model"]
+    *path, name = change.split(".")
+    for key in path:
+        owner = owner[key]
+    owner[name] = value
+    checkpoint.save(file, content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "message"),
+    [
+        (
+            "definition.quick_gelu",
+            False,
+            "made with quick_gelu True, but its definition of other-[a-z_-]+ has False",
+        ),
+        (
+            "definition.text_cfg.context_length",
+            16,
+            "made with context_length 32, but its definition of other-[a-z_-]+ has 16",
+        ),
+        (
+            "definition.text_cfg.hf_tokenizer_name",
+            "bert-base-uncased",
+            "made with tokenizer 'open_clip', but its definition of other-[a-z_-]+ has "
+            "'bert-base-uncased'",
+        ),
+        (
+            "tokens",
+            [1, 2, 3],
+            r"made with a tokenizer \(open_clip\) that isn't the one here: 'Chest",
+        ),
+        ("definition.vision_cfg.layers", 1, "don't fit its own description, other-"),
+        ("preprocess.size", [64, 64], "made with preprocessing .*64.* is built with .*32"),
+    ],
+)
+def test_what_doesnt_fit_is_refused_with_both_sides(
+    tmp_path: Path, change: str, value: object, message: str
+) -> None:
+    arch = "other-" + change.replace(".", "-")
+    clip = model.build(ModelConfig(arch=arch, definition=QUICK))
+    file = changed(save(clip, tmp_path / "a.pt"), change, value)
+    with pytest.raises(InputError, match=message) as caught:
+        model.load(file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_lost_activation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As open_clip loses it when the name loses `-quickgelu`: the architecture builds GELU."""
+    clip = model.build(ModelConfig(arch="lost-test", definition=QUICK))
+    file = save(clip, tmp_path / "a.pt")
+    create = open_clip.create_model
+
+    def forgetful(name: str, **how: object) -> object:
+        return create("lost-test-gelu", **how)
+
+    model.build(ModelConfig(arch="lost-test-gelu", definition=TINY))
+    monkeypatch.setattr(open_clip, "create_model", forgetful)
+    with pytest.raises(
+        InputError, match="trained with QuickGELU, but lost-test is built with GELU"
+    ):
+        model.load(file)

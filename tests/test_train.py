@@ -21,9 +21,10 @@ from conftest import TINY, VIT
 
 import medclip_oc
 from medclip_oc import checkpoint, command, evaluate, model, train, zeroshot
-from medclip_oc.config import Config, EvaluateConfig, TrainCommand, ZeroshotConfig
+from medclip_oc.config import Config, EvaluateConfig, TrainCommand
 from medclip_oc.images import decode
 from medclip_oc.packing import PackOptions, pack
+from medclip_oc.rank_config import ZeroshotConfig
 from medclip_oc.shards import ShardSet
 from medclip_oc.source_forms import open_source
 

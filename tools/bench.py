@@ -23,6 +23,7 @@ BENCHES: dict[str, str] = {
     "pack": "packing, against decoding alone and copying alone",
     "loader": "the training loader, against open_clip's on the same shards",
     "retrieval": "ranking, against bare products and open_clip's ways",
+    "rank": "ranking captions for images, against the forward passes alone",
     "step": "the exact cached step, against accumulation and one big batch",
 }
 USAGE = "usage: python tools/bench.py NAME [options]\n\n" + "\n".join(

@@ -1,0 +1,101 @@
+"""How well a zero-shot classifier does, given the truth. N images, M classes. Pure functions.
+
+- accuracy: the share of images whose best candidate is the true one.
+- balanced accuracy: the mean over the classes that occur of their recall, so that each class
+  counts the same, however many images it has.
+- AUROC of a class: how probable it is that an image of the class gets a higher probability for it
+  than one of another class; ties count half (Hanley and McNeil 1982). None: it has no image, or
+  there is no other.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def measure(names: Sequence[str], truth: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    """All figures.
+
+    Args:
+        names: of the M candidates; "none of these" may be one that is never true.
+        truth: (N,) int64, index of the true one.
+        probabilities: (N, M).
+
+    Returns:
+        images; accuracy; balanced_accuracy; auroc, the mean of the classes' (None: no class has
+        one); classes: of each true or predicted class its images, recall, auroc; confusion: the
+        classes' names, and counts with a row for each true class and a column for each predicted.
+    """
+    predicted = probabilities.argmax(1)
+    size = len(names)
+    counts = np.bincount(truth * size + predicted, minlength=size * size).reshape(size, size)
+    totals = counts.sum(1)
+    present = np.flatnonzero(totals)
+    recalls = counts.diagonal()[present] / totals[present]
+    areas = {m: auroc(probabilities[:, m], truth == m) for m in present.tolist()}
+    known = [area for area in areas.values() if area is not None]
+    shown = np.flatnonzero(totals + counts.sum(0)).tolist()
+    recall_of = dict(zip(present.tolist(), recalls.tolist(), strict=True))
+    return {
+        "images": len(truth),
+        "accuracy": float((predicted == truth).mean()),
+        "balanced_accuracy": float(recalls.mean()),
+        "auroc": float(np.mean(known)) if known else None,
+        "classes": {
+            names[m]: {
+                "images": int(totals[m]),
+                "recall": recall_of.get(m),
+                "auroc": areas.get(m),
+            }
+            for m in shown
+        },
+        "confusion": {
+            "classes": [names[m] for m in shown],
+            "counts": counts[np.ix_(shown, shown)].tolist(),
+        },
+    }
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve.
+
+    Args:
+        scores: (N,).
+        positive: (N,) bool.
+    """
+    number, others = int(positive.sum()), int((~positive).sum())
+    if not number or not others:
+        return None
+    _, place, repeats = np.unique(scores, return_inverse=True, return_counts=True)
+    ends = np.cumsum(repeats)
+    ranks = (ends - (repeats - 1) / 2)[place]  # equal scores share the mean of their ranks
+    return float((ranks[positive].sum() - number * (number + 1) / 2) / (number * others))
+
+
+def text(figures: dict[str, Any]) -> str:
+    """The figures for people: lines, and the confusion matrix."""
+    lines = [
+        f"{figures['images']:,} images with a label: accuracy {figures['accuracy']:.3f}, "
+        f"balanced accuracy {figures['balanced_accuracy']:.3f}, "
+        f"mean AUROC {_number(figures['auroc']).strip()}",
+        "  images  recall   AUROC  class",
+    ]
+    for name, row in figures["classes"].items():
+        numbers = f"{_number(row['recall'])}  {_number(row['auroc'])}"
+        lines.append(f"  {row['images']:>6}  {numbers}  {_one_line(name)}")
+    classes, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
+    lines.append("confusion: a row for each true class, a column for each predicted one, as listed")
+    width = max(len(str(cell)) for row in counts for cell in row)
+    for name, row in zip(classes, counts, strict=True):
+        cells = " ".join(f"{cell:>{width}}" for cell in row)
+        lines.append(f"  {cells}  {_one_line(name)}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "     -" if value is None else f"{value:6.3f}"
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())

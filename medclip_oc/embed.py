@@ -1,0 +1,76 @@
+"""An index of pairs: `python -m medclip_oc.embed --checkpoint FILE --data SHARDS --out INDEX`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import command
+from .rank_config import EmbedConfig
+
+if TYPE_CHECKING:
+    from .shards import ShardSet
+
+
+def work(settings: EmbedConfig) -> None:
+    """Embed every pair once and write the index; memory doesn't grow with their number."""
+    from . import data, distributed, embedding, feature_index, feed
+    from .progress import Progress
+
+    if settings.faiss:
+        feature_index.check_faiss()
+    world = distributed.World(0, 1, distributed.device_of(settings.device))
+    shards = feed.open_shards(settings.data, settings.split or "test", world)
+    embedder = embedding.open_embedder(settings)
+    clip = embedder.clip
+    width = int(clip.description["definition"]["embed_dim"])
+    writer = feature_index.IndexWriter(
+        Path(settings.out), len(shards), width, settings.dtype, overwrite=settings.overwrite
+    )
+    batches = data.loader(
+        feed.pairs(shards, clip),
+        _batches(len(shards), settings.batch_size),
+        workers=embedder.processes(len(shards)),
+        pin=embedder.device.type == "cuda",
+    )
+    with writer, Progress(len(shards), "pairs", "embed") as progress:
+        for loaded in batches:
+            batch = loaded.batch
+            images = embedder.forward(clip.towers.embed_images, batch["images"])
+            captions = embedder.forward(clip.towers.embed_texts, batch["tokens"])
+            embedding.check_finite(images, "image")
+            embedding.check_finite(captions, "text")
+            writer.add(images, captions, [_pair(shards, n) for n in batch["index"].tolist()])
+            progress.update(len(images))
+        about = {
+            "width": width,
+            "dtype": settings.dtype,
+            "model": clip.description["name"],
+            "data": settings.data,
+            "split": settings.split or "test",
+            "data_fingerprint": shards.fingerprint,
+            "probes": embedder.probes(),
+        }
+        writer.finish(about, faiss=settings.faiss)
+    print(f"{len(shards):,} pairs, {width} numbers each ({settings.dtype}): {settings.out}")
+
+
+def _batches(size: int, batch: int) -> Iterator[list[tuple[int, int]]]:
+    """Places of all pairs in order (see `data.Place`)."""
+    for first in range(0, size, batch):
+        yield [(0, index) for index in range(first, min(first + batch, size))]
+
+
+def _pair(shards: "ShardSet", position: int) -> dict[str, Any]:
+    """What an answer says of a pair."""
+    sample = shards.read(position)
+    shard = shards.locate(position).removesuffix(f": {sample.key}")
+    return {"id": sample.key, "caption": sample.caption, "shard": shard, "position": position}
+
+
+if __name__ == "__main__":
+    command.main(
+        work,
+        EmbedConfig,
+        prog="python -m medclip_oc.embed",
+        description="Features of a set of pairs, as an index for zeroshot --search.",
+    )

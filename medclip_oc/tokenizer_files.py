@@ -1,0 +1,41 @@
+"""A model's tokenizer as files of Hugging Face's formats."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_RENAMED = {"<start_of_text>": _START, "<end_of_text>": _END}
+"""open_clip's names of the two; a CLIPTokenizer's regular expression knows OpenAI's."""
+
+
+def write(tokenizer: Callable[..., Any], folder: Path, context: int) -> None:
+    """Write a tokenizer: a Hugging Face one as it is, open_clip's own as a CLIPTokenizer.
+
+    open_clip's own repairs broken characters (ftfy, HTML entities) first; a CLIPTokenizer doesn't.
+    Of other texts both make the same tokens.
+    """
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+        return
+    known: Any = tokenizer  # SimpleTokenizer
+    merges = sorted(known.bpe_ranks, key=known.bpe_ranks.get)
+    vocabulary = {_RENAMED.get(word, word): number for word, number in known.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    about = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": context,
+        "bos_token": _START,
+        "eos_token": _END,
+        "unk_token": _END,
+        "pad_token": _END,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def is_open_clips_own(tokenizer: Callable[..., Any]) -> bool:
+    """Whether it is the byte-pair tokenizer that came with CLIP."""
+    return hasattr(tokenizer, "bpe_ranks")
