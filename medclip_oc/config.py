@@ -190,6 +190,20 @@ class LossConfig:
     name: Literal["clip", "siglip"] = "clip"
     """clip: softmax over each row and column (InfoNCE). siglip: yes or no for each pairing; needs a
     model with a bias."""
+    positives: Literal["pairs", "captions", "concepts"] = "pairs"
+    """Right answers of an image. pairs: its own caption. captions: those of all pairs with the same
+    caption or the same image. concepts: these, and in part all that share UMLS concepts."""
+    concept_strength: float = 0.3
+    """Share of the answer that positives: concepts gives to the overlap, in [0, 1]."""
+    label_smoothing: float = 0.0
+    """Share of the answer that is spread evenly over the batch; for clip."""
+
+    def __post_init__(self) -> None:
+        strength, smoothing = self.concept_strength, self.label_smoothing
+        _require(0 <= strength <= 1, "loss.concept_strength", strength, "in [0, 1]")
+        _require(0 <= smoothing < 1, "loss.label_smoothing", smoothing, "in [0, 1)")
+        alone = self.name == "clip" or not smoothing
+        _require(alone, "loss.label_smoothing", smoothing, "0, as loss.name: siglip needs")
 
 
 @dataclass

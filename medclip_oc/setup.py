@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from . import checkpoint, distributed, model
-from .config import Config, TrainConfig
+from .config import Config, LossConfig, TrainConfig
 from .errors import InputError
 from .grad_cache import CachedStep
 from .model import Clip
+from .positives import Rule
 from .replay import live_batch_norms
 
 _OWN = ("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt")
@@ -100,7 +101,13 @@ def cached_step(clip: Clip, config: Config, world: distributed.World) -> CachedS
         precision=settings.precision,
         scaler=gradient_scaler(settings.precision, world.device),
         compiled=settings.compile,
+        rule=rule(config.loss),
     )
+
+
+def rule(settings: LossConfig) -> Rule:
+    """What is right for an image, as the settings say."""
+    return Rule(settings.positives, settings.concept_strength, settings.label_smoothing)
 
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:

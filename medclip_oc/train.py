@@ -117,13 +117,14 @@ def prepare(config: Config, world: "World") -> Run:
 def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     """One step (1-based `number`) over one global batch; returns what is logged of it."""
     from . import optim
+    from .positives import Labels
     from .schedule import warmup_cosine
 
     settings, towers = run.config.optim, run.clip.towers
     towers.train()
     lr = settings.lr * warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
     optim.set_lr(run.optimizer, lr)
-    loss = run.step(batch["images"], batch["tokens"]).item()
+    loss = run.step(batch["images"], batch["tokens"], Labels.of(batch)).item()
     for line in run.step.notices():
         run.log.message(line)
     check_finite("loss", loss, number, run.folder)
