@@ -57,6 +57,7 @@ def work(config: Config) -> int:
         data = feed.open_training(config.data, config.run.seed, world)
         plan = setup.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
         clip = model.build(config.model, seed=config.run.seed)
+        setup.tune(clip, config)
         clip.towers.to(world.device).train()
         tell = partial(say, world)
         batches = feed.training_batches(data, clip, config, world, tell, steps=plan.steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, distributed, model
+from . import checkpoint, distributed, lora, model, trainable
 from .config import Config, LossConfig, TrainConfig
 from .errors import InputError
 from .grad_cache import CachedStep
@@ -80,6 +80,21 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
         warmup_steps=warmup,
         unused_pairs=settings.epochs * pairs - steps * batch,
     )
+
+
+def tune(clip: Clip, config: Config) -> None:
+    """Freeze what is not to train, and put adapters into what is left, if asked for.
+
+    Raises:
+        InputError: the model has no such parts, or can't take such adapters.
+    """
+    trainable.freeze(clip.towers, config.optim)
+    if config.lora.rank is None:
+        return
+    if config.train.compile:
+        raise InputError("train.compile: not with adapters (lora.rank)")
+    torch.manual_seed(config.run.seed)
+    lora.insert(clip.towers, config.lora)
 
 
 def cached_step(clip: Clip, config: Config, world: distributed.World) -> CachedStep:

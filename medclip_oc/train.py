@@ -85,6 +85,7 @@ def prepare(config: Config, world: "World") -> Run:
     where = config.data.valid
     valid = None if where is None else feed.open_shards(where, "valid", world)
     clip = model.build(config.model, seed=config.run.seed)
+    setup.tune(clip, config)
     clip.towers.to(world.device)
     step = setup.cached_step(clip, config, world)
     folder = setup.create_run_folder(config, world)
@@ -92,7 +93,9 @@ def prepare(config: Config, world: "World") -> Run:
     log = RunLog(folder, config.log, config=resolved, name=folder.name, main=world.main)
     if world.main:
         settings.save_yaml(config, folder / "config.yaml")
-    for line in (setup.describe(clip, config, world), *plan.lines()):
+    optimizer = optim.adamw(clip.towers, config.optim)
+    about = optim.describe(optimizer, clip.towers)
+    for line in (setup.describe(clip, config, world), *about, *plan.lines()):
         log.message(line)
     if plan.chunks * world.size > 1 and setup.has_live_batch_norm(clip):
         log.message(
@@ -107,7 +110,7 @@ def prepare(config: Config, world: "World") -> Run:
         plan=plan,
         clip=clip,
         step=step,
-        optimizer=optim.adamw(clip.towers, config.optim),
+        optimizer=optimizer,
         batches=feed.training_batches(data, clip, config, world, log.message, steps=plan.steps),
         valid=None if valid is None else feed.pairs(valid, clip, decode=config.valid.decode),
         log=log,
@@ -122,8 +125,8 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
 
     settings, towers = run.config.optim, run.clip.towers
     towers.train()
-    lr = settings.lr * warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
-    optim.set_lr(run.optimizer, lr)
+    factor = warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
+    optim.set_lr(run.optimizer, factor)
     loss = run.step(batch["images"], batch["tokens"], Labels.of(batch)).item()
     for line in run.step.notices():
         run.log.message(line)
@@ -140,7 +143,7 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
         scaler.update()
     towers.clamp_temperature()
     temperature = 1 / towers.inverse_temperature().item()
-    return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
+    return {"loss": loss, "lr": settings.lr * factor, "temperature": temperature, "grad_norm": norm}
 
 
 def check_finite(what: str, value: float, step: int, folder: "Path") -> None:
@@ -169,7 +172,7 @@ def validation_due(run: Run, number: int) -> bool:
 
 def validate_and_save(run: Run, number: int) -> None:
     """Measure retrieval on the validation pairs; write last.pt, and best.pt if it is the best."""
-    from . import checkpoint, metrics
+    from . import checkpoint, lora, metrics
     from .evaluate import evaluate
 
     weights = math.fsum(p.detach().sum().item() for p in run.clip.towers.parameters())
@@ -198,7 +201,7 @@ def validate_and_save(run: Run, number: int) -> None:
         return
     position = number * run.config.train.global_batch_size
     content = {
-        "state_dict": run.clip.towers.clip.state_dict(),
+        "state_dict": lora.plain_state(run.clip.towers),
         "model": run.clip.description,
         "config": dataclasses.asdict(run.config),
         "step": number,

@@ -9,7 +9,7 @@ from conftest import TEXT, TINY, VIT
 from torch import Tensor
 
 from medclip_oc import losses, model
-from medclip_oc.config import ModelConfig
+from medclip_oc.config import LoraConfig, ModelConfig
 from medclip_oc.distributed import World
 from medclip_oc.grad_cache import CachedStep
 from medclip_oc.positives import Labels, Rule
@@ -38,6 +38,22 @@ def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings:
     name = f"step-{zlib.crc32(str(definition).encode())}"
     towers = model.build(ModelConfig(arch=name, definition=definition, **settings)).towers
     towers.train_bias()
+    return towers.train()
+
+
+def adapted(
+    vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, *, live: bool = True, **lora: Any
+) -> Towers:
+    """Towers with adapters; live: B is not zero, so that they change something."""
+    from medclip_oc.lora import insert
+
+    towers = build(vision, text)
+    torch.manual_seed(3)
+    insert(towers, LoraConfig(**{"rank": 4, "alpha": 8.0, **lora}))
+    if live:
+        for name, parameter in towers.named_parameters():
+            if name.endswith(".0.b"):
+                torch.nn.init.normal_(parameter, std=0.1)
     return towers.train()
 
 

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 from processes import run
-from steps import RESNET, batch, build, dense_targets, gradients, labels, plain, worst_error
+from steps import (
+    RESNET,
+    adapted,
+    batch,
+    build,
+    dense_targets,
+    gradients,
+    labels,
+    plain,
+    worst_error,
+)
 
 from medclip_oc import distributed
 from medclip_oc.distributed import World
@@ -124,6 +134,14 @@ def _steps(world: World, names: list[str]) -> dict[str, Any]:
             "sent": sent,
             "traffic": dict(distributed.traffic),
         }
+    towers = adapted()
+    if world.rank:
+        for name, parameter in towers.named_parameters():
+            if ".parametrizations." in name:
+                torch.nn.init.normal_(parameter)
+    step = CachedStep(towers, "clip", world, micro_batch_size=3)
+    step(*[side[share(world)] for side in batch(PAIRS)])
+    results["adapters"] = gradients(towers)
     towers = build(RESNET, freeze_batch_norm=False)
     CachedStep(towers, "clip", world, micro_batch_size=4)(
         *[side[share(world)] for side in batch(PAIRS)]
@@ -212,3 +230,13 @@ def test_log_add(two: list[dict[str, Any]]) -> None:
     values = torch.tensor([1.0, -100.0, 99.0, 3.0])
     for result in two:
         torch.testing.assert_close(result["log add"], torch.logaddexp(values, values + 1))
+
+
+def test_adapters(two: list[dict[str, Any]]) -> None:
+    """Only they have gradients, those of one big batch."""
+    reference = adapted()
+    plain(reference, *batch(PAIRS))
+    for result in two:
+        assert worst_error(result["adapters"], gradients(reference)) < 1e-5
+        names = {n.removeprefix("clip.") for n in result["adapters"]}
+        assert all(".parametrizations." in n for n in names - {"logit_scale"})

@@ -24,7 +24,9 @@ FLOORS = [
         "data",
         "augment",
         "chunks",
-        "optim",
+        "trainable",
+        "ema",
+        "lora",
         "run_log",
         "command",
         "packing",
@@ -34,7 +36,7 @@ FLOORS = [
         "inspection",
         "audit_page",
     },
-    {"grad_cache", "watch"},  # the step, of chunks; what it is fed with
+    {"grad_cache", "watch", "optim"},  # the step, of chunks; what it is fed with
     {"features", "feed", "rank", "setup", "verify", "audit"},
     {"evaluate", "zeroshot", "selfcheck"},
     {"train", "__init__"},  # what users import
