@@ -25,6 +25,7 @@ class Plan:
     """The shape of a run, derived from the configuration and the number of pairs."""
 
     pairs: int
+    global_batch: int
     pairs_per_rank: int
     chunks: int
     text_chunks: int
@@ -41,8 +42,9 @@ class Plan:
         return [
             f"{self.pairs:,} training pairs, {self.steps:,} steps "
             f"({self.steps_per_epoch:.1f} per epoch{left if self.unused_pairs else ''})",
-            f"{self.pairs_per_rank:,} pairs per rank and step in {self.chunks} chunk(s){texts}; "
-            f"warm-up {self.warmup_steps:,} steps ({share:.0%} of the run)",
+            f"each step contrasts {self.global_batch:,} pairs: {self.pairs_per_rank:,} per rank in "
+            f"{self.chunks} chunk(s){texts}; warm-up {self.warmup_steps:,} steps "
+            f"({share:.0%} of the run)",
         ]
 
 
@@ -72,6 +74,7 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
     share = batch // world_size
     return Plan(
         pairs=pairs,
+        global_batch=batch,
         pairs_per_rank=share,
         chunks=-(-share // micro),
         text_chunks=-(-share // text_micro),

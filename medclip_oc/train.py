@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .data import Batch, Pairs
     from .distributed import World
+    from .ema import Ema
     from .grad_cache import CachedStep
     from .model import Clip
     from .run_log import RunLog
@@ -39,6 +40,7 @@ class Run:
     batches: "Iterator[Batch]"
     valid: "Pairs | None"
     log: "RunLog"
+    ema: "Ema | None" = None
     best: float = float("-inf")
 
 
@@ -58,6 +60,7 @@ def train(config: Config) -> None:
                 progress.update(values | {"pairs_per_second": rate.latest})
                 if validation_due(run, number):
                     validate_and_save(run, number)
+                    validate_and_save_average(run, number)
                     rate.restart()
             conclude(run)
 
@@ -77,6 +80,7 @@ def prepare(config: Config, world: "World") -> Run:
     import torch
 
     from . import feed, model, optim, settings, setup
+    from .ema import Ema
     from .run_log import RunLog
 
     setup.check_precision(config.train.precision, world.device)
@@ -114,6 +118,7 @@ def prepare(config: Config, world: "World") -> Run:
         batches=feed.training_batches(data, clip, config, world, log.message, steps=plan.steps),
         valid=None if valid is None else feed.pairs(valid, clip, decode=config.valid.decode),
         log=log,
+        ema=None if config.ema.decay is None else Ema(clip.towers, config.ema.decay),
     )
 
 
@@ -142,6 +147,8 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
         scaler.step(run.optimizer)
         scaler.update()
     towers.clamp_temperature()
+    if run.ema is not None:
+        run.ema.update()
     temperature = 1 / towers.inverse_temperature().item()
     return {"loss": loss, "lr": settings.lr * factor, "temperature": temperature, "grad_norm": norm}
 
@@ -172,35 +179,67 @@ def validation_due(run: Run, number: int) -> bool:
 
 def validate_and_save(run: Run, number: int) -> None:
     """Measure retrieval on the validation pairs; write last.pt, and best.pt if it is the best."""
-    from . import checkpoint, lora, metrics
-    from .evaluate import evaluate
+    from . import checkpoint
 
     weights = math.fsum(p.detach().sum().item() for p in run.clip.towers.parameters())
     check_finite("sum of the weights", weights, number, run.folder)
-    scores: dict[str, float] = {}
-    if run.valid is not None:
-        try:
-            record = evaluate(
-                run.clip,
-                run.valid,
-                run.world,
-                batch_size=run.config.train.micro_batch_size,
-                workers=run.config.data.workers,
-                precision=run.config.train.precision,
-            ).record
-        except WorkError as error:
-            raise WorkError(f"step {number}: {error}") from error
-        scores = metrics.flat(record)
-        run.log.record(number, {f"valid/{name}": value for name, value in scores.items()})
-        run.log.message(
-            f"step {number}: validation over {record['pool']:,} pairs, " + brief(record)
-        )
+    scores = validate(run, number, "valid")
     better = scores.get(run.config.valid.metric, float("-inf")) > run.best
     run.best = scores[run.config.valid.metric] if better else run.best
     if not run.world.main:
         return
+    for name in ("last", "best") if better else ("last",):
+        checkpoint.save(
+            run.folder / "checkpoints" / f"{name}.pt", checkpoint_content(run, number, scores)
+        )
+
+
+def validate_and_save_average(run: Run, number: int) -> None:
+    """The same for the running average of the weights, if there is one: ema.pt."""
+    from . import checkpoint
+
+    if run.ema is None:
+        return
+    with run.ema.in_place():
+        scores = validate(run, number, "valid_ema")
+        if run.world.main:
+            file = run.folder / "checkpoints" / "ema.pt"
+            checkpoint.save(file, checkpoint_content(run, number, scores))
+
+
+def validate(run: Run, number: int, name: str) -> dict[str, float]:
+    """Measure retrieval with the weights as they are; log it under `name`, and return it."""
+    from . import metrics
+    from .evaluate import evaluate
+
+    if run.valid is None:
+        return {}
+    try:
+        record = evaluate(
+            run.clip,
+            run.valid,
+            run.world,
+            batch_size=run.config.train.micro_batch_size,
+            workers=run.config.data.workers,
+            precision=run.config.train.precision,
+        ).record
+    except WorkError as error:
+        raise WorkError(f"step {number}: {error}") from error
+    scores = metrics.flat(record)
+    run.log.record(number, {f"{name}/{key}": value for key, value in scores.items()})
+    average = " of the average" if name == "valid_ema" else ""
+    run.log.message(
+        f"step {number}: validation{average} over {record['pool']:,} pairs, " + brief(record)
+    )
+    return scores
+
+
+def checkpoint_content(run: Run, number: int, scores: dict[str, float]) -> dict[str, object]:
+    """What a checkpoint holds: always the plain model, adapters merged."""
+    from . import checkpoint, lora
+
     position = number * run.config.train.global_batch_size
-    content = {
+    return {
         "state_dict": lora.plain_state(run.clip.towers),
         "model": run.clip.description,
         "config": dataclasses.asdict(run.config),
@@ -210,8 +249,6 @@ def validate_and_save(run: Run, number: int) -> None:
         "metrics": scores,
         "versions": checkpoint.versions(),
     }
-    for name in ("last", "best") if better else ("last",):
-        checkpoint.save(run.folder / "checkpoints" / f"{name}.pt", content)
 
 
 def brief(record: dict[str, object]) -> str:

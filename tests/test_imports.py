@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "medclip_oc"
 FLOORS = [
     {"errors"},  # the ground: what a mistake is
     # and what a setting is
-    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file"} | {"positives"},
+    {"config", "lookup", "signatures", "depth", "apart", "order", "array_file"}
+    | {"positives", "blend"},
     {"tables", "image_files", "dicom", "shard_index"},
     {"decoding", "shard_layout"},
     {"distributed", "metrics", "losses", "schedule", "images", "sources", "shards", "checkpoint"}
