@@ -349,6 +349,8 @@ class TrainCommand(Config):
 
     selfcheck: bool = False
     """Compare the cached step with one big batch, on these settings and data, and stop."""
+    doctor: bool = False
+    """Look for what would make this run fail or be wasted, and stop. Exit code 1: an error."""
 
     def config(self) -> Config:
         """The settings alone."""

@@ -71,6 +71,10 @@ def work(settings: TrainCommand) -> int | None:
         from . import selfcheck
 
         return selfcheck.work(settings.config())
+    if settings.doctor:
+        from . import doctor
+
+        return doctor.work(settings.config())
     train(settings.config())
     return None
 

@@ -25,7 +25,8 @@ _BEFORE = re.compile(
     r"(^|\.)(conv\d|bn\d|class_embedding|cls_token|reg_token|positional_embedding|pos_embed"
     r"|token_embedding|embeddings|patch_embed|conv_stem|stem|ln_pre|norm_pre)(\.|$)"
 )
-_AFTER = re.compile(r"(^|\.)trunk\.bn2\.")  # EfficientNet's second norm follows its blocks
+# EfficientNet's second norm and a pooling by attention follow the blocks
+_AFTER = re.compile(r"(^|\.)(trunk\.bn2|attnpool|attn_pool)\.")
 
 
 class Place(NamedTuple):

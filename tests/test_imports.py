@@ -39,7 +39,7 @@ FLOORS = [
     },
     {"grad_cache", "watch", "optim"},  # the step, of chunks; what it is fed with
     {"features", "feed", "rank", "setup", "verify", "audit"},
-    {"evaluate", "zeroshot", "selfcheck"},
+    {"evaluate", "zeroshot", "selfcheck", "doctor"},
     {"train", "__init__"},  # what users import
 ]
 SEAMS = {

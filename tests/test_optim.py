@@ -93,7 +93,7 @@ def test_layer_decay_is_the_formula() -> None:
                 "visual.bn2.bias": (0, 4),
                 "visual.layer1.0.conv1.weight": (1, 4),
                 "visual.layer4.0.bn3.weight": (4, 4),
-                "visual.attnpool.positional_embedding": (0, 4),
+                "visual.attnpool.positional_embedding": (5, 4),
                 "visual.attnpool.c_proj.weight": (5, 4),
             },
         ),

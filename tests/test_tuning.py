@@ -6,11 +6,14 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import yaml
 from conftest import TINY
-from test_train import call, one_line, records, settings, torchrun, write
+from test_train import ROOT, call, one_line, records, settings, torchrun, write
 
 from medclip_oc import checkpoint, evaluate, model, train
 from medclip_oc.config import Config, EvaluateConfig, ModelConfig
+from medclip_oc.packing import PackOptions, pack
+from medclip_oc.source_forms import open_source
 
 LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "captions"}}
 
@@ -133,3 +136,51 @@ def test_mistakes(
     file = write(settings(packed, tmp_path / "run", **change), tmp_path / "config.yaml")
     assert call(train.train, Config, "--config", file) == 2
     assert message in one_line(capsys.readouterr().err)
+
+
+WARM = yaml.safe_load((ROOT / "configs" / "warm_towers.yaml").read_text())["model"]
+METHODS: dict[str, dict[str, Any]] = {
+    "layer decay": {"optim__image_layer_decay": 0.7, "optim__text_layer_decay": 0.7},
+    "adapters": {"lora": {"rank": 8, "alpha": 16}, "optim__lr": 1e-3},
+    "frozen images": {"optim__freeze": "image"},
+    "projections": {"optim__freeze": "all_but_projections"},
+    "average": {"ema": {"decay": 0.5}},
+    "concepts": {"loss": {"positives": "concepts", "label_smoothing": 0.05}},
+}
+
+
+@pytest.fixture(scope="module")
+def real(rocov2_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "shards"
+    pack(open_source(rocov2_mini), out, PackOptions(resize=128))
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_on_real_pairs(name: str, real: Path, tmp_path: Path) -> None:
+    """Warm towers, images of 96 pixels: trains two steps, saves the plain model, evaluates."""
+    definition = {**WARM["definition"], "vision_cfg": {**WARM["definition"]["vision_cfg"]}}
+    definition["vision_cfg"]["image_size"] = 96
+    warm = {**WARM, "arch": "warm-small", "definition": definition}
+    changes = {"model": warm, "optim__lr": 3e-4, **METHODS[name]}
+    file = write(
+        settings(
+            real,
+            tmp_path / "run",
+            **{"train__global_batch_size": 40, "train__micro_batch_size": 20, **changes},
+        ),
+        tmp_path / "config.yaml",
+    )
+    short = ("--data.samples_per_epoch", 80, "--train.epochs", 1)
+    assert call(train.train, Config, "--config", file, *short) == 0
+    losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
+    assert len(losses) == 2
+    names = ("last", "ema") if name == "average" else ("last",)
+    for kept in names:
+        path = tmp_path / "run" / "checkpoints" / f"{kept}.pt"
+        fresh = model.build(ModelConfig(arch="warm-small", definition=definition))
+        state = checkpoint.load(path)["state_dict"]
+        fresh.towers.clip.load_state_dict(state)  # the names of the plain model, all of them
+        words = ("--checkpoint", path, "--split", "valid", "--workers", 0)
+        assert call(evaluate.work, EvaluateConfig, *words) == 0
