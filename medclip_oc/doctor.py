@@ -252,11 +252,10 @@ def rates(patient: Patient) -> Iterator[Finding]:
     named += [(f"{t}_lr", v) for t in ("image", "text") if (v := getattr(optim, f"{t}_lr"))]
     for name, lr in named:
         if not low <= lr <= high:
-            hurt = "forgets what it knew, or diverges" if lr > high else "hardly learns"
+            hurt = "it forgets what it knew, or diverges" if lr > high else "it hardly learns"
             yield Finding(
                 "error" if lr >= 5 * high else "warning",
-                f"optim.{name}: {lr:g} is not usual for {method}, which {hurt}; take {low:g} to "
-                f"{high:g}",
+                f"optim.{name}: {lr:g} is not usual for {method}: {hurt}; take {low:g} to {high:g}",
             )
 
 

@@ -141,7 +141,7 @@ FAULTS = {
     ),
     "rate of another method": Fault(
         1,
-        r"error: optim.lr: 0.0005 is not usual for a pretrained model in full, .*take 1e-06 to",
+        r"error: optim.lr: 0.0005 is not usual for a pretrained model in full: .*take 1e-06 to",
         {"model": OPENAI, "optim__lr": 5e-4},
     ),
     "GELU for QuickGELU weights": Fault(
