@@ -11,7 +11,8 @@ pairs, as tools/interpolate.py does.
 `duplicates`: the same model on phantoms that share 120 captions, with `loss.positives: pairs` and
 `captions`, over several seeds; measured on new pictures, one of each caption.
 
-About ten minutes on two cores for both. Every number hangs on --seed alone.
+Some ten minutes for both on two free cores; a call that was cut short goes on where it was. Every
+number hangs on --seed alone.
 """
 
 import json
