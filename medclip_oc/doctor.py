@@ -382,9 +382,10 @@ def loader_rate(patient: Patient) -> float:
     assert patient.clip is not None
     assert patient.plan is not None
     config, world, steps = patient.config, patient.world, patient.plan.steps
-    batches = feed.training_batches(
+    every = feed.training_batches(
         patient.data, patient.clip, config, world, lambda line: None, steps=steps
     )
+    batches = iter(every)
     next(batches)  # starts the workers
     began, given = time.perf_counter(), 0
     for _, batch in zip(range(3), batches, strict=False):
