@@ -7,6 +7,7 @@ means off or "derived". A duration carries its unit in its name.
 No torch here: `--help` reads this module. A field's help is the docstring under it.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -40,6 +41,14 @@ def _at_least(least: int, section: str, owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         _require(value is None or value >= least, f"{section}{name}", value, f"at least {least}")
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 @dataclass
@@ -194,6 +203,20 @@ class LossConfig:
     name: Literal["clip", "siglip"] = "clip"
     """clip: softmax over each row and column (InfoNCE). siglip: yes or no for each pairing; needs a
     model with a bias."""
+    positives: Literal["pairs", "captions", "concepts"] = "pairs"
+    """Right answers of an image. pairs: its own caption. captions: those of all pairs with the same
+    caption or the same image. concepts: these, and in part all that share UMLS concepts."""
+    concept_strength: float = 0.3
+    """Share of the answer that positives: concepts gives to the overlap, in [0, 1]."""
+    label_smoothing: float = 0.0
+    """Share of the answer that is spread evenly over the batch; for clip."""
+
+    def __post_init__(self) -> None:
+        strength, smoothing = self.concept_strength, self.label_smoothing
+        _require(0 <= strength <= 1, "loss.concept_strength", strength, "in [0, 1]")
+        _require(0 <= smoothing < 1, "loss.label_smoothing", smoothing, "in [0, 1)")
+        alone = self.name == "clip" or not smoothing
+        _require(alone, "loss.label_smoothing", smoothing, "0, as loss.name: siglip needs")
 
 
 @dataclass
@@ -212,14 +235,66 @@ class OptimConfig:
     """Steps of linear warm-up. None: a tenth of the run."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradient over all parameters. None: no clipping."""
+    image_lr: float | None = None
+    """Peak learning rate of the image tower. None: lr."""
+    text_lr: float | None = None
+    """Peak learning rate of the text tower. None: lr."""
+    image_layer_decay: float = 1.0
+    """Each layer's rate is this times that of the layer after it: early layers, which know what is
+    general, move least. 1: all layers alike."""
+    text_layer_decay: float = 1.0
+    """The same in the text tower."""
+    freeze: str | list[str] | None = None
+    """What doesn't train: image, text (the whole tower), all_but_projections, or regular
+    expressions that match names of open_clip's parameters."""
+    image_last_blocks: int | None = None
+    """Train only so many of the image tower's last blocks, and what follows them. None: all."""
+    text_last_blocks: int | None = None
+    """The same in the text tower."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        for name in ("lr", "image_lr", "text_lr"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"optim.{name}", value, "above 0")
+        for name in ("image_layer_decay", "text_layer_decay"):
+            value = getattr(self, name)
+            _require(0 < value <= 1, f"optim.{name}", value, "in (0, 1]")
+        for word in [self.freeze] if isinstance(self.freeze, str) else self.freeze or []:
+            _require(_is_regex(word), "optim.freeze", word, "a regular expression")
+        _at_least(0, "optim.", self, "image_last_blocks", "text_last_blocks")
         _require(self.eps > 0, "optim.eps", self.eps, "above 0")
         _require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "in [0, 1)")
         _at_least(0, "optim.", self, "weight_decay", "warmup_steps")
         norm = self.clip_norm
         _require(norm is None or norm > 0, "optim.clip_norm", norm, "above 0, or null")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters in place of training the towers' own weights (LoRA)."""
+
+    rank: int | None = None
+    """r: each adapted matrix changes by one of this rank. None: no adapters."""
+    alpha: float = 16.0
+    """The change is alpha / r times the product of the two small matrices."""
+    towers: Literal["both", "image", "text"] = "both"
+    """Which towers get adapters; the other one is frozen."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "lora.", self, "rank")
+        _require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
+
+
+@dataclass
+class EmaConfig:
+    """A running average of the weights, evaluated and saved beside them."""
+
+    decay: float | None = None
+    """After each step: average = decay * average + (1 - decay) * weights. None: no average."""
+
+    def __post_init__(self) -> None:
+        decay = self.decay
+        _require(decay is None or 0 < decay < 1, "ema.decay", decay, "in (0, 1)")
 
 
 @dataclass
@@ -285,6 +360,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     valid: ValidConfig = field(default_factory=ValidConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -301,6 +378,8 @@ class TrainCommand(Config):
     """Names of settings that may differ from what they were when the resumed run began."""
     selfcheck: bool = False
     """Compare the cached step with one big batch, on these settings and data, and stop."""
+    doctor: bool = False
+    """Look for what would make this run fail or be wasted, and stop. Exit code 1: an error."""
 
     def config(self) -> Config:
         """The settings alone."""

@@ -18,7 +18,8 @@ before the first one that trains run once (see `replay`).
 Across ranks, each computes the rows of its own images (Inf-CLIP, Cheng et al. 2024, shards the loss
 likewise): the texts are gathered once, the column statistics added up once, the gradients of the
 texts added up and scattered once, and the parameters' gradients added up once, at the end, in one
-all-reduce. DistributedDataParallel, whose reducer is armed by each forward, has no part in it.
+all-reduce. DistributedDataParallel, whose reducer is armed by each forward, has no part in it. Soft
+targets (see positives.py) need every rank's labels besides, and a number a pair.
 
 B pairs per rank, G pairs over all ranks, C pairs per chunk, D embedding size.
 """
@@ -27,11 +28,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import distributed, memory, replay
 from .chunks import ChunkedTower, fitting
-from .losses import Block, Gradients, LossName, contrast
+from .losses import Block, Gradients, LossName, contrast, tile_side
+from .positives import Labels, Rule, Targets
 
 # Of the memory that is free: what kept graphs may take. A CPU's memory is not ours alone.
 _SHARES = {"cuda": 0.8, "cpu": 0.5}
@@ -77,6 +80,7 @@ class CachedStep:
         precision: "fp32", "bf16" or "fp16".
         scaler: loss scaling for fp16; its `unscale_` and `step` are the caller's.
         compiled: whether to run the towers through torch.compile.
+        rule: what is right, where it is more than each pair's own partner.
     """
 
     def __init__(
@@ -91,8 +95,10 @@ class CachedStep:
         precision: str = "fp32",
         scaler: torch.amp.GradScaler | None = None,
         compiled: bool = False,
+        rule: Rule = Rule(),  # noqa: B008 (frozen)
     ) -> None:
         self.towers, self.loss, self.world, self.scaler = towers, loss, world, scaler
+        self.rule = rule
         self.keep_chunks, self._steps = keep_chunks, 0
         self._notices: list[str] = []
         images, texts = towers.embed_images, towers.embed_texts
@@ -112,12 +118,13 @@ class CachedStep:
             self.images.keep = self.texts.keep = keep_chunks
         distributed.broadcast_([*towers.parameters(), *towers.buffers()])
 
-    def __call__(self, images: Tensor, tokens: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, tokens: Tensor, labels: Labels | None = None) -> Tensor:
         """Put the gradients of one step into `.grad`, in place of what was there.
 
         Args:
             images: (B, 3, H, W) uint8, on any device; only the chunk in work is moved.
             tokens: (B, L) int64, on any device. B is the same on every rank.
+            labels: of these B pairs, for a rule that compares pairs.
 
         Returns:
             The loss over all G pairs, (), float32; the same on every rank.
@@ -131,7 +138,8 @@ class CachedStep:
         text_features = self.texts.features(tokens)  # (B, D)
         scale, bias = self.towers.inverse_temperature(), self.towers.logit_bias()
         bias = bias if self.loss == "siglip" else None  # the softmax of InfoNCE cancels it
-        loss, gradients = self._contrast(image_features, text_features, scale, bias)
+        targets = self._targets(labels, image_features)
+        loss, gradients = self._contrast(image_features, text_features, scale, bias, targets)
         self._backward(gradients, scale, bias)
         distributed.sum_gradients(self.towers.parameters())
         self._share_statistics()
@@ -142,8 +150,31 @@ class CachedStep:
         found, self._notices = self._notices, []
         return found
 
+    def _targets(self, labels: Labels | None, like: Tensor) -> Targets | None:
+        """What is right among all ranks' pairs; None: each pair's own partner."""
+        if self.rule.plain:
+            return None
+        rows = len(like)
+        if self.rule.kind == "pairs":
+            everyone = Labels.different(rows * self.world.size, like.device)
+        else:
+            assert labels is not None, "the rule compares pairs"
+            everyone = gather_labels(labels, like.device)
+        targets = Targets(self.rule, everyone, like.dtype)
+        if targets.trivial:
+            return None
+        if self.loss == "clip":
+            own = slice(self.world.rank * rows, (self.world.rank + 1) * rows)
+            targets.complete(own, distributed.gather_equal, tile_side(like.device))
+        return targets
+
     def _contrast(
-        self, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None
+        self,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        targets: Targets | None,
     ) -> tuple[Tensor, Gradients]:
         """Loss over all ranks' pairs, and its gradients for this rank's (B, D) features.
 
@@ -155,6 +186,7 @@ class CachedStep:
             scale.detach(),
             None if bias is None else bias.detach(),
             first=self.world.rank * len(images),
+            targets=targets,
         )
         share, gradients = contrast(
             self.loss,
@@ -209,6 +241,16 @@ class CachedStep:
         live = replay.live_batch_norms(self.towers)
         running = [s for layer in live for s in (layer.running_mean, layer.running_var)]
         distributed.average_([s for s in running if s is not None])
+
+
+def gather_labels(labels: Labels, device: torch.device) -> Labels:
+    """The labels of every rank, in rank order: 24 bytes a pair, and its concepts."""
+    width = torch.full_like(labels.captions, labels.concepts.shape[1])
+    facts = torch.stack([labels.captions, labels.images, width], 1)  # (B, 3)
+    facts = distributed.gather_equal(facts.to(device))  # (G, 3)
+    padding = int(facts[:, 2].max()) - labels.concepts.shape[1]
+    concepts = F.pad(labels.concepts, (0, padding)).to(device)
+    return Labels(facts[:, 0], facts[:, 1], distributed.gather_equal(concepts))
 
 
 def _scaled(gradients: Gradients, scaler: torch.amp.GradScaler) -> Gradients:

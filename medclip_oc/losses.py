@@ -4,7 +4,8 @@
 batches. `contrast` computes the same loss and its gradients tile by tile, so that no G x G matrix
 exists: memory O(G D + tile^2), one product of the features for both directions, float32 whatever
 autocast does around it. It takes the rows of one rank at a time; what ranks must add up on the way
-goes through the function `combine`, so nothing here knows of other processes.
+goes through the function `combine`, so nothing here knows of other processes. Where more than a
+pair's own partner is right, a block carries soft targets, see positives.py.
 
 Work, in products of (G, D) by (D, G): InfoNCE 4 (logits twice, one gradient for each side), SigLIP
 3. Plain autograd takes 3 with the matrix kept, open_clip's ClipLoss 6.
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .positives import Targets
+
 LossName = Literal["clip", "siglip"]
 Combine = Callable[[Tensor], Tensor]
 """A block's log-sum-exp per column (G,) -> that of all blocks together (G,)."""
@@ -27,25 +30,36 @@ Combine = Callable[[Tensor], Tensor]
 _TILES = {"cpu": 2048, "cuda": 4096}
 
 
-def clip_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
+def clip_loss(
+    image_features: Tensor, text_features: Tensor, scale: Tensor, targets: Tensor | None = None
+) -> Tensor:
     """Symmetric InfoNCE over G pairs (CLIP, Radford et al. 2021, figure 3).
 
     Args:
         image_features: (G, D), normalised.
         text_features: (G, D), normalised; row i belongs to image i.
         scale: (), the inverse temperature that multiplies the cosines.
+        targets: (G, G), what is right in place of each pair's own partner alone: the targets of
+            each row, which add up to 1, plus those of each column, which do as well.
 
     Returns:
         (), the mean of the image-to-text and the text-to-image cross-entropy, in nats. ln(G) for
         features that say nothing.
     """
     logits = scale * image_features @ text_features.T  # (G, G)
+    if targets is not None:
+        sums = logits.logsumexp(0).sum() + logits.logsumexp(1).sum()
+        return (sums - (targets * logits).sum()) / (2 * len(logits))
     own = torch.arange(len(logits), device=logits.device)  # (G,)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def siglip_loss(
-    image_features: Tensor, text_features: Tensor, scale: Tensor, bias: Tensor
+    image_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    targets: Tensor | None = None,
 ) -> Tensor:
     """Sigmoid loss over G pairs (SigLIP, Zhai et al. 2023, equation 1): each of the G x G pairings
     is a yes-or-no question of its own.
@@ -55,12 +69,14 @@ def siglip_loss(
         text_features: (G, D), normalised; row i belongs to image i.
         scale: (), the inverse temperature that multiplies the cosines.
         bias: (), added to every logit; about -10 at the start, as most pairings are wrong ones.
+        targets: (G, G), how far the answer is yes, in place of 1 for own pairs and 0 for others.
 
     Returns:
         (), the sum over all pairings divided by G, in nats.
     """
     logits = scale * image_features @ text_features.T + bias  # (G, G)
-    return (F.softplus(logits).sum() - logits.diagonal().sum()) / len(logits)
+    right = logits.diagonal() if targets is None else targets * logits
+    return (F.softplus(logits).sum() - right.sum()) / len(logits)
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,8 @@ class Block:
     """(), added to the logits (SigLIP)."""
     first: int = 0
     """Number, among all G, of the pair in the first row."""
+    targets: Targets | None = None
+    """What is right, where it is more than each pair's own partner; completed."""
 
     def scaled(self) -> Tensor:
         """The images times the scale: (B, D), whose products with the texts are the logits."""
@@ -85,7 +103,11 @@ class Block:
     @property
     def own(self) -> slice:
         """The rows' own columns."""
-        return slice(self.first, self.first + len(self.images))
+        return self.among_all(slice(0, len(self.images)))
+
+    def among_all(self, row: slice) -> slice:
+        """Where some of its rows stand among all G pairs."""
+        return slice(self.first + row.start, self.first + row.stop)
 
 
 class Gradients(NamedTuple):
@@ -123,7 +145,7 @@ def contrast(
     Returns:
         The block's share of the loss, (), float64; and the gradients.
     """
-    side = tile or _TILES.get(block.images.device.type, 2048)
+    side = tile or tile_side(block.images.device)
     with torch.autocast(block.images.device.type, enabled=False):
         if name == "siglip":
             return _siglip(block, wanted, side)
@@ -131,8 +153,18 @@ def contrast(
         return _clip(block, rows, combine(columns), wanted, side)
 
 
+def tile_side(device: torch.device) -> int:
+    """Side of the largest matrix that `contrast` makes there."""
+    return _TILES.get(device.type, 2048)
+
+
 def tiled_loss(
-    name: LossName, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None = None
+    name: LossName,
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    targets: Targets | None = None,
 ) -> Tensor:
     """`clip_loss` or `siglip_loss` for autograd, computed by `contrast` on this process alone.
 
@@ -142,11 +174,12 @@ def tiled_loss(
         texts: (G, D), normalised.
         scale: ().
         bias: (), for SigLIP.
+        targets: see `Block`.
 
     Returns:
         (), the loss.
     """
-    loss: Tensor = _Tiled.apply(name, images, texts, scale, bias)
+    loss: Tensor = _Tiled.apply(name, targets, images, texts, scale, bias)
     return loss
 
 
@@ -155,15 +188,21 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, name: LossName, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None
+        ctx: Any,
+        name: LossName,
+        targets: Targets | None,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
-        block = Block(images, texts, scale, bias)
-        loss, ctx.gradients = contrast(name, block, wanted=ctx.needs_input_grad[1:3])
+        block = Block(images, texts, scale, bias, targets=targets)
+        loss, ctx.gradients = contrast(name, block, wanted=ctx.needs_input_grad[2:4])
         return loss.to(images.dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, *(None if g is None else g * upstream for g in ctx.gradients)
+        return None, None, *(None if g is None else g * upstream for g in ctx.gradients)
 
 
 def clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
@@ -186,31 +225,45 @@ def _clip(
 ) -> tuple[Tensor, Gradients]:
     """InfoNCE given the log-sum-exp of each row (B,) and of each whole column (G,).
 
-    d loss / d logit(i, j) = (softmax over row i + softmax over column j - 2 [i = j]) / 2G.
+    d loss / d logit(i, j) = (softmax over row i + softmax over column j - target(i, j)) / 2G, where
+    target(i, j) = 2 [i = j] if a pair's own partner alone is right.
     """
     pairs = len(block.texts)
     sums = _Sums(block, wanted)
     spare = _buffer(block, tile)
+    right = 2 * _own_logits(block).sum() if block.targets is None else sums.total.clone()
     for row, column, logits in _tiles(block, sums.scaled, tile):
+        if block.targets is not None:
+            targets = block.targets.tile(block.among_all(row), column)
+            right += (targets * logits).sum(1).double().sum()
         by_row = torch.sub(logits, rows[row, None], out=_shaped(spare, logits)).exp_()
         weights = logits.sub_(columns[column]).exp_().add_(by_row)
-        _own_pairs(block, row, column, weights).sub_(2)
+        if block.targets is None:
+            _own_pairs(block, row, column, weights).sub_(2)
+        else:
+            weights -= targets
         sums.add(row, column, weights)
-    own = _own_logits(block)
-    loss = (rows.double() - own).sum() + (columns[block.own].double() - own).sum()
+    loss = rows.double().sum() + columns[block.own].double().sum() - right
     return loss / (2 * pairs), sums.gradients(1 / (2 * pairs))
 
 
 def _siglip(block: Block, wanted: tuple[bool, bool], tile: int) -> tuple[Tensor, Gradients]:
-    """The sigmoid loss: d loss / d logit(i, j) = (sigmoid(logit) - [i = j]) / G."""
+    """The sigmoid loss: d loss / d logit(i, j) = (sigmoid(logit) - target(i, j)) / G, where
+    target(i, j) = [i = j] if a pair's own partner alone is right.
+    """
     assert block.bias is not None, "SigLIP has a bias"
     pairs = len(block.texts)
     sums = _Sums(block, wanted)
-    loss = -_own_logits(block).sum()
+    loss = -_own_logits(block).sum() if block.targets is None else sums.total.clone()
     for row, column, logits in _tiles(block, sums.scaled, tile):
         loss += F.softplus(logits).sum(1).double().sum()
-        weights = logits.sigmoid_()
-        _own_pairs(block, row, column, weights).sub_(1)
+        if block.targets is None:
+            weights = logits.sigmoid_()
+            _own_pairs(block, row, column, weights).sub_(1)
+        else:
+            yes = block.targets.yes(block.among_all(row), column)
+            loss -= (yes * logits).sum(1).double().sum()
+            weights = logits.sigmoid_().sub_(yes)
         sums.add(row, column, weights)
     return loss / pairs, sums.gradients(1 / pairs)
 

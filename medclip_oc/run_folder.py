@@ -35,6 +35,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.pt", self.checkpoints / "best.pt"
+        self.average = self.checkpoints / "ema.pt"
         self.metrics, self.config = path / "metrics.jsonl", path / "config.yaml"
         self.marker = path / "interrupted"
 

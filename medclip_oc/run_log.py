@@ -15,6 +15,8 @@ import math
 import os
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,7 @@ from .config import LogConfig
 from .errors import WorkError
 
 _WANDB_WAIT_SECONDS = 30.0
+_WANDB_LOOK_SECONDS = 10.0
 
 
 class RunLog:
@@ -249,7 +252,7 @@ def _take_back(path: Path, done: int | None, validated: bool) -> None:
             return False
         if done is None:
             return True
-        again = not validated and any(key.startswith("valid/") for key in record)
+        again = not validated and any(key.startswith(("valid/", "valid_ema/")) for key in record)
         return bool(step < done or (step == done and not again))
 
     kept = path.with_name(f"{path.name}.partial")
@@ -270,6 +273,26 @@ def _close_wandb(run: Any) -> None:
 
     run.finish()
     wandb.teardown()  # `finish` alone comes back before the last records are on the disk
+
+
+def wandb_trouble() -> str | None:
+    """Why records can't go to wandb from here; None: they can. Nothing is sent."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "not logged in"
+    except wandb.errors.Error as error:
+        return str(error).partition("\n")[0]
+    address = str(wandb.setup().settings.base_url)
+    try:
+        with urllib.request.urlopen(address, timeout=_WANDB_LOOK_SECONDS):
+            return None
+    except urllib.error.HTTPError:
+        return None  # somebody answers
+    except (OSError, ValueError) as error:
+        return f"{address} can't be reached ({getattr(error, 'reason', error)})"
 
 
 def _open_wandb(folder: Path, settings: LogConfig, config: dict[str, Any], name: str) -> Any:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .data import Batch
     from .distributed import World
     from .grad_cache import CachedStep
     from .model import Clip
+    from .positives import Labels
 
 LIMIT = 1e-5
 """Largest relative error of a parameter's gradient in fp32."""
@@ -55,18 +57,20 @@ def work(config: Config) -> int:
         data = feed.open_training(config.data, config.run.seed, world)
         plan = setup.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
         clip = model.build(config.model, seed=config.run.seed)
+        setup.tune(clip, config)
         clip.towers.to(world.device).train()
         tell = partial(say, world)
         batches = feed.training_batches(data, clip, config, world, tell, steps=plan.steps)
         batch = next(iter(batches))
         pairs = fitting_pairs(clip, batch["images"], batch["tokens"], config, world)
-        images, texts = (batch[name][: pairs // world.size] for name in ("images", "tokens"))
+        batch = {name: rows[: pairs // world.size] for name, rows in batch.items()}
+        images = batch["images"]
         config = replace(config, train=smaller_chunks(config, len(images)))
         say(world, describe(config, pairs, world))
         worst: list[tuple[float, str]] = []
         precisions: list[Precision] = [config.train.precision, "fp32"]
         for precision in dict.fromkeys(precisions):
-            cached, plain = both(clip, images, texts, precision, config, world)
+            cached, plain = both(clip, batch, precision, config, world)
             if world.main:
                 assert plain is not None
                 worst = report(cached, plain, precision)
@@ -119,8 +123,7 @@ def smaller_chunks(config: Config, rows: int) -> TrainConfig:
 
 def both(
     clip: "Clip",
-    images: "Tensor",
-    tokens: "Tensor",
+    batch: "Batch",
     precision: Precision,
     config: Config,
     world: "World",
@@ -129,28 +132,57 @@ def both(
     import torch
 
     from . import distributed, setup
+    from .grad_cache import gather_labels
+    from .positives import Labels
     from .replay import live_batch_norms
 
+    images, tokens, labels = batch["images"], batch["tokens"], Labels.of(batch)
     config = replace(config, train=replace(config.train, precision=precision))
     step = setup.cached_step(clip, config, world)
     all_images = distributed.gather_equal(images.to(world.device)).cpu()
     all_tokens = distributed.gather_equal(tokens.to(world.device)).cpu()
+    targets = dense_targets(step, gather_labels(labels, world.device))
     with exactly(precision, world.device):
         for _ in range(2):  # the first pays for what is done once
             torch.manual_seed(config.run.seed + world.rank)
-            cached = measured(step, lambda: step(images, tokens), world)
+            cached = measured(step, lambda: step(images, tokens, labels), world)
         distributed.barrier()
         if not world.main:
             return cached, None
         chunked = draws(step, images, tokens) or bool(live_batch_norms(step.towers))
-        alone = lambda: plain_step(step, all_images, all_tokens, config, chunked)  # noqa: E731
+        alone = lambda: plain_step(  # noqa: E731
+            step, all_images, all_tokens, config, chunked, targets
+        )
         plain = measured(step, alone, world)
         plain.chunked = chunked
         return cached, plain
 
 
+def dense_targets(step: "CachedStep", labels: "Labels") -> "Tensor | None":
+    """What is right in the whole batch: (G, G); None: each pair's own partner."""
+    import torch
+
+    from .positives import Targets
+
+    if step.rule.plain:
+        return None
+    whole = slice(0, len(labels.captions))
+    if step.rule.kind == "pairs":
+        labels = labels.different(whole.stop, labels.captions.device)
+    targets = Targets(step.rule, labels, torch.float32)
+    if step.loss == "siglip":
+        return targets.yes(whole, whole)
+    targets.complete(whole, lambda sums: sums, whole.stop)
+    return targets.tile(whole, whole)
+
+
 def plain_step(
-    step: "CachedStep", images: "Tensor", tokens: "Tensor", config: Config, chunked: bool
+    step: "CachedStep",
+    images: "Tensor",
+    tokens: "Tensor",
+    config: Config,
+    chunked: bool,
+    targets: "Tensor | None" = None,
 ) -> "Tensor":
     """One big batch of (G, ...) pairs: every graph kept, the dense loss, one backward.
 
@@ -180,9 +212,9 @@ def plain_step(
     scale, bias = towers.inverse_temperature(), towers.logit_bias()
     if step.loss == "siglip":
         assert bias is not None
-        loss = losses.siglip_loss(*features, scale, bias)
+        loss = losses.siglip_loss(*features, scale, bias, targets)
     else:
-        loss = losses.clip_loss(*features, scale)
+        loss = losses.clip_loss(*features, scale, targets)
     (loss if step.scaler is None else step.scaler.scale(loss)).backward()
     return loss.detach()
 

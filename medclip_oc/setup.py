@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, distributed, model
-from .config import Config, ModelConfig, TrainConfig
+from . import checkpoint, distributed, lora, model, trainable
+from .config import Config, LossConfig, ModelConfig, TrainConfig
 from .errors import InputError
 from .grad_cache import CachedStep
 from .model import Clip
+from .positives import Rule
 from .replay import live_batch_norms
 
 
@@ -19,6 +20,7 @@ class Plan:
     """The shape of a run, derived from the configuration and the number of pairs."""
 
     pairs: int
+    global_batch: int
     pairs_per_rank: int
     chunks: int
     text_chunks: int
@@ -35,8 +37,9 @@ class Plan:
         return [
             f"{self.pairs:,} training pairs, {self.steps:,} steps "
             f"({self.steps_per_epoch:.1f} per epoch{left if self.unused_pairs else ''})",
-            f"{self.pairs_per_rank:,} pairs per rank and step in {self.chunks} chunk(s){texts}; "
-            f"warm-up {self.warmup_steps:,} steps ({share:.0%} of the run)",
+            f"each step contrasts {self.global_batch:,} pairs: {self.pairs_per_rank:,} per rank in "
+            f"{self.chunks} chunk(s){texts}; warm-up {self.warmup_steps:,} steps "
+            f"({share:.0%} of the run)",
         ]
 
 
@@ -66,6 +69,7 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
     share = batch // world_size
     return Plan(
         pairs=pairs,
+        global_batch=batch,
         pairs_per_rank=share,
         chunks=-(-share // micro),
         text_chunks=-(-share // text_micro),
@@ -74,6 +78,21 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
         warmup_steps=warmup,
         unused_pairs=settings.epochs * pairs - steps * batch,
     )
+
+
+def tune(clip: Clip, config: Config) -> None:
+    """Freeze what is not to train, and put adapters into what is left, if asked for.
+
+    Raises:
+        InputError: the model has no such parts, or can't take such adapters.
+    """
+    trainable.freeze(clip.towers, config.optim)
+    if config.lora.rank is None:
+        return
+    if config.train.compile:
+        raise InputError("train.compile: not with adapters (lora.rank)")
+    torch.manual_seed(config.run.seed)
+    lora.insert(clip.towers, config.lora)
 
 
 def cached_step(clip: Clip, config: Config, world: distributed.World) -> CachedStep:
@@ -95,7 +114,13 @@ def cached_step(clip: Clip, config: Config, world: distributed.World) -> CachedS
         precision=settings.precision,
         scaler=gradient_scaler(settings.precision, world.device),
         compiled=settings.compile,
+        rule=rule(config.loss),
     )
+
+
+def rule(settings: LossConfig) -> Rule:
+    """What is right for an image, as the settings say."""
+    return Rule(settings.positives, settings.concept_strength, settings.label_smoothing)
 
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:

@@ -13,16 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .errors import InputError
 
 LN_100 = 4.605170185988092  # upper clamp of the log inverse temperature (CLIP, section 2.5)
-# Where towers hold their blocks: a stem of layers may come before; the last name must be there.
+# Where towers hold their blocks, and the layers of a stem that come before; the last must be there.
 _RESNET_STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
-_BLOCK_PLACES = (
-    ("transformer.resblocks",),  # open_clip's ViT and its text tower
-    (*_RESNET_STEM, "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ModifiedResNet, timm's
-    ("conv_stem", "bn1", "blocks"),  # timm: EfficientNet, ViT
-    ("stem", "stages"),  # timm: ConvNeXt and its kin
-    ("encoder.layer",),  # Hugging Face: BERT and its kin
-    ("encoder.layers",),
-    ("layers",),
+_BLOCK_PLACES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    ((), ("transformer.resblocks",)),  # open_clip's ViT and its text tower
+    ((*_RESNET_STEM, "maxpool"), ("layer1", "layer2", "layer3", "layer4")),  # ResNet, timm's too
+    (("conv_stem", "bn1"), ("blocks",)),  # timm: EfficientNet, ViT
+    (("stem",), ("stages",)),  # timm: ConvNeXt and its kin
+    ((), ("encoder.layer",)),  # Hugging Face: BERT and its kin
+    ((), ("encoder.layers",)),
+    ((), ("layers",)),
 )
 
 
@@ -73,12 +73,28 @@ class Towers(nn.Module):
 
         Empty for a tower of another build than open_clip's own and timm's usual ones.
         """
-        return _blocks(getattr(self.clip.visual, "trunk", self.clip.visual))
+        return _blocks(self._image_tower())
 
     def text_blocks(self) -> list[nn.Module]:
         """The same of the text tower; of a Hugging Face one too."""
+        return _blocks(self._text_tower())
+
+    def image_layers(self) -> list[nn.Module]:
+        """The image tower's blocks without the layers of a stem."""
+        return _blocks(self._image_tower(), stem=False)
+
+    def text_layers(self) -> list[nn.Module]:
+        """The text tower's blocks."""
+        return _blocks(self._text_tower(), stem=False)
+
+    def _image_tower(self) -> nn.Module:
+        visual: nn.Module = self.clip.visual
+        return getattr(visual, "trunk", visual)
+
+    def _text_tower(self) -> nn.Module:
         text = getattr(self.clip, "text", self.clip)
-        return _blocks(text.transformer if hasattr(text, "config") else text)
+        found: nn.Module = text.transformer if hasattr(text, "config") else text
+        return found
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, D) normalised float32."""
@@ -122,11 +138,12 @@ class Towers(nn.Module):
         self.clip.logit_scale.clamp_(0, LN_100)
 
 
-def _blocks(tower: nn.Module) -> list[nn.Module]:
+def _blocks(tower: nn.Module, *, stem: bool = True) -> list[nn.Module]:
     """Its blocks in order, from the first of these places that it has."""
-    for path in _BLOCK_PLACES:
-        names = [name for name in path if _has(tower, name)]
-        if names and (len(path) == 1 or path[-1] in names):
+    for before, places in _BLOCK_PLACES:
+        if _has(tower, places[-1]):
+            names = [name for name in (*before, *places) if _has(tower, name)]
+            names = names if stem else [name for name in names if name in places]
             return [block for name in names for block in _flat(tower.get_submodule(name))]
     return []
 

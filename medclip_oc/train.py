@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import command
 from .config import Config, TrainCommand
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .data import Batch, Pairs
     from .distributed import World
+    from .ema import Ema
     from .grad_cache import CachedStep
     from .model import Clip
     from .resume import Origin, Resume
@@ -54,6 +55,7 @@ class Run:
     progress: "Progress"
     scores: dict[str, float]
     """Of the last validation."""
+    ema: "Ema | None" = None
 
 
 def train(config: Config, wanted: "Resume | None" = None) -> None:
@@ -108,6 +110,10 @@ def work(settings: TrainCommand) -> int | None:
         from . import selfcheck
 
         return selfcheck.work(settings.config())
+    if settings.doctor:
+        from . import doctor
+
+        return doctor.work(settings.config())
     from .resume import Resume
 
     train(settings.config(), Resume(settings.resume, tuple(settings.resume_allow or ())))
@@ -118,7 +124,8 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
     """Open the data, build the model, start the logs; the cheapest check comes first."""
     import torch
 
-    from . import feed, model, optim, resume, run_state, setup
+    from . import feed, lora, model, optim, resume, run_state, setup
+    from .ema import Ema
     from .run_folder import RunFolder
     from .saver import Saver
 
@@ -134,11 +141,13 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
         clip = model.build(config.model, seed=config.run.seed)
     else:
         clip = model.restore(origin.content, str(origin.file), config.model)
+    setup.tune(clip, config)
     clip.towers.to(world.device)
     step = setup.cached_step(clip, config, world)
     optimizer = optim.adamw(clip.towers, config.optim)
+    about = optim.describe(optimizer, clip.towers)
     log = start_log(config, folder, origin, world)
-    for line in (*setup.describe(clip, config, plan, world), *origin.lines):
+    for line in (*setup.describe(clip, config, plan, world), *about, *origin.lines):
         log.message(line)
     batches = feed.training_batches(
         data, clip, config, world, log.message, steps=plan.steps, start=origin.position
@@ -146,6 +155,11 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
     parts: dict[str, Part] = {"optimizer": run_state.Optimizer(optimizer), "data": batches}
     if step.scaler is not None:
         parts["scaler"] = step.scaler
+    if config.lora.rank is not None:
+        parts["adapters"] = lora.Adapters(clip.towers)
+    ema = None if config.ema.decay is None else Ema(clip.towers, config.ema.decay)
+    if ema is not None:
+        parts["ema"] = ema
     torch.manual_seed(config.run.seed + world.rank)  # dropout differs between ranks
     return Run(
         config=config,
@@ -165,6 +179,7 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
         origin=origin,
         progress=run_state.Progress(origin.step, origin.best, origin.validated),
         scores=origin.scores,
+        ema=ema,
     )
 
 
@@ -190,13 +205,14 @@ def start_log(config: Config, folder: "RunFolder", origin: "Origin", world: "Wor
 def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     """One step (1-based `number`) over one global batch; returns what is logged of it."""
     from . import optim
+    from .positives import Labels
     from .schedule import warmup_cosine
 
     settings, towers = run.config.optim, run.clip.towers
     towers.train()
-    lr = settings.lr * warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
-    optim.set_lr(run.optimizer, lr)
-    loss = run.step(batch["images"], batch["tokens"]).item()
+    factor = warmup_cosine(number - 1, run.plan.warmup_steps, run.plan.steps)
+    optim.set_lr(run.optimizer, factor)
+    loss = run.step(batch["images"], batch["tokens"], Labels.of(batch)).item()
     for line in run.step.notices():
         run.log.message(line)
     check_finite("loss", loss, number, run.folder)
@@ -211,8 +227,10 @@ def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
         scaler.step(run.optimizer)
         scaler.update()
     towers.clamp_temperature()
+    if run.ema is not None:
+        run.ema.update()
     temperature = 1 / towers.inverse_temperature().item()
-    return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
+    return {"loss": loss, "lr": settings.lr * factor, "temperature": temperature, "grad_norm": norm}
 
 
 def check_finite(what: str, value: float, step: int, folder: "RunFolder") -> None:
@@ -240,40 +258,60 @@ def validation_due(run: Run, number: int) -> bool:
 
 
 def validate(run: Run) -> None:
-    """Measure retrieval on the validation pairs, and save; best.pt too, if it's the best so far."""
-    from . import evaluate, metrics
+    """Measure retrieval on the validation pairs, and save; best.pt too, if it's the best so far.
 
-    number = run.progress.step
+    So with the running average of the weights, if there is one: ema.pt.
+    """
+    from . import checkpoint
+
     run.saver.wait()  # loader processes are not to be forked while it is written
-    if run.valid is not None:
-        try:
-            record = evaluate.evaluate(
-                run.clip,
-                run.valid,
-                run.world,
-                batch_size=run.config.train.micro_batch_size,
-                workers=run.config.data.workers,
-                precision=run.config.train.precision,
-                stop=run.notice.given,
-            ).record
-        except (InputError, WorkError) as error:
-            run.progress.validated = False
-            save(run)  # none of the training is lost
-            run.saver.wait()
-            raise type(error)(f"step {number}: data.valid: {error}") from error
-        except Stopped:
-            run.progress.validated = False
-            stop(run)
-        run.scores = metrics.flat(record)
-        run.log.record(number, {f"valid/{name}": value for name, value in run.scores.items()})
-        run.log.message(
-            f"step {number}: validation over {record['pool']:,} pairs, " + evaluate.brief(record)
-        )
+    try:
+        scores = measured(run, "valid")
+        if run.ema is not None:
+            with run.ema.in_place():
+                average = plain(run, measured(run, "valid_ema"))
+                if run.world.main:
+                    checkpoint.save(run.folder.average, average)
+    except (InputError, WorkError) as error:
+        run.progress.validated = False
+        save(run)  # none of the training is lost
+        run.saver.wait()
+        raise type(error)(f"step {run.progress.step}: data.valid: {error}") from error
+    except Stopped:
+        run.progress.validated = False
+        stop(run)
+    run.scores = scores
     run.progress.validated = True
     score = run.scores.get(run.config.valid.metric, float("-inf"))
     better = score > run.progress.best
     run.progress.best = max(run.progress.best, score)
     save(run, best=better)
+
+
+def measured(run: Run, name: str) -> dict[str, float]:
+    """Retrieval with the weights as they are, logged under `name`; {} without validation pairs."""
+    from . import evaluate, metrics
+
+    if run.valid is None:
+        return {}
+    number = run.progress.step
+    record = evaluate.evaluate(
+        run.clip,
+        run.valid,
+        run.world,
+        batch_size=run.config.train.micro_batch_size,
+        workers=run.config.data.workers,
+        precision=run.config.train.precision,
+        stop=run.notice.given,
+    ).record
+    scores = metrics.flat(record)
+    run.log.record(number, {f"{name}/{key}": value for key, value in scores.items()})
+    average = " of the average" if name == "valid_ema" else ""
+    run.log.message(
+        f"step {number}: validation{average} over {record['pool']:,} pairs, "
+        + evaluate.brief(record)
+    )
+    return scores
 
 
 def save_or_stop(run: Run) -> None:
@@ -312,25 +350,32 @@ def stop(run: Run) -> NoReturn:
 
 def save(run: Run, *, best: bool = False) -> None:
     """Have the run's state written, and best.pt where it is the best."""
-    from . import checkpoint, run_state
+    from . import run_state
 
-    since, number = time.perf_counter(), run.progress.step
+    since = time.perf_counter()
     weights = math.fsum(p.detach().sum().item() for p in run.clip.towers.parameters())
-    check_finite("sum of the weights", weights, number, run.folder)
+    check_finite("sum of the weights", weights, run.progress.step, run.folder)
+    training = run_state.capture(run.parts, run.progress, run.fingerprints, run.world)
+    run.log.store()
+    run.saver.save(plain(run, run.scores) | {"training": training}, best=best, since=since)
+
+
+def plain(run: Run, scores: dict[str, float]) -> dict[str, Any]:
+    """What a checkpoint holds of the model as it is: the plain one, any adapters merged."""
+    from . import checkpoint, lora
+
+    number = run.progress.step
     position = number * run.config.train.global_batch_size
-    content = {
-        "state_dict": run.clip.towers.clip.state_dict(),
+    return {
+        "state_dict": lora.plain_state(run.clip.towers),
         "model": run.clip.description,
         "config": dataclasses.asdict(run.config),
         "step": number,
         "epoch": position / run.plan.pairs,
         "position": position,
-        "metrics": run.scores,
+        "metrics": scores,
         "versions": checkpoint.versions(),
-        "training": run_state.capture(run.parts, run.progress, run.fingerprints, run.world),
     }
-    run.log.store()
-    run.saver.save(content, best=best, since=since)
 
 
 def conclude(run: Run) -> None:

@@ -9,9 +9,10 @@ from conftest import TEXT, TINY, VIT
 from torch import Tensor
 
 from medclip_oc import losses, model
-from medclip_oc.config import ModelConfig
+from medclip_oc.config import LoraConfig, ModelConfig
 from medclip_oc.distributed import World
 from medclip_oc.grad_cache import CachedStep
+from medclip_oc.positives import Labels, Rule
 from medclip_oc.towers import Towers
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -40,6 +41,22 @@ def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings:
     return towers.train()
 
 
+def adapted(
+    vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, *, live: bool = True, **lora: Any
+) -> Towers:
+    """Towers with adapters; live: B is not zero, so that they change something."""
+    from medclip_oc.lora import insert
+
+    towers = build(vision, text)
+    torch.manual_seed(3)
+    insert(towers, LoraConfig(**{"rank": 4, "alpha": 8.0, **lora}))
+    if live:
+        for name, parameter in towers.named_parameters():
+            if name.endswith(".0.b"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    return towers.train()
+
+
 def batch(pairs: int, size: int = 32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(pairs)
     images = torch.randint(256, (pairs, 3, size, size), dtype=torch.uint8, generator=generator)
@@ -53,6 +70,7 @@ def plain(
     *,
     loss: str = "clip",
     chunks: tuple[int, int] | None = None,
+    targets: Tensor | None = None,
 ) -> Tensor:
     """The reference: all graphs kept, one dense loss, one backward; nothing of ours but the model.
 
@@ -63,17 +81,59 @@ def plain(
         loss: "clip" or "siglip".
         chunks: sizes of the forwards, of images and texts, where random numbers or live batch norm
             make them matter; None: one forward.
+        targets: (G, G), see `losses`.
     """
     sizes = chunks or (len(images), len(tokens))
     image_features = torch.cat([towers.embed_images(part) for part in images.split(sizes[0])])
     text_features = torch.cat([towers.embed_texts(part) for part in tokens.split(sizes[1])])
     scale = towers.inverse_temperature()
     if loss == "clip":
-        value = losses.clip_loss(image_features, text_features, scale)
+        value = losses.clip_loss(image_features, text_features, scale, targets)
     else:
-        value = losses.siglip_loss(image_features, text_features, scale, towers.logit_bias())
+        bias = towers.logit_bias()
+        value = losses.siglip_loss(image_features, text_features, scale, bias, targets)
     value.backward()
     return value.detach()
+
+
+def labels(pairs: int) -> Labels:
+    """Some captions, some images, and some concepts are shared; some pairs have none of these."""
+    generator = torch.Generator().manual_seed(pairs)
+    captions, images = (torch.randint(pairs, (pairs,), generator=generator) for _ in range(2))
+    concepts = torch.randint(6, (pairs, 4), generator=generator) * 7  # 0: none; some twice
+    concepts[0] = 0
+    concepts[1] = torch.tensor([100, 101, 102, 0])  # nobody else's
+    return Labels(captions - 2**62, images + 2**62, concepts.int())
+
+
+def dense_targets(rule: Rule, given: Labels, loss: str) -> Tensor:
+    """The definition, pair by pair, in float64: (G, G)."""
+    pairs = range(len(given.captions))
+    sets = [{int(c) for c in row} - {0} for row in given.concepts]
+    compares = rule.kind != "pairs"
+
+    def same(i: int, j: int) -> float:
+        alike = given.captions[i] == given.captions[j] or given.images[i] == given.images[j]
+        return float(i == j or (compares and bool(alike)))
+
+    def overlap(i: int, j: int) -> float:
+        either = len(sets[i] | sets[j])
+        return max(same(i, j), len(sets[i] & sets[j]) / either if either else 0.0)
+
+    def matrix(entry: Any) -> Tensor:
+        return torch.tensor([[entry(i, j) for j in pairs] for i in pairs], dtype=torch.float64)
+
+    strength = rule.strength if rule.kind == "concepts" else 0.0
+    if loss == "siglip":
+        return torch.maximum(matrix(same), strength * matrix(overlap))
+
+    def rows(entries: Tensor) -> Tensor:
+        return entries / entries.sum(1, keepdim=True)
+
+    share = (1 - strength) * rows(matrix(same)) + strength * rows(matrix(overlap))
+    share = (1 - rule.smoothing) * share + rule.smoothing / len(pairs)
+    torch.testing.assert_close(share.sum(1), torch.ones(len(pairs), dtype=torch.float64))
+    return share + share.T  # texts over images: the same, as the labels are symmetric
 
 
 def cached(towers: Towers, *, loss: str = "clip", **settings: Any) -> CachedStep:

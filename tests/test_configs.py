@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
-from medclip_oc import command, model
-from medclip_oc.config import Config
+from medclip_oc import command, model, train
+from medclip_oc.config import Config, ModelConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -22,6 +23,43 @@ def test_settings(file: Path) -> None:
     assert config.run.folder == f"runs/{'demo' if file.stem == 'tiny_cpu' else file.stem}"
     assert config.train.global_batch_size % config.train.micro_batch_size == 0
     assert f"configs/{file.name}" in file.read_text(), "its head shows the command"
+
+
+RECIPES = ("vitb16", "vitb16_lora", "vitb16_lit", "vitl14", "siglip", "biomedclip", "rn50_seed")
+STAND_IN = {**TINY, "init_logit_bias": -10, "init_logit_scale": 2.3}
+
+
+def test_every_line_of_the_recommended_recipe_has_its_reason() -> None:
+    text = (Path(__file__).parents[1] / "configs" / "vitb16.yaml").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        assert line.endswith(":") or "# " in line, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains(name: str, packed: Path, tmp_path: Path) -> None:
+    """On a tiny stand-in for the model: all else as the file says, but for sizes."""
+    config = read(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    own = config.model
+    stand_in = ModelConfig(
+        arch="recipe-stand-in",
+        definition=STAND_IN,
+        freeze_batch_norm=own.freeze_batch_norm,
+        grad_checkpointing=own.grad_checkpointing,
+    )
+    config = replace(
+        config,
+        run=replace(config.run, folder=str(tmp_path / "run")),
+        model=stand_in,
+        data=replace(config.data, train=str(packed), valid=str(packed), workers=0),
+        train=replace(config.train, global_batch_size=16, micro_batch_size=8, epochs=1),
+    )
+    train.train(config)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "48 training pairs, 3 steps" in log
+    assert "each step contrasts 16 pairs: 16 per rank in 2 chunk(s); warm-up 1 steps (33%" in log
+    assert "trains: " in log
 
 
 @pytest.mark.slow

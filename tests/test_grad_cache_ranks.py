@@ -10,11 +10,22 @@ from typing import Any
 import pytest
 import torch
 from processes import run
-from steps import RESNET, batch, build, gradients, plain, worst_error
+from steps import (
+    RESNET,
+    adapted,
+    batch,
+    build,
+    dense_targets,
+    gradients,
+    labels,
+    plain,
+    worst_error,
+)
 
 from medclip_oc import distributed
 from medclip_oc.distributed import World
 from medclip_oc.grad_cache import CachedStep
+from medclip_oc.positives import Labels, Rule
 
 PAIRS = 16
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
@@ -36,7 +47,28 @@ CASES: dict[str, Case] = {
     "clip, eight chunks": ("clip", {"micro_batch_size": 1}, ""),
     "siglip, eight chunks": ("siglip", {"micro_batch_size": 1}, ""),
 }
-FOUR = ("clip, 0 kept", "clip, 1 kept", "siglip, 1 kept", "siglip, eight chunks", "frozen texts")
+RULES = {
+    "captions": Rule("captions"),
+    "concepts": Rule("concepts", strength=0.3),
+    "smooth pairs": Rule("pairs", smoothing=0.1),
+    "smooth concepts": Rule("concepts", strength=0.6, smoothing=0.2),
+}
+CASES |= {
+    f"clip, {name}": ("clip", {"micro_batch_size": 3, "rule": rule}, "")
+    for name, rule in RULES.items()
+}
+CASES |= {
+    f"siglip, {name}": ("siglip", {"micro_batch_size": 3, "rule": RULES[name]}, "")
+    for name in ("captions", "concepts")
+}
+FOUR = (
+    "clip, smooth concepts",
+    "clip, 0 kept",
+    "clip, 1 kept",
+    "siglip, 1 kept",
+    "siglip, eight chunks",
+    "frozen texts",
+)
 
 
 @contextmanager
@@ -76,6 +108,11 @@ def share(world: World) -> slice:
     return slice(world.rank * size, (world.rank + 1) * size)
 
 
+def drop_padding(concepts: torch.Tensor) -> torch.Tensor:
+    ordered = concepts.sort(1, descending=True).values
+    return ordered[:, : int((ordered > 0).sum(1).max())]
+
+
 def _steps(world: World, names: list[str]) -> dict[str, Any]:
     """This rank's part of every case, and of what else needs other processes."""
     results: dict[str, Any] = {}
@@ -86,14 +123,25 @@ def _steps(world: World, names: list[str]) -> dict[str, Any]:
             torch.nn.init.normal_(towers.clip.text_projection)
         step = CachedStep(towers, loss, world, **settings)
         distributed.traffic.clear()
+        own = labels(PAIRS)[share(world)]
+        if world.rank:  # a rank whose pairs have fewer concepts pads less
+            own = Labels(own.captions, own.images, drop_padding(own.concepts))
         with watched() as sent:
-            value = step(*[side[share(world)] for side in batch(PAIRS)])
+            value = step(*[side[share(world)] for side in batch(PAIRS)], own)
         results[name] = {
             "loss": value,
             "gradients": gradients(towers),
             "sent": sent,
             "traffic": dict(distributed.traffic),
         }
+    towers = adapted()
+    if world.rank:
+        for name, parameter in towers.named_parameters():
+            if ".parametrizations." in name:
+                torch.nn.init.normal_(parameter)
+    step = CachedStep(towers, "clip", world, micro_batch_size=3)
+    step(*[side[share(world)] for side in batch(PAIRS)])
+    results["adapters"] = gradients(towers)
     towers = build(RESNET, freeze_batch_norm=False)
     CachedStep(towers, "clip", world, micro_batch_size=4)(
         *[side[share(world)] for side in batch(PAIRS)]
@@ -115,9 +163,11 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def check(name: str, ranks: list[dict[str, Any]]) -> None:
-    loss, _, beginning = CASES[name]
+    loss, settings, beginning = CASES[name]
     reference = frozen(build(), beginning)
-    wanted = plain(reference, *batch(PAIRS), loss=loss)
+    rule = settings.get("rule")
+    targets = None if rule is None else dense_targets(rule, labels(PAIRS), loss).float()
+    wanted = plain(reference, *batch(PAIRS), loss=loss, targets=targets)
     results = [rank[name] for rank in ranks]
     for result in results:
         torch.testing.assert_close(result["loss"], wanted)
@@ -180,3 +230,13 @@ def test_log_add(two: list[dict[str, Any]]) -> None:
     values = torch.tensor([1.0, -100.0, 99.0, 3.0])
     for result in two:
         torch.testing.assert_close(result["log add"], torch.logaddexp(values, values + 1))
+
+
+def test_adapters(two: list[dict[str, Any]]) -> None:
+    """Only they have gradients, those of one big batch."""
+    reference = adapted()
+    plain(reference, *batch(PAIRS))
+    for result in two:
+        assert worst_error(result["adapters"], gradients(reference)) < 1e-5
+        names = {n.removeprefix("clip.") for n in result["adapters"]}
+        assert all(".parametrizations." in n for n in names - {"logit_scale"})

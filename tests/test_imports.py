@@ -12,7 +12,7 @@ FLOORS = [
     {"errors"},  # the ground: what a mistake is
     # and what a setting is
     {"config", "lookup", "signatures", "depth", "apart", "order", "array_file", "line_charts"}
-    | {"signals"},
+    | {"signals", "positives", "blend"},
     {"tables", "image_files", "dicom", "shard_index", "counting", "pools", "rank_config"}
     | {"row_writer"},
     {"decoding", "shard_layout"},
@@ -29,7 +29,9 @@ FLOORS = [
         "data",
         "augment",
         "chunks",
-        "optim",
+        "trainable",
+        "ema",
+        "lora",
         "run_log",
         "run_folder",
         "command",
@@ -42,12 +44,12 @@ FLOORS = [
         "report_page",
         "report_gallery",
     },
-    {"grad_cache", "watch"},  # the step, of chunks; what it is fed with
+    {"grad_cache", "watch", "optim"},  # the step, of chunks; what it is fed with
     {"features", "feed", "setup", "verify", "audit", "report_plots", "parity", "saver", "resume"},
     {"run_state", "concepts", "embedding", "truth"}
     | {"open_clip_folder", "onnx_folder", "hf_folder"},
     {"retrieval", "search"},
-    {"evaluate", "zeroshot", "embed", "export", "selfcheck", "report"},
+    {"evaluate", "zeroshot", "embed", "export", "selfcheck", "doctor", "report"},
     {"train", "app", "__init__"},  # what users import
 ]
 SEAMS = {

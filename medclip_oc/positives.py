@@ -1,0 +1,191 @@
+"""Which texts are right for which images, beyond each pair's own: soft targets, tile by tile.
+
+Radiology repeats itself: "normal chest radiograph" stands under many images, one image under
+several captions, and neighbouring pairs come out of one paper. Plain InfoNCE takes all of these for
+wrong answers. Here a rule says how the right answer of an image is spread over the texts:
+
+    pairs      its own text alone
+    captions   every text of a pair with the same caption or the same image, in equal parts (UniCL,
+               Yang et al. 2022, equation 3, with these as the labels)
+    concepts   the same, but for a share `strength` that is spread over all texts in proportion to
+               their overlap: 1 for those above, else the Jaccard index of the UMLS concepts
+
+and, with `smoothing`, a share of it evenly over all texts (Szegedy et al. 2016, section 7). Each is
+symmetric in the two pairs, so the targets of a text over the images come from the same numbers.
+
+G pairs over all ranks, B of one rank, K most concepts of a pair, r and c rows and columns of a
+tile, V concepts that occur in several pairs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["pairs", "captions", "concepts"]
+Gather = Callable[[Tensor], Tensor]
+"""(B,) of one rank -> (G,) of all, in rank order."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How targets are made; see above."""
+
+    kind: Kind = "pairs"
+    strength: float = 0.0
+    """Share of the target that concepts spread, for `concepts`."""
+    smoothing: float = 0.0
+    """Share of the target that is spread evenly."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether each pair has its own partner alone."""
+        return self.kind == "pairs" and not self.smoothing
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is compared between pairs."""
+
+    captions: Tensor
+    """(G,) int64, equal where the captions are."""
+    images: Tensor
+    """(G,) int64, equal where the images are."""
+    concepts: Tensor
+    """(G, K) int32, padded with 0."""
+
+    def __getitem__(self, rows: slice) -> "Labels":
+        return Labels(self.captions[rows], self.images[rows], self.concepts[rows])
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Tensor]) -> "Labels":
+        """Of the pairs in a batch, see `data.Batch`."""
+        return cls(batch["caption_hash"], batch["image_hash"], batch["concepts"])
+
+    @classmethod
+    def different(cls, pairs: int, device: torch.device) -> "Labels":
+        """Of pairs that have nothing in common."""
+        numbers = torch.arange(pairs, device=device)
+        return cls(numbers, numbers, numbers.new_zeros(pairs, 0, dtype=torch.int32))
+
+
+class Targets:
+    """How right each of G x G pairings is, given out tile by tile.
+
+    Args:
+        rule: the rule.
+        labels: of all G pairs.
+        dtype: of the tiles.
+    """
+
+    def __init__(self, rule: Rule, labels: Labels, dtype: torch.dtype) -> None:
+        self.rule, self.pairs, self.dtype = rule, len(labels.captions), dtype
+        self._captions, captions = _ids(labels.captions)
+        self._images, images = _ids(labels.images)
+        _, both = _ids(self._captions.long() * self.pairs + self._images)
+        self._same = (captions + images - both).to(dtype)  # (G,) pairs that are the same, itself in
+        strength = rule.strength if rule.kind == "concepts" else 0.0
+        self._concepts, self._vocabulary = _shared(labels.concepts)
+        self._strength = strength if self._vocabulary else 0.0
+        self._sizes = _distinct(labels.concepts).to(dtype)  # (G,)
+        self._sums: Tensor | None = None  # (G,) of a row, or column, of overlaps
+
+    @property
+    def trivial(self) -> bool:
+        """Whether they say no more than `pairs` does."""
+        alone = bool((self._same == 1).all())
+        return alone and not self._strength and not self.rule.smoothing
+
+    def complete(self, own: slice, gather: Gather, tile: int) -> None:
+        """Add up the overlaps of each pair with all, which `tile` divides by.
+
+        Args:
+            own: the rows of this rank; every rank computes its own once.
+            gather: puts the ranks' sums together. Not called where concepts have no part.
+            tile: side of the largest matrix that exists at a time.
+        """
+        if not self._strength:
+            return
+        sums = self._sizes.new_zeros(own.stop - own.start)
+        for first in range(own.start, own.stop, tile):
+            row = slice(first, min(first + tile, own.stop))
+            for start in range(0, self.pairs, tile):
+                column = slice(start, min(start + tile, self.pairs))
+                sums[row.start - own.start : row.stop - own.start] += self._overlap(
+                    row, column
+                ).sum(1)
+        self._sums = gather(sums)
+
+    def tile(self, row: slice, column: slice) -> Tensor:
+        """Targets of the rows over all columns, plus those of the columns over all rows.
+
+        Only the sum counts for the loss: (r, c). Each of the two alone adds up to 1 in a row, or in
+        a column.
+        """
+        same = self._are_same(row, column)
+        smooth, strength = self.rule.smoothing, self._strength
+        shares = same * (_inverse(self._same, row, column) * (1 - strength))
+        if strength:
+            assert self._sums is not None, "complete() comes first"
+            overlap = self._overlap(row, column, same)
+            shares += overlap * (_inverse(self._sums, row, column) * strength)
+        return shares.mul_(1 - smooth).add_(2 * smooth / self.pairs) if smooth else shares
+
+    def yes(self, row: slice, column: slice) -> Tensor:
+        """For SigLIP: how far the answer to each pairing is yes, in [0, 1]: (r, c)."""
+        same = self._are_same(row, column)
+        if not self._strength:
+            return same
+        return torch.maximum(same, self._strength * self._overlap(row, column, same))
+
+    def _are_same(self, row: slice, column: slice) -> Tensor:
+        """1 where caption or image is the same: (r, c)."""
+        captions = self._captions[row, None] == self._captions[column]
+        return (captions | (self._images[row, None] == self._images[column])).to(self.dtype)
+
+    def _overlap(self, row: slice, column: slice, same: Tensor | None = None) -> Tensor:
+        """1 where caption or image is the same, else the concepts' Jaccard index: (r, c)."""
+        same = self._are_same(row, column) if same is None else same
+        common = self._has(row) @ self._has(column).T  # (r, c)
+        either = self._sizes[row, None] + self._sizes[column] - common
+        return torch.maximum(same, common.div_(either.clamp_(min=1)))
+
+    def _has(self, rows: slice) -> Tensor:
+        """Which of the shared concepts each pair has: (r, V), of 0 and 1."""
+        ids = self._concepts[rows].long()
+        has = self._sizes.new_zeros(len(ids), self._vocabulary + 1)  # the last: padding, unshared
+        return has.scatter_(1, ids, 1)[:, :-1]
+
+
+def _ids(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Small numbers for large ones (G,), and how often each occurs (G,)."""
+    _, ids, counts = values.unique(return_inverse=True, return_counts=True)
+    return ids.int(), counts[ids]
+
+
+def _distinct(concepts: Tensor) -> Tensor:
+    """How many different concepts each pair has: (G, K) -> (G,)."""
+    ordered = concepts.sort(1).values
+    new = ordered != torch.cat([ordered.new_zeros(len(ordered), 1), ordered[:, :-1]], 1)
+    return new.sum(1)
+
+
+def _shared(concepts: Tensor) -> tuple[Tensor, int]:
+    """Numbers 0 to V - 1 for the concepts of several pairs, V for all else: (G, K); and V."""
+    ordered = concepts.sort(1).values
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    ordered = ordered.masked_fill(again, 0)  # twice in one pair is once
+    values, ids, counts = ordered.unique(return_inverse=True, return_counts=True)
+    kept = (counts > 1) & (values != 0)
+    total = int(kept.sum())
+    numbers = torch.where(kept, kept.cumsum(0) - 1, total)
+    return numbers[ids].int(), total
+
+
+def _inverse(sums: Tensor, row: slice, column: slice) -> Tensor:
+    """1 / the row's sum + 1 / the column's: (r, c)."""
+    inverse = 1 / sums
+    return inverse[row, None] + inverse[column]

@@ -1,0 +1,244 @@
+"""Go part of the way back to the weights before fine-tuning (WiSE-FT), or average several runs.
+
+    python tools/interpolate.py --fine-tuned runs/x/checkpoints/best.pt --zero-shot openai \
+        --alphas 0:1:0.1 --data shards/rocov2 --probe shards/general --out runs/x/wise
+
+Along alpha, from 0 (before) to 1 (fine-tuned), it measures retrieval on --data, and on --probe what
+the model knew before. It prints a table, draws the curve, and saves the chosen weights: of those
+that lose at most --tolerance of the best score on --data, the best on the probe.
+Several --fine-tuned files are averaged first (--soup uniform or greedy).
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
+
+from medclip_oc import command
+from medclip_oc.config import Device, ModelConfig, Precision
+from medclip_oc.errors import InputError
+
+if TYPE_CHECKING:
+    from medclip_oc.blend import State
+    from medclip_oc.data import Pairs
+    from medclip_oc.distributed import World
+    from medclip_oc.model import Clip
+
+Split = Literal["train", "valid", "test"]
+_MOST_STEPS = 1000
+
+
+@dataclass
+class InterpolateConfig:
+    """What to average, and what to choose by."""
+
+    fine_tuned: list[str]
+    """Checkpoints written by training; several are averaged first."""
+    data: str | list[str]
+    """Pairs of the new domain: a shard folder, brace pattern, glob or list of tars."""
+    out: str
+    """Folder for chosen.pt, interpolation.json and curve.png."""
+    zero_shot: str = "start"
+    """The weights before: an open_clip tag, a file, or `start`: what the run started from."""
+    alphas: str = "0:1:0.1"
+    """FROM:TO:STEP, or numbers with commas; 0 is before, 1 after fine-tuning."""
+    split: Split = "valid"
+    """Split of --data, where it is a shard folder."""
+    probe: str | list[str] | None = None
+    """Pairs of what the model knew before, see --data."""
+    probe_split: Split = "valid"
+    """Split of --probe."""
+    tolerance: float = 0.1
+    """Share of the best score on --data that may be given up for the probe."""
+    soup: Literal["uniform", "greedy"] = "uniform"
+    """How several checkpoints are averaged: all of them, or those that help on --data."""
+    batch_size: int = 64
+    """Pairs embedded at once."""
+    workers: int = 2
+    """Loader processes."""
+    precision: Precision = "fp32"
+    """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
+    device: Device = "auto"
+    """auto: CUDA where there is a GPU, else the CPU."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise InputError(f"--tolerance: {self.tolerance} is not in [0, 1)")
+        if self.batch_size < 1 or self.workers < 0:
+            raise InputError("--batch_size, --workers: at least 1, and 0")
+        if not self.fine_tuned:
+            raise InputError("--fine_tuned: give at least one checkpoint")
+
+
+def alphas(text: str) -> list[float]:
+    """The numbers that `0:1:0.1` or `0,0.5,1` stand for, in [0, 1]."""
+    wrong = InputError(f"--alphas: {text!r} is not FROM:TO:STEP or numbers with commas, in [0, 1]")
+    try:
+        if ":" not in text:
+            found = [float(part) for part in text.split(",")]
+        else:
+            first, last, step = (float(part) for part in text.split(":"))
+            if step <= 0 or not first <= last or (last - first) / step > _MOST_STEPS:
+                raise wrong
+            found = [round(first + n * step, 9) for n in range(int((last - first) / step + 1.001))]
+    except (ValueError, OverflowError):
+        raise wrong from None
+    if not found or any(not 0 <= alpha <= 1 for alpha in found):
+        raise wrong
+    return found
+
+
+class Scorer:
+    """Measures weights by retrieval; one model is refilled again and again."""
+
+    def __init__(self, clip: "Clip", world: "World", settings: InterpolateConfig) -> None:
+        from medclip_oc import feed
+
+        self.clip, self.world, self.settings = clip, world, settings
+        self.sets: dict[str, Pairs] = {}
+        places = {"data": (settings.data, settings.split)}
+        if settings.probe is not None:
+            places["probe"] = (settings.probe, settings.probe_split)
+        for name, (where, split) in places.items():
+            self.sets[name] = feed.pairs(feed.open_shards(where, split, world), clip)
+
+    def __call__(self, state: "State") -> dict[str, float]:
+        """The mean recall of each set, in [0, 1]."""
+        return {name: self.score(state, name) for name in self.sets}
+
+    def score(self, state: "State", name: str) -> float:
+        """The mean recall of one set."""
+        from medclip_oc.evaluate import evaluate
+
+        self.clip.towers.clip.load_state_dict(state)
+        settings = self.settings
+        found = evaluate(
+            self.clip,
+            self.sets[name],
+            self.world,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            precision=settings.precision,
+        )
+        return float(found.record["mean_recall"])
+
+
+def weights_before(settings: InterpolateConfig, content: dict[str, Any]) -> "State":
+    """What --zero-shot stands for, for the model of a fine-tuned checkpoint."""
+    from medclip_oc import checkpoint, lora, model
+
+    start, trained = settings.zero_shot, ModelConfig(**content["config"]["model"])
+    if start != "start":
+        header = checkpoint.load_header(start) if Path(start).is_file() else None
+        if header is not None:
+            return dict(checkpoint.load(start)["state_dict"])
+        trained = replace(trained, pretrained=start, pretrained_image=None, pretrained_text=None)
+    clip = model.build(trained, seed=content["config"]["run"]["seed"])
+    return lora.plain_state(clip.towers)
+
+
+def choose(rows: list[dict[str, float]], tolerance: float) -> dict[str, float]:
+    """Of the rows that lose at most `tolerance` of the best, that which knows most of before."""
+    best = max(row["data"] for row in rows)
+    near = [row for row in rows if row["data"] >= (1 - tolerance) * best]
+    if "probe" in rows[0]:
+        return max(near, key=lambda row: (row["probe"], row["data"]))
+    return max(rows, key=lambda row: row["data"])
+
+
+def table(rows: list[dict[str, float]], chosen: dict[str, float]) -> str:
+    """Alpha and scores in per cent, a line each."""
+    names = [name for name in ("data", "probe") if name in rows[0]]
+    lines = [f"{'alpha':>8}" + "".join(f"{name:>10}" for name in names)]
+    for row in rows:
+        cells = "".join(f"{100 * row[name]:>8.1f} %" for name in names)
+        mark = "  <- chosen" if row is chosen else ""
+        lines.append(f"{row['alpha']:>8g}{cells}{mark}")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> None:
+    """The curve: score on the data against score on the probe, or against alpha."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no curve.png: it needs matplotlib (pip install 'medclip_oc[plot]')")
+        return
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    across = "probe" if "probe" in rows[0] else "alpha"
+    points = [(100 * row[across] if across == "probe" else row[across], row) for row in rows]
+    axes.plot([x for x, _ in points], [100 * row["data"] for _, row in points], marker="o")
+    for x, row in points:
+        weight = "bold" if row is chosen else "normal"
+        axes.annotate(f" {row['alpha']:g}", (x, 100 * row["data"]), fontsize=8, weight=weight)
+    axes.set(xlabel=across if across == "alpha" else "mean recall on the probe, %")
+    axes.set(ylabel="mean recall on the data, %", title=f"chosen: alpha {chosen['alpha']:g}")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def work(settings: InterpolateConfig) -> None:
+    """Average, measure, choose, save."""
+    steps = alphas(settings.alphas)  # before anything that takes time
+    from medclip_oc import blend, checkpoint, model, setup
+    from medclip_oc.distributed import World, device_of
+
+    world = World(0, 1, device_of(settings.device))
+    setup.check_precision(settings.precision, world.device)
+    contents = {file: checkpoint.load(file) for file in settings.fine_tuned}
+    states: dict[str, State] = {file: dict(c["state_dict"]) for file, c in contents.items()}
+    content = contents[settings.fine_tuned[0]]
+    before = weights_before(settings, content)
+    blend.check_alike({**states, f"--zero-shot {settings.zero_shot}": before})
+    clip = model.restore(content, settings.fine_tuned[0])
+    clip.towers.to(world.device).eval()
+    scorer = Scorer(clip, world, settings)
+    after, joined = soup(settings, states, scorer)
+    rows = []
+    for alpha in steps:
+        rows.append({"alpha": alpha, **scorer(blend.interpolated(before, after, alpha))})
+        print(f"alpha {alpha:g} done", file=sys.stderr)
+    chosen = choose(rows, settings.tolerance)
+    print(table(rows, chosen))
+    out = Path(settings.out)
+    about = {"zero_shot": settings.zero_shot, "fine_tuned": joined, "alpha": chosen["alpha"]}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        record = {**about, "data": settings.data, "probe": settings.probe, "rows": rows}
+        (out / "interpolation.json").write_text(json.dumps(record, indent=2) + "\n")
+        draw(rows, chosen, out / "curve.png")
+    except OSError as error:
+        raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
+    kept = {key: value for key, value in content.items() if key not in ("format", "training")}
+    state = blend.interpolated(before, after, chosen["alpha"])
+    checkpoint.save(out / "chosen.pt", {**kept, "state_dict": state, "interpolation": about})
+    print(f"alpha {chosen['alpha']:g} is in {out / 'chosen.pt'}")
+
+
+def soup(
+    settings: InterpolateConfig, states: "dict[str, State]", scorer: Scorer
+) -> "tuple[State, list[str]]":
+    """The average of the fine-tuned weights, and the files that are in it."""
+    from medclip_oc import blend
+
+    files = list(states)
+    if len(files) == 1:
+        return states[files[0]], files
+    if settings.soup == "greedy":
+        chosen, alone = blend.greedy(list(states.values()), lambda s: scorer.score(s, "data"))
+        for file, score in zip(files, alone, strict=True):
+            print(f"{100 * score:>8.1f} %  {file}")
+        files = [files[number] for number in chosen]
+    print(f"the average of {len(files)}: {', '.join(files)}")
+    return blend.mean([states[file] for file in files]), files
+
+
+if __name__ == "__main__":
+    title = "Interpolate between the weights before and after fine-tuning; average several runs."
+    command.main(work, InterpolateConfig, prog="interpolate.py", description=title)
