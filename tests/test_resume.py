@@ -25,7 +25,8 @@ from test_checkpoint import Payload
 from test_train import call, one_line, records
 
 from medclip_oc import checkpoint, evaluate, train, zeroshot
-from medclip_oc.config import EvaluateConfig, TrainCommand, ZeroshotConfig
+from medclip_oc.config import EvaluateConfig, TrainCommand
+from medclip_oc.rank_config import ZeroshotConfig
 
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 
