@@ -13,6 +13,11 @@ wrong answers. Here a rule says how the right answer of an image is spread over 
 and, with `smoothing`, a share of it evenly over all texts (Szegedy et al. 2016, section 7). Each is
 symmetric in the two pairs, so the targets of a text over the images come from the same numbers.
 
+With InfoNCE, `captions` and `pairs` are the same loss, gradient included, as long as equal captions
+have equal features (or equal images have): summed over a group of equal captions, it makes no
+difference how each image's target is spread among them. They differ where dropout or augmentation
+sets the features apart, and with SigLIP, for which the same question would be yes and no at once.
+
 G pairs over all ranks, B of one rank, K most concepts of a pair, r and c rows and columns of a
 tile, V concepts that occur in several pairs.
 """

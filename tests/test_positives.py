@@ -143,3 +143,21 @@ def test_the_lowest_loss_is_where_duplicates_are_alike() -> None:
     loss, gradient = contrast("clip", block)
     assert loss.item() == pytest.approx(2 * torch.tensor(2.0).log().item() / 3, rel=1e-6)
     assert gradient.images.abs().max() < 1e-12
+
+
+def test_equal_captions_with_equal_features_change_nothing_for_infonce() -> None:
+    """What positives.py says of `captions`; for SigLIP they change much."""
+    captions = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
+    same = Labels(captions, torch.arange(8), torch.zeros(8, 0).int())
+    for loss in ("clip", "siglip"):
+        images, texts, *rest = (value.detach() for value in inputs(8, loss))
+        block = Block(images, texts[captions], *rest)
+        targets = made(Rule("captions"), same)
+        one, plain_one = contrast(loss, block)
+        two, joint = contrast(loss, Block(images, texts[captions], *rest, targets=targets))
+        # what reaches a caption's features: the sum over its copies
+        per_caption = [
+            torch.zeros(5, 6).double().index_add(0, captions, g.texts) for g in (plain_one, joint)
+        ]
+        equal = torch.allclose(one, two) and torch.allclose(plain_one.images, joint.images)
+        assert (equal and torch.allclose(*per_caption)) == (loss == "clip")

@@ -8,8 +8,10 @@ and X-ray, in every way that medclip_oc has. Measured are held-out pairs (combin
 trained on) of the new modalities, and of the old ones. Alpha of WiSE-FT is chosen on the validation
 pairs, as tools/interpolate.py does.
 
-`duplicates`: the same model on phantoms that share 120 captions, with `loss.positives: pairs` and
-`captions`, over several seeds; measured on new pictures, one of each caption.
+`duplicates`: the same model on phantoms that share 120 captions, a --generic part of them only 4,
+with `loss.positives: pairs` and `captions`, over several seeds; measured on new pictures, one of
+each of the 120. With SigLIP's loss: InfoNCE gives both the same gradient where captions are equal
+word for word (see positives.py), and so the same model (--loss clip shows it).
 
 Some ten minutes for both on two free cores; a call that was cut short goes on where it was. Every
 number hangs on --seed alone.
@@ -23,7 +25,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 OLD, NEW = ("ct", "mr"), ("us", "xray")
 SPLITS = ("train", "valid", "test")
-MODEL = {
+MODEL: dict[str, Any] = {
     "arch": "phantom-clip",
     "definition": {
         "embed_dim": 128,
@@ -55,6 +57,10 @@ MODEL = {
             "layers": 2,
         },
     },
+}
+BIAS: dict[str, dict[str, float]] = {
+    "clip": {},
+    "siglip": {"init_logit_bias": -10.0, "init_logit_scale": 2.3},
 }
 # ways of fine-tuning, by their settings; the running average comes with the plain run
 FINE_LR = 1e-3
@@ -86,12 +92,18 @@ class ExperimentConfig:
     """Of the pictures, the weights and the order of the data."""
     seeds: int = 3
     """Of `duplicates`: how many seeds, from --seed on."""
+    loss: Literal["clip", "siglip"] = "siglip"
+    """Of `duplicates`."""
+    generic: float = 0.5
+    """Of `duplicates`: share of the training captions that name the modality alone."""
     quick: bool = False
     """Almost no training: to see that it runs."""
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.seeds < 1:
             raise InputError("--seed, --seeds: at least 0, and 1")
+        if not 0 <= self.generic <= 1:
+            raise InputError(f"--generic: {self.generic} is not in [0, 1]")
 
     @property
     def sizes(self) -> Sizes:
@@ -107,7 +119,7 @@ def draw(
     known: dict[str, list["Combination"]],
     counts: dict[str, int],
     seed: int,
-    fine: bool,
+    generic: float | None = None,
 ) -> str:
     """Draw phantoms of these combinations and pack them; returns the shard folder.
 
@@ -116,7 +128,8 @@ def draw(
         known: the combinations of each split, which take turns.
         counts: pairs of each split.
         seed: of the pictures.
-        fine: captions in many words, all that can be told; else one of 120.
+        generic: None: captions in many words, all that can be told. Else one of 120, and of the
+            training pairs this share has one of 4.
     """
     import make_phantoms
     import numpy as np
@@ -138,7 +151,12 @@ def draw(
             drawn = known[split][index % len(known[split])]
             picture = phantom_pictures.draw(*drawn, rng=rng, pixels=80)
             Image.fromarray(picture.pixels).save(images / f"{split}_{index:05}.jpg", quality=90)
-            text = make_phantoms.caption(drawn, rng) if fine else coarse_caption(drawn)
+            if generic is None:
+                text = make_phantoms.caption(drawn, rng)
+            elif split == "train" and rng.random() < generic:
+                text = f"{drawn.modality}"
+            else:
+                text = coarse_caption(drawn)
             rows.append([f"{split}_{index:05}", text])
         make_phantoms.write_csv(source / f"{split}_captions.csv", rows)
     pack(open_source(source), shards, PackOptions(samples_per_shard=500))
@@ -159,7 +177,7 @@ def old_and_new(config: ExperimentConfig, out: Path) -> dict[str, str]:
     for name, modalities in (("old", OLD), ("new", NEW)):
         known = {split: [c for c in every[split] if c.modality in modalities] for split in SPLITS}
         counts = {"train": sizes.train, "valid": sizes.held_out, "test": sizes.held_out}
-        found[name] = draw(out / name, known, counts, config.seed, fine=True)
+        found[name] = draw(out / name, known, counts, config.seed)
     return found
 
 
@@ -309,13 +327,17 @@ def duplicates(config: ExperimentConfig, out: Path) -> dict[str, Any]:
             one_each.setdefault(coarse_caption(drawn), drawn)
     known["valid"] = known["test"] = list(one_each.values())
     counts = {"train": sizes.train, "valid": len(one_each), "test": len(one_each)}
-    shards = draw(out / "data", known, counts, config.seed, fine=False)
+    shards = draw(out / f"data-{config.generic:g}", known, counts, config.seed, config.generic)
     runs = {}
     for seed in range(config.seed, config.seed + config.seeds):
         for rule in ("pairs", "captions"):
-            folder = out / f"{rule}-{seed}"
+            folder = out / f"{config.loss}-{rule}-{seed}-{config.generic:g}"
             base = settings(shards, folder, seed, sizes.new_epochs, sizes.batch)
-            runs[f"{rule}, seed {seed}"] = base | {"loss.positives": rule}
+            runs[f"{rule}, seed {seed}"] = base | {
+                "loss.positives": rule,
+                "loss.name": config.loss,
+                "model.definition": MODEL["definition"] | BIAS[config.loss],
+            }
     run_all(runs)
     rows = {
         name: recall(Path(values["run.folder"]) / "checkpoints" / "last.pt", shards)
