@@ -1,8 +1,8 @@
 """Which texts are right for which images, beyond each pair's own: soft targets, tile by tile.
 
 Radiology repeats itself: "normal chest radiograph" stands under many images, one image under
-several captions, and neighbouring pairs come out of one paper. Plain InfoNCE takes all of these for
-wrong answers. Here a rule says how the right answer of an image is spread over the texts:
+several captions, and neighbouring pairs come out of one paper. Plain InfoNCE calls each of these a
+wrong answer. Here a rule says how the right answer of an image is spread over the texts:
 
     pairs      its own text alone
     captions   every text of a pair with the same caption or the same image, in equal parts (UniCL,
@@ -16,7 +16,8 @@ symmetric in the two pairs, so the targets of a text over the images come from t
 With InfoNCE, `captions` and `pairs` are the same loss, gradient included, as long as equal captions
 have equal features (or equal images have): summed over a group of equal captions, it makes no
 difference how each image's target is spread among them. They differ where dropout or augmentation
-sets the features apart, and with SigLIP, for which the same question would be yes and no at once.
+sets the features apart. With SigLIP they always do: `pairs` amounts to a yes of 1/n for each of n
+copies, `captions` to a full yes for each.
 
 G pairs over all ranks, B of one rank, K most concepts of a pair, r and c rows and columns of a
 tile, V concepts that occur in several pairs.

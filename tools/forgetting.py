@@ -10,8 +10,8 @@ pairs, as tools/interpolate.py does.
 
 `duplicates`: the same model on phantoms that share 120 captions, a --generic part of them only 4,
 with `loss.positives: pairs` and `captions`, over several seeds; measured on new pictures, one of
-each of the 120. With SigLIP's loss: InfoNCE gives both the same gradient where captions are equal
-word for word (see positives.py), and so the same model (--loss clip shows it).
+each of the 120. With SigLIP's loss, as InfoNCE gives both the same gradient where captions are
+equal word for word (see positives.py; --loss clip shows it).
 
 Some ten minutes for both on two free cores; a call that was cut short goes on where it was. Every
 number hangs on --seed alone.
