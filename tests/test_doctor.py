@@ -13,19 +13,19 @@ import torch
 from pairs import write_tar
 from test_train import call, settings, torchrun, write
 
-from medclip_oc import doctor, memory, train
+from medclip_oc import doctor, memory, train, trials
 from medclip_oc.config import TrainCommand
 from medclip_oc.pictures import Picture
 from medclip_oc.shards import ShardSet
 
-LOADER_RATE, STEP_RATE = doctor.loader_rate, doctor.step_rate
+LOADER_RATE, STEP_RATE = trials.loader_rate, trials.step_rate
 
 
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast loader and a slow step, but where a test looks at these."""
-    monkeypatch.setattr(doctor, "loader_rate", lambda patient: 1000.0)
-    monkeypatch.setattr(doctor, "step_rate", lambda patient: 100.0)
+    monkeypatch.setattr(trials, "loader_rate", lambda patient: 1000.0)
+    monkeypatch.setattr(trials, "step_rate", lambda patient: 100.0)
 
 
 def examined(folder: Path, shards: Path, **changes: Any) -> int:
@@ -88,7 +88,7 @@ def long_captions(shards: Path, patch: pytest.MonkeyPatch) -> None:
 def little_memory(shards: Path, patch: pytest.MonkeyPatch) -> None:
     if memory.allocated_bytes(torch.device("cpu")) is None:
         pytest.skip("the C library does not say what is allocated")
-    patch.setattr(doctor, "_STATE_COPIES", 0)  # a small model is mostly its vocabulary
+    patch.setattr(trials, "STATE_COPIES", 0)  # a small model is mostly its vocabulary
     patch.setattr(memory, "free_bytes", lambda device: 500_000)
 
 
@@ -100,13 +100,20 @@ def slow_loader(shards: Path, patch: pytest.MonkeyPatch) -> None:
         return pixels(self, *args)
 
     patch.undo()
-    patch.setattr(doctor, "step_rate", lambda patient: 100.0)
+    patch.setattr(trials, "step_rate", lambda patient: 100.0)
     patch.setattr(Picture, "pixels", slow)
 
 
 def full_disk(shards: Path, patch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+
+
+def no_memory_left(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(patient: trials.Patient) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    patch.setattr(trials, "step_rate", fail)
 
 
 def no_wandb(shards: Path, patch: pytest.MonkeyPatch) -> None:
@@ -164,6 +171,9 @@ FAULTS = {
         r"warning: data.workers: 0 give \d+ pairs/s, and a step takes 100 .*--resize",
         {},
         slow_loader,
+    ),
+    "memory that runs out": Fault(
+        1, r"error: train.micro_batch_size: the GPU's memory", None, no_memory_left
     ),
     "no disk space": Fault(
         1, r"error: run.folder: .* has 0.001 GB free, .* need about .* make room", None, full_disk
@@ -229,9 +239,31 @@ def test_rates_that_are_measured(packed: Path, tmp_path: Path) -> None:
     world = World(0, 1, torch.device("cpu"))
     data = feed.open_training(config.data, 0, world)
     plan = setup.plan(config.train, None, data.pairs_per_epoch, 1)
-    patient = doctor.Patient(config, world, data, plan, model.build(config.model))
+    patient = trials.Patient(config, world, data, plan, model.build(config.model))
     assert LOADER_RATE(patient) > 0
     assert STEP_RATE(patient) > 0
+
+
+def test_a_step_is_timed_with_what_fits(packed: Path, tmp_path: Path) -> None:
+    """Rather than end the doctor by what it just warned of."""
+    from medclip_oc import command, feed, model, setup
+    from medclip_oc.config import Config
+    from medclip_oc.distributed import World
+
+    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
+    config = command.parse(Config, ["--config", str(file)], prog="", description="")
+    world = World(0, 1, torch.device("cpu"))
+    data = feed.open_training(config.data, 0, world)
+    plan = setup.plan(config.train, None, data.pairs_per_epoch, 1)
+    clip, rows = model.build(config.model), list[int]()
+    clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    patient = trials.Patient(config, world, data, plan, clip)
+    assert STEP_RATE(patient) > 0
+    assert set(rows) == {4}
+    rows.clear()
+    patient.most_rows = 3
+    assert STEP_RATE(patient) > 0
+    assert set(rows) == {3}
 
 
 @pytest.mark.parametrize(

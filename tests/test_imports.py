@@ -48,8 +48,9 @@ FLOORS = [
     {"features", "feed", "setup", "verify", "audit", "report_plots", "parity", "saver", "resume"},
     {"run_state", "concepts", "embedding", "truth"}
     | {"open_clip_folder", "onnx_folder", "hf_folder"},
-    {"retrieval", "search"},
+    {"retrieval", "search", "trials"},
     {"evaluate", "zeroshot", "embed", "export", "selfcheck", "doctor", "report"},
+    {"training_run"},
     {"train", "app", "__init__"},  # what users import
 ]
 SEAMS = {
