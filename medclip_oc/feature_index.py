@@ -11,6 +11,7 @@ N pairs, D embedding size, Q queries, K answers.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,9 +60,7 @@ class IndexWriter:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir(parents=True)
             self._features = {
-                what: np.lib.format.open_memmap(
-                    self._partial / file, mode="w+", dtype=dtype, shape=(pairs, width)
-                )
+                what: _reserved(self._partial / file, (pairs, width), dtype)
                 for what, file in _FILES.items()
             }
             self._lines = (self._partial / _PAIRS).open("wb")
@@ -110,6 +109,18 @@ class IndexWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise WorkError(f"{self.folder}: can't be written ({error.strerror})") from error
+
+
+def _reserved(file: Path, shape: tuple[int, int], dtype: str) -> "np.memmap[Any, Any]":
+    """A new array in a file whose room on the disk is sure.
+
+    Writing into a mapped file on a full disk would end the process without a word (SIGBUS).
+    """
+    rows = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return rows
 
 
 class Index:

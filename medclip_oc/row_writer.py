@@ -10,6 +10,7 @@ Form = Literal["table", "json", "jsonl", "csv"]
 _WIDTHS = {"rank": 4, "cosine": 7, "score": 7, "probability": 11, "margin": 8}
 _LONG = ("text", "caption")
 _DECIMALS = 4
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each row
 
 
 class RowWriter:
@@ -49,7 +50,7 @@ class RowWriter:
         self.out.flush()
 
     def _write_json(self, row: dict[str, Any]) -> None:
-        text = json.dumps(row, ensure_ascii=False)
+        text = _ENCODE(row)
         if self.form == "jsonl":
             self.out.write(f"{text}\n")
             return

@@ -161,6 +161,7 @@ def test_soups(
         (("--alphas", "0:3:1"), "--alphas"),
         (("--data", "nowhere"), "nowhere"),
         (("--tolerance", "1.5"), "--tolerance: 1.5"),
+        (("--out", "/proc/nowhere/x"), "--out: /proc/nowhere/x can't be written"),
     ],
 )
 def test_mistakes(

@@ -15,6 +15,7 @@ import medclip_oc
 from medclip_oc import checkpoint, embed, feature_index, model, zeroshot
 from medclip_oc.config import ModelConfig
 from medclip_oc.decoding import decode
+from medclip_oc.errors import InputError
 from medclip_oc.feature_index import Index, IndexWriter
 from medclip_oc.rank_config import EmbedConfig, ZeroshotConfig
 from medclip_oc.shards import ShardSet
@@ -207,3 +208,16 @@ def test_mistakes(
     words = ["--checkpoint", checked, "--data", packed, "--out", tmp_path]
     assert call(embed.work, EmbedConfig, *words) == 2
     assert "is there already (it is no index)" in re_one_line(capsys)
+
+
+def test_a_full_disk_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing into a mapped file would end the process without a word."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(InputError, match=r"can't be written \(No space left on device\)"):
+        IndexWriter(tmp_path / "index", 10, 4, "float32")

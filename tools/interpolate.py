@@ -11,6 +11,7 @@ Several --fine-tuned files are averaged first (--soup uniform or greedy).
 
 import json
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script:
 
 from medclip_oc import command
 from medclip_oc.config import Device, ModelConfig, Precision
-from medclip_oc.errors import InputError
+from medclip_oc.errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from medclip_oc.blend import State
@@ -186,6 +187,8 @@ def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> 
 def work(settings: InterpolateConfig) -> None:
     """Average, measure, choose, save."""
     steps = alphas(settings.alphas)  # before anything that takes time
+    out = Path(settings.out)
+    _make(out)
     from medclip_oc import blend, checkpoint, model, setup
     from medclip_oc.distributed import World, device_of
 
@@ -206,19 +209,26 @@ def work(settings: InterpolateConfig) -> None:
         print(f"alpha {alpha:g} done", file=sys.stderr)
     chosen = choose(rows, settings.tolerance)
     print(table(rows, chosen))
-    out = Path(settings.out)
     about = {"zero_shot": settings.zero_shot, "fine_tuned": joined, "alpha": chosen["alpha"]}
     try:
-        out.mkdir(parents=True, exist_ok=True)
         record = {**about, "data": settings.data, "probe": settings.probe, "rows": rows}
         (out / "interpolation.json").write_text(json.dumps(record, indent=2) + "\n")
         draw(rows, chosen, out / "curve.png")
     except OSError as error:
-        raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
+        raise WorkError(f"--out: {out} can't be written ({error.strerror})") from error
     kept = {key: value for key, value in content.items() if key not in ("format", "training")}
     state = blend.interpolated(before, after, chosen["alpha"])
     checkpoint.save(out / "chosen.pt", {**kept, "state_dict": state, "interpolation": about})
     print(f"alpha {chosen['alpha']:g} is in {out / 'chosen.pt'}")
+
+
+def _make(out: Path) -> None:
+    """The folder for the results, before hours are spent on them."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
 
 
 def soup(
