@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from pairs import write_kaggle, write_pairs
+from pairs import jpeg, write_kaggle, write_pairs, write_tar
 from test_train import torchrun
 
 from medclip_oc import checkpoint, command, evaluate, feature_file, model
@@ -321,3 +321,23 @@ def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
     assert done.returncode != 0
     ours = [line for line in done.stderr.splitlines() if line.startswith("python -m medclip_oc")]
     assert ours == ["python -m medclip_oc.evaluate: --pools: 25 pairs, but the set holds only 24"]
+
+
+def test_a_folder_under_the_home_is_a_folder(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(shards.parent))
+    settings = EvaluateConfig(checkpoint="x.pt", data=f"~/{shards.name}")
+    assert evaluate._split(settings, settings.data) == "test"
+
+
+def test_facts_of_other_makers_name_no_slice(
+    best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = (b'{"concepts": [40405, 1]}', b'{"concepts": "C0040405;C1306645"}', b"[1]")
+    members = {}
+    for n, content in enumerate(facts):
+        members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": content}
+    tar = write_tar(tmp_path / "x.tar", members)
+    assert call("--checkpoint", best, "--data", tar, "--slices", "lung", "--workers", 0) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--slices: lung: the pairs have no concepts" in error

@@ -82,6 +82,7 @@ def test_the_block_changes_nothing(queries_at_once: int, monkeypatch: pytest.Mon
     queries, targets = normal(20, 8, 2), normal(30, 8, 3)[torch.arange(60) % 30]
     (whole,) = found(queries, targets, 5)
     monkeypatch.setattr(neighbours, "_SCORES", 60 * queries_at_once)
+    monkeypatch.setattr(neighbours, "_SHARES", 40 * queries_at_once)
     parts = found(queries, targets, 5)
     rows = {int(q): row.tolist() for p in parts for q, row in zip(p.queries, p.index, strict=True)}
     assert [rows[n] for n in range(20)] == whole.index.tolist()

@@ -20,7 +20,7 @@ from interrupted import (
     wait_for,
     weights,
 )
-from pairs import jpeg
+from pairs import jpeg, write_tar
 from test_checkpoint import Payload
 from test_train import call, one_line, records
 
@@ -343,3 +343,18 @@ def test_a_lost_run_keeps_its_newest_state(run: Path, capsys: pytest.CaptureFixt
     assert "the loss is nan" in line
     assert "step-00000009.pt is the newest saved state" in line
     assert checkpoint.load(run / "checkpoints" / "last.pt")["step"] == 9
+
+
+def test_a_validation_that_fails_loses_no_step(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = {"a.jpg": jpeg(1), "a.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
+    tar = write_tar(tmp_path / "bad.tar", pairs)
+    file = configure(packed, tmp_path, "run", data__valid=str(tar), train__epochs=2)
+    assert call(train.work, TrainCommand, "--config", file) == 2
+    assert "step 3: data.valid: bad.tar: bad: undecodable" in one_line(capsys.readouterr().err)
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
+    words = ("--config", file, "--data.valid", packed, "--resume.allow", "data.valid")
+    assert call(train.work, TrainCommand, *words) == 0
+    steps = [r["step"] for r in records(tmp_path / "run") if "loss" in r]
+    assert steps == list(range(1, 7)), "no step was done twice"

@@ -310,9 +310,10 @@ def test_records_of_steps_that_come_again_are_taken_back(tmp_path: Path) -> None
         for step in (1, 2, 3):
             log.record(step, {"loss": 1.0})
         log.record(2, {"valid/mean_recall": 0.5})
+        log.record(2, {"valid_ema/mean_recall": 0.5})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')
-    for validated, steps in ((True, [1, 2, 2]), (False, [1, 2])):
+    for validated, steps in ((True, [1, 2, 2, 2]), (False, [1, 2])):
         how: dict[str, Any] = {"config": {}, "name": "x", "main": True, "validated": validated}
         RunLog(tmp_path, LogConfig(), done=2, **how).close()
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -257,6 +257,18 @@ def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
         shard_set.check()
 
 
+def test_a_disk_that_fails_is_told_with_the_shard(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    shards = ShardSet.open(str(made), "train")
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(ShardChanged, match=r"train-000000.tar: Input/output error"):
+        shards.read(0)
+
+
 def test_captions_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"\xff\xfe", "b.jpg": b""})
     with pytest.raises(InputError, match=r"a.tar: a: caption or facts unreadable"):

@@ -109,9 +109,9 @@ def test_a_node_that_dies_ends_the_job_with_the_reason(
 def test_a_short_time_limit_and_preemption(slurm: Slurm, packed: Path, tmp_path: Path) -> None:
     """Two minutes at a time are too few: the job goes back into the queue until it is done."""
     options = ("--time=2", "--signal=B:USR1@60")
-    job = Job(slurm, packed, tmp_path, *options, train__epochs=200, valid__every_epochs=100)
+    job = Job(slurm, packed, tmp_path, *options, train__epochs=800, valid__every_epochs=400)
     job.wait_for(lambda: slurm.state(job.number) in ENDED, 1200)
     assert slurm.state(job.number) == "COMPLETED", job.text()
     assert int(slurm.field(job.number, "Restarts")) >= 1
-    assert job.steps() == list(range(1, 601))
+    assert job.steps() == list(range(1, 2401))
     assert (job.run / "evaluations" / "best-test.json").exists()
