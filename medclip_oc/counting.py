@@ -13,11 +13,14 @@ Two scores tie when they differ by at most TIE, which is above the rounding of t
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import fused
 
 TIE = 1e-6
 Tile = tuple[int, int]
@@ -26,14 +29,14 @@ _CPU_SLICE = 64
 """Rows of a tile that are compared at once: they stay in the cache."""
 _ROUNDING = 2.0**-24
 """Times the root of D: more than a float32 product of unit vectors is off (half of it was seen)."""
-_AT_ONCE = 2**14
-"""Numbers gathered at once where scores are computed in float64: they stay in the cache."""
-_PER_THREAD = 2**16
-"""Scores that are worth a thread of their own where they are computed in float64."""
+_AT_ONCE = 2**16
+"""Numbers a thread gathers where scores are computed in float64: they stay in its cache."""
 _OPEN = 8192
 """How many scores may wait for float64."""
 _CROWDED = 64
 """Where more than one score of so many needs float64, the whole tile gets it."""
+
+_POOL: ContextVar[ThreadPoolExecutor | None] = ContextVar("pool", default=None)
 
 
 def blocks(size: int, step: int) -> Iterator[tuple[int, int]]:
@@ -52,20 +55,20 @@ def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
     Returns:
         (E,) float64.
     """
-    if images.is_cuda:
-        return _pair_scores(images, texts, links)
-    with threads(-(-len(links) // _PER_THREAD)) as (parts, run):
-        found = list(run(lambda part: _pair_scores(images, texts, part), links.tensor_split(parts)))
-    return torch.cat(found)
+    scores = images.new_empty(len(links), dtype=torch.float64)
+    size = max(1, _AT_ONCE // images.shape[1])
 
+    def work(links: Tensor, scores: Tensor) -> None:
+        for part, place in zip(links.split(size), scores.split(size), strict=True):
+            products = images[part[:, 0]].double().mul_(texts[part[:, 1]])  # exact
+            torch.sum(products, 1, out=place)  # one of its own, among products freed, pins them
 
-def _pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
-    """`pair_scores` in one thread."""
-    parts = []
-    for part in links.split(max(1, _AT_ONCE // images.shape[1])):
-        products = images[part[:, 0]].double().mul_(texts[part[:, 1]])  # exact
-        parts.append(products.sum(1))
-    return torch.cat(parts) if parts else images.new_empty(0, dtype=torch.float64)
+    if images.is_cuda or len(links) <= size:
+        work(links, scores)
+        return scores
+    with threads(-(-len(links) // size)) as (parts, run):
+        list(run(work, links.tensor_split(parts), scores.tensor_split(parts)))
+    return scores
 
 
 def best_scores(scores: Tensor, owners: Tensor, size: int) -> Tensor:
@@ -108,7 +111,8 @@ def count(
     links = links[links[:, 0].argsort()]
     with full_precision():
         if images.is_cuda:
-            return _count(images, texts, image_best, text_best, links, tile)
+            return _count(images, texts, image_best, text_best, links, tile, fast=False)
+        fast = fused.ready(len(images) * len(texts))
         # One thread per part, each with tiles of its own: threads that share a tile wait for each
         # other at every operation.
         with threads(len(images)) as (parts, run):
@@ -116,7 +120,7 @@ def count(
 
             def work(a: int, b: int) -> tuple[Tensor, Tensor]:
                 own = _of_rows(links, a, b)
-                return _count(images[a:b], texts, image_best[a:b], text_best, own, tile)
+                return _count(images[a:b], texts, image_best[a:b], text_best, own, tile, fast)
 
             counts = list(run(work, [0, *ends[:-1]], ends))
     of_images, of_texts = zip(*counts, strict=True)
@@ -134,31 +138,54 @@ def _of_rows(links: Tensor, a: int, b: int) -> Tensor:
 
 
 def _count(
-    images: Tensor, texts: Tensor, image_best: Tensor, text_best: Tensor, links: Tensor, tile: Tile
+    images: Tensor,
+    texts: Tensor,
+    image_best: Tensor,
+    text_best: Tensor,
+    links: Tensor,
+    tile: Tile,
+    fast: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`count` in one thread."""
+    """`count` in one thread; `fast`: by `fused`."""
     high, wide = min(tile[0], len(images)), min(tile[1], len(texts))
     step = high if images.is_cuda else min(high, _CPU_SLICE)
-    scores, flags = images.new_empty(high, wide), images.new_empty(2, step, wide)
+    scores = images.new_empty(high * wide)
+    flags = None if fast else images.new_empty(2 * step * wide)
     rows, columns = _Side(images, texts, image_best, 1), _Side(images, texts, text_best, 0)
     for a, b in blocks(len(images), high):
         right = _of_rows(links, a, b)
-        rows.go_to(a, b, step)
+        rows.go_to(a, b)
         for c, d in blocks(len(texts), wide):
-            columns.go_to(c, d, step)
-            block, flag = scores[: b - a, : d - c], flags[:, :, : d - c]
+            columns.go_to(c, d)
+            block = scores[: (b - a) * (d - c)].view(b - a, d - c)
             torch.mm(images[a:b], texts[c:d].T, out=block)
             here = right[(right[:, 1] >= c) & (right[:, 1] < d)]
             block[here[:, 0], here[:, 1] - c] = -torch.inf  # a right candidate beats nobody
-            for number, part in enumerate(block.split(step)):
-                scratch = flag[:, : len(part)]
-                rows.look(part, scratch, number)
-                columns.look(part, scratch, number)
-            rows.conclude(block, (a, c), step)
-            columns.conclude(block, (a, c), step)
+            if flags is None:
+                sums = fused.survey(block, rows.limits, columns.limits, step)
+            else:
+                sums = _survey(block, rows.limits, columns.limits, step, flags)
+            rows.conclude(block, (a, c), step, sums[0])
+            columns.conclude(block, (a, c), step, sums[1])
     rows.settle()
     columns.settle()
     return rows.counts, columns.counts
+
+
+def _survey(
+    scores: Tensor, row_limits: Tensor, column_limits: Tensor, step: int, flags: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`fused.survey` by torch, on any device; `flags` is scratch of 2 * step rows.
+
+    0 and 1 as float32: torch compares and adds those several times faster than bool.
+    """
+    rows, columns = [], []
+    width = scores.shape[1]
+    for part, limits in zip(scores.split(step), row_limits.split(step, 1), strict=True):
+        scratch = flags[: 2 * len(part) * width].view(2, len(part), width)
+        rows.append(torch.gt(part, limits.unsqueeze(2), out=scratch).sum(2))
+        columns.append(torch.gt(part, column_limits.unsqueeze(1), out=scratch).sum(1))
+    return torch.cat(rows, 1), torch.stack(columns)
 
 
 class _Side:
@@ -175,37 +202,31 @@ class _Side:
         self.images, self.texts, self.best, self.axis = images, texts, best, axis
         margin = TIE + rounding(images.shape[1])
         # above the first float32 is sure that a score beats the best, up to the second that not
-        limits = torch.stack([(best + margin).float(), (best - margin).float()])  # (2, lines)
-        self.limits = limits.unsqueeze(axis + 1)
+        self._limits = torch.stack([(best + margin).float(), (best - margin).float()])  # (2, lines)
         self.counts = _zeros(best)
-        self._sums: list[Tensor] = []  # of each slice, per line: scores above either limit
         self._open: list[Tensor] = []  # (k, 2) links each: scores that float64 must settle
         self._waiting = 0
 
-    def go_to(self, first: int, stop: int, step: int) -> None:
-        """Turn to the lines from `first` to `stop`, of which a slice of rows has `step`."""
+    def go_to(self, first: int, stop: int) -> None:
+        """Turn to the lines from `first` to `stop`, whose `limits` are (2, stop - first)."""
         self.lines = slice(first, stop)
-        limits = self.limits.narrow(2 - self.axis, first, stop - first)
-        self._limits = limits.split(step, 1) if self.axis == 1 else (limits,)
+        self.limits = self._limits[:, first:stop].contiguous()
 
-    def look(self, scores: Tensor, flags: Tensor, number: int) -> None:
-        """Count a slice of a tile in float32; `flags` is scratch of twice its shape.
+    def conclude(self, scores: Tensor, corner: tuple[int, int], step: int, sums: Tensor) -> None:
+        """Add up the counts of a tile, and note the scores that are left open.
 
-        0 and 1 as float32: torch compares and adds those several times faster than bool.
+        Args:
+            scores: (r, c) of the tile.
+            corner: its first row and column.
+            step: rows of a slice.
+            sums: scores above either limit, (2, r) of the rows or (slices, 2, c) of the columns.
         """
-        limits = self._limits[number if self.axis else 0]
-        self._sums.append(torch.gt(scores, limits, out=flags).sum(self.axis + 1))
-
-    def conclude(self, scores: Tensor, corner: tuple[int, int], step: int) -> None:
-        """Add up the slices of a tile, `step` rows each, and note the scores that are left open."""
-        sums, self._sums = self._sums, []
         if self.axis == 1:
-            sure, possible = torch.cat(sums, 1)
+            sure, possible = sums
             near = (sure != possible).nonzero()  # (k, 1) rows
         else:
-            above, beyond = torch.stack(sums, 1)  # (slices, columns) each
-            sure = above.sum(0)
-            near = (above != beyond).nonzero()  # (k, 2) slices and columns
+            sure = sums[:, 0].sum(0)
+            near = (sums[:, 0] != sums[:, 1]).nonzero()  # (k, 2) slices and columns
         if len(near):
             links = self._links(scores, near, step)
             if len(links) * _CROWDED > scores.numel():
@@ -220,8 +241,7 @@ class _Side:
     def _links(self, scores: Tensor, near: Tensor, step: int) -> Tensor:
         """Where, in the lines or parts of lines named, the scores lie that are not sure: (k, 2)."""
         lines = near[:, -1]
-        where = lines + self.lines.start
-        high, low = self.limits.flatten(1)[:, where].unsqueeze(2)
+        high, low = self.limits[:, lines].unsqueeze(2)
         if self.axis == 1:
             found = scores[lines]
             inside = ((found > low) & (found <= high)).nonzero()
@@ -237,7 +257,7 @@ class _Side:
             return
         links = torch.cat(self._open)
         lines = links[:, 1 - self.axis]
-        gaps = _pair_scores(self.images, self.texts, links) - self.best[lines]
+        gaps = pair_scores(self.images, self.texts, links) - self.best[lines]
         self.counts[0].index_add_(0, lines, (gaps > TIE).long())
         self.counts[1].index_add_(0, lines, (gaps.abs() <= TIE).long())
         self._open, self._waiting = [], 0
@@ -269,12 +289,23 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def threads(parts: int) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
-    """As many threads as torch uses here, at most `parts`, in each of which torch uses one."""
+def threads(most: int = 2**30) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
+    """As many threads as torch uses here, at most `most`, in each of which torch uses one.
+
+    Inside another such block they are that one's: threads are costly to start.
+    """
     number = torch.get_num_threads()
-    workers = max(1, min(number, parts))
+    workers = max(1, min(number, most))
+    outer = _POOL.get()
+    if outer is not None:
+        yield workers, outer.map
+        return
+    token = None
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            token = _POOL.set(pool)
             yield workers, pool.map
     finally:
+        if token is not None:
+            _POOL.reset(token)
         torch.set_num_threads(number)  # what threads started later begin with

@@ -49,13 +49,14 @@ def retrieval_ranks(
     images, texts = image_features.float(), text_features.float()
     if links is None:
         links = torch.arange(len(images), device=images.device).unsqueeze(1).expand(-1, 2)
-    scores = counting.pair_scores(images, texts, links)
-    check_finite(scores, images, texts)
-    best = [
-        counting.best_scores(scores, links[:, side], len(rows))
-        for side, rows in enumerate((images, texts))
-    ]
-    counts = counting.count(images, texts, best[0], best[1], links, tile)
+    with counting.threads():
+        scores = counting.pair_scores(images, texts, links)
+        check_finite(scores, images, texts)
+        best = [
+            counting.best_scores(scores, links[:, side], len(rows))
+            for side, rows in enumerate((images, texts))
+        ]
+        counts = counting.count(images, texts, best[0], best[1], links, tile)
     copies = [counting.tied_with_best(scores, links[:, side], best[side]) for side in (0, 1)]
     first, second = (rank(c[0], c[1], k, ties) for c, k in zip(counts, copies, strict=True))
     return first, second

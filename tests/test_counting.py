@@ -1,12 +1,27 @@
 """Counts against the whole matrix in float64: any tile, any crowd of near scores."""
 
+import functools
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medclip_oc import counting
+from medclip_oc import counting, fused
+
+
+@pytest.fixture(autouse=True, params=["torch", "numba"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways of comparing."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "FROM", 0 if request.param == "numba" else 2**60)
+        yield
 
 
 def normal(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -64,7 +79,11 @@ def own(n: int) -> torch.Tensor:
     copies=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(deadline=None, max_examples=60)
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
 def test_any_tile_and_any_links(
     n: int, m: int, high: int, wide: int, copies: bool, seed: int
 ) -> None:
@@ -96,6 +115,20 @@ def test_threads_change_nothing(threads: int) -> None:
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_are_started_once_and_left_as_they_were() -> None:
+    number = torch.get_num_threads()
+    with counting.threads() as (_, outer):
+        with counting.threads(1) as (few, inner):
+            assert few == 1
+            assert inner == outer
+        assert set(outer(lambda _: torch.get_num_threads(), range(8))) == {1}
+    with pytest.raises(ZeroDivisionError), counting.threads() as (_, outer):
+        next(outer(lambda number: 1 / number, [0]))
+    assert torch.get_num_threads() == number
+    with counting.threads() as (_, later):
+        assert list(later(abs, [-1])) == [1]  # not those that have ended
 
 
 def test_a_model_that_puts_everything_in_one_place() -> None:
@@ -153,3 +186,28 @@ def test_nobody() -> None:
         assert counts[1].shape == (2, len(texts))
         assert not counts[0].any()
         assert not counts[1].any()
+
+
+def test_numba_is_for_large_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "FROM", 100)
+    assert not fused.ready(99)
+    assert fused.ready(100) == (importlib.util.find_spec("numba") is not None)
+
+
+def test_numba_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose home and packages are read-only."""
+    numba = pytest.importorskip("numba")
+    compiled = numba.njit
+
+    def njit(*args: Any, cache: bool = False, **how: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiled(*args, **how)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.setattr(fused, "kernel", functools.cache(fused.kernel.__wrapped__))
+    scores = torch.tensor([[0.1, 0.5, -torch.inf], [0.3, 0.2, 0.9]])
+    limits = torch.tensor([[0.2, 0.3], [0.1, 0.2]]), torch.tensor([[0.2] * 3, [0.05] * 3])
+    rows, columns = fused.survey(scores, *limits, step=1)
+    assert rows.tolist() == [[1, 1], [1, 2]]
+    assert columns.tolist() == [[[0, 1, 0], [1, 1, 0]], [[1, 0, 1], [1, 1, 1]]]

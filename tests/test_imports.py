@@ -12,7 +12,7 @@ FLOORS = [
     {"errors"},  # the ground: what a mistake is
     # and what a setting is
     {"config", "lookup", "signatures", "depth", "apart", "order", "array_file", "line_charts"}
-    | {"signals", "positives", "blend"},
+    | {"signals", "positives", "blend", "fused"},
     {"tables", "image_files", "dicom", "shard_index", "counting", "pools", "rank_config"}
     | {"row_writer"},
     {"decoding", "shard_layout"},
