@@ -59,7 +59,7 @@ def siglip_loss(
     text_features: Tensor,
     scale: Tensor,
     bias: Tensor,
-    targets: Tensor | None = None,
+    answers: Tensor | None = None,
 ) -> Tensor:
     """Sigmoid loss over G pairs (SigLIP, Zhai et al. 2023, equation 1): each of the G x G pairings
     is a yes-or-no question of its own.
@@ -69,14 +69,17 @@ def siglip_loss(
         text_features: (G, D), normalised; row i belongs to image i.
         scale: (), the inverse temperature that multiplies the cosines.
         bias: (), added to every logit; about -10 at the start, as most pairings are wrong ones.
-        targets: (G, G), how far the answer is yes, in place of 1 for own pairs and 0 for others.
+        answers: (2, G, G), how much a yes and how much a no to each pairing counts, in place of a
+            whole yes to own pairs and a whole no to others.
 
     Returns:
         (), the sum over all pairings divided by G, in nats.
     """
     logits = scale * image_features @ text_features.T + bias  # (G, G)
-    right = logits.diagonal() if targets is None else targets * logits
-    return (F.softplus(logits).sum() - right.sum()) / len(logits)
+    if answers is None:
+        return (F.softplus(logits).sum() - logits.diagonal().sum()) / len(logits)
+    yes, no = answers
+    return (yes * F.softplus(-logits) + no * F.softplus(logits)).sum() / len(logits)
 
 
 @dataclass(frozen=True)
@@ -248,22 +251,25 @@ def _clip(
 
 
 def _siglip(block: Block, wanted: tuple[bool, bool], tile: int) -> tuple[Tensor, Gradients]:
-    """The sigmoid loss: d loss / d logit(i, j) = (sigmoid(logit) - target(i, j)) / G, where
-    target(i, j) = [i = j] if a pair's own partner alone is right.
+    """The sigmoid loss, of a yes and a no to each pairing: d loss / d logit(i, j) =
+    ((yes + no) sigmoid(logit) - yes) / G, where yes = [i = j] and no = 1 - yes if a pair's own
+    partner alone is right.
     """
     assert block.bias is not None, "SigLIP has a bias"
     pairs = len(block.texts)
     sums = _Sums(block, wanted)
     loss = -_own_logits(block).sum() if block.targets is None else sums.total.clone()
     for row, column, logits in _tiles(block, sums.scaled, tile):
-        loss += F.softplus(logits).sum(1).double().sum()
+        costs = F.softplus(logits)  # of a no; a yes costs the logit less
         if block.targets is None:
             weights = logits.sigmoid_()
             _own_pairs(block, row, column, weights).sub_(1)
         else:
-            yes = block.targets.yes(block.among_all(row), column)
-            loss -= (yes * logits).sum(1).double().sum()
-            weights = logits.sigmoid_().sub_(yes)
+            yes, no = block.targets.answers(block.among_all(row), column)
+            both = no.add_(yes)
+            costs.mul_(both).sub_(yes * logits)
+            weights = logits.sigmoid_().mul_(both).sub_(yes)
+        loss += costs.sum(1).double().sum()
         sums.add(row, column, weights)
     return loss / pairs, sums.gradients(1 / pairs)
 

@@ -16,8 +16,9 @@ symmetric in the two pairs, so the targets of a text over the images come from t
 With InfoNCE, `captions` and `pairs` are the same loss, gradient included, as long as equal captions
 have equal features (or equal images have): summed over a group of equal captions, it makes no
 difference how each image's target is spread among them. They differ where dropout or augmentation
-sets the features apart. With SigLIP they always do: `pairs` amounts to a yes of 1/n for each of n
-copies, `captions` to a full yes for each.
+sets the features apart. SigLIP answers each pairing by itself, so there they always do: to the n
+copies of a caption `pairs` says yes once and no n - 1 times, `captions` says yes once, in equal
+parts, and no to none of them.
 
 G pairs over all ranks, B of one rank, K most concepts of a pair, r and c rows and columns of a
 tile, V concepts that occur in several pairs.
@@ -139,12 +140,18 @@ class Targets:
             shares += overlap * (_inverse(self._sums, row, column) * strength)
         return shares.mul_(1 - smooth).add_(2 * smooth / self.pairs) if smooth else shares
 
-    def yes(self, row: slice, column: slice) -> Tensor:
-        """For SigLIP: how far the answer to each pairing is yes, in [0, 1]: (r, c)."""
+    def answers(self, row: slice, column: slice) -> Tensor:
+        """For SigLIP: how much a yes and how much a no to each pairing counts: (2, r, c).
+
+        Pairs that are the same are one yes together and no no; else the two add up to 1.
+        """
         same = self._are_same(row, column)
-        if not self._strength:
-            return same
-        return torch.maximum(same, self._strength * self._overlap(row, column, same))
+        yes = same * _inverse(self._same, row, column).div_(2)
+        no = 1 - same
+        if self._strength:
+            partly = self._strength * self._overlap(row, column, same) * no
+            yes, no = yes + partly, no - partly
+        return torch.stack([yes, no])
 
     def _are_same(self, row: slice, column: slice) -> Tensor:
         """1 where caption or image is the same: (r, c)."""

@@ -159,7 +159,7 @@ def both(
 
 
 def dense_targets(step: "CachedStep", labels: "Labels") -> "Tensor | None":
-    """What is right in the whole batch: (G, G); None: each pair's own partner."""
+    """What is right in the whole batch, for the dense losses; None: each pair's own partner."""
     import torch
 
     from .positives import Targets
@@ -171,7 +171,7 @@ def dense_targets(step: "CachedStep", labels: "Labels") -> "Tensor | None":
         labels = labels.different(whole.stop, labels.captions.device)
     targets = Targets(step.rule, labels, torch.float32)
     if step.loss == "siglip":
-        return targets.yes(whole, whole)
+        return targets.answers(whole, whole)
     targets.complete(whole, lambda sums: sums, whole.stop)
     return targets.tile(whole, whole)
 

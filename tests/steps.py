@@ -81,7 +81,7 @@ def plain(
         loss: "clip" or "siglip".
         chunks: sizes of the forwards, of images and texts, where random numbers or live batch norm
             make them matter; None: one forward.
-        targets: (G, G), see `losses`.
+        targets: what the dense loss takes, see `losses`.
     """
     sizes = chunks or (len(images), len(tokens))
     image_features = torch.cat([towers.embed_images(part) for part in images.split(sizes[0])])
@@ -107,7 +107,7 @@ def labels(pairs: int) -> Labels:
 
 
 def dense_targets(rule: Rule, given: Labels, loss: str) -> Tensor:
-    """The definition, pair by pair, in float64: (G, G)."""
+    """The definition, pair by pair, in float64: (G, G), for SigLIP (2, G, G)."""
     pairs = range(len(given.captions))
     sets = [{int(c) for c in row} - {0} for row in given.concepts]
     compares = rule.kind != "pairs"
@@ -124,11 +124,14 @@ def dense_targets(rule: Rule, given: Labels, loss: str) -> Tensor:
         return torch.tensor([[entry(i, j) for j in pairs] for i in pairs], dtype=torch.float64)
 
     strength = rule.strength if rule.kind == "concepts" else 0.0
-    if loss == "siglip":
-        return torch.maximum(matrix(same), strength * matrix(overlap))
 
     def rows(entries: Tensor) -> Tensor:
         return entries / entries.sum(1, keepdim=True)
+
+    if loss == "siglip":
+        apart, share = 1 - matrix(same), rows(matrix(same))
+        partly = strength * matrix(overlap) * apart
+        return torch.stack([(share + share.T) / 2 + partly, apart - partly])
 
     share = (1 - strength) * rows(matrix(same)) + strength * rows(matrix(overlap))
     share = (1 - rule.smoothing) * share + rule.smoothing / len(pairs)

@@ -41,10 +41,11 @@ def test_by_hand() -> None:
     wanted = 0.5 * (1 / 3) * (3 / 7 + 3 / 4)
     assert found[0, 2] == found[2, 0] == pytest.approx(wanted)
     assert found[0, 1] == pytest.approx(0.5 * 1 + 0.5 * (3 / 7 + 1 / 2))
-    yes = made(Rule("concepts", strength=0.5), given).yes(whole, whole)
-    torch.testing.assert_close(
-        yes, torch.tensor([[1, 1, 1 / 6], [1, 1, 0], [1 / 6, 0, 1]]).double()
-    )
+    yes, no = made(Rule("concepts", strength=0.5), given).answers(whole, whole)
+    wanted_yes = torch.tensor([[1 / 2, 1 / 2, 1 / 6], [1 / 2, 1 / 2, 0], [1 / 6, 0, 1]])
+    torch.testing.assert_close(yes, wanted_yes.double())
+    wanted_no = torch.tensor([[0, 0, 5 / 6], [0, 0, 1], [5 / 6, 1, 0]])
+    torch.testing.assert_close(no, wanted_no.double())
 
 
 @pytest.mark.parametrize(("loss", "rule"), BOTH)
@@ -56,8 +57,8 @@ def test_tiles_are_parts_of_the_definition(loss: str, rule: Rule, tile: int) -> 
     for first in range(0, 13, tile):
         for start in range(0, 13, tile):
             row, column = slice(first, min(13, first + tile)), slice(start, min(13, start + tile))
-            found = targets.tile(row, column) if loss == "clip" else targets.yes(row, column)
-            torch.testing.assert_close(found, wanted[row, column])
+            found = targets.tile(row, column) if loss == "clip" else targets.answers(row, column)
+            torch.testing.assert_close(found, wanted[..., row, column])
 
 
 @pytest.mark.parametrize(("loss", "rule"), BOTH)
@@ -66,11 +67,11 @@ def test_gradients(loss: str, rule: Rule) -> None:
     given, pairs = inputs(7, loss), labels(7)
     dense, targets = dense_targets(rule, pairs, loss), made(rule, pairs)
     bias = given[3:] or [None]
-    assert torch.autograd.gradcheck(lambda *g: DENSE[loss](*g, targets=dense), given)
+    assert torch.autograd.gradcheck(lambda *g: DENSE[loss](*g, dense), given)
     assert torch.autograd.gradcheck(
         lambda i, t, s, *b: tiled_loss(loss, i, t, s, *(b or (None,)), targets), given
     )
-    wanted = torch.autograd.grad(one := DENSE[loss](*given, targets=dense), given)
+    wanted = torch.autograd.grad(one := DENSE[loss](*given, dense), given)
     found = torch.autograd.grad(two := tiled_loss(loss, *given[:3], bias[0], targets), given)
     torch.testing.assert_close(two, one)
     torch.testing.assert_close(found, wanted)
@@ -81,7 +82,7 @@ def test_gradients(loss: str, rule: Rule) -> None:
 def test_blocks_of_rows_add_up(loss: str, rule: Rule, ranks: int) -> None:
     given, pairs, size = inputs(12, loss, scale=20.0), labels(12), 12 // ranks
     dense, targets = dense_targets(rule, pairs, loss), made(rule, pairs)
-    wanted = torch.autograd.grad(one := DENSE[loss](*given, targets=dense), given)
+    wanted = torch.autograd.grad(one := DENSE[loss](*given, dense), given)
     images, texts, *rest = (value.detach() for value in given)
     blocks = [
         Block(images[f : f + size], texts, *rest, first=f, targets=targets)

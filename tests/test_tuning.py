@@ -1,5 +1,7 @@
 """Ways of fine-tuning through the training command: what is left behind, and what the log says."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,14 @@ from conftest import TINY
 from test_train import ROOT, call, one_line, records, settings, torchrun, write
 
 from medclip_oc import checkpoint, evaluate, model, train
-from medclip_oc.config import Config, EvaluateConfig, ModelConfig
+from medclip_oc.config import Config, EvaluateConfig, ModelConfig, TrainCommand
 from medclip_oc.packing import PackOptions, pack
 from medclip_oc.source_forms import open_source
+
+sys.path.insert(0, str(ROOT / "tools"))  # scripts, not a package
+
+import interpolate
+from interpolate import InterpolateConfig
 
 LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "captions"}}
 
@@ -140,6 +147,7 @@ def test_mistakes(
 
 WARM = yaml.safe_load((ROOT / "configs" / "warm_towers.yaml").read_text())["model"]
 METHODS: dict[str, dict[str, Any]] = {
+    "plain": {},
     "layer decay": {"optim__image_layer_decay": 0.7, "optim__text_layer_decay": 0.7},
     "adapters": {"lora": {"rank": 8, "alpha": 16}, "optim__lr": 1e-3},
     "frozen images": {"optim__freeze": "image"},
@@ -163,28 +171,39 @@ def real(rocov2_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [n if n == "adapters" else pytest.param(n, marks=pytest.mark.soak) for n in METHODS],
 )
 def test_on_real_pairs(name: str, real: Path, tmp_path: Path) -> None:
-    """Warm towers, images of 96 pixels: trains two steps, saves the plain model, evaluates."""
+    """Warm towers, images of 96 pixels: trains, goes on from a state, merges, evaluates, mixes."""
     definition = {**WARM["definition"], "vision_cfg": {**WARM["definition"]["vision_cfg"]}}
     definition["vision_cfg"]["image_size"] = 96
-    warm = {**WARM, "arch": "warm-small", "definition": definition}
-    changes = {"model": warm, "optim__lr": 3e-4, **METHODS[name]}
-    file = write(
-        settings(
-            real,
-            tmp_path / "run",
-            **{"train__global_batch_size": 40, "train__micro_batch_size": 20, **changes},
-        ),
-        tmp_path / "config.yaml",
-    )
-    short = ("--data.samples_per_epoch", 80, "--train.epochs", 1)
-    assert call(train.train, Config, "--config", file, *short) == 0
-    losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
+    changes = {
+        "model": {**WARM, "arch": "warm-small", "definition": definition},
+        "optim__lr": 3e-4,
+        "train__global_batch_size": 40,
+        "train__micro_batch_size": 20,
+        "checkpoint": {"every_steps": 1, "keep_last": 2},
+        **METHODS[name],
+    }
+    run = tmp_path / "run"
+    file = write(settings(real, run, **changes), tmp_path / "config.yaml")
+    words = ("--config", file, "--data.samples_per_epoch", 80, "--train.epochs", 1)
+    assert call(train.work, TrainCommand, *words) == 0
+    files = {kept.name: kept for kept in (run / "checkpoints").iterdir()}
+    kept = [files["last.pt"], *([files["ema.pt"]] if name == "average" else [])]
+    through = [checkpoint.load(path)["state_dict"] for path in kept]
+    losses = [r["loss"] for r in records(run) if "loss" in r]
     assert len(losses) == 2
-    names = ("last", "ema") if name == "average" else ("last",)
-    for kept in names:
-        path = tmp_path / "run" / "checkpoints" / f"{kept}.pt"
-        fresh = model.build(ModelConfig(arch="warm-small", definition=definition))
+
+    assert call(train.work, TrainCommand, *words, "--resume", files["step-00000001.pt"]) == 0
+    assert [r["loss"] for r in records(run) if "loss" in r] == losses
+    for path, wanted in zip(kept, through, strict=True):
         state = checkpoint.load(path)["state_dict"]
+        assert state.keys() == wanted.keys()
+        assert all(value.equal(wanted[key]) for key, value in state.items())
+        fresh = model.build(ModelConfig(arch="warm-small", definition=definition))
         fresh.towers.clip.load_state_dict(state)  # the names of the plain model, all of them
-        words = ("--checkpoint", path, "--split", "valid", "--workers", 0)
-        assert call(evaluate.work, EvaluateConfig, *words) == 0
+        how = ("--checkpoint", path, "--split", "valid", "--workers", 0)
+        assert call(evaluate.work, EvaluateConfig, *how) == 0
+
+    mixed = ("--data", real, "--alphas", "0,0.5,1", "--workers", 0, "--out", tmp_path / "wise")
+    assert call(interpolate.work, InterpolateConfig, "--fine-tuned", kept[0], *mixed) == 0
+    figures = json.loads((tmp_path / "wise" / "interpolation.json").read_text())
+    assert len(figures["rows"]) == 3
