@@ -207,7 +207,8 @@ class LossConfig:
     """Right answers of an image. pairs: its own caption. captions: those of all pairs with the same
     caption or the same image. concepts: these, and in part all that share UMLS concepts."""
     concept_strength: float = 0.3
-    """Share of the answer that positives: concepts gives to the overlap, in [0, 1]."""
+    """Share of the answer that positives: concepts gives to the overlap, in [0, 1]; for siglip, how
+    much of a copy's yes a whole overlap is."""
     label_smoothing: float = 0.0
     """Share of the answer that is spread evenly over the batch; for clip."""
 

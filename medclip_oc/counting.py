@@ -10,10 +10,11 @@ of processes. A float32 product is off by some 1e-7; scores that are nearer than
 Two scores tie when they differ by at most TIE, which is above the rounding of the features.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,7 @@ from . import fused
 
 TIE = 1e-6
 Tile = tuple[int, int]
+Run = Callable[..., list[Any]]
 CPU_TILE, CUDA_TILE = (2048, 2048), (4096, 8192)
 _CPU_SLICE = 64
 """Rows of a tile that are compared at once: they stay in the cache."""
@@ -55,20 +57,22 @@ def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
     Returns:
         (E,) float64.
     """
-    scores = images.new_empty(len(links), dtype=torch.float64)
     size = max(1, _AT_ONCE // images.shape[1])
 
-    def work(links: Tensor, scores: Tensor) -> None:
+    @torch.no_grad()  # each thread has its own mode
+    def work(links: Tensor) -> Tensor:
+        # sums of their own, between the products that come and go, would keep the heap from
+        # shrinking
+        scores = images.new_empty(len(links), dtype=torch.float64)
         for part, place in zip(links.split(size), scores.split(size), strict=True):
             products = images[part[:, 0]].double().mul_(texts[part[:, 1]])  # exact
-            torch.sum(products, 1, out=place)  # one of its own, among products freed, pins them
+            torch.sum(products, 1, out=place)
+        return scores
 
     if images.is_cuda or len(links) <= size:
-        work(links, scores)
-        return scores
+        return work(links)
     with threads(-(-len(links) // size)) as (parts, run):
-        list(run(work, links.tensor_split(parts), scores.tensor_split(parts)))
-    return scores
+        return torch.cat(run(work, links.tensor_split(parts)))
 
 
 def best_scores(scores: Tensor, owners: Tensor, size: int) -> Tensor:
@@ -122,7 +126,7 @@ def count(
                 own = _of_rows(links, a, b)
                 return _count(images[a:b], texts, image_best[a:b], text_best, own, tile, fast)
 
-            counts = list(run(work, [0, *ends[:-1]], ends))
+            counts = run(work, [0, *ends[:-1]], ends)
     of_images, of_texts = zip(*counts, strict=True)
     return torch.cat(of_images, 1), torch.stack(of_texts).sum(0)
 
@@ -137,6 +141,7 @@ def _of_rows(links: Tensor, a: int, b: int) -> Tensor:
     return links[x:y] - links.new_tensor([a, 0])
 
 
+@torch.no_grad()
 def _count(
     images: Tensor,
     texts: Tensor,
@@ -289,23 +294,40 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def threads(most: int = 2**30) -> Iterator[tuple[int, Callable[..., Iterator[Any]]]]:
+def threads(most: int = 2**30) -> Iterator[tuple[int, Run]]:
     """As many threads as torch uses here, at most `most`, in each of which torch uses one.
 
-    Inside another such block they are that one's: threads are costly to start.
+    Inside another such block they are that one's, as threads are costly to start.
+
+    Yields:
+        How many parts the work is to be cut into; and what runs a function on each part, as `map`
+        does, and ends when all parts have, whatever became of them.
     """
     number = torch.get_num_threads()
-    workers = max(1, min(number, most))
     outer = _POOL.get()
-    if outer is not None:
-        yield workers, outer.map
-        return
-    token = None
-    try:
-        with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            token = _POOL.set(pool)
-            yield workers, pool.map
-    finally:
-        if token is not None:
-            _POOL.reset(token)
-        torch.set_num_threads(number)  # what threads started later begin with
+    if number == 1:  # one of the threads, or nothing to share
+        yield 1, _here
+    elif outer is not None:
+        yield min(number, max(1, most)), partial(_each, outer)
+    else:
+        try:
+            with ThreadPoolExecutor(number, "ranks", torch.set_num_threads, (1,)) as pool:
+                token = _POOL.set(pool)
+                try:
+                    yield min(number, max(1, most)), partial(_each, pool)
+                finally:
+                    _POOL.reset(token)
+        finally:
+            torch.set_num_threads(number)  # what threads started later begin with
+
+
+def _here(work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+    return list(map(work, *arguments))
+
+
+def _each(
+    pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Iterable[Any]
+) -> list[Any]:
+    parts = [pool.submit(work, *given) for given in zip(*arguments, strict=True)]
+    wait(parts)
+    return [part.result() for part in parts]

@@ -8,6 +8,7 @@ r and c rows and columns of a tile.
 """
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -23,9 +24,19 @@ _SIGNATURE = "(float32[:,::1], float32[:,::1], float32[:,::1], int64, int32[:,::
 
 def ready(pairings: int) -> bool:
     """Whether `survey` is to be used for so many pairings; it is compiled then."""
-    if pairings < FROM or importlib.util.find_spec("numba") is None:
+    return pairings >= FROM and _works()
+
+
+@cache
+def _works() -> bool:
+    """Whether numba is here and compiles; where it is broken, that is said once."""
+    if importlib.util.find_spec("numba") is None:
         return False
-    kernel()  # before threads meet in it
+    try:
+        kernel()  # before threads meet in it
+    except Exception as error:  # an optional part of another's making: nothing of ours hangs on it
+        warnings.warn(f"numba is installed but does not work: {error}", stacklevel=2)
+        return False
     return True
 
 
@@ -36,8 +47,8 @@ def survey(
 
     Args:
         scores: (r, c) float32, contiguous.
-        row_limits: (2, r) float32.
-        column_limits: (2, c) float32.
+        row_limits: (2, r) float32, contiguous.
+        column_limits: (2, c) float32, contiguous.
         step: rows that a column is counted over at a time.
 
     Returns:
@@ -46,20 +57,26 @@ def survey(
     rows = torch.empty(row_limits.shape, dtype=torch.int32)
     slices = -(-len(scores) // step)
     columns = torch.zeros(slices, *column_limits.shape, dtype=torch.int32)
-    limits = row_limits.contiguous().numpy(), column_limits.contiguous().numpy()
-    kernel()(scores.numpy(), *limits, step, rows.numpy(), columns.numpy())
+    arrays = (each.numpy() for each in (scores, row_limits, column_limits))
+    kernel()(*arrays, step, rows.numpy(), columns.numpy())
     return rows, columns
 
 
 @cache
 def kernel() -> Callable[..., None]:
-    """The compiled loop; the machine code is kept for the next process where numba finds room."""
+    """The compiled loop; the machine code is kept for the next process where that can be.
+
+    Raises:
+        ImportError, RuntimeError: numba is broken, or told to compile nothing.
+    """
     import numba
 
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
     how: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(_SIGNATURE, cache=True, **how)(_count)
-    except RuntimeError:  # neither beside this file nor in the user's cache can anything be written
+    except Exception:  # no place to keep it, a full disk, a file that was cut: all but the code
         return numba.njit(_SIGNATURE, **how)(_count)
 
 

@@ -59,7 +59,7 @@ def siglip_loss(
     text_features: Tensor,
     scale: Tensor,
     bias: Tensor,
-    answers: Tensor | None = None,
+    answers: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sigmoid loss over G pairs (SigLIP, Zhai et al. 2023, equation 1): each of the G x G pairings
     is a yes-or-no question of its own.
@@ -69,8 +69,8 @@ def siglip_loss(
         text_features: (G, D), normalised; row i belongs to image i.
         scale: (), the inverse temperature that multiplies the cosines.
         bias: (), added to every logit; about -10 at the start, as most pairings are wrong ones.
-        answers: (2, G, G), how much a yes and how much a no to each pairing counts, in place of a
-            whole yes to own pairs and a whole no to others.
+        answers: (G, G) each, how much a yes and how much a no to each pairing counts, in place of
+            a whole yes to own pairs and a whole no to others.
 
     Returns:
         (), the sum over all pairings divided by G, in nats.
@@ -260,16 +260,16 @@ def _siglip(block: Block, wanted: tuple[bool, bool], tile: int) -> tuple[Tensor,
     sums = _Sums(block, wanted)
     loss = -_own_logits(block).sum() if block.targets is None else sums.total.clone()
     for row, column, logits in _tiles(block, sums.scaled, tile):
-        costs = F.softplus(logits)  # of a no; a yes costs the logit less
         if block.targets is None:
+            loss += F.softplus(logits).sum(1).double().sum()  # of a no; a yes costs the logit less
             weights = logits.sigmoid_()
             _own_pairs(block, row, column, weights).sub_(1)
         else:
             yes, no = block.targets.answers(block.among_all(row), column)
             both = no.add_(yes)
-            costs.mul_(both).sub_(yes * logits)
+            loss += (both * F.softplus(logits) - yes * logits).sum(1).double().sum()
             weights = logits.sigmoid_().mul_(both).sub_(yes)
-        loss += costs.sum(1).double().sum()
+            del yes, no, both  # tiles, which would live on into the next
         sums.add(row, column, weights)
     return loss / pairs, sums.gradients(1 / pairs)
 

@@ -18,7 +18,7 @@ have equal features (or equal images have): summed over a group of equal caption
 difference how each image's target is spread among them. They differ where dropout or augmentation
 sets the features apart. SigLIP answers each pairing by itself, so there they always do: to the n
 copies of a caption `pairs` says yes once and no n - 1 times, `captions` says yes once, in equal
-parts, and no to none of them.
+parts, and no to none of them; `strength` is what an overlap of 1 counts, as a share of a copy.
 
 G pairs over all ranks, B of one rank, K most concepts of a pair, r and c rows and columns of a
 tile, V concepts that occur in several pairs.
@@ -42,7 +42,7 @@ class Rule:
 
     kind: Kind = "pairs"
     strength: float = 0.0
-    """Share of the target that concepts spread, for `concepts`."""
+    """Share of the target that concepts spread, for `concepts`; for SigLIP see above."""
     smoothing: float = 0.0
     """Share of the target that is spread evenly."""
 
@@ -140,18 +140,18 @@ class Targets:
             shares += overlap * (_inverse(self._sums, row, column) * strength)
         return shares.mul_(1 - smooth).add_(2 * smooth / self.pairs) if smooth else shares
 
-    def answers(self, row: slice, column: slice) -> Tensor:
-        """For SigLIP: how much a yes and how much a no to each pairing counts: (2, r, c).
+    def answers(self, row: slice, column: slice) -> tuple[Tensor, Tensor]:
+        """For SigLIP: how much a yes and how much a no to each pairing counts: (r, c) each.
 
-        Pairs that are the same are one yes together and no no; else the two add up to 1.
+        Copies are no no, and share a yes: 1 / n for each of n; where the row has another number of
+        them than the column, the mean of both. An overlap of concepts is as much of such a yes, and
+        as much less of a no, as `strength` says.
         """
-        same = self._are_same(row, column)
-        yes = same * _inverse(self._same, row, column).div_(2)
-        no = 1 - same
+        alike = self._are_same(row, column)
         if self._strength:
-            partly = self._strength * self._overlap(row, column, same) * no
-            yes, no = yes + partly, no - partly
-        return torch.stack([yes, no])
+            overlap = self._overlap(row, column, alike)
+            alike = torch.maximum(alike, overlap.mul_(self._strength))
+        return alike * _inverse(self._same, row, column).div_(2), 1 - alike
 
     def _are_same(self, row: slice, column: slice) -> Tensor:
         """1 where caption or image is the same: (r, c)."""

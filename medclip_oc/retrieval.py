@@ -48,6 +48,11 @@ def ranks(
     Raises:
         WorkError: features that are not finite.
     """
+    with counting.threads():
+        return _ranks(embedded, pool, ties)
+
+
+def _ranks(embedded: Embedded, pool: Pool, ties: metrics.Ties) -> tuple[np.ndarray, np.ndarray]:
     starts = _starts(embedded)
     images, first_image = _own(embedded.images, embedded.start, pool.images)
     texts, _ = _own(embedded.texts, embedded.start, pool.texts)

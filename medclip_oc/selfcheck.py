@@ -10,7 +10,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import Config, Precision, TrainConfig
 from .errors import InputError, WorkError
@@ -158,8 +158,10 @@ def both(
         return cached, plain
 
 
-def dense_targets(step: "CachedStep", labels: "Labels") -> "Tensor | None":
-    """What is right in the whole batch, for the dense losses; None: each pair's own partner."""
+def dense_targets(step: "CachedStep", labels: "Labels") -> Any:
+    """What is right in the whole batch, as the step's dense loss takes it: (G, G), or a pair of
+    those for SigLIP. None: each pair's own partner.
+    """
     import torch
 
     from .positives import Targets
@@ -182,7 +184,7 @@ def plain_step(
     tokens: "Tensor",
     config: Config,
     chunked: bool,
-    targets: "Tensor | None" = None,
+    targets: Any = None,
 ) -> "Tensor":
     """One big batch of (G, ...) pairs: every graph kept, the dense loss, one backward.
 

@@ -107,7 +107,7 @@ def labels(pairs: int) -> Labels:
 
 
 def dense_targets(rule: Rule, given: Labels, loss: str) -> Tensor:
-    """The definition, pair by pair, in float64: (G, G), for SigLIP (2, G, G)."""
+    """The definition, pair by pair, in float64: (G, G), for SigLIP yes and no (2, G, G)."""
     pairs = range(len(given.captions))
     sets = [{int(c) for c in row} - {0} for row in given.concepts]
     compares = rule.kind != "pairs"
@@ -129,9 +129,9 @@ def dense_targets(rule: Rule, given: Labels, loss: str) -> Tensor:
         return entries / entries.sum(1, keepdim=True)
 
     if loss == "siglip":
-        apart, share = 1 - matrix(same), rows(matrix(same))
-        partly = strength * matrix(overlap) * apart
-        return torch.stack([(share + share.T) / 2 + partly, apart - partly])
+        alike = torch.maximum(matrix(same), strength * matrix(overlap))
+        copies = matrix(same).sum(1)
+        return torch.stack([alike * (1 / copies[:, None] + 1 / copies) / 2, 1 - alike])
 
     share = (1 - strength) * rows(matrix(same)) + strength * rows(matrix(overlap))
     share = (1 - rule.smoothing) * share + rule.smoothing / len(pairs)

@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,29 +108,60 @@ def test_more_slices_and_tiles_than_one() -> None:
         check(images, texts, own(700), tile)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_nothing(threads: int) -> None:
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads of torch's; the suite has one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        check(normal(100, 16, 3), normal(100, 16, 4), own(100), (16, 32))
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
-def test_threads_are_started_once_and_left_as_they_were() -> None:
-    number = torch.get_num_threads()
-    with counting.threads() as (_, outer):
+def test_threads_change_nothing(threads: int) -> None:
+    """Of the scores, with several parts and slices each; and of the counts."""
+    images, texts = normal(1000, 512, 3), normal(1000, 512, 4)
+    with torch.inference_mode():  # a mode that threads don't inherit
+        wanted = (images.double() * texts.double()).sum(1)
+        torch.testing.assert_close(counting.pair_scores(images, texts, own(1000)), wanted)
+        check(images, texts, own(1000), (256, 512))
+    assert counting.pair_scores(images.requires_grad_(), texts, own(1000)).grad_fn is None
+    assert torch.get_num_threads() == threads
+
+
+def test_threads_are_started_once_and_left_as_they_were(threads: int) -> None:
+    with counting.threads() as (parts, run):
+        assert parts == threads
+        started = threading.active_count()
+        names = set(run(lambda _: threading.current_thread().name, range(20)))
         with counting.threads(1) as (few, inner):
             assert few == 1
-            assert inner == outer
-        assert set(outer(lambda _: torch.get_num_threads(), range(8))) == {1}
-    with pytest.raises(ZeroDivisionError), counting.threads() as (_, outer):
-        next(outer(lambda number: 1 / number, [0]))
-    assert torch.get_num_threads() == number
-    with counting.threads() as (_, later):
-        assert list(later(abs, [-1])) == [1]  # not those that have ended
+            inner(abs, range(20))
+        assert set(run(lambda _: torch.get_num_threads(), range(8))) == {1}
+        assert threading.active_count() - started <= threads * (threads > 1)
+        assert (names == {threading.current_thread().name}) == (threads == 1)
+
+        def nested(_: int) -> bool:
+            with counting.threads() as (_, deeper):
+                own = threading.current_thread().name
+                return deeper(lambda _: threading.current_thread().name, [0]) == [own]
+
+        assert all(run(nested, range(8))), "a thread of them starts no others"
+    assert torch.get_num_threads() == threads
+
+
+def test_a_part_that_fails_waits_for_the_others(threads: int) -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise ZeroDivisionError
+        done.append(number)
+
+    with counting.threads() as (_, run):
+        with pytest.raises(ZeroDivisionError):
+            run(work, range(threads + 5))
+        assert len(done) == (0 if threads == 1 else threads + 4)
+    assert torch.get_num_threads() == threads
 
 
 def test_a_model_that_puts_everything_in_one_place() -> None:
@@ -190,24 +223,49 @@ def test_nobody() -> None:
 
 def test_numba_is_for_large_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "FROM", 100)
+    monkeypatch.setattr(fused, "_works", lambda: True)
     assert not fused.ready(99)
-    assert fused.ready(100) == (importlib.util.find_spec("numba") is not None)
+    assert fused.ready(100)
 
 
-def test_numba_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine whose home and packages are read-only."""
-    numba = pytest.importorskip("numba")
-    compiled = numba.njit
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """numba, as in a process that hasn't asked for it yet."""
+    for name in ("kernel", "_works"):
+        monkeypatch.setattr(fused, name, functools.cache(getattr(fused, name).__wrapped__))
+    return pytest.importorskip("numba")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator"), EOFError(), OSError(28, "full")])
+def test_numba_compiles_where_nothing_can_be_kept(
+    error: Exception, untried: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine whose disk is read-only or full, or with what a killed process left."""
+    compiled = untried.njit
 
     def njit(*args: Any, cache: bool = False, **how: Any) -> Any:
         if cache:
-            raise RuntimeError("cannot cache function: no locator available")
+            raise error
         return compiled(*args, **how)
 
-    monkeypatch.setattr(numba, "njit", njit)
-    monkeypatch.setattr(fused, "kernel", functools.cache(fused.kernel.__wrapped__))
+    monkeypatch.setattr(untried, "njit", njit)
     scores = torch.tensor([[0.1, 0.5, -torch.inf], [0.3, 0.2, 0.9]])
     limits = torch.tensor([[0.2, 0.3], [0.1, 0.2]]), torch.tensor([[0.2] * 3, [0.05] * 3])
     rows, columns = fused.survey(scores, *limits, step=1)
     assert rows.tolist() == [[1, 1], [1, 2]]
     assert columns.tolist() == [[[0, 1, 0], [1, 1, 0]], [[1, 0, 1], [1, 1, 1]]]
+
+
+@pytest.mark.parametrize("what", ["import", "setting"])
+def test_a_broken_numba_is_said_once_and_done_without(
+    what: str, untried: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "FROM", 0)
+    if what == "import":
+        monkeypatch.setitem(sys.modules, "numba", None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    else:
+        monkeypatch.setattr(untried.config, "DISABLE_JIT", 1)
+    with pytest.warns(UserWarning, match="numba is installed but does not work"):
+        check(normal(50, 8, 1), normal(50, 8, 2), own(50))
+    check(normal(50, 8, 1), normal(50, 8, 2), own(50))

@@ -42,10 +42,49 @@ def test_by_hand() -> None:
     assert found[0, 2] == found[2, 0] == pytest.approx(wanted)
     assert found[0, 1] == pytest.approx(0.5 * 1 + 0.5 * (3 / 7 + 1 / 2))
     yes, no = made(Rule("concepts", strength=0.5), given).answers(whole, whole)
-    wanted_yes = torch.tensor([[1 / 2, 1 / 2, 1 / 6], [1 / 2, 1 / 2, 0], [1 / 6, 0, 1]])
+    # 0 and 1 share a yes; 2 overlaps with 0 by a third: half of that of (1/2 + 1) / 2
+    wanted_yes = torch.tensor([[1 / 2, 1 / 2, 1 / 8], [1 / 2, 1 / 2, 0], [1 / 8, 0, 1]])
     torch.testing.assert_close(yes, wanted_yes.double())
     wanted_no = torch.tensor([[0, 0, 5 / 6], [0, 0, 1], [5 / 6, 1, 0]])
     torch.testing.assert_close(no, wanted_no.double())
+
+
+def test_copies_share_their_yes() -> None:
+    """As many yeses as pairs, also where groups of captions and of images overlap (pair 0)."""
+    given = Labels(
+        torch.tensor([1, 1, 1, 2, 3, 4]), torch.tensor([1, 2, 3, 1, 1, 6]), torch.zeros(6, 0).int()
+    )
+    whole = slice(0, 6)
+    yes, no = made(Rule("captions"), given).answers(whole, whole)
+    assert yes.sum().item() == pytest.approx(6)
+    assert yes[0, :3].tolist() == pytest.approx([1 / 5, (1 / 5 + 1 / 3) / 2, (1 / 5 + 1 / 3) / 2])
+    assert no.equal((yes == 0).double())
+
+
+def test_an_overlap_never_outweighs_a_copy() -> None:
+    given, whole = labels(13), slice(0, 13)
+    copies, _ = made(Rule("captions"), given).answers(whole, whole)
+    for strength in (0.3, 1.0):
+        yes, no = made(Rule("concepts", strength=strength), given).answers(whole, whole)
+        assert yes[copies > 0].equal(copies[copies > 0])
+        ceiling = strength * (yes.diagonal()[:, None] + yes.diagonal()) / 2
+        assert (yes <= torch.maximum(ceiling, copies) + 1e-12).all()
+        apart = no[copies == 0]
+        assert (apart >= 1 - strength).all()
+        assert (apart < 1).any()
+
+
+@pytest.mark.parametrize("kind", ["captions", "concepts"])
+def test_soft_answers_are_the_plain_loss_where_all_differ(kind: str) -> None:
+    """By the tiles themselves, which a step with nothing in common doesn't reach."""
+    numbers = torch.arange(8)
+    apart = Labels(numbers, numbers, numbers[:, None].int() + 1)
+    images, texts, *rest = (value.detach() for value in inputs(8, "siglip"))
+    targets = made(Rule(kind, strength=0.5), apart)
+    one, first = contrast("siglip", Block(images, texts, *rest))
+    two, second = contrast("siglip", Block(images, texts, *rest, targets=targets))
+    torch.testing.assert_close(one, two)
+    torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize(("loss", "rule"), BOTH)
@@ -57,8 +96,11 @@ def test_tiles_are_parts_of_the_definition(loss: str, rule: Rule, tile: int) -> 
     for first in range(0, 13, tile):
         for start in range(0, 13, tile):
             row, column = slice(first, min(13, first + tile)), slice(start, min(13, start + tile))
-            found = targets.tile(row, column) if loss == "clip" else targets.answers(row, column)
-            torch.testing.assert_close(found, wanted[..., row, column])
+            if loss == "clip":
+                torch.testing.assert_close(targets.tile(row, column), wanted[row, column])
+            else:
+                found = torch.stack(targets.answers(row, column))
+                torch.testing.assert_close(found, wanted[:, row, column])
 
 
 @pytest.mark.parametrize(("loss", "rule"), BOTH)
