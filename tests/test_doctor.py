@@ -228,8 +228,8 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
     assert done.stdout.count("\n") == 1, done.stdout
 
 
-def test_rates_that_are_measured(packed: Path, tmp_path: Path) -> None:
-    """Of the real loader and a real step: positive numbers, and nothing more can be promised."""
+def a_patient(packed: Path, tmp_path: Path) -> trials.Patient:
+    """As the doctor meets it: one process, the data open, the model built."""
     from medclip_oc import command, feed, model, setup
     from medclip_oc.config import Config
     from medclip_oc.distributed import World
@@ -239,25 +239,21 @@ def test_rates_that_are_measured(packed: Path, tmp_path: Path) -> None:
     world = World(0, 1, torch.device("cpu"))
     data = feed.open_training(config.data, 0, world)
     plan = setup.plan(config.train, None, data.pairs_per_epoch, 1)
-    patient = trials.Patient(config, world, data, plan, model.build(config.model))
+    return trials.Patient(config, world, data, plan, model.build(config.model))
+
+
+def test_rates_that_are_measured(packed: Path, tmp_path: Path) -> None:
+    """Of the real loader and a real step: positive numbers, and nothing more can be promised."""
+    patient = a_patient(packed, tmp_path)
     assert LOADER_RATE(patient) > 0
     assert STEP_RATE(patient) > 0
 
 
 def test_a_step_is_timed_with_what_fits(packed: Path, tmp_path: Path) -> None:
     """Rather than end the doctor by what it just warned of."""
-    from medclip_oc import command, feed, model, setup
-    from medclip_oc.config import Config
-    from medclip_oc.distributed import World
-
-    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
-    config = command.parse(Config, ["--config", str(file)], prog="", description="")
-    world = World(0, 1, torch.device("cpu"))
-    data = feed.open_training(config.data, 0, world)
-    plan = setup.plan(config.train, None, data.pairs_per_epoch, 1)
-    clip, rows = model.build(config.model), list[int]()
-    clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    patient = trials.Patient(config, world, data, plan, clip)
+    patient, rows = a_patient(packed, tmp_path), list[int]()
+    assert patient.clip is not None
+    patient.clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     assert STEP_RATE(patient) > 0
     assert set(rows) == {4}
     rows.clear()

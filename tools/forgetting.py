@@ -146,7 +146,7 @@ def draw(
     from medclip_oc.source_forms import open_source
 
     source, shards = folder / "source", folder / "shards"
-    if shards.exists():
+    if (shards / "index.json").exists():  # the last that packing writes
         return str(shards)
     for split, count in counts.items():
         images = source / f"{split}_images" / split
@@ -183,7 +183,8 @@ def old_and_new(config: ExperimentConfig, out: Path) -> dict[str, str]:
     for name, modalities in (("old", OLD), ("new", NEW)):
         known = {split: [c for c in every[split] if c.modality in modalities] for split in SPLITS}
         counts = {"train": sizes.train, "valid": sizes.held_out, "test": sizes.held_out}
-        found[name] = draw(out / name, known, counts, config.seed)
+        data = out / f"{name}-{config.seed}-{sizes.train}"
+        found[name] = draw(data, known, counts, config.seed)
     return found
 
 
