@@ -9,17 +9,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import command
+from .config import parse
+from .config.inference import AppConfig
 from .errors import InputError, WorkError
-from .rank_config import AppConfig
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from .embedding import Embedder
-    from .feature_index import Index
-    from .shards import ShardSet
+    from .data.shards import ShardSet
+    from .inference.embedder import Embedder
+    from .inference.feature_index import Index
 
 TITLE = "medclip_oc"
 NOTE = "Research use only: this is not a medical device."
@@ -51,7 +51,8 @@ class Desk:
 
     def rank(self, file: str | None, lines: str, limit: str) -> tuple[str, list[Any]]:
         """Captions, one a line, ranked for the picture in a file; `limit` is "" or a cosine."""
-        from . import candidates, zeroshot
+        from . import zeroshot
+        from .inference import prompts
 
         try:
             features = self._image(file)
@@ -59,7 +60,7 @@ class Desk:
             if not texts:
                 raise InputError("type a caption, or several, one per line")
             threshold = _cosine(limit)
-            found = candidates.gather(
+            found = prompts.gather(
                 texts,
                 None,
                 text_column="text",
@@ -77,7 +78,7 @@ class Desk:
         self, text: str, file: str | None, number: float
     ) -> tuple[str, list[Any], list[Any]]:
         """Pairs of the index nearest to a text, or to the picture in a file where one is given."""
-        from . import search
+        from .inference import search
 
         assert self.index is not None
         try:
@@ -101,7 +102,7 @@ class Desk:
 
     def _image(self, file: str | None) -> "torch.Tensor":
         """Features of the picture in a file: (1, D)."""
-        from .image_sets import Files
+        from .inference.image_inputs import Files
 
         if file is None:
             raise InputError("drop an image first")
@@ -126,7 +127,7 @@ def _cosine(words: str) -> float | None:
 
 def _picture(data: bytes) -> "Image":
     """A picture file for the page, decoded by our rules."""
-    from .pictures import Picture
+    from .imaging.jpeg import Picture
 
     picture, _ = Picture(data, exact=True).image()
     picture = picture.convert("RGB")
@@ -136,7 +137,7 @@ def _picture(data: bytes) -> "Image":
 
 def _shards_of(index: "Index | None") -> "tuple[ShardSet | None, str]":
     """The pairs that an index was made of, and else why there are no pictures."""
-    from .shards import ShardSet
+    from .data.shards import ShardSet
 
     if index is None:
         return None, ""
@@ -229,7 +230,8 @@ def work(settings: AppConfig) -> None:
         import gradio
     except ImportError as error:
         raise InputError("the page needs gradio: pip install 'medclip_oc[app]'") from error
-    from . import embedding, feature_index, search
+    from .inference import embedder as embedding
+    from .inference import feature_index, search
 
     index = feature_index.Index(Path(settings.index)) if settings.index else None
     embedder = embedding.open_embedder(settings)
@@ -257,7 +259,7 @@ def work(settings: AppConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.main(
+    parse.main(
         work,
         AppConfig,
         prog="python -m medclip_oc.app",

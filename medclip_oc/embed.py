@@ -4,30 +4,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import command
-from .rank_config import EmbedConfig
+from .config import parse
+from .config.inference import EmbedConfig
 
 if TYPE_CHECKING:
-    from .shards import ShardSet
+    from .data.shards import ShardSet
 
 
 def work(settings: EmbedConfig) -> None:
     """Embed every pair once and write the index; memory doesn't grow with their number."""
-    from . import data, distributed, embedding, feature_index, feed
-    from .progress import Progress
+    from .data import dataset, loader
+    from .inference import embedder as embedding
+    from .inference import feature_index
+    from .runtime import distributed
+    from .runtime.progress import Progress
 
     if settings.faiss:
         feature_index.check_faiss()
     world = distributed.World(0, 1, distributed.device_of(settings.device))
-    shards = feed.open_shards(settings.data, settings.split or "test", world)
+    shards = loader.open_shards(settings.data, settings.split or "test", world)
     embedder = embedding.open_embedder(settings)
     clip = embedder.clip
     width = int(clip.description["definition"]["embed_dim"])
     writer = feature_index.IndexWriter(
         Path(settings.out), len(shards), width, settings.dtype, overwrite=settings.overwrite
     )
-    batches = data.loader(
-        feed.pairs(shards, clip),
+    batches = dataset.loader(
+        loader.pairs(shards, clip),
         _batches(len(shards), settings.batch_size),
         workers=embedder.processes(len(shards)),
         pin=embedder.device.type == "cuda",
@@ -68,7 +71,7 @@ def _pair(shards: "ShardSet", position: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.main(
+    parse.main(
         work,
         EmbedConfig,
         prog="python -m medclip_oc.embed",

@@ -5,19 +5,19 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import command
-from .config import EvaluateConfig, MeasureConfig
+from .config import parse
+from .config.schema import EvaluateConfig, MeasureConfig
 from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .data import Pairs
-    from .distributed import World
-    from .features import Embedded
-    from .model import Clip
-    from .retrieval import Measured
-    from .shards import ShardSet
+    from .data.dataset import Pairs
+    from .data.shards import ShardSet
+    from .evaluation.features import Embedded
+    from .evaluation.retrieval import Measured
+    from .models.factory import Clip
+    from .runtime.distributed import World
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
         Stopped: `stop` said so, on any rank.
         InputError, WorkError: a pair can't be read.
     """
-    from . import features, retrieval
+    from .evaluation import features, retrieval
 
     how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
     embedded = features.embed_pairs(clip, pairs, world, stop=stop, **how)
@@ -105,11 +105,14 @@ def brief(record: dict[str, object]) -> str:
 
 def work(settings: EvaluateConfig) -> None:
     """Evaluate a checkpoint, or a file of features, and write the result into its run folder."""
-    from . import concepts, distributed, results, retrieval, setup
+    from .evaluation import concepts, retrieval
+    from .reporting import results
+    from .runtime import distributed
+    from .training import build
 
     _check_places(settings)
     with distributed.started(settings.device) as world:
-        setup.check_precision(settings.precision, world.device)
+        build.check_precision(settings.precision, world.device)
         source = _source(settings, world)
         retrieval.check_pools(settings, len(source.ids()))
         known = _known_concepts(settings, source)
@@ -138,15 +141,16 @@ def work(settings: EvaluateConfig) -> None:
 
 def _source(settings: EvaluateConfig, world: "World") -> Source:
     """The model and the pairs, or a file of features."""
-    from . import feed, setup
+    from .data import loader
+    from .training import build
 
     if settings.features_in:
         return _from_file(settings, world)
     assert settings.checkpoint is not None
-    clip, trained = setup.trained_clip(settings.checkpoint, world)
+    clip, trained = build.trained_clip(settings.checkpoint, world)
     where = settings.data if settings.data is not None else trained["data"]["valid"]
     split = _split(settings, where)
-    shards = feed.open_shards(where, split, world)
+    shards = loader.open_shards(where, split, world)
     about = {
         "checkpoint": settings.checkpoint,
         "data": where,
@@ -160,7 +164,9 @@ def _source(settings: EvaluateConfig, world: "World") -> Source:
 
 def _from_file(settings: EvaluateConfig, world: "World") -> Source:
     """Features from a file; the pairs in --data, if named, must be the same."""
-    from . import checkpoint, features, feed, retrieval
+    from .data import loader
+    from .evaluation import features, retrieval
+    from .models import checkpoint
 
     assert settings.features_in is not None
     found = features.from_file(settings.features_in, world)
@@ -173,7 +179,7 @@ def _from_file(settings: EvaluateConfig, world: "World") -> Source:
         about["split"] = settings.split or "features"
         return Source(None, found, None, trained, about)
     split = _split(settings, settings.data)
-    shards = feed.open_shards(settings.data, split, world)
+    shards = loader.open_shards(settings.data, split, world)
     about |= {"data": settings.data, "split": split, "data_fingerprint": shards.fingerprint}
     source = Source(None, found, shards, trained, about)
     retrieval.check_ids(source._replace(features=None).ids(), found.ids, "--features-in")
@@ -182,7 +188,8 @@ def _from_file(settings: EvaluateConfig, world: "World") -> Source:
 
 def _baseline(settings: EvaluateConfig, source: Source, world: "World") -> "Clip | Embedded | None":
     """What is compared with, for the same pairs: a model, or features from a file."""
-    from . import features, retrieval, setup
+    from .evaluation import features, retrieval
+    from .training import build
 
     name = settings.baseline
     if name is None:
@@ -193,14 +200,15 @@ def _baseline(settings: EvaluateConfig, source: Source, world: "World") -> "Clip
         return found
     if source.shards is None:
         raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")
-    return setup.baseline_clip(name, source.trained, world)
+    return build.baseline_clip(name, source.trained, world)
 
 
 def _features(
     what: "Clip | Embedded | None", source: Source, settings: EvaluateConfig, world: "World"
 ) -> "Embedded":
     """Features of the pairs: those given, or made by the model given."""
-    from . import features, feed
+    from .data import loader
+    from .evaluation import features
 
     if isinstance(what, features.Embedded):
         return what
@@ -208,7 +216,7 @@ def _features(
     assert source.shards is not None
     return features.embed_pairs(
         what,
-        feed.pairs(source.shards, what, decode=settings.decode),
+        loader.pairs(source.shards, what, decode=settings.decode),
         world,
         batch_size=settings.batch_size,
         workers=settings.workers,
@@ -217,7 +225,8 @@ def _features(
 
 
 def _write_features(file: str, embedded: "Embedded", world: "World") -> None:
-    from . import distributed, feature_file
+    from .evaluation import feature_file
+    from .runtime import distributed
 
     rows = [distributed.gather_ragged(part).cpu() for part in (embedded.images, embedded.texts)]
     if world.main:
@@ -234,7 +243,7 @@ def _known_concepts(settings: EvaluateConfig, source: Source) -> dict[str, str]:
     Raises:
         InputError: a slice is asked for that no sample names, said before the model's work.
     """
-    from . import concepts, relevance
+    from .evaluation import concepts, relevance
 
     known: dict[str, str] = {}
     if not settings.slices or source.shards is None:
@@ -316,7 +325,7 @@ def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:
 
 
 if __name__ == "__main__":
-    command.main(
+    parse.main(
         work,
         EvaluateConfig,
         prog="python -m medclip_oc.evaluate",

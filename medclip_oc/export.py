@@ -7,15 +7,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import command
+from .config import parse
+from .config.inference import ExportConfig
 from .errors import InputError, WorkError
-from .rank_config import ExportConfig
 
 if TYPE_CHECKING:
-    from .image_sets import ImageSet
-    from .model import Clip
-    from .parity import Reader
-    from .run_files import Evaluated
+    from .exporters.parity import Reader
+    from .inference.image_inputs import ImageSet
+    from .models.factory import Clip
+    from .reporting.run_files import Evaluated
 
 _TEXTS = (
     "normal chest radiograph",
@@ -30,10 +30,11 @@ def work(settings: ExportConfig) -> None:
     out = Path(settings.out)
     if out.exists() and not (settings.overwrite and (out / "README.md").is_file()):
         raise InputError(f"--out: {out} is there already; --overwrite replaces an earlier export")
-    from . import checkpoint, model, model_card, open_clip_folder, parity
+    from .exporters import model_card, parity, to_open_clip
+    from .models import checkpoint, factory
 
     content = checkpoint.load(settings.checkpoint)
-    clip = model.restore(content, settings.checkpoint)
+    clip = factory.restore(content, settings.checkpoint)
     clip.towers.eval()
     _check(clip, settings.to)
     images, texts = _inputs(settings, content)
@@ -48,7 +49,7 @@ def work(settings: ExportConfig) -> None:
         card = model_card.text(content, settings.to, _evaluations(Path(settings.checkpoint)))
         (partial / "README.md").write_text(card.replace("FOLDER", str(out)), encoding="utf-8")
         if settings.to == "open_clip":
-            open_clip_folder.place(partial, out)
+            to_open_clip.place(partial, out)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     except OSError as error:
@@ -63,35 +64,37 @@ def work(settings: ExportConfig) -> None:
 
 def _check(clip: "Clip", form: str) -> None:
     """Refuse what can't be done before anything is written."""
-    from . import hf_folder, onnx_folder
+    from .exporters import to_hf, to_onnx
 
     if form == "onnx":
-        onnx_folder.check_installed()
+        to_onnx.check_installed()
     elif form == "hf":
-        hf_folder.check(clip)
+        to_hf.check(clip)
 
 
 def _written(clip: "Clip", form: str, folder: Path) -> "Reader":
     """Write an export, and open it anew."""
-    from . import hf_folder, onnx_folder, open_clip_folder
+    from .exporters import to_hf, to_onnx, to_open_clip
 
     if form == "open_clip":
-        open_clip_folder.write(clip, folder)
-        return open_clip_folder.read(folder)
+        to_open_clip.write(clip, folder)
+        return to_open_clip.read(folder)
     if form == "onnx":
-        onnx_folder.write(clip, folder)
-        return onnx_folder.reader(clip, folder)
-    hf_folder.write(clip, folder)
-    return hf_folder.read(clip, folder)
+        to_onnx.write(clip, folder)
+        return to_onnx.reader(clip, folder)
+    to_hf.write(clip, folder)
+    return to_hf.read(clip, folder)
 
 
 def _inputs(settings: ExportConfig, content: dict[str, Any]) -> "tuple[ImageSet, list[str]]":
     """What both sides embed: images given, or else pairs that the run validated on."""
-    from . import image_sets
-    from .shards import ShardSet
+    from .data.shards import ShardSet
+    from .inference import image_inputs
 
     if settings.images:
-        return image_sets.First(image_sets.find(settings.images, None), settings.pairs), [*_TEXTS]
+        return image_inputs.First(image_inputs.find(settings.images, None), settings.pairs), [
+            *_TEXTS
+        ]
     where = (content.get("config") or {}).get("data", {}).get("valid")
     try:
         if not where:
@@ -101,12 +104,12 @@ def _inputs(settings: ExportConfig, content: dict[str, Any]) -> "tuple[ImageSet,
         raise InputError(f"--images: name some to compare features on ({error})") from None
     number = min(settings.pairs, len(shards))
     texts = [shards.read(n).caption for n in range(number)]
-    return image_sets.First(image_sets.Shards(shards), number), texts
+    return image_inputs.First(image_inputs.Shards(shards), number), texts
 
 
 def _evaluations(file: Path) -> "list[Evaluated]":
     """Those of this checkpoint, where it lies in its run folder."""
-    from . import run_files
+    from .reporting import run_files
 
     if file.parent.name != "checkpoints":
         return []
@@ -115,7 +118,7 @@ def _evaluations(file: Path) -> "list[Evaluated]":
 
 
 if __name__ == "__main__":
-    command.main(
+    parse.main(
         work,
         ExportConfig,
         prog="python -m medclip_oc.export",

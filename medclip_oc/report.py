@@ -4,18 +4,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import command
-from .config import ReportConfig
+from .config import parse
+from .config.schema import ReportConfig
 from .errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from .report_gallery import Example, Shown
-    from .run_files import Evaluated
+    from .reporting.gallery import Example, Shown
+    from .reporting.run_files import Evaluated
 
 
 def work(settings: ReportConfig) -> None:
     """Write the page, and the charts as pictures where matplotlib is there."""
-    from . import report_gallery, report_page, run_files
+    from .reporting import gallery, run_files, run_page
 
     folder = Path(settings.run)
     if not folder.is_dir():
@@ -29,12 +29,12 @@ def work(settings: ReportConfig) -> None:
     pictures = []
     if evaluations:
         first = evaluations[0]
-        chosen = report_gallery.examples(first, settings.gallery)
+        chosen = gallery.examples(first, settings.gallery)
         shown, problems = _pictures(chosen, first, settings)
         notes += problems
         if shown:
-            pictures = report_gallery.sections(chosen, shown, first.record["pool"])
-    html = report_page.render(folder.resolve().name, records, evaluations, pictures, notes)
+            pictures = gallery.sections(chosen, shown, first.record["pool"])
+    html = run_page.render(folder.resolve().name, records, evaluations, pictures, notes)
     file = folder / "report.html"
     try:
         file.write_text(html, encoding="utf-8")
@@ -50,11 +50,11 @@ def _pictures(
     chosen: "list[Example]", evaluated: "Evaluated", settings: ReportConfig
 ) -> "tuple[dict[str, Shown], list[str]]":
     """The pairs of the gallery by id, or why there are none."""
-    from .audit_page import preview
+    from .data.shards import ShardSet
     from .errors import BadImage
-    from .images import decode
-    from .report_gallery import Shown
-    from .shards import ShardSet
+    from .imaging.encode import decode
+    from .reporting.audit_page import preview
+    from .reporting.gallery import Shown
 
     record = evaluated.record
     where = settings.data or record.get("data")
@@ -88,19 +88,19 @@ def _plots(
 ) -> list[Path]:
     """PNGs of the charts; none without matplotlib, and said."""
     try:
-        from . import report_plots
+        from .reporting import plots
     except ImportError:
         print("no PNGs of the charts: they need matplotlib: pip install 'medclip_oc[plot]'")
         return []
     folder.mkdir(exist_ok=True)
-    return report_plots.draw(folder, records, evaluations)
+    return plots.draw(folder, records, evaluations)
 
 
 if __name__ == "__main__":
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):
         words = ["--run", *words]  # the folder may stand alone
-    command.main(
+    parse.main(
         work,
         ReportConfig,
         prog="python -m medclip_oc.report",

@@ -5,18 +5,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import command
-from .config import Config, TrainCommand
-from .training_run import Run, check_finite, save_or_stop, validate, validation_due
+from .config import parse
+from .config.schema import Config, TrainCommand
+from .training.trainer import Run, check_finite, save_or_stop, validate, validation_due
 
 if TYPE_CHECKING:
-    from .data import Batch
-    from .distributed import World
-    from .resume import Origin, Resume
-    from .run_folder import RunFolder
-    from .run_log import RunLog
-    from .run_state import Part
-    from .signals import Notice
+    from .data.dataset import Batch
+    from .runtime.distributed import World
+    from .runtime.shutdown import Notice
+    from .training.logger import RunLog
+    from .training.resume import Origin, Resume
+    from .training.run_dir import RunFolder
+    from .training.run_state import Part
 
 
 def train(config: Config, wanted: "Resume | None" = None) -> None:
@@ -29,10 +29,11 @@ def train(config: Config, wanted: "Resume | None" = None) -> None:
     Raises:
         Stopped: a signal came, and the state was saved.
     """
-    from . import distributed, run_state, signals
+    from .runtime import distributed, shutdown
+    from .training import run_state
 
     with (
-        signals.noticed() as notice,
+        shutdown.noticed() as notice,
         distributed.started(config.run.device, timeout_seconds=config.run.timeout_seconds) as world,
     ):
         run = prepare(config, wanted, world, notice)
@@ -44,11 +45,11 @@ def train(config: Config, wanted: "Resume | None" = None) -> None:
 
 def go(run: Run) -> None:
     """The steps that are left, and what comes between them."""
-    from . import run_log
+    from .training import logger
 
     done, total = run.progress.step, run.plan.steps
     with run.log.progress(total, done) as progress:
-        rate = run_log.Throughput(run.config.train.global_batch_size)
+        rate = logger.Throughput(run.config.train.global_batch_size)
         if not run.progress.validated:  # a signal came in the middle of it
             validate(run)
         for number, batch in enumerate(run.batches, done + 1):
@@ -68,14 +69,14 @@ def go(run: Run) -> None:
 def work(settings: TrainCommand) -> int | None:
     """What the command line asks for: to train, or to check the step first."""
     if settings.selfcheck:
-        from . import selfcheck
+        from .training import gradcheck
 
-        return selfcheck.work(settings.config())
+        return gradcheck.work(settings.config())
     if settings.doctor:
-        from . import doctor
+        from .training import preflight
 
-        return doctor.work(settings.config())
-    from .resume import Resume
+        return preflight.work(settings.config())
+    from .training.resume import Resume
 
     train(settings.config(), Resume(settings.resume, tuple(settings.resume_allow or ())))
     return None
@@ -85,32 +86,35 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
     """Open the data, build the model, start the logs; the cheapest check comes first."""
     import torch
 
-    from . import feed, lora, model, optim, resume, run_state, setup
-    from .ema import Ema
-    from .run_folder import RunFolder
-    from .saver import Saver
+    from .data import loader
+    from .models import factory, lora
+    from .models.ema import Ema
+    from .training import build, resume, run_state
+    from .training import optimizer as optim
+    from .training.checkpointer import Saver
+    from .training.run_dir import RunFolder
 
-    setup.check_precision(config.train.precision, world.device)
-    data = feed.open_training(config.data, config.run.seed, world)
-    plan = setup.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
+    build.check_precision(config.train.precision, world.device)
+    data = loader.open_training(config.data, config.run.seed, world)
+    plan = build.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
     where = config.data.valid
-    valid = None if where is None else feed.open_shards(where, "valid", world)
+    valid = None if where is None else loader.open_shards(where, "valid", world)
     folder = RunFolder(Path(config.run.folder))
     prints = {"data.train": data.fingerprint, "data.valid": valid.fingerprint if valid else None}
     origin = resume.start(wanted or resume.Resume(), config, folder, prints, plan.steps, world)
     if origin.content is None:
-        clip = model.build(config.model, seed=config.run.seed)
+        clip = factory.build(config.model, seed=config.run.seed)
     else:
-        clip = model.restore(origin.content, str(origin.file), config.model)
-    setup.tune(clip, config)
+        clip = factory.restore(origin.content, str(origin.file), config.model)
+    build.tune(clip, config)
     clip.towers.to(world.device)
-    step = setup.cached_step(clip, config, world)
+    step = build.cached_step(clip, config, world)
     optimizer = optim.adamw(clip.towers, config.optim)
     about = optim.describe(optimizer, clip.towers)
     log = start_log(config, folder, origin, world)
-    for line in (*setup.describe(clip, config, plan, world), *about, *origin.lines):
+    for line in (*build.describe(clip, config, plan, world), *about, *origin.lines):
         log.message(line)
-    batches = feed.training_batches(
+    batches = loader.training_batches(
         data, clip, config, world, log.message, steps=plan.steps, start=origin.position
     )
     parts: dict[str, Part] = {"optimizer": run_state.Optimizer(optimizer), "data": batches}
@@ -131,7 +135,7 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
         step=step,
         optimizer=optimizer,
         batches=batches,
-        valid=None if valid is None else feed.pairs(valid, clip, decode=config.valid.decode),
+        valid=None if valid is None else loader.pairs(valid, clip, decode=config.valid.decode),
         log=log,
         saver=Saver(folder, config.checkpoint, main=world.main),
         notice=notice,
@@ -146,8 +150,8 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
 
 def start_log(config: Config, folder: "RunFolder", origin: "Origin", world: "World") -> "RunLog":
     """The log of the run, and its configuration beside it."""
-    from . import settings
-    from .run_log import RunLog
+    from .config import fields
+    from .training.logger import RunLog
 
     log = RunLog(
         folder.path,
@@ -159,15 +163,15 @@ def start_log(config: Config, folder: "RunFolder", origin: "Origin", world: "Wor
         validated=origin.validated,
     )
     if world.main:
-        settings.save_yaml(config, folder.config)
+        fields.save_yaml(config, folder.config)
     return log
 
 
 def optimizer_step(run: Run, batch: "Batch", number: int) -> dict[str, float]:
     """One step (1-based `number`) over one global batch; returns what is logged of it."""
-    from . import optim
-    from .positives import Labels
-    from .schedule import warmup_cosine
+    from .contrastive.soft_targets import Labels
+    from .training import optimizer as optim
+    from .training.schedule import warmup_cosine
 
     settings, towers = run.config.optim, run.clip.towers
     towers.train()
@@ -207,7 +211,7 @@ def conclude(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    command.main(
+    parse.main(
         work,
         TrainCommand,
         prog="python -m medclip_oc.train",

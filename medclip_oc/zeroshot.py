@@ -10,27 +10,28 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import command
+from .config import parse
+from .config.inference import ZeroshotConfig
 from .errors import InputError, WorkError
-from .rank_config import ZeroshotConfig
 
 if TYPE_CHECKING:
-    from .candidates import Candidate
-    from .embedding import Embedder
-    from .image_sets import ImageSet
-    from .rank import Ranking
-    from .row_writer import RowWriter
-    from .truth import Truth
+    from .inference.embedder import Embedder
+    from .inference.image_inputs import ImageSet
+    from .inference.labels import Truth
+    from .inference.output import RowWriter
+    from .inference.prompts import Candidate
+    from .inference.ranking import Ranking
 
 _PROG = "python -m medclip_oc.zeroshot"
 
 
 def work(settings: ZeroshotConfig) -> None:
     """Rank the candidate captions for every image and print the rows."""
-    from . import candidates, image_sets
+    from .inference import image_inputs
+    from .inference import prompts as candidates
 
     if settings.index is not None:
-        from . import search
+        from .inference import search
 
         search.work(settings)
         return
@@ -43,15 +44,16 @@ def work(settings: ZeroshotConfig) -> None:
         templates=settings.templates,
         threshold=limit is not None,
     )
-    images = image_sets.find(settings.images, settings.split)
+    images = image_inputs.find(settings.images, settings.split)
     truth = None
     if settings.labels is not None:
-        from .truth import Truth
+        from .inference.labels import Truth
 
         none = [] if limit is None else [candidates.NONE]
         truth = Truth(settings.labels, [*none, *(one.name for one in found)], images)
-    from . import embedding, rank
-    from .row_writer import RowWriter
+    from .inference import embedder as embedding
+    from .inference import ranking as rank
+    from .inference.output import RowWriter
 
     embedder = embedding.open_embedder(settings)
     writer = RowWriter(sys.stdout, settings.format, rank.FIELDS)
@@ -67,8 +69,8 @@ def rank_of(
     embedder: "Embedder", candidates: "list[Candidate]", threshold: float | None = None
 ) -> "Ranking":
     """The candidates, embedded; a warning for each text that the context cuts."""
-    from . import rank
-    from .settings import shorten
+    from .config.fields import shorten
+    from .inference import ranking as rank
 
     prompts = len({prompt for one in candidates for prompt in one.prompts})
     with _progress(prompts, "texts", embedder.batch_size) as progress:
@@ -122,7 +124,7 @@ def write_ranks(
 
 def _conclude(truth: "Truth", settings: ZeroshotConfig) -> None:
     """Print the figures: with the rows of a table, beside those of a program."""
-    from . import classification
+    from .evaluation import classification
 
     if truth.unknown:
         _say(f"{truth.unknown:,} images have no row in {settings.labels}: they don't count")
@@ -140,7 +142,7 @@ def _conclude(truth: "Truth", settings: ZeroshotConfig) -> None:
 
 def _progress(total: int, what: str, batch: int) -> Any:
     """A bar, where there is more than one batch."""
-    from .progress import Progress
+    from .runtime.progress import Progress
 
     return Progress(total, what, "embed") if total > batch else nullcontext()
 
@@ -152,7 +154,7 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    command.main(
+    parse.main(
         work,
         ZeroshotConfig,
         prog=_PROG,

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from pairs import write_kaggle
 
-from medclip_oc.config import ModelConfig
-from medclip_oc.packing import PackOptions, pack
-from medclip_oc.source_forms import open_source
+from medclip_oc.config.schema import ModelConfig
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.tiny_dataset import write_kaggle
 
 if TYPE_CHECKING:
-    from interrupted import Nursery
+    from tests.support.interrupted import Nursery
 
 # More threads than free cores spin against each other: small models run ten times slower.
 torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def nursery() -> Iterator["Nursery"]:
     """Starts training processes in a moment; see nursery.py."""
-    from interrupted import Nursery
+    from tests.support.interrupted import Nursery
 
     one = Nursery()
     with one.process as process:

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc import command
+from medclip_oc.config import parse
 from medclip_oc.errors import InputError
 
 # Each has a Config dataclass and run(config), which yields Comparisons (see side_by_side.py).
@@ -55,7 +55,7 @@ def main(words: list[str]) -> None:
         for comparison in module.run(config):
             print(json.dumps(comparison.line()), flush=True)
 
-    command.main(
+    parse.main(
         work,
         module.Config,
         prog=f"bench.py {name}",

@@ -41,7 +41,7 @@ from side_by_side import Comparison
 from medclip_oc.errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from medclip_oc.shards import Sample
+    from medclip_oc.data.shards import Sample
 
 PEER = "open_clip 3.3.0, webdataset 0.2.86"
 PEER_VERSION = "0.2.86"
@@ -166,9 +166,9 @@ def _starts(config: Config, folder: Path, batches: int) -> Iterator[Comparison]:
 
 def _make_shards(config: Config, folder: Path) -> int:
     """Both sets of shards; returns the number of pairs in each."""
-    from medclip_oc.packing import PackOptions, pack
-    from medclip_oc.shards import ShardSet
-    from medclip_oc.source_forms import open_source
+    from medclip_oc.data.shards import ShardSet
+    from medclip_oc.packing.formats import open_source
+    from medclip_oc.packing.pack import PackOptions, pack
 
     source, counts = open_source(Path(config.source)), set[int]()
     for kind, resize in (("original", None), (f"{config.resize} px", config.resize)):
@@ -262,16 +262,17 @@ def _start(batches: Iterable[int], number: int) -> dict[str, float]:
 
 
 def _ours(side: Side) -> Any:
-    from medclip_oc import feed, model
-    from medclip_oc.config import AugmentConfig, DataConfig, ModelConfig
-    from medclip_oc.data import StepSampler, loader
-    from medclip_oc.order import Order
-    from medclip_oc.shards import ShardSet
+    from medclip_oc.config.schema import AugmentConfig, DataConfig, ModelConfig
+    from medclip_oc.data import loader as feed
+    from medclip_oc.data.dataset import StepSampler, loader
+    from medclip_oc.data.sampler import Order
+    from medclip_oc.data.shards import ShardSet
+    from medclip_oc.models import factory
 
     tower = {"image_size": side.config["size"], "layers": 1, "width": 64, "patch_size": 32}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     definition = {"embed_dim": 64, "vision_cfg": tower, "text_cfg": text}
-    clip = model.build(ModelConfig(arch="bench-loader", definition=definition))
+    clip = factory.build(ModelConfig(arch="bench-loader", definition=definition))
     plain = AugmentConfig(scale=(0.9, 1.0), rotation_degrees=0, brightness=0, contrast=0)
     augment = AugmentConfig() if side.recipe == RECIPES[0] else plain
     size = side.config["batch_size"]

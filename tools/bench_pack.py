@@ -108,8 +108,8 @@ def _check(config: Config) -> None:
 
 def _gather(config: Config, folder: Path) -> tuple[Path, list[Path]]:
     """A table (id, image, caption) of all pairs, repeated; and the image of each row."""
-    from medclip_oc.source_forms import open_source
-    from medclip_oc.sources import Pair
+    from medclip_oc.packing.formats import open_source
+    from medclip_oc.packing.sources import Pair
 
     where = Path(config.source).expanduser() if config.source else _draw(config, folder / "drawn")
     source = open_source(where)
@@ -150,8 +150,8 @@ def _write_table(path: Path, rows: list[tuple[str, Path, str]]) -> Path:
 
 def _pack(table: Path, out: Path, workers: int, samples_per_shard: int, check: bool) -> None:
     """Ours."""
-    from medclip_oc.packing import PackOptions, pack
-    from medclip_oc.source_forms import open_table
+    from medclip_oc.packing.formats import open_table
+    from medclip_oc.packing.pack import PackOptions, pack
 
     source = open_table(table, image_column="image", caption_column="caption", id_column="id")
     pack(source, out, PackOptions(samples_per_shard, decode_check=check), workers=workers)

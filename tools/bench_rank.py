@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from side_by_side import Comparison, compare
 
-from medclip_oc import model
-from medclip_oc.candidates import Candidate
-from medclip_oc.config import ModelConfig
-from medclip_oc.embedding import Embedder
+from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
-from medclip_oc.image_sets import Files, ImageSet, find
-from medclip_oc.memory import Peak
-from medclip_oc.rank import FIELDS
-from medclip_oc.row_writer import RowWriter
+from medclip_oc.inference.embedder import Embedder
+from medclip_oc.inference.image_inputs import Files, ImageSet, find
+from medclip_oc.inference.output import RowWriter
+from medclip_oc.inference.prompts import Candidate
+from medclip_oc.inference.ranking import FIELDS
+from medclip_oc.models import factory
+from medclip_oc.runtime.memory import Peak
 from medclip_oc.zeroshot import rank_of, write_ranks
 
 CASES = ("time", "memory")
@@ -145,7 +145,7 @@ def _processor_seconds() -> float:
 
 def open_model(settings: ModelConfig, batch_size: int, workers: int | None = None) -> Embedder:
     """A model of random weights."""
-    clip = model.build(settings)
+    clip = factory.build(settings)
     clip.towers.eval()
     return Embedder(clip, torch.device("cpu"), batch_size, workers)
 

@@ -26,9 +26,9 @@ import torch
 from side_by_side import Comparison, compare
 from torch import Tensor
 
-from medclip_oc import counting, metrics
 from medclip_oc.errors import InputError, WorkError
-from medclip_oc.memory import Peak
+from medclip_oc.evaluation import metrics, ranks
+from medclip_oc.runtime.memory import Peak
 
 CASES = ("limit", "main", "dense", "memory")
 _MEGABYTE = 1e6
@@ -116,15 +116,15 @@ def timed(
 
 def multiply(images: Tensor, texts: Tensor) -> None:
     """The products of our tiles, by as many threads, and nothing else."""
-    high, wide = counting.CPU_TILE
+    high, wide = ranks.CPU_TILE
 
     def part(rows: Tensor) -> None:
         scores = torch.empty(min(high, len(rows)), min(wide, len(texts)))
-        for a, b in counting.blocks(len(rows), high):
-            for c, d in counting.blocks(len(texts), wide):
+        for a, b in ranks.blocks(len(rows), high):
+            for c, d in ranks.blocks(len(texts), wide):
                 torch.mm(rows[a:b], texts[c:d].T, out=scores[: b - a, : d - c])
 
-    with counting.threads(len(images)) as (number, each):
+    with ranks.threads(len(images)) as (number, each):
         list(each(part, images.tensor_split(number)))
 
 
@@ -134,8 +134,8 @@ def tiled(images: Tensor, texts: Tensor) -> list[Tensor]:
     for queries, targets in ((images, texts), (texts, images)):
         own = (queries * targets).sum(1)
         better = torch.zeros(len(queries), dtype=torch.int64)
-        for a, b in counting.blocks(len(queries), _TILE):
-            for c, d in counting.blocks(len(targets), _TILE):
+        for a, b in ranks.blocks(len(queries), _TILE):
+            for c, d in ranks.blocks(len(targets), _TILE):
                 scores = queries[a:b] @ targets[c:d].T
                 better[a:b] += (scores > own[a:b, None]).sum(1)
         found.append(better + 1)

@@ -40,10 +40,10 @@ from step_peers import (
 )
 from torch.multiprocessing.spawn import start_processes
 
+from medclip_oc.contrastive.loss import tiled_loss
 from medclip_oc.errors import InputError
-from medclip_oc.losses import tiled_loss
-from medclip_oc.memory import Peak
-from medclip_oc.towers import Towers
+from medclip_oc.models.towers import Towers
+from medclip_oc.runtime.memory import Peak
 
 CPU = torch.device("cpu")
 OPEN_CLIP = "open_clip 3.3.0 --accum-freq"

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc import command
+from medclip_oc.config import parse
 from medclip_oc.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def draw(
     import phantom_pictures
     from PIL import Image
 
-    from medclip_oc.packing import PackOptions, pack
-    from medclip_oc.source_forms import open_source
+    from medclip_oc.packing.formats import open_source
+    from medclip_oc.packing.pack import PackOptions, pack
 
     source, shards = folder / "source", folder / "shards"
     if (shards / "index.json").exists():  # the last that packing writes
@@ -243,13 +243,15 @@ def recall(file: Path, shards: str, copies: Literal["keep", "merge"] = "keep") -
     """Mean of R@1, R@5 and R@10 both ways, over the test split, copies as they are or as one."""
     import torch
 
-    from medclip_oc import features, feed, model, retrieval
-    from medclip_oc.config import MeasureConfig
-    from medclip_oc.distributed import World
+    from medclip_oc.config.schema import MeasureConfig
+    from medclip_oc.data import loader
+    from medclip_oc.evaluation import features, retrieval
+    from medclip_oc.models import factory
+    from medclip_oc.runtime.distributed import World
 
     world = World(0, 1, torch.device("cpu"))
-    clip = model.load(file)
-    pairs = feed.pairs(feed.open_shards(shards, "test", world), clip)
+    clip = factory.load(file)
+    pairs = loader.pairs(loader.open_shards(shards, "test", world), clip)
     embedded = features.embed_pairs(
         clip, pairs, world, batch_size=64, workers=0, precision="fp32", stop=lambda: False
     )
@@ -393,7 +395,7 @@ def main(words: list[str]) -> None:
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
     title = "What fine-tuning forgets, and what keeps it: an experiment on phantoms."
-    command.main(
+    parse.main(
         work,
         ExperimentConfig,
         prog=f"forgetting.py {name}",

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc import command
-from medclip_oc.config import Device, ModelConfig, Precision
+from medclip_oc.config import parse
+from medclip_oc.config.schema import Device, ModelConfig, Precision
 from medclip_oc.errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from medclip_oc.blend import State
-    from medclip_oc.data import Pairs
-    from medclip_oc.distributed import World
-    from medclip_oc.model import Clip
+    from medclip_oc.data.dataset import Pairs
+    from medclip_oc.models.averaging import State
+    from medclip_oc.models.factory import Clip
+    from medclip_oc.runtime.distributed import World
 
 Split = Literal["train", "valid", "test"]
 _MOST_STEPS = 1000
@@ -96,7 +96,7 @@ class Scorer:
     """Measures weights by retrieval; one model is refilled again and again."""
 
     def __init__(self, clip: "Clip", world: "World", settings: InterpolateConfig) -> None:
-        from medclip_oc import feed
+        from medclip_oc.data import loader
 
         self.clip, self.world, self.settings = clip, world, settings
         self.sets: dict[str, Pairs] = {}
@@ -104,7 +104,7 @@ class Scorer:
         if settings.probe is not None:
             places["probe"] = (settings.probe, settings.probe_split)
         for name, (where, split) in places.items():
-            self.sets[name] = feed.pairs(feed.open_shards(where, split, world), clip)
+            self.sets[name] = loader.pairs(loader.open_shards(where, split, world), clip)
 
     def __call__(self, state: "State") -> dict[str, float]:
         """The mean recall of each set, in [0, 1]."""
@@ -129,7 +129,7 @@ class Scorer:
 
 def weights_before(settings: InterpolateConfig, content: dict[str, Any]) -> "State":
     """What --zero-shot stands for, for the model of a fine-tuned checkpoint."""
-    from medclip_oc import checkpoint, lora, model
+    from medclip_oc.models import checkpoint, factory, lora
 
     start, trained = settings.zero_shot, ModelConfig(**content["config"]["model"])
     if start != "start":
@@ -137,7 +137,7 @@ def weights_before(settings: InterpolateConfig, content: dict[str, Any]) -> "Sta
         if header is not None:
             return dict(checkpoint.load(start)["state_dict"])
         trained = replace(trained, pretrained=start, pretrained_image=None, pretrained_text=None)
-    clip = model.build(trained, seed=content["config"]["run"]["seed"])
+    clip = factory.build(trained, seed=content["config"]["run"]["seed"])
     return lora.plain_state(clip.towers)
 
 
@@ -189,23 +189,24 @@ def work(settings: InterpolateConfig) -> None:
     steps = alphas(settings.alphas)  # before anything that takes time
     out = Path(settings.out)
     _make(out)
-    from medclip_oc import blend, checkpoint, model, setup
-    from medclip_oc.distributed import World, device_of
+    from medclip_oc.models import averaging, checkpoint, factory
+    from medclip_oc.runtime.distributed import World, device_of
+    from medclip_oc.training import build
 
     world = World(0, 1, device_of(settings.device))
-    setup.check_precision(settings.precision, world.device)
+    build.check_precision(settings.precision, world.device)
     contents = {file: checkpoint.load(file) for file in settings.fine_tuned}
     states: dict[str, State] = {file: dict(c["state_dict"]) for file, c in contents.items()}
     content = contents[settings.fine_tuned[0]]
     before = weights_before(settings, content)
-    blend.check_alike({**states, f"--zero-shot {settings.zero_shot}": before})
-    clip = model.restore(content, settings.fine_tuned[0])
+    averaging.check_alike({**states, f"--zero-shot {settings.zero_shot}": before})
+    clip = factory.restore(content, settings.fine_tuned[0])
     clip.towers.to(world.device).eval()
     scorer = Scorer(clip, world, settings)
     after, joined = soup(settings, states, scorer)
     rows = []
     for alpha in steps:
-        rows.append({"alpha": alpha, **scorer(blend.interpolated(before, after, alpha))})
+        rows.append({"alpha": alpha, **scorer(averaging.interpolated(before, after, alpha))})
         print(f"alpha {alpha:g} done", file=sys.stderr)
     chosen = choose(rows, settings.tolerance)
     print(table(rows, chosen))
@@ -217,7 +218,7 @@ def work(settings: InterpolateConfig) -> None:
     except OSError as error:
         raise WorkError(f"--out: {out} can't be written ({error.strerror})") from error
     kept = {key: value for key, value in content.items() if key not in ("format", "training")}
-    state = blend.interpolated(before, after, chosen["alpha"])
+    state = averaging.interpolated(before, after, chosen["alpha"])
     checkpoint.save(out / "chosen.pt", {**kept, "state_dict": state, "interpolation": about})
     print(f"alpha {chosen['alpha']:g} is in {out / 'chosen.pt'}")
 
@@ -235,20 +236,20 @@ def soup(
     settings: InterpolateConfig, states: "dict[str, State]", scorer: Scorer
 ) -> "tuple[State, list[str]]":
     """The average of the fine-tuned weights, and the files that are in it."""
-    from medclip_oc import blend
+    from medclip_oc.models import averaging
 
     files = list(states)
     if len(files) == 1:
         return states[files[0]], files
     if settings.soup == "greedy":
-        chosen, alone = blend.greedy(list(states.values()), lambda s: scorer.score(s, "data"))
+        chosen, alone = averaging.greedy(list(states.values()), lambda s: scorer.score(s, "data"))
         for file, score in zip(files, alone, strict=True):
             print(f"{100 * score:>8.1f} %  {file}")
         files = [files[number] for number in chosen]
     print(f"the average of {len(files)}: {', '.join(files)}")
-    return blend.mean([states[file] for file in files]), files
+    return averaging.mean([states[file] for file in files]), files
 
 
 if __name__ == "__main__":
     title = "Interpolate between the weights before and after fine-tuning; average several runs."
-    command.main(work, InterpolateConfig, prog="interpolate.py", description=title)
+    parse.main(work, InterpolateConfig, prog="interpolate.py", description=title)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc import command
+from medclip_oc.config import parse
 from medclip_oc.errors import InputError
 
 if TYPE_CHECKING:
@@ -239,4 +239,4 @@ def work(config: PhantomConfig) -> None:
 
 if __name__ == "__main__":
     title = "Draw a plainly synthetic data set in the Kaggle ROCOv2 layout."
-    command.main(work, PhantomConfig, prog="make_phantoms.py", description=title)
+    parse.main(work, PhantomConfig, prog="make_phantoms.py", description=title)

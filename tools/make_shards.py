@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc import command
+from medclip_oc.config import parse
 from medclip_oc.errors import InputError, WorkError
 
 if TYPE_CHECKING:
-    from medclip_oc.audit import Audit
-    from medclip_oc.packing import PackReport
-    from medclip_oc.sources import Source
+    from medclip_oc.audit.audit import Audit
+    from medclip_oc.packing.pack import PackReport
+    from medclip_oc.packing.sources import Source
 
 MAX_PIXELS = 89_478_485  # images.MAX_PIXELS, without importing it for --help
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
@@ -120,8 +120,8 @@ class MakeShardsConfig:
 
 def work(config: MakeShardsConfig) -> None:
     """Pack, and print the closing table."""
-    from medclip_oc.packing import PackOptions, check_folder, pack
-    from medclip_oc.parallel import cores
+    from medclip_oc.packing.pack import PackOptions, check_folder, pack
+    from medclip_oc.runtime.workers import cores
 
     if config.verify:
         verify_folder(config)
@@ -161,8 +161,8 @@ def verify_folder(config: MakeShardsConfig) -> None:
     Raises:
         WorkError: something is damaged.
     """
-    from medclip_oc.parallel import cores
-    from medclip_oc.verify import verify
+    from medclip_oc.packing.verify import verify
+    from medclip_oc.runtime.workers import cores
 
     workers, out = config.workers or cores(), folder("--out", config.out)
     found = verify(out, workers=workers, decode=not config.no_decode_check)
@@ -187,12 +187,12 @@ def audited(
         return source, None
     if out.exists() and not out.is_dir():  # rather now than after the work
         raise InputError(f"{out}: not a folder")
-    from medclip_oc.audit import audit
-    from medclip_oc.fingerprints import require_libraries
-    from medclip_oc.leaks import Without
+    from medclip_oc.audit.audit import audit
+    from medclip_oc.audit.hashing import require_libraries
+    from medclip_oc.audit.leaks import Without
 
     require_libraries()  # before torch is imported
-    from medclip_oc.model import token_counter
+    from medclip_oc.models.factory import token_counter
 
     try:
         counter = token_counter(config.audit_arch)
@@ -218,16 +218,16 @@ def find_source(config: MakeShardsConfig) -> "Source":
     Raises:
         InputError: none that can be read.
     """
-    from medclip_oc import source_forms
+    from medclip_oc.packing import formats
 
     if config.source is not None:
         form = None if config.format == "auto" else config.format
         where = folder("--source", config.source)
-        return source_forms.open_source(where, config.splits, form, config.concepts)
+        return formats.open_source(where, config.splits, form, config.concepts)
     if not config.image_column or not config.caption_column:
         raise InputError("--table: needs --image-column and --caption-column")
     assert config.table is not None
-    return source_forms.open_table(
+    return formats.open_table(
         folder("--table", config.table),
         image_column=config.image_column,
         caption_column=config.caption_column,
@@ -300,7 +300,7 @@ def table(report: "PackReport") -> str:
 
 
 if __name__ == "__main__":
-    command.main(
+    parse.main(
         work,
         MakeShardsConfig,
         prog="make_shards.py",

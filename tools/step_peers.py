@@ -13,11 +13,13 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
-from medclip_oc import distributed, model, selfcheck
-from medclip_oc.config import ModelConfig
-from medclip_oc.distributed import World
-from medclip_oc.grad_cache import CachedStep
-from medclip_oc.towers import Towers
+from medclip_oc.config.schema import ModelConfig
+from medclip_oc.contrastive.grad_cache import CachedStep
+from medclip_oc.models import factory
+from medclip_oc.models.towers import Towers
+from medclip_oc.runtime import distributed
+from medclip_oc.runtime.distributed import World
+from medclip_oc.training import gradcheck
 
 ONE = World(0, 1, torch.device("cpu"))
 LIGHT: dict[str, Any] = {
@@ -42,7 +44,7 @@ LIGHT: dict[str, Any] = {
 def light() -> Towers:
     """Two small towers, with which the loss and the bookkeeping weigh most."""
     settings = ModelConfig(arch="light-tower", definition=LIGHT)
-    return model.build(settings).towers.train()
+    return factory.build(settings).towers.train()
 
 
 def vitb32_like() -> Towers:
@@ -54,7 +56,7 @@ def vitb32_like() -> Towers:
     definition = deepcopy(open_clip.get_model_config("ViT-B-32"))
     for side in ("vision_cfg", "text_cfg"):
         definition[side]["layers"] = 3
-    return model.build(ModelConfig(arch="ViT-B-32-like", definition=definition)).towers.train()
+    return factory.build(ModelConfig(arch="ViT-B-32-like", definition=definition)).towers.train()
 
 
 def batch(towers: Towers, pairs: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +143,7 @@ def gradients(towers: nn.Module) -> dict[str, Tensor]:
 
 def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """Largest relative error (see `selfcheck.errors`) of the gradients that `wanted` names."""
-    return max(selfcheck.errors({name: found[name] for name in wanted}, wanted).values())
+    return max(gradcheck.errors({name: found[name] for name in wanted}, wanted).values())
 
 
 def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answer: Any) -> None:

@@ -1,0 +1,1 @@
+"""What is in a source before it is packed: copies, leaks between splits, captions."""

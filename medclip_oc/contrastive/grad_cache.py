@@ -1,0 +1,266 @@
+"""The exact cached step: contrast G pairs while the graphs of only some chunks are in memory.
+
+Gradient caching (GradCache, Gao et al. 2021, section 3) splits a step in three:
+
+1. every chunk's features, without a graph;
+2. ONE loss over all G pairs, whose gradient with respect to the features is kept;
+3. every chunk once more, with a graph, whose backward starts from those feature gradients.
+
+The result is the gradient of one big batch, for every parameter, temperature and bias included.
+Dropout and patch dropout see the same random numbers in both passes. Batch norm is exact against
+one big batch while its statistics are frozen; with live statistics the step is exact against the
+same chunks normalised one by one, and the running statistics are updated once (by pass 1).
+
+The limit of the method is one more forward; less is possible where memory is left. Chunks that keep
+their graph (`keep_chunks`) skip pass 3's forward, a frozen tower skips pass 3, and frozen blocks
+before the first one that trains run once (see `replay`).
+
+Across ranks, each computes the rows of its own images (Inf-CLIP, Cheng et al. 2024, shards the loss
+likewise): the texts are gathered once, the column statistics added up once, the gradients of the
+texts added up and scattered once, and the parameters' gradients added up once, at the end, in one
+all-reduce. DistributedDataParallel, whose reducer is armed by each forward, has no part in it. Soft
+targets (see positives.py) need every rank's labels besides, and a number a pair.
+
+B pairs per rank, G pairs over all ranks, C pairs per chunk, D embedding size.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..runtime import distributed, memory
+from . import recompute
+from .loss import Block, Gradients, LossName, contrast, tile_side
+from .micro_batches import ChunkedTower, fitting
+from .soft_targets import Labels, Rule, Targets
+
+# Of the memory that is free: what kept graphs may take. A CPU's memory is not ours alone.
+_SHARES = {"cuda": 0.8, "cpu": 0.5}
+# The optimizer's state is there from the second step on; one-time costs are over as well.
+_STEPS_BEFORE_CHOICE = 2
+
+
+class TwoTowers(Protocol):
+    """What the step needs of a model."""
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(C, 3, H, W) uint8 -> (C, D) normalised."""
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """(C, L) int64 -> (C, D) normalised."""
+
+    def inverse_temperature(self) -> Tensor:
+        """() that multiplies the cosines."""
+
+    def logit_bias(self) -> Tensor | None:
+        """() that is added to them, or None."""
+
+    def image_blocks(self) -> Sequence[nn.Module]:
+        """The image tower's blocks, see `replay.FrozenBlocks`."""
+
+    def text_blocks(self) -> Sequence[nn.Module]:
+        """The text tower's."""
+
+
+class CachedStep:
+    """Computes loss and gradients of one optimizer step; the optimizer itself is the caller's.
+
+    Args:
+        towers: the model (an nn.Module that is a `TwoTowers`), on its device. Every rank gets rank
+            0's weights.
+        loss: "clip" or "siglip".
+        world: this process among the others.
+        micro_batch_size: C. Without kept chunks, the step holds the graph of this many images, or
+            of as many texts, at a time.
+        text_micro_batch_size: C for texts, where it differs.
+        keep_chunks: of how many chunks of each tower the graph is kept in place of a second
+            forward; "auto": as many as fit the memory that is free in the third step.
+        precision: "fp32", "bf16" or "fp16".
+        scaler: loss scaling for fp16; its `unscale_` and `step` are the caller's.
+        compiled: whether to run the towers through torch.compile.
+        rule: what is right, where it is more than each pair's own partner.
+    """
+
+    def __init__(
+        self,
+        towers: Any,
+        loss: LossName,
+        world: distributed.World,
+        *,
+        micro_batch_size: int,
+        text_micro_batch_size: int | None = None,
+        keep_chunks: int | Literal["auto"] = 0,
+        precision: str = "fp32",
+        scaler: torch.amp.GradScaler | None = None,
+        compiled: bool = False,
+        rule: Rule = Rule(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.towers, self.loss, self.world, self.scaler = towers, loss, world, scaler
+        self.rule = rule
+        self.keep_chunks, self._steps = keep_chunks, 0
+        self._notices: list[str] = []
+        images, texts = towers.embed_images, towers.embed_texts
+        # compiled code runs as a whole: no block of it can be left out
+        blocks = ([], []) if compiled else (towers.image_blocks(), towers.text_blocks())
+        if compiled:
+            # its own random numbers would differ between the graphs with and without gradients
+            images, texts = (
+                torch.compile(embed, options={"fallback_random": True}) for embed in (images, texts)
+            )
+        sizes = (micro_batch_size, text_micro_batch_size or micro_batch_size)
+        self.images, self.texts = (
+            ChunkedTower(embed, world.device, chunk=size, precision=precision, blocks=own)
+            for embed, size, own in zip((images, texts), sizes, blocks, strict=True)
+        )
+        if keep_chunks != "auto":
+            self.images.keep = self.texts.keep = keep_chunks
+        distributed.broadcast_([*towers.parameters(), *towers.buffers()])
+
+    def __call__(self, images: Tensor, tokens: Tensor, labels: Labels | None = None) -> Tensor:
+        """Put the gradients of one step into `.grad`, in place of what was there.
+
+        Args:
+            images: (B, 3, H, W) uint8, on any device; only the chunk in work is moved.
+            tokens: (B, L) int64, on any device. B is the same on every rank.
+            labels: of these B pairs, for a rule that compares pairs.
+
+        Returns:
+            The loss over all G pairs, (), float32; the same on every rank.
+        """
+        for parameter in self.towers.parameters():
+            parameter.grad = None
+        self._steps += 1
+        if self.keep_chunks == "auto" and self._steps == _STEPS_BEFORE_CHOICE + 1:
+            self._keep_what_fits(len(images))
+        image_features = self.images.features(images)  # (B, D)
+        text_features = self.texts.features(tokens)  # (B, D)
+        scale, bias = self.towers.inverse_temperature(), self.towers.logit_bias()
+        bias = bias if self.loss == "siglip" else None  # the softmax of InfoNCE cancels it
+        targets = self._targets(labels, image_features)
+        loss, gradients = self._contrast(image_features, text_features, scale, bias, targets)
+        self._backward(gradients, scale, bias)
+        distributed.sum_gradients(self.towers.parameters())
+        self._share_statistics()
+        return loss
+
+    def notices(self) -> list[str]:
+        """What a user should hear of the steps since the last call."""
+        found, self._notices = self._notices, []
+        return found
+
+    def _targets(self, labels: Labels | None, like: Tensor) -> Targets | None:
+        """What is right among all ranks' pairs; None: each pair's own partner."""
+        if self.rule.plain:
+            return None
+        rows = len(like)
+        if self.rule.kind == "pairs":
+            everyone = Labels.different(rows * self.world.size, like.device)
+        else:
+            assert labels is not None, "the rule compares pairs"
+            everyone = gather_labels(labels, like.device)
+        targets = Targets(self.rule, everyone, like.dtype)
+        if targets.trivial:
+            return None
+        if self.loss == "clip":
+            own = slice(self.world.rank * rows, (self.world.rank + 1) * rows)
+            targets.complete(own, distributed.gather_equal, tile_side(like.device))
+        return targets
+
+    def _contrast(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        targets: Targets | None,
+    ) -> tuple[Tensor, Gradients]:
+        """Loss over all ranks' pairs, and its gradients for this rank's (B, D) features.
+
+        Those of scale and bias are this rank's share, as the parameters' gradients will be.
+        """
+        block = Block(
+            images,
+            distributed.gather_equal(texts),  # (G, D)
+            scale.detach(),
+            None if bias is None else bias.detach(),
+            first=self.world.rank * len(images),
+            targets=targets,
+        )
+        share, gradients = contrast(
+            self.loss,
+            block,
+            wanted=(bool(self.images.trains), bool(self.texts.trains)),
+            combine=lambda columns: distributed.log_add(columns, block.scale),
+        )
+        if gradients.texts is not None:
+            gradients = gradients._replace(texts=distributed.scatter_sum(gradients.texts))
+        if self.scaler is not None:
+            gradients = _scaled(gradients, self.scaler)
+        return distributed.sum_(share).float(), gradients
+
+    def _backward(self, gradients: Gradients, scale: Tensor, bias: Tensor | None) -> None:
+        work = [(self.images, gradients.images), (self.texts, gradients.texts)]
+        trained = [(tower, g) for tower, g in work if tower.trains and g is not None]
+        # a tower with checkpointed blocks runs them again in any backward
+        with recompute.statistics_kept(self.towers):
+            for tower, gradient in trained:
+                tower.backward_kept(gradient)
+            for tower, gradient in trained:
+                tower.backward_rest(gradient)
+        for value, own in ((scale, gradients.scale), (bias, gradients.bias)):
+            if value is not None and value.requires_grad:
+                value.backward(own)
+
+    def _keep_what_fits(self, rows: int) -> None:
+        """Choose how many chunks keep their graph, by what the last step saw."""
+        free = memory.free_bytes(self.world.device)
+        towers = [self.texts, self.images]
+        sizes = [tower.graph_bytes for tower in towers]
+        known = [size for size in sizes if size is not None]
+        if free is None or len(known) < len(towers):
+            self._notices.append("train.keep_chunks: memory can't be measured here; none is kept")
+            return
+        if self.world.device.type == "cpu":
+            free //= self.world.size  # ranks that may share the machine
+        gradients = sum(p.numel() * p.element_size() for p in self.towers.parameters())
+        # room for the gradients, and for one graph beside the kept ones
+        budget = int(_SHARES[self.world.device.type] * free) - gradients - max(known)
+        counts = [len(tower.chunks(rows)) for tower in towers]
+        kept = fitting(budget, list(zip(known, counts, strict=True)))
+        for tower, number in zip(towers, kept, strict=True):
+            tower.keep = number
+        self._notices.append(
+            f"train.keep_chunks: {free / 1e9:.1f} GB are free; the graphs of {kept[1]} of "
+            f"{counts[1]} image chunks and {kept[0]} of {counts[0]} text chunks are kept"
+        )
+
+    def _share_statistics(self) -> None:
+        """Average live running statistics, so that every rank holds the same model."""
+        live = recompute.live_batch_norms(self.towers)
+        running = [s for layer in live for s in (layer.running_mean, layer.running_var)]
+        distributed.average_([s for s in running if s is not None])
+
+
+def gather_labels(labels: Labels, device: torch.device) -> Labels:
+    """The labels of every rank, in rank order: 24 bytes a pair, and its concepts."""
+    width = torch.full_like(labels.captions, labels.concepts.shape[1])
+    facts = torch.stack([labels.captions, labels.images, width], 1)  # (B, 3)
+    facts = distributed.gather_equal(facts.to(device))  # (G, 3)
+    padding = int(facts[:, 2].max()) - labels.concepts.shape[1]
+    concepts = F.pad(labels.concepts, (0, padding)).to(device)
+    return Labels(facts[:, 0], facts[:, 1], distributed.gather_equal(concepts))
+
+
+def _scaled(gradients: Gradients, scaler: torch.amp.GradScaler) -> Gradients:
+    """What the gradients of the scaled loss would be."""
+    factor = scaler.scale(torch.ones((), device=gradients.scale.device))
+    images, texts, scale, bias = gradients
+    return Gradients(
+        None if images is None else images * factor,
+        None if texts is None else texts * factor,
+        scale * factor,
+        None if bias is None else bias * factor,
+    )

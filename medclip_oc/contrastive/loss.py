@@ -1,0 +1,351 @@
+"""Contrastive losses as pure functions of features.
+
+`clip_loss` and `siglip_loss` are the definitions, on the whole G x G matrix: for checks and small
+batches. `contrast` computes the same loss and its gradients tile by tile, so that no G x G matrix
+exists: memory O(G D + tile^2), one product of the features for both directions, float32 whatever
+autocast does around it. It takes the rows of one rank at a time; what ranks must add up on the way
+goes through the function `combine`, so nothing here knows of other processes. Where more than a
+pair's own partner is right, a block carries soft targets, see positives.py.
+
+Work, in products of (G, D) by (D, G): InfoNCE 4 (logits twice, one gradient for each side), SigLIP
+3. Plain autograd takes 3 with the matrix kept, open_clip's ClipLoss 6.
+
+B pairs per rank, G pairs over all ranks, D embedding size.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .soft_targets import Targets
+
+LossName = Literal["clip", "siglip"]
+Combine = Callable[[Tensor], Tensor]
+"""A block's log-sum-exp per column (G,) -> that of all blocks together (G,)."""
+# Side of a tile: large enough that starting the work on it costs nothing beside the work.
+_TILES = {"cpu": 2048, "cuda": 4096}
+
+
+def clip_loss(
+    image_features: Tensor, text_features: Tensor, scale: Tensor, targets: Tensor | None = None
+) -> Tensor:
+    """Symmetric InfoNCE over G pairs (CLIP, Radford et al. 2021, figure 3).
+
+    Args:
+        image_features: (G, D), normalised.
+        text_features: (G, D), normalised; row i belongs to image i.
+        scale: (), the inverse temperature that multiplies the cosines.
+        targets: (G, G), what is right in place of each pair's own partner alone: the targets of
+            each row, which add up to 1, plus those of each column, which do as well.
+
+    Returns:
+        (), the mean of the image-to-text and the text-to-image cross-entropy, in nats. ln(G) for
+        features that say nothing.
+    """
+    logits = scale * image_features @ text_features.T  # (G, G)
+    if targets is not None:
+        sums = logits.logsumexp(0).sum() + logits.logsumexp(1).sum()
+        return (sums - (targets * logits).sum()) / (2 * len(logits))
+    own = torch.arange(len(logits), device=logits.device)  # (G,)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    answers: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Sigmoid loss over G pairs (SigLIP, Zhai et al. 2023, equation 1): each of the G x G pairings
+    is a yes-or-no question of its own.
+
+    Args:
+        image_features: (G, D), normalised.
+        text_features: (G, D), normalised; row i belongs to image i.
+        scale: (), the inverse temperature that multiplies the cosines.
+        bias: (), added to every logit; about -10 at the start, as most pairings are wrong ones.
+        answers: (G, G) each, how much a yes and how much a no to each pairing counts, in place of
+            a whole yes to own pairs and a whole no to others.
+
+    Returns:
+        (), the sum over all pairings divided by G, in nats.
+    """
+    logits = scale * image_features @ text_features.T + bias  # (G, G)
+    if answers is None:
+        return (F.softplus(logits).sum() - logits.diagonal().sum()) / len(logits)
+    yes, no = answers
+    return (yes * F.softplus(-logits) + no * F.softplus(logits)).sum() / len(logits)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of the G x G logits that one rank computes."""
+
+    images: Tensor
+    """(B, D), normalised."""
+    texts: Tensor
+    """(G, D), normalised, of all ranks."""
+    scale: Tensor
+    """(), multiplies the cosines."""
+    bias: Tensor | None = None
+    """(), added to the logits (SigLIP)."""
+    first: int = 0
+    """Number, among all G, of the pair in the first row."""
+    targets: Targets | None = None
+    """What is right, where it is more than each pair's own partner; completed."""
+
+    def scaled(self) -> Tensor:
+        """The images times the scale: (B, D), whose products with the texts are the logits."""
+        return self.scale * self.images
+
+    @property
+    def own(self) -> slice:
+        """The rows' own columns."""
+        return self.among_all(slice(0, len(self.images)))
+
+    def among_all(self, row: slice) -> slice:
+        """Where some of its rows stand among all G pairs."""
+        return slice(self.first + row.start, self.first + row.stop)
+
+
+class Gradients(NamedTuple):
+    """Of the loss over all G pairs. What a block gives is its share; shares add up over ranks."""
+
+    images: Tensor | None
+    """(B, D), complete: a row of images meets all columns in its own block. None: not wanted."""
+    texts: Tensor | None
+    """(G, D), the block's share. None: not wanted."""
+    scale: Tensor
+    """(), the block's share."""
+    bias: Tensor | None
+    """(), the block's share; None where there is no bias."""
+
+
+@torch.no_grad()
+def contrast(
+    name: LossName,
+    block: Block,
+    *,
+    wanted: tuple[bool, bool] = (True, True),
+    combine: Combine = lambda column: column,
+    tile: int | None = None,
+) -> tuple[Tensor, Gradients]:
+    """A block's share of the loss, and of its gradients, without a G x G matrix.
+
+    Args:
+        name: "clip" (see `clip_loss`) or "siglip" (see `siglip_loss`).
+        block: float32 or float64 features.
+        wanted: whether the gradients of the images and of the texts are asked for; a frozen
+            tower's are not, and save a product.
+        combine: adds up the column statistics of all blocks; InfoNCE calls it once, SigLIP never.
+        tile: side of the largest matrix that exists at a time; None: by device.
+
+    Returns:
+        The block's share of the loss, (), float64; and the gradients.
+    """
+    side = tile or tile_side(block.images.device)
+    with torch.autocast(block.images.device.type, enabled=False):
+        if name == "siglip":
+            return _siglip(block, wanted, side)
+        rows, columns = clip_statistics(block, side)
+        return _clip(block, rows, combine(columns), wanted, side)
+
+
+def tile_side(device: torch.device) -> int:
+    """Side of the largest matrix that `contrast` makes there."""
+    return _TILES.get(device.type, 2048)
+
+
+def tiled_loss(
+    name: LossName,
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    targets: Targets | None = None,
+) -> Tensor:
+    """`clip_loss` or `siglip_loss` for autograd, computed by `contrast` on this process alone.
+
+    Args:
+        name: "clip" or "siglip".
+        images: (G, D), normalised.
+        texts: (G, D), normalised.
+        scale: ().
+        bias: (), for SigLIP.
+        targets: see `Block`.
+
+    Returns:
+        (), the loss.
+    """
+    loss: Tensor = _Tiled.apply(name, targets, images, texts, scale, bias)
+    return loss
+
+
+class _Tiled(torch.autograd.Function):
+    """Takes the gradients along with the loss: they cost no G x G matrix to keep."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        name: LossName,
+        targets: Targets | None,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        block = Block(images, texts, scale, bias, targets=targets)
+        loss, ctx.gradients = contrast(name, block, wanted=ctx.needs_input_grad[2:4])
+        return loss.to(images.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return None, None, *(None if g is None else g * upstream for g in ctx.gradients)
+
+
+def clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the block's logits: per row (B,), and per column over these rows (G,)."""
+    # -inf is the log of an empty sum
+    rows = block.images.new_full((len(block.images),), -torch.inf)
+    columns = block.images.new_full((len(block.texts),), -torch.inf)
+    spare = _buffer(block, tile)
+    for row, column, logits in _tiles(block, block.scaled(), tile):
+        for sums, place, way in ((rows, row, 1), (columns, column, 0)):
+            most = logits.amax(way, keepdim=True)
+            powers = torch.sub(logits, most, out=_shaped(spare, logits)).exp_()
+            here = powers.sum(way).log_().add_(most.squeeze(way))
+            sums[place] = torch.logaddexp(sums[place], here)
+    return rows, columns
+
+
+def _clip(
+    block: Block, rows: Tensor, columns: Tensor, wanted: tuple[bool, bool], tile: int
+) -> tuple[Tensor, Gradients]:
+    """InfoNCE given the log-sum-exp of each row (B,) and of each whole column (G,).
+
+    d loss / d logit(i, j) = (softmax over row i + softmax over column j - target(i, j)) / 2G, where
+    target(i, j) = 2 [i = j] if a pair's own partner alone is right.
+    """
+    pairs = len(block.texts)
+    sums = _Sums(block, wanted)
+    spare = _buffer(block, tile)
+    right = 2 * _own_logits(block).sum() if block.targets is None else sums.total.clone()
+    for row, column, logits in _tiles(block, sums.scaled, tile):
+        if block.targets is not None:
+            targets = block.targets.tile(block.among_all(row), column)
+            right += (targets * logits).sum(1).double().sum()
+        by_row = torch.sub(logits, rows[row, None], out=_shaped(spare, logits)).exp_()
+        weights = logits.sub_(columns[column]).exp_().add_(by_row)
+        if block.targets is None:
+            _own_pairs(block, row, column, weights).sub_(2)
+        else:
+            weights -= targets
+        sums.add(row, column, weights)
+    loss = rows.double().sum() + columns[block.own].double().sum() - right
+    return loss / (2 * pairs), sums.gradients(1 / (2 * pairs))
+
+
+def _siglip(block: Block, wanted: tuple[bool, bool], tile: int) -> tuple[Tensor, Gradients]:
+    """The sigmoid loss, of a yes and a no to each pairing: d loss / d logit(i, j) =
+    ((yes + no) sigmoid(logit) - yes) / G, where yes = [i = j] and no = 1 - yes if a pair's own
+    partner alone is right.
+    """
+    assert block.bias is not None, "SigLIP has a bias"
+    pairs = len(block.texts)
+    sums = _Sums(block, wanted)
+    loss = -_own_logits(block).sum() if block.targets is None else sums.total.clone()
+    for row, column, logits in _tiles(block, sums.scaled, tile):
+        if block.targets is None:
+            loss += F.softplus(logits).sum(1).double().sum()  # of a no; a yes costs the logit less
+            weights = logits.sigmoid_()
+            _own_pairs(block, row, column, weights).sub_(1)
+        else:
+            yes, no = block.targets.answers(block.among_all(row), column)
+            both = no.add_(yes)
+            loss += (both * F.softplus(logits) - yes * logits).sum(1).double().sum()
+            weights = logits.sigmoid_().mul_(both).sub_(yes)
+            del yes, no, both  # tiles, which would live on into the next
+        sums.add(row, column, weights)
+    return loss / pairs, sums.gradients(1 / pairs)
+
+
+class _Sums:
+    """Adds up the gradients that tiles of weights, d loss / d logit, amount to."""
+
+    def __init__(self, block: Block, wanted: tuple[bool, bool]) -> None:
+        self.block = block
+        self.scaled = block.scaled()  # (B, D)
+        # a scale that trains reads its gradient off one side's: there is always one
+        for_images = wanted[0] or not wanted[1]
+        self.images = torch.zeros_like(block.images) if for_images else None
+        self.texts = torch.zeros_like(block.texts) if wanted[1] else None
+        self.total = block.images.new_zeros((), dtype=torch.float64)
+
+    def add(self, row: slice, column: slice, weights: Tensor) -> None:
+        """Weights (r, c) of these rows and columns."""
+        if self.images is not None:
+            self.images[row].addmm_(weights, self.block.texts[column])
+        if self.texts is not None:
+            self.texts[column].addmm_(weights.T, self.scaled[row])
+        if self.block.bias is not None:
+            self.total += weights.sum(1).double().sum()
+
+    def gradients(self, factor: float) -> Gradients:
+        """The sums times `factor`."""
+        block = self.block
+        if self.images is not None:
+            self.images *= block.scale * factor
+        if self.texts is not None:
+            self.texts *= factor
+        # logits are scale * <image, text>, so scale * its gradient = sum of <image, its gradient>
+        side, gradient = (
+            (block.texts, self.texts) if self.images is None else (block.images, self.images)
+        )
+        assert gradient is not None
+        along = sum(
+            (a.double() * b.double()).sum()
+            for a, b in zip(side.split(1024), gradient.split(1024), strict=True)
+        )
+        scale = (along / block.scale.double()).to(block.scale.dtype)
+        bias = None if block.bias is None else (self.total * factor).to(block.bias.dtype)
+        return Gradients(self.images, self.texts, scale, bias)
+
+
+def _tiles(block: Block, scaled: Tensor, tile: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and logits (r, c) of each tile, in a buffer that the next one overwrites."""
+    buffer = _buffer(block, tile)
+    for row in _slices(len(block.images), tile):
+        for column in _slices(len(block.texts), tile):
+            left, right = scaled[row], block.texts[column]
+            logits = buffer[: len(left) * len(right)].view(len(left), len(right))
+            torch.mm(left, right.T, out=logits)
+            yield row, column, logits if block.bias is None else logits.add_(block.bias)
+
+
+def _buffer(block: Block, tile: int) -> Tensor:
+    return block.images.new_empty(min(tile, len(block.images)) * min(tile, len(block.texts)))
+
+
+def _shaped(buffer: Tensor, like: Tensor) -> Tensor:
+    return buffer[: like.numel()].view_as(like)
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, total)) for first in range(0, total, size)]
+
+
+def _own_pairs(block: Block, row: slice, column: slice, tile: Tensor) -> Tensor:
+    """View of the tile's entries where an image meets its own text, (n,), n perhaps 0."""
+    return tile.diagonal(block.first + row.start - column.start)
+
+
+def _own_logits(block: Block) -> Tensor:
+    """The logit of each row's own pair: (B,) float64."""
+    cosines = (block.images * block.texts[block.own]).sum(1, dtype=torch.float64)
+    logits = block.scale.double() * cosines
+    return logits if block.bias is None else logits + block.bias.double()

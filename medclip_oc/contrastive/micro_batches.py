@@ -1,0 +1,181 @@
+"""One tower, chunk by chunk: features first, gradients back later.
+
+`features` embeds all rows; `backward` takes the gradient of those features to the parameters. In
+between, a chunk either keeps its graph (memory for time) or is embedded once more, with the same
+random numbers. A tower without gradient is embedded once.
+
+B rows (images or texts) per rank, C rows per chunk, D embedding size.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime import memory
+from .recompute import FrozenBlocks, RandomState
+
+Embed = Callable[[Tensor], Tensor]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Of the memory that is free: what frozen blocks' outputs may take.
+_SHARE_FOR_FROZEN = 0.25
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision for a forward of the towers ("bf16", "fp16"); nothing for "fp32"."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, _DTYPES[precision])
+
+
+class ChunkedTower:
+    """One tower during one step after another.
+
+    Args:
+        embed: rows (C, ...) on the device -> features (C, D).
+        device: where it runs.
+        chunk: C.
+        precision: "fp32", "bf16" or "fp16".
+        blocks: the tower's blocks in their order, see `FrozenBlocks`; none: all is run again.
+    """
+
+    keep = 0
+    """How many chunks keep their graph. A single chunk always does: there is nothing to cache."""
+    trains: bool | None = None
+    """Whether a gradient reaches the tower; None before the first step."""
+    graph_bytes: int | None = None
+    """Memory of one chunk's graph as last seen, 0 for a frozen tower; None: unknown."""
+
+    def __init__(
+        self,
+        embed: Embed,
+        device: torch.device,
+        *,
+        chunk: int,
+        precision: str,
+        blocks: Sequence[nn.Module] = (),
+    ) -> None:
+        self.embed, self.device = embed, device
+        self.chunk, self.precision = chunk, precision
+        self._frozen = FrozenBlocks(blocks, device)
+        self._trusted = False
+
+    def chunks(self, rows: int) -> list[slice]:
+        """The chunks that so many rows make; the last one may be smaller."""
+        return [slice(first, first + self.chunk) for first in range(0, rows, self.chunk)]
+
+    def features(self, rows: Tensor) -> Tensor:
+        """Embed all rows, (B, ...) on any device; only the chunk in work is moved: (B, D)."""
+        self._rows, self._chunks = rows, self.chunks(len(rows))
+        self._graphs: dict[int, Tensor] = {}
+        self._states: dict[int, RandomState] = {}
+        self._parts: list[Tensor] = []
+        self._first()
+        keep = len(self._chunks) if len(self._chunks) == 1 else self.keep
+        for number in range(1, min(keep, len(self._chunks)) if self.trains else 1):
+            self._add(number, self._run(number))
+        # One autocast around all, so that weights are cast once; safe where no graph is made.
+        with torch.no_grad(), autocast(self.device, self.precision):
+            for number in range(len(self._parts), len(self._chunks)):
+                if self.trains:
+                    self._states[number] = RandomState.now(self.device)
+                with self._frozen.recorded(number):
+                    self._parts.append(self._run(number))
+        features = torch.cat(self._parts)
+        if not self.trains:
+            self._clear()
+        return features
+
+    def backward_kept(self, gradient: Tensor) -> None:
+        """Take the features' gradient (B, D) through the graphs that were kept, and free them."""
+        for number in list(self._graphs):
+            self._graphs.pop(number).backward(gradient[self._chunks[number]])
+
+    def backward_rest(self, gradient: Tensor) -> None:
+        """Embed the other chunks once more and take the features' gradient (B, D) through them."""
+        for number, state in self._states.items():
+            with state.again(self.device):
+                output = self._again(number)
+            output.backward(gradient[self._chunks[number]])
+        self._clear()
+
+    def _first(self) -> None:
+        """Embed the first chunk with gradients on, which tells whether and where there are any."""
+        state = RandomState.now(self.device)
+        before = memory.allocated_bytes(self.device)
+        with self._frozen.found(0):
+            output = self._run(0)
+        after = memory.allocated_bytes(self.device)
+        self.trains = output.requires_grad
+        if not self.trains:
+            self.graph_bytes = 0
+        elif before is not None and after is not None and after > before:
+            self.graph_bytes = after - before
+        if not self.trains or not self._frozen_fit():
+            self._frozen.clear()
+        if self.trains and (self.keep > 0 or len(self._chunks) == 1):
+            self._frozen.forget(0)
+            self._add(0, output)
+        else:
+            self._states[0] = state
+            self._parts.append(output.detach())
+
+    def _add(self, number: int, output: Tensor) -> None:
+        self._graphs[number] = output
+        self._parts.append(output.detach())
+
+    def _clear(self) -> None:
+        self._frozen.clear()
+        self._states.clear()
+        self._parts.clear()
+        del self._rows
+
+    def _again(self, number: int) -> Tensor:
+        """A chunk's features with their graph, embedded for the second time."""
+        before = RandomState.now(self.device)
+        with self._frozen.replayed(number):
+            output = self._run(number)
+        if self._trusted or self._frozen.last is None:
+            return output
+        # a tower whose blocks feed more than the next one would give other features
+        first = self._parts[number]
+        self._trusted = bool(torch.dist(output.detach(), first) <= 1e-2 * first.norm())
+        if self._trusted:
+            return output
+        self._frozen = FrozenBlocks((), self.device)
+        before.set(self.device)
+        return self._run(number)
+
+    def embed_chunk(self, rows: Tensor) -> Tensor:
+        """Features (C, D) of (C, ...) rows on any device, in the tower's precision."""
+        with autocast(self.device, self.precision):
+            return self.embed(rows.to(self.device, non_blocking=True))
+
+    def _run(self, number: int) -> Tensor:
+        return self.embed_chunk(self._rows[self._chunks[number]])
+
+    def _frozen_fit(self) -> bool:
+        """Whether there is room for the output of the last frozen block in all chunks."""
+        needed = self._frozen.kept_bytes * len(self._chunks)
+        free = memory.free_bytes(self.device) if needed else None
+        return free is None or needed <= _SHARE_FOR_FROZEN * free
+
+
+def fitting(budget: int, towers: Sequence[tuple[int, int]]) -> list[int]:
+    """How many graphs to keep of each tower so that all fit the budget.
+
+    Args:
+        budget: bytes.
+        towers: (bytes of one chunk's graph, number of chunks) of each.
+
+    Returns:
+        One number per tower; the first tower is filled first.
+    """
+    found = []
+    for size, chunks in towers:
+        kept = max(0, min(chunks, budget // size if size else chunks))
+        budget -= kept * size
+        found.append(kept)
+    return found

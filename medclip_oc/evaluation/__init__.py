@@ -1,0 +1,1 @@
+"""Features to figures: ranks, recall, concepts, intervals."""

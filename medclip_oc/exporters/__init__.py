@@ -1,0 +1,1 @@
+"""Checkpoints for other programs, each checked against our own features."""

@@ -1,0 +1,71 @@
+"""A checkpoint as a folder that open_clip opens by the name `local-dir:FOLDER`."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..models.factory import TEXT_MODEL, Clip, quiet, resolved
+from . import tokenizer_files
+from .parity import Found, Inputs, Reader
+
+_CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+def write(clip: Clip, folder: Path) -> None:
+    """Write configuration, weights and, of a Hugging Face text tower, what that needs."""
+    definition = deepcopy(clip.description["definition"])
+    text = definition["text_cfg"]
+    if text.get("hf_tokenizer_name"):
+        tokenizer_files.write(clip.tokenizer, folder, text.get("context_length", 77))
+        text["hf_tokenizer_name"] = "inside"  # open_clip looks into the folder, if there is a name
+    if str(text.get("hf_model_name", "")).startswith("package:"):
+        # open_clip takes a name of the hub, or a path from the root: see the model card
+        source = Path(resolved(definition)["text_cfg"]["hf_model_name"]) / "config.json"
+        (folder / TEXT_MODEL).mkdir()
+        (folder / TEXT_MODEL / "config.json").write_bytes(source.read_bytes())
+        text["hf_model_name"] = str(folder.resolve() / TEXT_MODEL)
+    preprocess = {k: v for k, v in clip.description["preprocess"].items() if k != "size"}
+    about = {"model_cfg": definition, "preprocess_cfg": preprocess}
+    (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    save_file(_alone(clip.towers.clip.state_dict()), folder / _WEIGHTS)
+
+
+def place(folder: Path, final: Path) -> None:
+    """Make ready for a move: open_clip wants the path of a text tower's configuration."""
+    about = json.loads((folder / _CONFIG).read_text())
+    if (folder / TEXT_MODEL).is_dir():
+        about["model_cfg"]["text_cfg"]["hf_model_name"] = str(final.resolve() / TEXT_MODEL)
+        (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors wants them: contiguous, none sharing the memory of another."""
+    seen, found = set[int](), dict[str, Tensor]()
+    for name, tensor in weights.items():
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        found[name] = tensor.clone() if shared else tensor.contiguous()
+    return found
+
+
+def read(folder: Path) -> Reader:
+    """Open a folder as a user of open_clip would, preprocessing and tokenizer too."""
+    source = f"local-dir:{folder}"
+    with quiet():
+        clip, preprocess = open_clip.create_model_from_pretrained(source)
+        tokenizer: Any = open_clip.get_tokenizer(source)
+    clip.eval()
+
+    @torch.inference_mode()
+    def features(inputs: Inputs) -> Found:
+        pixels = torch.stack([preprocess(picture) for picture in inputs.pictures])
+        images = clip.encode_image(pixels, normalize=True)
+        return Found(images, clip.encode_text(tokenizer(inputs.texts), normalize=True))
+
+    return features

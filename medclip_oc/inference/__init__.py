@@ -1,0 +1,1 @@
+"""A trained model at work: embed, rank captions, search an index, show a page."""

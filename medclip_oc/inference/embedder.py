@@ -1,0 +1,228 @@
+"""Features of images and texts that a user names, in batches. M candidates, D embedding size.
+
+Images are read and decoded by loader processes while the model works; a batch of pixels at a time
+is in memory, whatever their number.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+from ..config.inference import ModelChoice
+from ..config.schema import ModelConfig
+from ..contrastive.micro_batches import autocast
+from ..data import loader
+from ..data.captions import Captions
+from ..errors import BadImage, InputError, WorkError
+from ..imaging.jpeg import Picture
+from ..models import factory
+from ..models.factory import Clip
+from ..runtime import distributed
+from ..runtime.workers import cores
+from ..training import build
+from .image_inputs import ImageSet
+from .prompts import Candidate
+
+_MOST_WORKERS = 8
+SAME = 0.9995
+"""Cosine of the features that one model gives to one input, in any precision."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model at work.
+
+    Attributes:
+        clip: the model, on its device.
+        device: that device.
+        batch_size: images or texts embedded at once.
+        workers: loader processes. None: one per core, at most 8.
+        precision: "fp32", "bf16" or "fp16".
+    """
+
+    clip: Clip
+    device: torch.device
+    batch_size: int = 64
+    workers: int | None = None
+    precision: str = "fp32"
+
+    def images(self, images: ImageSet) -> Iterator["EmbeddedImages"]:
+        """Features of images, batch by batch, in their order. Reading begins at once.
+
+        Raises:
+            InputError, WorkError: a shard is damaged, or gone; a worker died; features that are not
+                finite. An image that can't be decoded stands in its batch.
+        """
+        batches: DataLoader[Any] = DataLoader(
+            _Pixels(images, self.clip),
+            batch_sampler=BatchSampler(
+                SequentialSampler(range(len(images))), self.batch_size, drop_last=False
+            ),
+            num_workers=self.processes(len(images)),
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+        )
+        return self._embed(iter(batches))
+
+    def _embed(self, batches: Iterator["_Loaded"]) -> Iterator["EmbeddedImages"]:
+        width = int(self.clip.description["definition"]["embed_dim"])
+        try:
+            for loaded in batches:
+                if loaded.error is not None:
+                    raise loaded.error
+                features = torch.empty(0, width, device=self.device)
+                if loaded.pixels is not None:
+                    features = self.forward(self.clip.towers.embed_images, loaded.pixels)
+                check_finite(features, "image")
+                yield EmbeddedImages(loaded.positions, features, loaded.bad)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkError("a loader process died; out of memory? Try fewer --workers") from None
+
+    def processes(self, images: int) -> int:
+        """Loader processes for so many images; none where one batch holds them all."""
+        if images <= self.batch_size:
+            return 0
+        return min(cores(), _MOST_WORKERS) if self.workers is None else self.workers
+
+    def probes(self) -> dict[str, list[float]]:
+        """Features of a fixed text and a fixed image: what tells a model from another.
+
+        On another machine, or in half precision, their cosines with these stay above SAME.
+        """
+        height, width = self.clip.image_size
+        ramp = torch.linspace(0, 255, width).to(torch.uint8).expand(1, 3, height, width)
+        features = {
+            "text": self.texts(["a radiograph of the chest"])[0],
+            "image": self.forward(self.clip.towers.embed_images, ramp)[0],
+        }
+        return {name: [round(x, 7) for x in row.tolist()] for name, row in features.items()}
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features of texts: (M, D), normalised."""
+        return self.candidates([Candidate(text, (text,)) for text in texts])[0]
+
+    def candidates(
+        self, candidates: Sequence[Candidate], progress: Callable[[int], None] | None = None
+    ) -> tuple[Tensor, list[str]]:
+        """Features of candidates, each prompt embedded once.
+
+        Args:
+            candidates: M of them.
+            progress: told of how many prompts more are done.
+
+        Returns:
+            (M, D), normalised; and the prompts that the context cut.
+
+        Raises:
+            WorkError: features that are not finite.
+        """
+        owners: dict[str, list[int]] = {}
+        for m, candidate in enumerate(candidates):
+            for prompt in candidate.prompts:
+                owners.setdefault(prompt, []).append(m)
+        captions = Captions(self.clip.tokenizer)
+        prompts, long = list(owners), list[str]()
+        width = int(self.clip.description["definition"]["embed_dim"])
+        sums = torch.zeros(len(candidates), width, device=self.device)
+        for first in range(0, len(prompts), self.batch_size):
+            batch = prompts[first : first + self.batch_size]
+            tokens, cut = zip(*(captions.tokens(prompt, []) for prompt in batch), strict=True)
+            long += [prompt for prompt, is_cut in zip(batch, cut, strict=True) if is_cut]
+            features = self.forward(self.clip.towers.embed_texts, torch.stack(tokens))
+            links = [(row, m) for row, prompt in enumerate(batch) for m in owners[prompt]]
+            rows, own = torch.tensor(links, device=self.device).T
+            sums.index_add_(0, own, features[rows])
+            if progress:
+                progress(len(batch))
+        check_finite(sums, "text")
+        return torch.nn.functional.normalize(sums, dim=1), long
+
+    @torch.inference_mode()
+    def forward(self, embed: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """One batch through one tower: (B, D) float32, normalised."""
+        with autocast(self.device, self.precision):
+            return embed(batch.to(self.device, non_blocking=True))
+
+
+def open_embedder(choice: ModelChoice) -> Embedder:
+    """The model that a command was given, on its device.
+
+    Raises:
+        InputError, WorkError: as `model.load` and `model.build`.
+    """
+    world = distributed.World(0, 1, distributed.device_of(choice.device))
+    build.check_precision(choice.precision, world.device)
+    if choice.checkpoint is not None:
+        clip, _ = build.trained_clip(choice.checkpoint, world)
+    else:
+        assert choice.model is not None
+        try:
+            clip = factory.build(ModelConfig(arch=choice.model, pretrained=choice.pretrained))
+        except InputError as error:  # in the words of this command
+            said = str(error).replace("model.pretrained", "--pretrained")
+            raise InputError(said.replace("model.arch", "--model")) from error
+        clip.towers.to(world.device).eval()
+    return Embedder(clip, world.device, choice.batch_size, choice.workers, choice.precision)
+
+
+class EmbeddedImages(NamedTuple):
+    """A batch of images."""
+
+    positions: list[int]
+    """Of the images that were embedded."""
+    features: Tensor
+    """(len(positions), D) float32, normalised."""
+    bad: list[tuple[int, str]]
+    """Position of each image that couldn't be read, and why."""
+
+
+class _Loaded(NamedTuple):
+    """A batch as the loader gives it."""
+
+    positions: list[int]
+    pixels: Tensor | None
+    bad: list[tuple[int, str]]
+    error: InputError | WorkError | None
+
+
+class _Pixels(Dataset[tuple[int, Any]]):
+    """(position, (3, H, W) uint8); in place of the pixels a BadImage, InputError or WorkError."""
+
+    def __init__(self, images: ImageSet, clip: Clip) -> None:
+        self.images, self.preprocess = images, loader.preprocess(clip)
+        self.rng = np.random.default_rng(0)  # that a transform is given, and this one doesn't use
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        try:
+            picture = Picture(self.images.read(position), exact=True)
+            return position, self.preprocess(picture, self.rng)
+        except (InputError, WorkError) as error:
+            return position, error
+        except OSError as error:  # of a shard: its disk failed
+            return position, WorkError(f"{self.images.name(position)}: {error.strerror}")
+
+
+def _collate(samples: list[tuple[int, Any]]) -> _Loaded:
+    bad = [(n, str(found)) for n, found in samples if isinstance(found, BadImage)]
+    errors = [e for _, e in samples if isinstance(e, WorkError | InputError)]
+    error = next((e for e in errors if not isinstance(e, BadImage)), None)
+    good = [(position, found) for position, found in samples if isinstance(found, Tensor)]
+    pixels = torch.stack([found for _, found in good]) if good else None
+    return _Loaded([position for position, _ in good], pixels, bad, error)
+
+
+def check_finite(features: Tensor, what: str) -> None:
+    """Refuse features that can't be compared.
+
+    Raises:
+        WorkError: NaN or infinity among them.
+    """
+    if not features.isfinite().all():
+        raise WorkError(f"{what} features hold NaN or infinity: nothing can be ranked")

@@ -1,0 +1,1 @@
+"""The seam to open_clip: models built, described, restored, tuned and averaged."""

@@ -1,0 +1,127 @@
+"""What of a model trains, and how deep in its tower each parameter stands.
+
+A tower's layers are counted from its input: 0 is what comes before the blocks (patch or word
+embedding), 1 to n are the blocks, n + 1 is what comes after them (last norm, projection).
+"""
+
+import re
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+from ..config.schema import OptimConfig
+from ..errors import InputError
+from .towers import Towers
+
+TowerName = Literal["image", "text"]
+TOWERS: tuple[TowerName, ...] = ("image", "text")
+
+# what joins a tower to the shared space: open_clip's ViT, timm's head, ResNet's pooling, the texts'
+_PROJECTION = re.compile(
+    r"(visual\.)?(proj|head\..+|attnpool\.c_proj\..+)|(text\.)?(text_projection(\..+)?|proj(\..+)?)"
+)
+# what comes before the blocks, by the name of any of its modules
+_BEFORE = re.compile(
+    r"(^|\.)(conv\d|bn\d|class_embedding|cls_token|reg_token|positional_embedding|pos_embed"
+    r"|token_embedding|embeddings|patch_embed|conv_stem|stem|ln_pre|norm_pre)(\.|$)"
+)
+# EfficientNet's second norm and a pooling by attention follow the blocks
+_AFTER = re.compile(r"(^|\.)(trunk\.bn2|attnpool|attn_pool)\.")
+
+
+class Place(NamedTuple):
+    """Where a parameter stands."""
+
+    tower: Literal["image", "text", "both"]
+    """both: temperature and bias of the logits."""
+    layer: int
+    blocks: int
+    """n of its tower."""
+
+
+def places(towers: Towers) -> dict[str, Place]:
+    """The place of each parameter, by its name in `towers`."""
+    blocks = {
+        name: {id(block): number for number, block in enumerate(found, 1)}
+        for name, found in (("image", towers.image_layers()), ("text", towers.text_layers()))
+    }
+    within: dict[str, Place] = {}
+    for name, module in towers.named_modules():
+        for tower in TOWERS:
+            if id(module) in blocks[tower]:
+                within[f"{name}."] = Place(tower, blocks[tower][id(module)], len(blocks[tower]))
+    found = {}
+    for name, _ in towers.named_parameters():
+        inside = next((place for start, place in within.items() if name.startswith(start)), None)
+        found[name] = inside or _outside(name, {t: len(blocks[t]) for t in TOWERS})
+    return found
+
+
+def _outside(name: str, blocks: dict[TowerName, int]) -> Place:
+    """The place of a parameter that is in no block."""
+    if name in ("clip.logit_scale", "clip.logit_bias"):
+        return Place("both", 0, 0)
+    tower: TowerName = "image" if name.startswith("clip.visual.") else "text"
+    before = _BEFORE.search(name) and not _AFTER.search(name)
+    return Place(tower, 0 if before else blocks[tower] + 1, blocks[tower])
+
+
+def freeze(towers: Towers, settings: OptimConfig) -> None:
+    """Take the gradient from all parameters that the settings leave as they are.
+
+    Raises:
+        InputError: a regular expression that matches nothing, more blocks than there are, or
+            nothing of either tower is left to train.
+    """
+    parameters = dict(towers.named_parameters())
+    where = places(towers)
+    for tower in TOWERS:
+        last = getattr(settings, f"{tower}_last_blocks")
+        if last is None:
+            continue
+        blocks = next(place.blocks for place in where.values() if place.tower == tower)
+        if last > blocks:
+            raise InputError(
+                f"optim.{tower}_last_blocks: {last}, but the {tower} tower has {blocks} blocks"
+                + ("" if blocks else " that can be told apart")
+            )
+        for name, place in where.items():
+            if place.tower == tower and place.layer <= blocks - last:
+                parameters[name].requires_grad_(False)
+    given = settings.freeze or []
+    for word in [given] if isinstance(given, str) else given:
+        for name in _matching(word, where):
+            parameters[name].requires_grad_(False)
+    if not any(p.requires_grad for n, p in parameters.items() if where[n].tower != "both"):
+        raise InputError(f"optim.freeze: {given} leaves nothing of either tower to train")
+
+
+def _matching(word: str, where: dict[str, Place]) -> list[str]:
+    """The parameters that a preset, or a regular expression, stands for."""
+    if word in TOWERS:
+        return [name for name, place in where.items() if place.tower == word]
+    if word == "all_but_projections":
+        return [
+            name
+            for name, place in where.items()
+            if place.tower != "both" and not is_projection(name)
+        ]
+    found = [name for name in where if re.search(word, name.removeprefix("clip."))]
+    if not found:
+        example = next(iter(where)).removeprefix("clip.")
+        raise InputError(
+            f"optim.freeze: {word!r} is neither image, text nor all_but_projections, and matches "
+            f"no parameter (one is {example})"
+        )
+    return found
+
+
+def is_projection(name: str) -> bool:
+    """Whether a parameter of `Towers` joins a tower to the shared space."""
+    plain = name.removeprefix("clip.").replace("visual.trunk.", "trunk.")
+    return _PROJECTION.fullmatch(plain) is not None
+
+
+def count(parameters: list[nn.Parameter]) -> int:
+    """Numbers in them."""
+    return sum(parameter.numel() for parameter in parameters)

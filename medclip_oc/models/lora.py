@@ -1,0 +1,141 @@
+"""Low-rank adapters (LoRA, Hu et al. 2022): W + (alpha / r) B A in place of W, with W frozen.
+
+Adapted are the linear layers, the attention (open_clip's keeps query, key and value in one matrix)
+and the convolutions inside the blocks that are not frozen. Everything else of the towers is frozen;
+temperature and bias of the logits train as they would without adapters.
+
+Each matrix is a parametrization of torch's own, so whatever reads `layer.weight` gets the sum,
+fused attention included. (peft 0.21 adds the change of an attention's output matrix twice, its pull
+request 3774, and W itself wanders, as the change is added and taken off again in each forward.)
+Dropout of an adapter's input, and DoRA, have no place in that, and are not offered.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..config.schema import LoraConfig
+from ..errors import InputError
+from .towers import Towers
+
+_INSIDE = ".parametrizations."
+_ORIGINAL = ".original"
+
+
+class LowRank(nn.Module):
+    """W -> W + scale * B A.
+
+    Args:
+        weight: W, (M, ...); what follows the first dimension counts as one, N.
+        rank: r.
+        alpha: scale is alpha / r.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
+        super().__init__()
+        rows = weight.shape[0]
+        self.scale = alpha / rank
+        self.a = nn.Parameter(weight.new_empty(rank, weight.numel() // rows))  # (r, N)
+        self.b = nn.Parameter(weight.new_zeros(rows, rank))  # (M, r)
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as a linear layer begins
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """In the weights' own precision, so that it is what a merged model has."""
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight + self.scale * (self.b @ self.a).view_as(weight)
+
+
+def insert(towers: Towers, settings: LoraConfig) -> None:
+    """Put adapters into the towers, in place. They begin as no change at all: B is zero.
+
+    Raises:
+        InputError: a tower has nothing to adapt.
+    """
+    assert settings.rank is not None
+    chosen = _chosen(towers, settings)
+    temperature = [p for p in _logits(towers) if p.requires_grad]
+    towers.requires_grad_(False)
+    for parameter in temperature:
+        parameter.requires_grad_(True)
+    for layer, name in chosen:
+        adapter = LowRank(getattr(layer, name), settings.rank, settings.alpha)
+        parametrize.register_parametrization(layer, name, adapter)
+
+
+def _chosen(towers: Towers, settings: LoraConfig) -> list[tuple[nn.Module, str]]:
+    """The matrices that get an adapter: their layer, and their name in it."""
+    found = []
+    for tower, blocks in (("image", towers.image_layers()), ("text", towers.text_layers())):
+        if settings.towers not in (tower, "both"):
+            continue
+        every = [place for block in blocks for layer in block.modules() for place in _own(layer)]
+        trained = [(layer, name) for layer, name in every if getattr(layer, name).requires_grad]
+        if not trained and not (every and settings.towers == "both"):
+            why = "that isn't frozen" if every else "in blocks that can be told apart"
+            raise InputError(f"lora.towers: the {tower} tower has no layer to adapt {why}")
+        found += trained
+    if not found:
+        raise InputError("lora.rank: optim.freeze leaves no layer to adapt")
+    return found
+
+
+def _own(layer: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Which of a layer's own parameters are matrices to adapt."""
+    convolves = isinstance(layer, nn.Conv2d) and layer.groups == 1
+    names = ["weight"] if convolves or isinstance(layer, nn.Linear) else ["in_proj_weight"]
+    return [(layer, name) for name in names if isinstance(getattr(layer, name, None), nn.Parameter)]
+
+
+def _logits(towers: Towers) -> list[nn.Parameter]:
+    found = (getattr(towers.clip, name, None) for name in ("logit_scale", "logit_bias"))
+    return [parameter for parameter in found if parameter is not None]
+
+
+@torch.no_grad()
+def plain_state(towers: Towers) -> dict[str, Tensor]:
+    """The state dict of open_clip's plain model, any adapters merged."""
+    merged: dict[str, Tensor] = {}
+    for name, value in towers.clip.state_dict().items():
+        owner, inside, rest = name.partition(_INSIDE)
+        if not inside:
+            merged[name] = value
+        elif rest.endswith(_ORIGINAL):
+            weight = rest.removesuffix(_ORIGINAL)
+            merged[f"{owner}.{weight}"] = getattr(towers.clip.get_submodule(owner), weight)
+    return merged
+
+
+class Adapters:
+    """What training goes on from: a merged checkpoint can't be taken apart again.
+
+    Args:
+        towers: with adapters.
+    """
+
+    def __init__(self, towers: Towers) -> None:
+        self.towers = towers
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The adapters, and the matrices that they change, unmerged."""
+        state: dict[str, Tensor] = self.towers.clip.state_dict()
+        return {name: value for name, value in state.items() if _INSIDE in name}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """By names in the adapted model."""
+        return {name: value.detach().clone() for name, value in self._tensors().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: it is of other adapters.
+        """
+        own = self._tensors()
+        shapes = {name: tuple(value.shape) for name, value in own.items()}
+        if shapes != {name: tuple(value.shape) for name, value in state.items()}:
+            raise ValueError("other layers are adapted, or with another rank")
+        for name, value in own.items():
+            value.copy_(state[name])

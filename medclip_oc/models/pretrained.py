@@ -1,0 +1,138 @@
+"""Weights for one tower alone, loaded strictly.
+
+open_clip loads such files with `strict=False` and keeps silent about what didn't fit, so a file
+with other names leaves the tower random. Here every tensor of the tower comes from the file, but
+for the projection that joins the tower to the shared space, and a final comparison proves it.
+"""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+_PACKAGE = "package:"
+# Layers that a classifier ends in; a CLIP tower has none.
+_CLASSIFIER = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)")
+
+
+def resolve(reference: str) -> str:
+    """Turn `package:NAME/PATH` into the path of that file or folder inside an installed package.
+
+    Anything else (a path, a hub name) is returned as it is. The reference, not the path, goes into
+    checkpoints, so they open on another machine.
+    """
+    if not reference.startswith(_PACKAGE):
+        return reference
+    package, _, inner = reference.removeprefix(_PACKAGE).partition("/")
+    try:
+        path = Path(str(resources.files(package))) / inner
+    except ModuleNotFoundError as error:
+        raise InputError(f"{reference}: the Python package {package} is not installed") from error
+    if not path.exists():
+        raise InputError(f"{reference}: the package {package} holds no {inner}")
+    return str(path)
+
+
+def load_image_tower(visual: nn.Module, state: dict[str, Tensor], reference: str) -> None:
+    """Load an image classifier's weights into `visual` (an open_clip image tower), in place.
+
+    Args:
+        visual: the image tower.
+        state: the weights, under the names of open_clip's tower, of a bare timm model, or of
+            EfficientNet-PyTorch.
+        reference: where they come from, for errors.
+
+    Raises:
+        InputError: a tensor of the tower is missing from the file, or has another shape, or the
+            file holds tensors that belong nowhere.
+    """
+    trunk = getattr(visual, "trunk", None)  # a timm tower
+    module: nn.Module = visual if trunk is None else trunk
+    if trunk is not None and "_conv_stem.weight" in state:
+        state = _from_efficientnet_pytorch(state, trunk)
+    elif trunk is not None:
+        state = {name.removeprefix("trunk."): tensor for name, tensor in state.items()}
+    state = {name.removeprefix("visual."): tensor for name, tensor in state.items()}
+    _load(module, state, reference)
+
+
+def load_text_tower(text: nn.Module, reference: str) -> None:
+    """Load a Hugging Face encoder's weights into `text` (an open_clip HFTextEncoder), in place.
+
+    Args:
+        text: the text tower; its pooling and projection are left as they are.
+        reference: folder, hub name, or `package:NAME/FOLDER`.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    transformer = getattr(text, "transformer", None)
+    if not hasattr(text, "config") or not isinstance(transformer, nn.Module):
+        raise InputError(
+            "model.pretrained_text: only a Hugging Face text tower (text_cfg.hf_model_name) can "
+            "start from other weights; for open_clip's own towers give model.pretrained"
+        )
+    try:
+        source = AutoModel.from_pretrained(resolve(reference), config=text.config)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{reference}: no Hugging Face model there ({_first(error)})") from error
+    source = source.get_encoder() if source.config.is_encoder_decoder else source
+    _load(transformer, source.state_dict(), reference)
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in state]
+    foreign = [n for n in state if n not in wanted and not _may_be_left(n)]
+    shapes = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
+    for what, names in (
+        ("lacks", missing),
+        ("holds other", foreign),
+        ("has other sizes of", shapes),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+            raise InputError(f"{reference}: {what} {len(names)} tensors of the tower: {shown}")
+    module.load_state_dict({name: state[name] for name in wanted})
+    for name, tensor in module.state_dict().items():
+        assert tensor.equal(state[name].to(tensor)), f"{name} did not take the file's values"
+
+
+def _may_be_left(name: str) -> bool:
+    """Tensors that a CLIP tower has no place for: classifier, unused pooler, index buffers."""
+    return bool(_CLASSIFIER.fullmatch(name)) or name.startswith("pooler.") or "position_ids" in name
+
+
+def _from_efficientnet_pytorch(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
+    """Rename EfficientNet-PyTorch's tensors (flat block numbers) to timm's (stage.block)."""
+    ends = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    ends |= {"_fc": "classifier"}
+    separable = {
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn1",
+        "_project_conv": "conv_pw",
+        "_bn2": "bn2",
+    }
+    inverted = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"}
+    inverted |= {"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    stages: list[nn.Module] = list(trunk.get_submodule("blocks").children())
+    places = [f"{i}.{j}" for i, stage in enumerate(stages) for j, _ in enumerate(stage.children())]
+    renamed = {}
+    for name, tensor in state.items():
+        if not name.startswith("_blocks."):
+            layer, _, tail = name.partition(".")
+            renamed[f"{ends[layer]}.{tail}"] = tensor
+            continue
+        _, number, layer, tail = name.split(".", 3)
+        expands = f"_blocks.{number}._expand_conv.weight" in state
+        names = inverted if expands else separable
+        renamed[f"blocks.{places[int(number)]}.{names[layer]}.{tail}"] = tensor
+    return renamed
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,156 @@
+"""Where an image's bytes lie: in a file, in a member of a zip, in a cell of a table.
+
+Each kind has a `name`, for messages, and `read()`, which a worker process calls and which raises
+OSError. `Folder` and `Archive` find the image that an id names.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+from ..errors import InputError
+from .disk_table import Lookup
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
+"""Of image files, in the order in which they are looked for; upper case counts as well."""
+
+
+class ImageFile(Protocol):
+    """An image, not yet read."""
+
+    @property
+    def name(self) -> str:
+        """File name, for messages."""
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            OSError: it can't be read.
+        """
+
+
+class DiskImage(NamedTuple):
+    """An image that is a file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """File name, for messages."""
+        return self.path.name
+
+    def read(self) -> bytes:
+        """See `ImageFile`."""
+        with self.path.open("rb", buffering=0) as file:
+            return file.readall()
+
+
+class ZipImage(NamedTuple):
+    """An image that is a member of a zip."""
+
+    archive: str
+    stamp: int
+    """When the archive was last changed, in ns: a file that is open already may be an older one."""
+    member: str
+
+    @property
+    def name(self) -> str:
+        """File name, for messages."""
+        return PurePosixPath(self.member).name
+
+    def read(self) -> bytes:
+        """See `ImageFile`. The member's checksum is compared."""
+        try:
+            return _open_zip(self.archive, self.stamp).read(self.member)
+        except OSError:
+            raise
+        except Exception as error:  # encrypted, damaged: each decompressor has errors of its own
+            raise OSError(None, f"in {Path(self.archive).name}: {error}") from None
+
+
+class CellImage(NamedTuple):
+    """An image whose bytes stand in a table."""
+
+    name: str
+    data: bytes
+
+    def read(self) -> bytes:
+        """See `ImageFile`."""
+        return self.data
+
+
+class Folder:
+    """Images by name in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise InputError(f"{path}: no such image folder")
+        self.path = path
+
+    def find(self, name: str) -> DiskImage | None:
+        """The file of that name, or of that name with one of EXTENSIONS."""
+        paths = (self.path / each for each in _names(name))
+        return next((DiskImage(path) for path in paths if is_file(path)), None)
+
+    def __str__(self) -> str:
+        return self.path.name
+
+
+class Archive:
+    """Images by name in a zip, in whatever folders it has inside. Read without extracting."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            self._stamp = path.stat().st_mtime_ns
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: not a readable zip: {error}") from None
+        self.path = path
+        self._members = Lookup()
+        for name in names:
+            base = PurePosixPath(name).name
+            # "__MACOSX/._a.jpg" is a Mac's note about a.jpg
+            if name.endswith("/") or base.startswith("._") or self._members.add(base, name):
+                continue
+            raise InputError(f"{path}: holds two images {base}: {self._members.get(base)}, {name}")
+
+    def find(self, name: str) -> ZipImage | None:
+        """The member of that name, or of that name with one of EXTENSIONS, in any folder."""
+        found = (self._members.get(each) for each in _names(name))
+        image = next(filter(None, found), None)
+        return ZipImage(str(self.path), self._stamp, image) if image else None
+
+    def __str__(self) -> str:
+        return self.path.name
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+
+
+def stem(name: str) -> str:
+    """An id without the image extension that some tables give it."""
+    bare, dot, extension = name.rpartition(".")
+    return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
+
+
+def _names(name: str) -> Iterator[str]:
+    """The names under which an image is looked for: its own first, where it has an extension."""
+    bare = stem(name)
+    if bare != name:
+        yield name
+    for extension in EXTENSIONS:
+        yield bare + extension
+        yield bare + extension.upper()
+
+
+@lru_cache(8)
+def _open_zip(path: str, stamp: int) -> zipfile.ZipFile:
+    """One open file per archive and process."""
+    return zipfile.ZipFile(path)

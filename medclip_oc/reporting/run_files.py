@@ -1,0 +1,93 @@
+"""What a run folder says of its run: records of training, and evaluations. No torch here."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..errors import InputError
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation: `best-test.json` and what lies beside it."""
+
+    name: str
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray] | None
+    """ids, ranks and nearest ids. None: the .npz is not there."""
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; without one that a crash cut short. None there: an empty list.
+
+    Raises:
+        InputError: a line that is no record.
+    """
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    *whole, _rest = file.read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate(whole, 1):
+        try:
+            record = json.loads(line)
+            float(record["step"])
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{file}: line {number} is no record of a run") from None
+        found.append(record)
+    return found
+
+
+def series(records: Iterable[dict[str, Any]], name: str, most: int = 300) -> list[Point]:
+    """(step, value) of a name that was recorded; means of neighbours where there are too many."""
+    found = ((float(r["step"]), r.get(name)) for r in records)
+    points = [(step, float(v)) for step, v in found if v is not None and math.isfinite(v)]
+    if len(points) <= most:
+        return points
+    groups = np.array_split(np.array(points), most)
+    return [(float(group[-1, 0]), float(group[:, 1].mean())) for group in groups]
+
+
+def evaluations(folder: Path) -> list[Evaluated]:
+    """The run's evaluations, that of the best checkpoint on the test split first.
+
+    Raises:
+        InputError: a file that is no evaluation, or damaged.
+    """
+    files = sorted((folder / "evaluations").glob("*.json"))
+    files.sort(key=lambda file: (file.stem != "best-test", not file.stem.startswith("best-")))
+    return [_evaluated(file) for file in files]
+
+
+def _evaluated(file: Path) -> Evaluated:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        pool = int(record["pool"])
+        for way in ("image_to_text", "text_to_image", "chance"):
+            for name in ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr"):
+                assert math.isfinite(record[way][name])
+        assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
+    except (ValueError, TypeError, KeyError, AssertionError):
+        raise InputError(f"{file}: not the record of an evaluation") from None
+    beside = file.with_suffix(".npz")
+    if not beside.is_file():
+        return Evaluated(file.stem, record, None)
+    try:
+        with np.load(beside, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        if any(len(array) != pool for array in arrays.values()):
+            raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}")
+        _ = arrays["ids"], arrays["image_to_text_rank"], arrays["text_to_image_rank"]
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{beside}: damaged, or not of an evaluation") from None
+    return Evaluated(file.stem, record, arrays)

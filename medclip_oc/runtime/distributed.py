@@ -1,0 +1,312 @@
+"""Ranks, devices and collectives: the only module that knows of other processes.
+
+Without a process group every function is its one-process case, so callers never branch.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from ..errors import InputError, Stopped, WorkError
+
+_STORE_TIMEOUT = timedelta(seconds=5)
+_KINDS: dict[str, type[Exception]] = {"input": InputError, "stop": Stopped, "work": WorkError}
+# what gloo, nccl and the store say of a rank that went away, and of one that doesn't answer
+_GONE = re.compile(r"closed by peer|reset by peer|refused|broken pipe|remote process exited", re.I)
+_SILENT = re.compile(r"time(d )?[- ]?out", re.I)
+
+traffic: Counter[str] = Counter()
+"""Bytes of the whole tensors that went through each kind of collective in this process so far."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` processes, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes files and the progress bar."""
+        return self.rank == 0
+
+
+def requested() -> bool:
+    """Whether a launcher set up several processes.
+
+    Only RANK and WORLD_SIZE count. An interactive Slurm shell sets SLURM_NTASKS with nobody at the
+    other end, and waiting for those tasks would hang.
+    """
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def device_of(name: str) -> torch.device:
+    """The device that "auto" (CUDA where there is a GPU), "cpu" or "cuda" stands for.
+
+    Raises:
+        InputError: CUDA was asked for where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def started(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[World]:
+    """Join the process group the launcher asks for (nccl on CUDA, gloo on CPU), and leave it after.
+
+    Args:
+        device: see `device_of`.
+        timeout_seconds: longest wait for another rank.
+
+    Raises:
+        WorkError: a rank died, or didn't answer for that long.
+    """
+    own = device_of(device)
+    if not requested():
+        yield World(0, 1, own)
+        return
+    if own.type == "cuda":
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own)
+    try:
+        longest = timedelta(seconds=timeout_seconds)
+        store, rank, size = next(rendezvous("env://", timeout=longest))
+        # torchrun's store outlives a restart, and with it the addresses of ranks that are gone
+        store = dist.PrefixStore(f"medclip_oc/{restarts()}", store)  # type: ignore[attr-defined]
+        backend = "nccl" if own.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
+        yield World(dist.get_rank(), dist.get_world_size(), own)
+        # Only after success: a failed rank must not wait here for the others.
+        barrier()
+    except RuntimeError as error:
+        reason = _lost(error, timeout_seconds)
+        if reason is None:
+            raise
+        raise WorkError(reason) from error
+    dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError, timeout_seconds: float) -> str | None:
+    """What an error of the transport means to a user; None: it is another error."""
+    text = str(error)
+    if isinstance(error, WorkError | Stopped):
+        return None
+    if not isinstance(error, dist.DistError) and not re.search("gloo|nccl|store", text, re.I):
+        return None
+    if _SILENT.search(text):
+        return (
+            f"another rank did not answer for {timeout_seconds:g} s (run.timeout_seconds): it "
+            "hangs, or its node is gone"
+        )
+    if _GONE.search(text):
+        return "another rank ended; what it said, or the launcher says of it, is the cause"
+    return None
+
+
+def restarts() -> int:
+    """How often the launcher has started these processes again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def first_to_report() -> bool:
+    """Whether this rank is the first of all to report an error, and so the one that speaks.
+
+    The launcher's store decides; it outlives a failed rank. A restarted job may speak again.
+    """
+    if not requested():
+        return True
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=_STORE_TIMEOUT,
+        )
+        return store.add(f"medclip_oc/reported/{attempt}", 1) == 1
+    except (KeyError, RuntimeError):  # no store to ask: better twice than never
+        return True
+
+
+@torch.no_grad()
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by rank 0's, in place."""
+    if not dist.is_initialized():
+        return
+    for tensor in tensors:
+        dist.broadcast(tensor, 0)
+        _count("broadcast", tensor)
+
+
+def gather_equal(rows: Tensor) -> Tensor:
+    """Concatenate (B, ...) of every rank, the same B on each, in rank order: (G, ...)."""
+    if not dist.is_initialized():
+        return rows
+    rows = rows.contiguous()
+    out = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(out, rows)
+    _count("all_gather", out)
+    return out
+
+
+def scatter_sum(rows: Tensor) -> Tensor:
+    """Add up (G, ...) over ranks and keep this rank's equal part, in rank order: (B, ...)."""
+    if not dist.is_initialized():
+        return rows
+    size = dist.get_world_size()
+    assert len(rows) % size == 0
+    out = rows.new_empty(len(rows) // size, *rows.shape[1:])
+    dist.reduce_scatter_tensor(out, rows.contiguous())
+    _count("reduce_scatter", rows)
+    return out
+
+
+def gather_ragged(rows: Tensor) -> Tensor:
+    """Concatenate (n_r, ...) of every rank r in rank order, where the n_r may differ."""
+    if not dist.is_initialized():
+        return rows
+    counts = gather_equal(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    most = max(counts)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: rows.shape[0]] = rows
+    blocks = gather_equal(padded).split(most)
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its sum over ranks, in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+        _count("all_reduce", tensor)
+    return tensor
+
+
+def average_(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over ranks, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            sum_(tensor).div_(dist.get_world_size())
+
+
+def log_add(values: Tensor, near: Tensor) -> Tensor:
+    """log(sum over ranks of exp(values)), elementwise, in one all-reduce.
+
+    Args:
+        values: (n,), on each rank its own.
+        near: (), the same on every rank. In float64 a value may be 700 from it; a cosine times the
+            inverse temperature is at most 200 from that temperature.
+    """
+    if not dist.is_initialized():
+        return values
+    sums = sum_((values.double() - near.double()).exp_())
+    return sums.log_().add_(near.double()).to(values.dtype)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each `.grad` by its sum over ranks: one all-reduce, of one flat buffer.
+
+    Every rank must hold gradients of the same parameters; those without one are left out.
+    """
+    if not dist.is_initialized():
+        return
+    of_type: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            of_type.setdefault(parameter.dtype, []).append(parameter)
+    for owners in of_type.values():  # in practice one type, and so one all-reduce
+        flat = torch.cat([p.grad.reshape(-1) for p in owners if p.grad is not None])
+        for parameter in owners:
+            parameter.grad = None  # the buffer takes its place, and is the only copy
+        sum_(flat)
+        parts = flat.split([p.numel() for p in owners])
+        for parameter, part in zip(owners, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def _count(name: str, tensor: Tensor) -> None:
+    traffic[name] += tensor.numel() * tensor.element_size()
+
+
+def add_up(numbers: list[int], device: torch.device) -> list[int]:
+    """The sum of each number over ranks, the same on every rank."""
+    if not dist.is_initialized():
+        return numbers
+    totals = torch.tensor(numbers, dtype=torch.int64, device=device)
+    dist.all_reduce(totals)
+    found: list[int] = totals.tolist()
+    return found
+
+
+def gather_texts(texts: list[str], device: torch.device) -> list[list[str]]:
+    """The texts of every rank, in rank order, on every rank; line breaks become blanks."""
+    texts = [" ".join(text.replace("\0", " ").split("\n")) for text in texts]
+    if not dist.is_initialized():
+        return [texts]
+    data = torch.frombuffer(bytearray("\0".join(texts).encode() + b"\n"), dtype=torch.uint8)
+    rows = gather_ragged(data.to(device)).cpu().numpy().tobytes().decode()
+    return [row.split("\0") if row else [] for row in rows.split("\n")[:-1]]
+
+
+def raise_together(error: InputError | WorkError | Stopped | None, device: torch.device) -> None:
+    """If any rank has an error, raise the first one's on every rank; nobody is left waiting.
+
+    Args:
+        error: of this rank; None: it has none.
+        device: see `World`.
+
+    Raises:
+        InputError, WorkError, Stopped: with the same words on every rank, in one line.
+    """
+    if not dist.is_initialized():
+        if error is not None:
+            raise error
+        return
+    kind = next((name for name, one in _KINDS.items() if isinstance(error, one)), "")
+    found = [texts for texts in gather_texts([kind, str(error)] if error else [], device) if texts]
+    if found:
+        kind, message = found[0]
+        raise _KINDS[kind](message)
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.is_initialized():
+        # nccl would guess the device, and warn that it does
+        own = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+        dist.barrier(device_ids=own)
+
+
+def blocks(rows: Tensor) -> Iterator[Tensor]:
+    """The (n_r, ...) of every rank r in rank order, one after the other: nobody holds them all."""
+    if not dist.is_initialized():
+        yield rows
+        return
+    counts = gather_equal(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    for rank, count in enumerate(counts):
+        own = rank == dist.get_rank()
+        block = rows.contiguous() if own else rows.new_empty(count, *rows.shape[1:])
+        if count:
+            dist.broadcast(block, rank)
+            _count("broadcast", block)
+        yield block
+
+
+def max_(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its maximum over ranks, elementwise and in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        _count("all_reduce", tensor)
+    return tensor

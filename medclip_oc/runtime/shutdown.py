@@ -1,0 +1,89 @@
+"""Signals that ask for an end: noticed now, obeyed when it suits.
+
+A run that is told to stop (SIGTERM by a launcher, SIGUSR1 by Slurm before the time is up, SIGINT by
+the user) finishes its step, saves, and ends with exit code 75. The handler only takes a note; the
+training looks at it between two steps, and an evaluation between two batches.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ..errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Notice:
+    """Whether this process was asked to stop.
+
+    Attributes:
+        name: of the first signal that asked; None: nobody did.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def given(self) -> bool:
+        """Whether a signal came."""
+        return self.name is not None
+
+
+@contextmanager
+def noticed() -> Iterator[Notice]:
+    """Take note of signals, where this is the main thread; elsewhere none is ever given.
+
+    A second SIGINT ends the process at once. After `Stopped` the signals stay noted and without
+    effect, since a launcher sends more of them to a process that is on its way out.
+    """
+    notice = Notice()
+    if threading.current_thread() is not threading.main_thread():
+        yield notice
+        return
+    process = os.getpid()
+
+    def take(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # a fork of ours, before it has handlers of its own
+            return
+        notice.name = notice.name or signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if sys.stderr.isatty():
+                words = "\nstopping after this step, and saving; Ctrl-C again ends at once\n"
+                os.write(sys.stderr.fileno(), words.encode())
+
+    before = {number: signal.signal(number, take) for number in SIGNALS}
+    leaving = False
+    try:
+        yield notice
+    except Stopped:
+        leaving = True
+        raise
+    finally:
+        if not leaving:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def shield(_: int = 0) -> None:
+    """Let a loader process outlive a signal that is sent to all processes of a job or a terminal.
+
+    It must still feed the steps until the training process has stopped, which alone may end it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread from here on
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

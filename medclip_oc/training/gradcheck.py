@@ -1,0 +1,322 @@
+"""Is the cached step exact here? `python -m medclip_oc.train --config FILE --selfcheck`.
+
+Takes the user's own model, data, precision and processes, and compares one cached step with one
+plain big batch on the main process: all graphs kept, the dense loss, one backward. Where the model
+draws random numbers or normalises by the batch, the plain side embeds the same chunks under the
+same random numbers, which is what the cached step promises to equal.
+"""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..config.schema import Config, Precision, TrainConfig
+from ..errors import InputError, WorkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+    from ..contrastive.grad_cache import CachedStep
+    from ..contrastive.soft_targets import Labels
+    from ..data.dataset import Batch
+    from ..models.factory import Clip
+    from ..runtime.distributed import World
+
+LIMIT = 1e-5
+"""Largest relative error of a parameter's gradient in fp32."""
+_SHARE_OF_FREE_MEMORY = 0.5
+
+
+@dataclass
+class Measured:
+    """One step, cached or plain."""
+
+    loss: float
+    gradients: "dict[str, Tensor]"
+    seconds: float
+    peak_bytes: int | None
+    chunked: bool = True
+    """Whether the rows were embedded in chunks, not all at once."""
+
+
+def work(config: Config) -> int:
+    """Compare, print, and return 0 if the cached step is exact in fp32.
+
+    Raises:
+        WorkError: it is not; names the parameter.
+    """
+    from ..data import loader
+    from ..models import factory
+    from ..runtime import distributed
+    from . import build
+
+    with distributed.started(config.run.device) as world:
+        build.check_precision(config.train.precision, world.device)
+        data = loader.open_training(config.data, config.run.seed, world)
+        plan = build.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
+        clip = factory.build(config.model, seed=config.run.seed)
+        build.tune(clip, config)
+        clip.towers.to(world.device).train()
+        tell = partial(say, world)
+        batches = loader.training_batches(data, clip, config, world, tell, steps=plan.steps)
+        batch = next(iter(batches))
+        pairs = fitting_pairs(clip, batch["images"], batch["tokens"], config, world)
+        batch = {name: rows[: pairs // world.size] for name, rows in batch.items()}
+        images = batch["images"]
+        config = replace(config, train=smaller_chunks(config, len(images)))
+        say(world, describe(config, pairs, world))
+        worst: list[tuple[float, str]] = []
+        precisions: list[Precision] = [config.train.precision, "fp32"]
+        for precision in dict.fromkeys(precisions):
+            cached, plain = both(clip, batch, precision, config, world)
+            if world.main:
+                assert plain is not None
+                worst = report(cached, plain, precision)
+    error, name = max(worst, default=(0.0, ""))
+    if error >= LIMIT:
+        raise WorkError(f"selfcheck: {name}: relative error {error:.1e} in fp32, above {LIMIT:g}")
+    say(world, f"holds: every relative error is under {LIMIT:g} in fp32")
+    return 0
+
+
+def fitting_pairs(
+    clip: "Clip", images: "Tensor", tokens: "Tensor", config: Config, world: "World"
+) -> int:
+    """Of the global batch, how many pairs one plain big batch on one process has room for."""
+    import torch
+
+    from ..runtime import distributed, memory
+
+    total = len(images) * world.size
+    few = min(8, len(images))
+    moved = [side[:few].to(world.device) for side in (images, tokens)]
+    clip.towers(*[side[:1] for side in moved])  # one-time costs
+    before = memory.allocated_bytes(world.device)
+    outputs = clip.towers(*moved)
+    after = memory.allocated_bytes(world.device)
+    del outputs
+    free = memory.free_bytes(world.device)
+    fits = 2 * config.train.micro_batch_size * world.size
+    if before is not None and after is not None and free is not None:
+        fits = int(_SHARE_OF_FREE_MEMORY * free * few / max(1, after - before))
+    chosen = torch.tensor([min(total, fits)], device=world.device)
+    distributed.broadcast_([chosen])
+    pairs = int(chosen.item()) // world.size * world.size
+    if pairs < 2:
+        raise InputError("selfcheck: there is no room for a plain batch of two pairs")
+    return pairs
+
+
+def smaller_chunks(config: Config, rows: int) -> TrainConfig:
+    """The settings of train, with at least two chunks where a rank has two rows."""
+    half = max(1, rows // 2)
+    settings = config.train
+    text = settings.text_micro_batch_size
+    return replace(
+        settings,
+        micro_batch_size=min(settings.micro_batch_size, half),
+        text_micro_batch_size=None if text is None else min(text, half),
+    )
+
+
+def both(
+    clip: "Clip",
+    batch: "Batch",
+    precision: Precision,
+    config: Config,
+    world: "World",
+) -> "tuple[Measured, Measured | None]":
+    """A cached step on all ranks, and on the main one the plain step that it must equal."""
+    import torch
+
+    from ..contrastive.grad_cache import gather_labels
+    from ..contrastive.recompute import live_batch_norms
+    from ..contrastive.soft_targets import Labels
+    from ..runtime import distributed
+    from . import build
+
+    images, tokens, labels = batch["images"], batch["tokens"], Labels.of(batch)
+    config = replace(config, train=replace(config.train, precision=precision))
+    step = build.cached_step(clip, config, world)
+    all_images = distributed.gather_equal(images.to(world.device)).cpu()
+    all_tokens = distributed.gather_equal(tokens.to(world.device)).cpu()
+    targets = dense_targets(step, gather_labels(labels, world.device))
+    with exactly(precision, world.device):
+        for _ in range(2):  # the first pays for what is done once
+            torch.manual_seed(config.run.seed + world.rank)
+            cached = measured(step, lambda: step(images, tokens, labels), world)
+        distributed.barrier()
+        if not world.main:
+            return cached, None
+        chunked = draws(step, images, tokens) or bool(live_batch_norms(step.towers))
+        alone = lambda: plain_step(  # noqa: E731
+            step, all_images, all_tokens, config, chunked, targets
+        )
+        plain = measured(step, alone, world)
+        plain.chunked = chunked
+        return cached, plain
+
+
+def dense_targets(step: "CachedStep", labels: "Labels") -> Any:
+    """What is right in the whole batch, as the step's dense loss takes it: (G, G), or a pair of
+    those for SigLIP. None: each pair's own partner.
+    """
+    import torch
+
+    from ..contrastive.soft_targets import Targets
+
+    if step.rule.plain:
+        return None
+    whole = slice(0, len(labels.captions))
+    if step.rule.kind == "pairs":
+        labels = labels.different(whole.stop, labels.captions.device)
+    targets = Targets(step.rule, labels, torch.float32)
+    if step.loss == "siglip":
+        return targets.answers(whole, whole)
+    targets.complete(whole, lambda sums: sums, whole.stop)
+    return targets.tile(whole, whole)
+
+
+def plain_step(
+    step: "CachedStep",
+    images: "Tensor",
+    tokens: "Tensor",
+    config: Config,
+    chunked: bool,
+    targets: Any = None,
+) -> "Tensor":
+    """One big batch of (G, ...) pairs: every graph kept, the dense loss, one backward.
+
+    With `chunked` the rows are embedded in the cached step's chunks, rank by rank, each rank's with
+    the random numbers that it drew.
+    """
+    import torch
+
+    from ..contrastive import loss as losses
+
+    towers = step.towers
+    for parameter in towers.parameters():
+        parameter.grad = None
+    size = len(images) // step.world.size if chunked else len(images)
+    image_parts: list[Tensor] = []
+    text_parts: list[Tensor] = []
+    for rank in range(len(images) // size):
+        torch.manual_seed(config.run.seed + rank)
+        own = slice(rank * size, (rank + 1) * size)
+        for tower, rows, parts in (
+            (step.images, images[own], image_parts),
+            (step.texts, tokens[own], text_parts),
+        ):
+            chunks = tower.chunks(size) if chunked else [slice(0, size)]
+            parts += [tower.embed_chunk(rows[chunk]) for chunk in chunks]
+    features = torch.cat(image_parts), torch.cat(text_parts)
+    scale, bias = towers.inverse_temperature(), towers.logit_bias()
+    if step.loss == "siglip":
+        assert bias is not None
+        loss = losses.siglip_loss(*features, scale, bias, targets)
+    else:
+        loss = losses.clip_loss(*features, scale, targets)
+    (loss if step.scaler is None else step.scaler.scale(loss)).backward()
+    return loss.detach()
+
+
+def draws(step: "CachedStep", images: "Tensor", tokens: "Tensor") -> bool:
+    """Whether the towers take random numbers in training."""
+    import torch
+
+    from ..contrastive.recompute import RandomState
+
+    before = RandomState.now(step.world.device)
+    with torch.no_grad():
+        step.images.embed_chunk(images[:1])
+        step.texts.embed_chunk(tokens[:1])
+    return not before.equals(RandomState.now(step.world.device))
+
+
+def measured(step: "CachedStep", run: "Callable[[], Tensor]", world: "World") -> Measured:
+    """Loss, gradients without the scaler's factor, time and peak memory of one step."""
+    import torch
+
+    from ..runtime import memory
+
+    with memory.Peak(world.device) as peak:
+        began = time.perf_counter()
+        loss = run()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        seconds = time.perf_counter() - began
+    factor = 1.0 if step.scaler is None else step.scaler.get_scale()
+    named = step.towers.named_parameters()
+    gradients = {n: p.grad.cpu() / factor for n, p in named if p.grad is not None}
+    return Measured(float(loss), gradients, seconds, peak.bytes)
+
+
+def exactly(precision: str, device: "torch.device") -> AbstractContextManager[object]:
+    """For fp32 on CUDA: convolutions in float32 itself, not in TF32's 10 bits."""
+    import torch
+
+    if precision != "fp32" or device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def errors(found: "dict[str, Tensor]", wanted: "dict[str, Tensor]") -> dict[str, float]:
+    """||g - ref|| / max(||ref||, 1e-4 ||all ref||) of each parameter."""
+    import torch
+
+    if found.keys() != wanted.keys():
+        odd = sorted(found.keys() ^ wanted.keys())
+        raise WorkError(f"selfcheck: only one side has a gradient of {', '.join(odd[:3])}")
+    floor = 1e-4 * torch.stack([g.norm() for g in wanted.values()]).norm()
+    return {
+        name: float((found[name] - g).norm() / torch.maximum(g.norm(), floor))
+        for name, g in wanted.items()
+    }
+
+
+def report(cached: Measured, plain: Measured, precision: str) -> list[tuple[float, str]]:
+    """Print what was found; returns (error, parameter), the worst of each part."""
+    parts: dict[str, list[tuple[float, str]]] = {}
+    for name, error in errors(cached.gradients, plain.gradients).items():
+        parts.setdefault(part_of(name), []).append((error, name))
+    worst = {part: max(found) for part, found in parts.items()}
+    how = "the same chunks, since the model draws random numbers or normalises by the batch"
+    how = how if plain.chunked else "all pairs embedded at once"
+    print(f"{precision}: loss {cached.loss:.6f} cached, {plain.loss:.6f} plain ({how})")
+    for part, (error, name) in sorted(worst.items()):
+        print(f"  {part:<12} worst relative error {error:.1e}  {name}")
+    for title, side in (("cached step", cached), ("plain step", plain)):
+        peak = "" if side.peak_bytes is None else f", peak memory {side.peak_bytes / 1e6:,.0f} MB"
+        print(f"  {title:<12} {side.seconds:.2f} s{peak}", flush=True)
+    return list(worst.values())
+
+
+def part_of(parameter: str) -> str:
+    """The part of the model that a parameter of `Towers` belongs to."""
+    last = parameter.rpartition(".")[2]
+    if last in ("logit_scale", "logit_bias"):
+        return {"logit_scale": "temperature", "logit_bias": "bias"}[last]
+    return "image tower" if parameter.startswith("clip.visual.") else "text tower"
+
+
+def describe(config: Config, pairs: int, world: "World") -> str:
+    """What is compared."""
+    settings = config.train
+    texts = settings.text_micro_batch_size or settings.micro_batch_size
+    less = f" (of {settings.global_batch_size}: as many as a plain batch has room for)"
+    return (
+        f"{pairs} pairs{less if pairs < settings.global_batch_size else ''} on {world.size} "
+        f"process(es), {world.device.type}, in chunks of {settings.micro_batch_size} images and "
+        f"{texts} texts, {settings.keep_chunks} kept, against one plain batch on one process"
+    )
+
+
+def say(world: "World", line: str) -> None:
+    """Print, on the main rank."""
+    if world.main:
+        print(line, flush=True)

@@ -1,0 +1,153 @@
+"""The run folder: what is in it, and what becomes of it when a run begins there or goes on.
+
+RUN/checkpoints/step-00000120.pt   the newest states, to go on from
+RUN/checkpoints/last.pt            the newest of them, under a name that stays
+RUN/checkpoints/best.pt            the best model by the validation metric, without training state
+RUN/interrupted                    the run was told to stop and has saved: start it again
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import InputError, WorkError
+from ..models import checkpoint
+
+_OWN = (
+    *("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"),
+    *("interrupted", "report.html"),
+)
+_OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
+_STATE = re.compile(r"step-(\d{8,})\.pt")
+
+
+class RunFolder:
+    """The files of one run, by what they are.
+
+    Args:
+        path: RUN.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.last, self.best = self.checkpoints / "last.pt", self.checkpoints / "best.pt"
+        self.average = self.checkpoints / "ema.pt"
+        self.metrics, self.config = path / "metrics.jsonl", path / "config.yaml"
+        self.marker = path / "interrupted"
+
+    def state(self, step: int) -> Path:
+        """File of the state after a step."""
+        return self.checkpoints / f"step-{step:08}.pt"
+
+    def states(self) -> list[Path]:
+        """Files of states, the newest first; then last.pt, where it is none of them."""
+        found = {int(m[1]): path for path in _files(self.checkpoints) if (m := _name(path))}
+        states = [found[step] for step in sorted(found, reverse=True)]
+        if self.last.is_file() and not any(self.last.samefile(state) for state in states):
+            states.append(self.last)
+        return states
+
+    def owns(self, file: Path) -> bool:
+        """Whether a checkpoint lies in this folder."""
+        return file.resolve().parent == self.checkpoints.resolve()
+
+    def begun(self) -> bool:
+        """Whether a run has done a step here."""
+        with suppress(OSError):
+            if self.metrics.stat().st_size:
+                return True
+        return bool(self.states())
+
+    def prepare(self, *, clear: bool) -> None:
+        """Make the folders, or have them ready for a run that goes on.
+
+        Args:
+            clear: remove an earlier run's own files, and nothing else.
+
+        Raises:
+            InputError: the place can't be written.
+        """
+        try:
+            if clear:
+                for name in _OWN:
+                    (self.path / name).unlink(missing_ok=True)
+                for name in _OWN_FOLDERS:
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for cut in self.checkpoints.glob("*.partial"):
+                cut.unlink()
+            self.marker.unlink(missing_ok=True)
+            (self.path / "environment.txt").write_text(environment())
+        except OSError as error:
+            reason = f"{self.path} can't be written ({error.strerror})"
+            raise InputError(f"run.folder: {reason}") from error
+
+    def keep(self, step: int, newest: int) -> None:
+        """Name the state after `step` last.pt, and remove all but the newest ones.
+
+        Raises:
+            WorkError: the folder is gone or can't be written.
+        """
+        link = self.last.with_suffix(".pt.partial")
+        try:
+            link.unlink(missing_ok=True)
+            try:
+                os.link(self.state(step), link)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.state(step), link)
+            link.replace(self.last)
+            link.unlink(missing_ok=True)  # a link that replaces itself stays
+            for old in [path for path in self.states() if _name(path)][newest:]:
+                if old != self.state(step):
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            raise WorkError(f"{self.checkpoints}: can't be written ({error.strerror})") from error
+
+    def set_aside(self, file: Path, why: str) -> None:
+        """Give a state another ending, so that no run goes on from it; it may be looked at."""
+        with suppress(OSError):
+            moved = file.replace(file.with_name(f"{file.name}.{why}"))
+            if moved.samefile(self.last):
+                self.last.unlink()
+
+    def set_aside_after(self, step: int) -> None:
+        """What comes after `step` belongs to a run that isn't gone on with."""
+        for file in self.states():
+            name = _name(file)
+            if name and int(name[1]) > step:
+                self.set_aside(file, "left")
+
+    def mark(self, text: str) -> None:
+        """Leave word that the run was told to stop, and has saved."""
+        try:
+            self.marker.write_text(f"{text}\n")
+        except OSError as error:
+            raise WorkError(f"{self.marker}: {error.strerror}") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _name(path: Path) -> re.Match[str] | None:
+    return _STATE.fullmatch(path.name)
+
+
+def environment() -> str:
+    """The commit of the working tree and the versions that decide a result, one a line."""
+    lines = [f"{name} {version}" for name, version in checkpoint.versions().items()]
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        lines.insert(0, f"commit {commit}")
+    except (OSError, subprocess.CalledProcessError):
+        pass  # installed from a package, or no git here
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,370 @@
+"""Planted copies are found, and nothing else; the training side of a leak can be left out."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from medclip_oc.audit import scan
+from medclip_oc.audit.audit import Audit, audit
+from medclip_oc.audit.leaks import Without
+from medclip_oc.data.shards import ShardSet
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from medclip_oc.packing.sources import Pair, Reject
+from tests.reporting.test_html import Reader
+from tests.support.synthetic_images import CHANGES, brighter, cropped, encoded, phantom
+
+ROOT = Path(__file__).parents[2]
+NASTY = 'left <script>alert("x")</script> & <b>right</b> lung, seen from the front with contrast'
+LONG = " ".join(f"word{n}" for n in range(30))
+WORDS = (lambda text: len(text.split()) + 2), 20
+"""A stand-in for a tokenizer: a token per word, and two; the model reads 20."""
+
+
+def write(folder: Path, pairs: Mapping[str, Mapping[str, tuple[bytes, str]]]) -> Path:
+    """A source of {split: {file name: (image, caption)}}."""
+    for split, files in pairs.items():
+        images = folder / f"{split}_images" / split
+        images.mkdir(parents=True)
+        with (folder / f"{split}_captions.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["ID", "Caption"])
+            for name, (data, caption) in files.items():
+                (images / name).write_bytes(data)
+                writer.writerow([name.rpartition(".")[0], caption])
+    return folder
+
+
+def look(folder: Path, workers: int = 1) -> Audit:
+    return audit(open_source(folder), arch="words", token_counter=WORDS, workers=workers)
+
+
+def listed(found: Audit, what: str) -> set[tuple[str, str, str]]:
+    return {(e["id"], e["other_id"], e["way"]) for e in found.report[what]["list"]}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 different pictures in three splits, and copies of some of them."""
+    plain = [phantom(number) for number in range(24)]
+    pngs = [encoded(image, "PNG") for image in plain]
+    train = {f"a{n}.png": (pngs[n], f"finding number{n} here and{n} there{n}") for n in range(12)}
+    valid = {f"b{n}.png": (pngs[n], f"sight of valid{n} kind{n}") for n in range(12, 18)}
+    test = {f"c{n}.png": (pngs[n], f"view of test{n} sort{n}") for n in range(18, 24)}
+    train |= {
+        "same-file.png": (pngs[18], LONG),
+        "same-pixels.bmp": (encoded(plain[19], "BMP"), NASTY),
+        "encoded.jpg": (encoded(plain[20], quality=50), "finding number0 here and0 there0"),
+        "resized.png": (encoded(plain[21].resize((120, 120)), "PNG"), "c d"),
+        "bright.png": (encoded(brighter(plain[22], 1.2), "PNG"), "e f"),
+        "cropped.png": (encoded(cropped(plain[23], 0.02, 0.02, 0.98, 0.98), "PNG"), "g h"),
+        "of-valid.png": (pngs[12], "D C"),
+        "inside.jpg": (encoded(plain[3]), LONG.replace("word7 ", "other ")),
+    }
+    test["of-valid-too.jpg"] = (encoded(plain[13]), "d c, D")
+    return write(tmp_path_factory.mktemp("planted"), {"train": train, "valid": valid, "test": test})
+
+
+@pytest.fixture(scope="module")
+def found(planted: Path) -> Audit:
+    return look(planted)
+
+
+LEAKS = {
+    ("same-file", "c18", "same file"),
+    ("same-pixels", "c19", "same pixels"),
+    ("encoded", "c20", "near"),
+    ("resized", "c21", "near"),
+    ("bright", "c22", "near"),
+    ("cropped", "c23", "near"),
+    ("of-valid", "b12", "same file"),
+}
+
+
+def test_every_planted_copy_is_found_and_nothing_else(found: Audit) -> None:
+    both = LEAKS | {("b13", "of-valid-too", "near")}
+    turned = {(other, one, way) for one, other, way in both}
+    assert listed(found, "alike_images") == both | turned | {("inside", "a3", "near")}
+    counts = found.report["alike_images"]["counts"]
+    assert counts["train"]["test"] == {"same file": 1, "same pixels": 1, "near": 4}
+    assert counts["train"]["train"] == {"same file": 0, "same pixels": 0, "near": 1}
+    assert counts["valid"]["test"] == {"same file": 0, "same pixels": 0, "near": 1}
+    degrees = [entry["likeness"] for entry in found.report["alike_images"]["list"]]
+    assert degrees == sorted(degrees, reverse=True)  # the worst first
+
+
+def test_the_training_side_is_named_with_its_partner(found: Audit) -> None:
+    assert {key for _, key in found.dropped} == {name for name, _, _ in LEAKS}
+    assert {split for split, _ in found.dropped} == {"train"}
+    assert found.dropped["train", "same-file"] == "same file as test pair c18"
+    assert found.dropped["train", "of-valid"] == "same file as valid pair b12"
+    near = found.dropped["train", "cropped"]
+    assert near.startswith("near-duplicate (likeness 0.9")
+    assert near.endswith("of test pair c23")
+    assert found.report["leaking_pairs"] == len(LEAKS)
+
+
+def test_captions_alike(found: Audit) -> None:
+    assert {
+        row for row in listed(found, "alike_captions") if row[0] in ("encoded", "of-valid")
+    } == {
+        ("encoded", "a0", "same text"),
+        ("of-valid", "resized", "same words"),
+        ("of-valid", "of-valid-too", "same words"),
+    }
+    [near] = [e for e in found.report["alike_captions"]["list"] if e["way"] == "near"]
+    assert (near["id"], near["other_id"], near["likeness"]) == ("inside", "same-file", 0.935)
+
+
+def test_tokens(found: Audit) -> None:
+    tokens = found.report["captions"]["tokens"]
+    assert tokens["truncated"] == {"train": 2, "valid": 0, "test": 0}  # LONG, twice
+    assert (tokens["min"], tokens["max"]) == (4, 32)
+    assert sum(each["count"] for each in tokens["histogram"]) == 33
+    assert sum(each["count"] for each in tokens["histogram"] if each["from"] > 20) == 2
+
+
+def test_counts_kinds_and_sizes(found: Audit) -> None:
+    assert found.report["pairs"]["train"] == {"read": 20, "usable": 20, "unusable": {}}
+    images = found.report["images"]
+    assert images["formats"] == {"BMP": 1, "JPEG": 3, "PNG": 29}
+    assert images["modes"] == {"L": 33}
+    assert images["width"]["min"] == 120
+    bins = {each["from"]: each["count"] for each in images["shorter_side"]}
+    assert bins[64] + bins[128] == 33
+    assert bins[64] == 1  # the resized one
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_change_no_byte(
+    planted: Path, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("medclip_oc.audit.audit._PIECE", 1)  # so that comparing is shared out, too
+    look(planted, workers).write(tmp_path / "many")
+    found.write(tmp_path / "one")
+    for name in ("audit.json", "audit.html"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_the_page_shows_leaks_and_escapes_what_people_wrote(found: Audit, tmp_path: Path) -> None:
+    found.write(tmp_path)
+    assert json.loads((tmp_path / "audit.json").read_text()) == found.report
+    reader = Reader((tmp_path / "audit.html").read_text())
+    assert "script" not in reader.tags
+    assert NASTY in reader.text
+    for name, other, _ in LEAKS:
+        assert f"train: {name}" in reader.text
+        assert other in reader.text
+    pictures = [value for name, value in reader.attributes if name == "src"]
+    assert len(pictures) == 2 * (
+        len(LEAKS) + 2
+    )  # of the leak between valid and test; the inside one
+    assert all(str(value).startswith("data:image/jpeg;base64,") for value in pictures)
+
+
+def test_the_number_of_pictures_is_bounded(tmp_path: Path) -> None:
+    data = encoded(phantom(0), "PNG")
+    pairs = {
+        split: {f"{split}{n}.png": (data, f"{n}") for n in range(40)} for split in ("train", "test")
+    }
+    source = open_source(write(tmp_path / "source", pairs), ["train", "test"])
+    found = audit(source, arch="words", token_counter=WORDS)
+    assert found.report["leaking_pairs"] == 40
+    assert found.report["alike_images"]["counts"]["train"] == {
+        "train": {"same file": 39, "same pixels": 0, "near": 0},
+        "test": {"same file": 40, "same pixels": 0, "near": 0},
+    }
+    found.write(tmp_path)
+    assert (tmp_path / "audit.html").read_text().count("<img") == 2 * (24 + 8)
+    assert len(found.pictures) <= 64
+
+
+def test_what_packing_refuses_is_unusable_for_the_same_reason(tmp_path: Path) -> None:
+    good = encoded(phantom(0))
+    files = {
+        "good.jpg": (good, "x"),
+        "cut.jpg": (good[:-300], "x"),
+        "empty.jpg": (b"", "x"),
+        "blank.png": (encoded(Image.new("RGB", (20, 20), (9, 8, 7)), "PNG"), "x"),
+        "wordless.jpg": (good, " "),
+        "other.jpg": (b"no picture", "x"),
+    }
+    folder = write(tmp_path / "source", {"train": files})
+    with (folder / "train_captions.csv").open("a") as file:
+        file.write("absent,x\ngood,x\n")
+    source = open_source(folder, ["train"])
+    found = audit(source, arch="words", token_counter=WORDS)
+    report = pack(source, tmp_path / "out")
+    reasons = {reason: number for (_, reason), number in report.rejected.items()}
+    pairs = found.report["pairs"]["train"]
+    assert pairs == {"read": 8, "usable": 1, "unusable": dict(sorted(reasons.items()))}
+    assert len(reasons) == 7
+
+
+def test_a_split_with_no_usable_pair(tmp_path: Path) -> None:
+    folder = write(tmp_path / "source", {"train": {"a.jpg": (b"", "x")}})
+    found = audit(open_source(folder, ["train"]), arch="words", token_counter=WORDS)
+    assert found.report["captions"]["tokens"]["median"] is None
+    found.write(tmp_path)
+    assert "1 pairs read, 0 usable" in found.summary()
+
+
+def test_modalities(tmp_path: Path) -> None:
+    pairs = {"train": {f"{n}.jpg": (encoded(phantom(n)), "x") for n in range(6)}}
+    folder = write(tmp_path / "source", pairs)
+    (folder / "train_concepts.csv").write_text(
+        "ID,CUIs\n0,C0040405;C1\n1,C1306645\n2,C0032743;C0040405\n3,C1;C2\n4,\n"
+    )
+    (folder / "cui_mapping.csv").write_text("CUI,Canonical name\nC0040405,CT of this release\n")
+    source = open_source(folder, ["train"])
+    concepts = audit(source, arch="words", token_counter=WORDS).report["concepts"]
+    counts = concepts["splits"]["train"]
+    named = {cui: number for cui, number in counts.pop("modalities").items() if number}
+    assert named == {"C0040405": 2, "C1306645": 1, "C0032743": 1}
+    assert counts == {"unknown": 1, "none": 1, "no_modality": 1, "several_modalities": 1}
+    assert concepts["names"]["C0040405"] == "CT of this release"
+    assert concepts["names"].keys() == scan.MODALITIES.keys()
+
+
+def test_a_missing_library_is_one_line(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    with pytest.raises(InputError, match=r"needs imagehash \(pip install ImageHash data"):
+        look(planted)
+
+
+def test_rows_that_vanish_meanwhile_are_noticed(planted: Path) -> None:
+    source = open_source(planted, ["valid"])
+    source.count = lambda split: 7  # type: ignore[method-assign]
+    with pytest.raises(WorkError, match="valid: 7 rows counted, 6 read"):
+        audit(source, arch="words", token_counter=WORDS)
+
+
+# ---------------------------------------------------------------------------------- leaving out
+
+
+def test_without_rejects_what_leaks_and_counts_all(planted: Path, found: Audit) -> None:
+    whole = open_source(planted)
+    source = Without(whole, found.dropped)
+    assert (source.form, source.splits) == (whole.form, whole.splits)
+    records = list(source.records("train"))
+    assert len(records) == source.count("train") == 20
+    gone = [each for each in records if isinstance(each, Reject)]
+    assert {(each.id, each.split, each.reason) for each in gone} == {
+        (name, "train", "leak") for name, _, _ in LEAKS
+    }
+    assert all(isinstance(each, Pair) for each in source.records("test"))
+    others = ({}, {("train", "a1"): "same file as test pair c18"})
+    prints = {
+        str(each.fingerprints()) for each in (whole, source, *(Without(whole, o) for o in others))
+    }
+    assert len(prints) == 4
+    assert Without(open_source(planted), found.dropped).fingerprints() == source.fingerprints()
+
+
+def test_packing_without_leaks(planted: Path, found: Audit, tmp_path: Path) -> None:
+    source, options = Without(open_source(planted), found.dropped), PackOptions(drop_leaks=True)
+    report = pack(source, tmp_path, options)
+    assert report.read["train"] == report.packed["train"] + report.rejected["train", "leak"] == 20
+    keys = [key for key, _ in rejected(tmp_path)]
+    assert set(keys) == {name for name, _, _ in LEAKS}
+    train = ShardSet.open(str(tmp_path), "train")
+    assert not set(keys) & {train.key(place) for place in range(len(train))}
+    assert pack(source, tmp_path, options).before == 33  # finished: nothing to do again
+    with pytest.raises(InputError, match="drop_leaks True, not False"):
+        pack(open_source(planted), tmp_path, PackOptions())
+
+
+def rejected(folder: Path) -> list[tuple[str, str]]:
+    with (folder / "rejects.csv").open(newline="", encoding="utf-8") as file:
+        return [(row["id"], row["reason"]) for row in csv.DictReader(file)]
+
+
+def make_shards(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", ROOT / "tools" / "make_shards.py", *words]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_command(planted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--source", planted, "--out", out, "--workers", "1"]
+    done = make_shards(*words, "--audit-only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "leak train-test: the pictures of 6 of 20 train pairs (30.0 %)" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.json"]
+    first = (out / "audit.json").read_bytes()
+    assert json.loads(first)["settings"]["context_length"] == 77
+
+    done = make_shards(*words, "--drop-leaks")  # into the folder that holds an audit
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ["rejected", "7", "train:", "leak"] in [
+        line.split() for line in done.stdout.splitlines()
+    ]
+    assert (out / "audit.json").read_bytes() == first
+    assert {reason for _, reason in rejected(out)} == {"leak"}
+
+    done = make_shards(*words)  # an audit of other shards than these would mislead
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "drop_leaks True, not False" in done.stderr
+    done = make_shards(*words, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert not list(out.glob("audit.*"))
+    assert not rejected(out)
+    done = make_shards(*words, "--overwrite", "--audit")
+    assert done.returncode == 0, done.stderr
+    assert (out / "audit.json").read_bytes() == first
+    done = make_shards("--verify", "--out", out, "--workers", "1")
+    assert done.returncode == 0, done.stdout
+    done = make_shards("--verify", "--out", out, "--drop-leaks")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--drop-leaks: of no use with --verify" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_unknown_model_is_one_line(planted: Path, tmp_path: Path) -> None:
+    done = make_shards(
+        *(
+            "--source",
+            planted,
+            "--out",
+            tmp_path / "out",
+            "--audit-only",
+            "--audit-arch",
+            "ViT-B-61",
+        )
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("make_shards.py: --audit-arch: 'ViT-B-61' is not an open_clip")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_real_pairs(rocov2_mini: Path, tmp_path: Path) -> None:
+    """No two of the 280 are copies; three planted ones are found among them."""
+    found = look(rocov2_mini, 2)
+    assert found.report["pairs"]["train"] == {"read": 200, "usable": 200, "unusable": {}}
+    assert found.report["alike_images"]["list"] == []
+    modalities = found.report["concepts"]["splits"]["test"]["modalities"]
+    assert modalities["C0040405"] == 20  # CT, counted in the table by hand
+
+    originals = sorted((rocov2_mini / "test_images" / "test").iterdir())[:6]
+    changes = ["re-encoded", "half the size", "brighter", "cropped", "darker", "as colour"]
+    train = {}
+    for path, change in zip(originals, changes, strict=True):
+        image = CHANGES[change](Image.open(io.BytesIO(path.read_bytes())))
+        train[f"{path.stem}.png"] = (encoded(image, "PNG"), change)
+    test = {path.name: (path.read_bytes(), "x") for path in originals}
+    source = open_source(
+        write(tmp_path / "source", {"train": train, "test": test}), ["train", "test"]
+    )
+    dropped = audit(source, arch="words", token_counter=WORDS).dropped
+    assert {key for _, key in dropped} == {path.stem for path in originals}

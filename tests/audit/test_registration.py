@@ -1,0 +1,64 @@
+"""Copies of a drawing are like it, however they were made; other drawings are not."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medclip_oc.audit.audit import FINE_RADIUS, HASH_RADIUS, LIKENESS
+from medclip_oc.audit.hashing import ROW, hash_picture, pixel_digest
+from medclip_oc.audit.registration import likeness
+from tests.support.synthetic_images import CHANGES, KINDS, phantom
+
+
+def rows(pictures: list[Image.Image]) -> np.ndarray:
+    found = np.zeros(len(pictures), ROW)
+    for number, picture in enumerate(pictures):
+        hash_picture(picture, found[number : number + 1].reshape(()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawings() -> list[Image.Image]:
+    return [phantom(number) for number in range(len(KINDS))]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_pass_every_threshold(drawings: list[Image.Image], change: str) -> None:
+    before, after = rows(drawings), rows([CHANGES[change](each) for each in drawings])
+    near = np.bitwise_count(before["phash"] ^ after["phash"]) <= HASH_RADIUS
+    near &= np.bitwise_count(before["fine_phash"] ^ after["fine_phash"]).sum(1) <= FINE_RADIUS
+    alike = near & (likeness(before["thumbnail"], after["thumbnail"]) >= LIKENESS)
+    assert alike.mean() >= 0.9, np.flatnonzero(~alike)
+
+
+def test_other_drawings_are_less_alike(drawings: list[Image.Image]) -> None:
+    thumbnails = rows(drawings)["thumbnail"]
+    one, other = np.triu_indices(len(drawings), 1)
+    assert likeness(thumbnails[one], thumbnails[other]).max() < LIKENESS
+
+
+def test_a_shift_that_plain_correlation_misses() -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8))
+    whole = np.asarray(coarse.resize((52, 52), Image.Resampling.BICUBIC))
+    one, other = whole[None, :48, :48], whole[None, 4:, 3:51]
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.5
+    assert likeness(one, other)[0] > 0.97
+    assert likeness(one, other) == likeness(other, one)
+
+
+def test_one_value_is_like_nothing() -> None:
+    blank, full = np.zeros((2, 48, 48), np.uint8), np.full((2, 48, 48), 200, np.uint8)
+    assert likeness(blank, full).tolist() == [0, 0]
+    assert likeness(blank[:0], full[:0]).shape == (0,)
+
+
+def test_pixel_digest_sees_pixels_not_how_they_are_stored(drawings: list[Image.Image]) -> None:
+    grey = drawings[0]
+    same = pixel_digest(grey).tolist()
+    assert pixel_digest(grey.convert("RGB")).tolist() == same
+    changed = grey.copy()
+    changed.putpixel((0, 0), grey.getpixel((0, 0)) ^ 1)
+    assert pixel_digest(changed).tolist() != same
+    turned = Image.frombytes("L", (grey.height, grey.width), grey.tobytes())
+    assert pixel_digest(turned).tolist() != same

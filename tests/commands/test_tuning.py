@@ -1,0 +1,206 @@
+"""Ways of fine-tuning through the training command: what is left behind, and what the log says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import interpolate
+import open_clip
+import pytest
+import torch
+import yaml
+from interpolate import InterpolateConfig
+
+from medclip_oc import evaluate, train
+from medclip_oc.config.schema import Config, EvaluateConfig, ModelConfig, TrainCommand
+from medclip_oc.models import checkpoint, factory
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from tests.commands.test_train import ROOT, call, one_line, records, settings, torchrun, write
+from tests.conftest import TINY
+
+LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "captions"}}
+
+
+def trained(packed: Path, folder: Path, **changes: Any) -> Path:
+    """The folder of a run of 6 steps."""
+    file = write(settings(packed, folder / "run", train__epochs=2, **changes), folder / "c.yaml")
+    assert call(train.train, Config, "--config", file) == 0
+    return folder / "run"
+
+
+def start() -> dict[str, torch.Tensor]:
+    settings = ModelConfig(arch="train-test", definition=TINY)
+    return factory.build(settings, seed=1).towers.clip.state_dict()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim__image_layer_decay": 0.5, "optim__text_lr": 1e-4},
+        {"optim__freeze": "image"},
+        {"optim__freeze": ["text", "^logit_scale$"], "optim__image_last_blocks": 1},
+        LORA,
+        {**LORA, "optim__image_layer_decay": 0.5, "train__precision": "bf16"},
+        {"loss": {"positives": "concepts", "label_smoothing": 0.1}},
+    ],
+    ids=["layer decay", "frozen images", "last block", "adapters", "adapters bf16", "concepts"],
+)
+def test_a_run(packed: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    run = trained(packed, tmp_path, **changes)
+    last = run / "checkpoints" / "last.pt"
+    state = checkpoint.load(last)["state_dict"]
+    theirs = open_clip.create_model("train-test", pretrained=str(last)).state_dict()
+    assert state.keys() == theirs.keys()
+    assert all(value.equal(theirs[name]) for name, value in state.items())
+    moved = {name for name, value in start().items() if not value.equal(state[name])}
+    log = (run / "log.txt").read_text()
+    assert "each step contrasts 16 pairs: 16 per rank in 4 chunk(s); warm-up 1 steps (17%" in log
+    assert "trains: " in log
+    if "lora" in changes:
+        assert moved == {n for n in state if "resblocks" in n and state[n].ndim == 2} | {
+            "logit_scale"
+        }
+    elif "freeze" in str(changes):
+        tower = "text" if changes["optim__freeze"] != "image" else "image"
+        assert f"frozen: {tower} tower: " in log
+        is_image = [name.startswith("visual.") for name in moved - {"logit_scale"}]
+        assert set(is_image) == {tower == "text"}
+        assert ("logit_scale" in moved) == (tower == "image")
+    else:
+        unused = start()["token_embedding.weight"]
+        assert moved == set(state)
+        assert unused.shape == state["token_embedding.weight"].shape
+
+
+def test_the_average_is_evaluated_and_saved(packed: Path, tmp_path: Path) -> None:
+    run = trained(packed, tmp_path, **LORA)
+    file = run / "checkpoints" / "ema.pt"
+    [last] = [r for r in records(run) if "valid_ema/mean_recall" in r]
+    assert last["step"] == 6
+    content = checkpoint.load(file)
+    assert content["metrics"]["mean_recall"] == last["valid_ema/mean_recall"]
+    own = checkpoint.load(run / "checkpoints" / "last.pt")["state_dict"]
+    assert content["state_dict"].keys() == own.keys()
+    assert not content["state_dict"]["logit_scale"].equal(own["logit_scale"])
+    assert call(evaluate.work, EvaluateConfig, "--checkpoint", file, "--split", "valid") == 0
+    assert (run / "evaluations" / "ema-valid.json").exists()
+    assert "validation of the average over 12 pairs" in (run / "log.txt").read_text()
+
+
+def test_averaging_leaves_the_run_as_it_is(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with_it = trained(packed, tmp_path / "a", ema={"decay": 0.9}, valid__every_steps=2)
+    without = trained(packed, tmp_path / "b", valid__every_steps=2)
+    one, two = (
+        checkpoint.load(run / "checkpoints" / "last.pt")["state_dict"] for run in (with_it, without)
+    )
+    assert all(value.equal(two[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path) -> None:
+    one = trained(packed, tmp_path, **LORA)
+    file = write(settings(packed, tmp_path / "two", train__epochs=2, **LORA), tmp_path / "two.yaml")
+    done = torchrun(2, "-m", "medclip_oc.train", "--config", file)
+    assert done.returncode == 0, done.stderr
+    losses = ([r["loss"] for r in records(f) if "loss" in r] for f in (one, tmp_path / "two"))
+    alone, both = losses
+    assert both == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optim__freeze": "resblok"}, "optim.freeze: 'resblok' is neither image, text nor"),
+        ({"optim__image_last_blocks": 9}, "optim.image_last_blocks: 9, but the image tower has 2"),
+        ({"optim__text_layer_decay": 1.5}, "optim.text_layer_decay: 1.5 is not in (0, 1]"),
+        ({"lora": {"rank": 0}}, "lora.rank: 0 is not at least 1"),
+        ({"lora": {"rank": 4, "dropout": 0.1}}, "lora.dropout: no such setting"),
+        ({"lora": {"rank": 4, "dora": True}}, "lora.dora: no such setting"),
+        ({"lora": {"rank": 4}, "train__compile": True}, "train.compile: not with adapters"),
+        ({"ema": {"decay": 1.0}}, "ema.decay: 1.0 is not in (0, 1)"),
+        ({"loss": {"positives": "images"}}, "one of pairs, captions, concepts"),
+        ({"loss": {"label_smoothing": 1.0}}, "loss.label_smoothing: 1.0 is not in [0, 1)"),
+        (
+            {"loss": {"name": "siglip", "label_smoothing": 0.1}},
+            "loss.label_smoothing: 0.1 is not 0, as loss.name: siglip needs",
+        ),
+        ({"loss": {"concept_strength": 2.0}}, "loss.concept_strength: 2.0 is not in [0, 1]"),
+    ],
+)
+def test_mistakes(
+    packed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    file = write(settings(packed, tmp_path / "run", **change), tmp_path / "config.yaml")
+    assert call(train.train, Config, "--config", file) == 2
+    assert message in one_line(capsys.readouterr().err)
+
+
+WARM = yaml.safe_load((ROOT / "configs" / "warm_towers.yaml").read_text())["model"]
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer decay": {"optim__image_layer_decay": 0.7, "optim__text_layer_decay": 0.7},
+    "adapters": {"lora": {"rank": 8, "alpha": 16}, "optim__lr": 1e-3},
+    "frozen images": {"optim__freeze": "image"},
+    "projections": {"optim__freeze": "all_but_projections"},
+    "average": {"ema": {"decay": 0.5}},
+    "concepts": {"loss": {"positives": "concepts", "label_smoothing": 0.05}},
+}
+
+
+@pytest.fixture(scope="module")
+def real(rocov2_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "shards"
+    pack(open_source(rocov2_mini), out, PackOptions(resize=128))
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    # one in CI: the others differ in what the tests above cover, and cost as much
+    [n if n == "adapters" else pytest.param(n, marks=pytest.mark.soak) for n in METHODS],
+)
+def test_on_real_pairs(name: str, real: Path, tmp_path: Path) -> None:
+    """Warm towers, images of 96 pixels: trains, goes on from a state, merges, evaluates, mixes."""
+    definition = {**WARM["definition"], "vision_cfg": {**WARM["definition"]["vision_cfg"]}}
+    definition["vision_cfg"]["image_size"] = 96
+    changes = {
+        "model": {**WARM, "arch": "warm-small", "definition": definition},
+        "optim__lr": 3e-4,
+        "train__global_batch_size": 40,
+        "train__micro_batch_size": 20,
+        "checkpoint": {"every_steps": 1, "keep_last": 2},
+        **METHODS[name],
+    }
+    run = tmp_path / "run"
+    file = write(settings(real, run, **changes), tmp_path / "config.yaml")
+    words = ("--config", file, "--data.samples_per_epoch", 80, "--train.epochs", 1)
+    assert call(train.work, TrainCommand, *words) == 0
+    files = {kept.name: kept for kept in (run / "checkpoints").iterdir()}
+    kept = [files["last.pt"], *([files["ema.pt"]] if name == "average" else [])]
+    through = [checkpoint.load(path)["state_dict"] for path in kept]
+    losses = [r["loss"] for r in records(run) if "loss" in r]
+    assert len(losses) == 2
+
+    assert call(train.work, TrainCommand, *words, "--resume", files["step-00000001.pt"]) == 0
+    assert [r["loss"] for r in records(run) if "loss" in r] == losses
+    for path, wanted in zip(kept, through, strict=True):
+        state = checkpoint.load(path)["state_dict"]
+        assert state.keys() == wanted.keys()
+        assert all(value.equal(wanted[key]) for key, value in state.items())
+        fresh = factory.build(ModelConfig(arch="warm-small", definition=definition))
+        fresh.towers.clip.load_state_dict(state)  # the names of the plain model, all of them
+        how = ("--checkpoint", path, "--split", "valid", "--workers", 0)
+        assert call(evaluate.work, EvaluateConfig, *how) == 0
+
+    mixed = ("--data", real, "--alphas", "0,0.5,1", "--workers", 0, "--out", tmp_path / "wise")
+    assert call(interpolate.work, InterpolateConfig, "--fine-tuned", kept[0], *mixed) == 0
+    figures = json.loads((tmp_path / "wise" / "interpolation.json").read_text())
+    assert len(figures["rows"]) == 3

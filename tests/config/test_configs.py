@@ -1,0 +1,87 @@
+"""Every file in configs/ is read, and its model built as far as no hub is needed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from medclip_oc import train
+from medclip_oc.config import parse
+from medclip_oc.config.schema import Config, ModelConfig
+from medclip_oc.models import factory
+from tests.conftest import TINY
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def read(file: Path) -> Config:
+    return parse.parse(Config, ["--config", str(file)], prog="", description="")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_settings(file: Path) -> None:
+    config = read(file)
+    assert config.run.folder == f"runs/{'demo' if file.stem == 'tiny_cpu' else file.stem}"
+    assert config.train.global_batch_size % config.train.micro_batch_size == 0
+    assert f"configs/{file.name}" in file.read_text(), "its head shows the command"
+
+
+RECIPES = ("vitb16", "vitb16_lora", "vitb16_lit", "vitl14", "siglip", "biomedclip", "rn50_seed")
+STAND_IN = {**TINY, "init_logit_bias": -10, "init_logit_scale": 2.3}
+
+
+def test_every_line_of_the_recommended_recipe_has_its_reason() -> None:
+    text = (Path(__file__).parents[2] / "configs" / "vitb16.yaml").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        assert line.endswith(":") or "# " in line, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains(name: str, packed: Path, tmp_path: Path) -> None:
+    """On a tiny stand-in for the model: all else as the file says, but for sizes."""
+    config = read(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    own = config.model
+    stand_in = ModelConfig(
+        arch="recipe-stand-in",
+        definition=STAND_IN,
+        freeze_batch_norm=own.freeze_batch_norm,
+        grad_checkpointing=own.grad_checkpointing,
+    )
+    config = replace(
+        config,
+        run=replace(config.run, folder=str(tmp_path / "run")),
+        model=stand_in,
+        data=replace(config.data, train=str(packed), valid=str(packed), workers=0),
+        train=replace(config.train, global_batch_size=16, micro_batch_size=8, epochs=1),
+    )
+    train.train(config)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "48 training pairs, 3 steps" in log
+    assert "each step contrasts 16 pairs: 16 per rank in 2 chunk(s); warm-up 1 steps (33%" in log
+    assert "trains: " in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_model(file: Path) -> None:
+    """Random weights; where open_clip's own towers allow it, small images."""
+    settings = read(file).model
+    if settings.arch.startswith("hf-hub:"):
+        pytest.skip(f"{settings.arch} is on a model hub")
+    known = open_clip.get_model_config(settings.arch) if settings.definition is None else None
+    if known and known["text_cfg"].get("hf_tokenizer_name"):
+        pytest.skip(f"the tokenizer of {settings.arch} is on a model hub")
+    size = 64 if settings.definition is None else settings.image_size
+    settings = replace(settings, pretrained=None, pretrained_image=None, image_size=size)
+    clip = factory.build(replace(settings, pretrained_text=None))
+    clip.towers.eval()
+    images = torch.zeros(2, 3, *clip.image_size, dtype=torch.uint8)
+    with torch.inference_mode():
+        image_features, text_features, scale = clip.towers(images, clip.tokenizer(["a", "b"]))
+    width = clip.description["definition"]["embed_dim"]
+    assert image_features.shape == text_features.shape == (2, width)
+    assert 1 / scale.item() == pytest.approx(0.07)

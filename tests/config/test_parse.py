@@ -1,0 +1,358 @@
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medclip_oc import __version__
+from medclip_oc.config import parse as command
+from medclip_oc.config.fields import help_text
+from medclip_oc.config.inference import ZeroshotConfig
+from medclip_oc.config.schema import Config, EvaluateConfig
+from medclip_oc.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def parse(config_class: type[Any], *words: str) -> Any:
+    return command.parse(config_class, words, prog="train", description="Fine-tune.")
+
+
+def error_of(config_class: type[Any], *words: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(config_class, *words)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------ what is accepted
+
+
+@pytest.mark.parametrize("order", ["config first", "config last", "config between"])
+def test_defaults_then_yaml_then_words_wherever_they_stand(tmp_path: Path, order: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("optim: {lr: 1e-4, eps: 1e-7}\nrun: {seed: 3}\n")
+    words = {
+        "config first": ["--config", str(file), "--optim.lr", "2e-3", "--train.epochs=2"],
+        "config last": ["--optim.lr", "2e-3", "--train.epochs=2", f"--config={file}"],
+        "config between": ["--optim.lr", "2e-3", "--config", str(file), "--train.epochs=2"],
+    }[order]
+    config = parse(Config, *words)
+    assert (config.optim.lr, config.optim.eps, config.run.seed) == (2e-3, 1e-7, 3)
+    assert (config.train.epochs, config.train.global_batch_size) == (2, 1024)
+
+
+@dataclass
+class Free:
+    """Settings without bounds."""
+
+    share: float = 0.0
+    """A number."""
+
+
+def test_a_number_below_zero_is_no_option() -> None:
+    assert parse(Free, "--share", "-1e-2").share == -0.01
+    assert parse(Free, "--share=-3").share == -3
+
+
+def test_dashes_and_underscores_are_one() -> None:
+    config = parse(EvaluateConfig, "--checkpoint", "a_b-c.pt", "--batch-size", "3")
+    assert (config.checkpoint, config.batch_size) == ("a_b-c.pt", 3)
+    assert parse(Config, "--train.global-batch-size=8").train.global_batch_size == 8
+
+
+def test_a_later_file_wins_over_an_earlier_one_key_by_key(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text("run: {seed: 1, folder: runs/one}")
+    second.write_text("run: {seed: 2}")
+    config = parse(Config, "--config", str(first), "--config", str(second))
+    assert (config.run.seed, config.run.folder) == (2, "runs/one")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("5E-4", 5e-4), ("1e3", 1000.0), (".5e1", 5.0), ("1", 1.0)],
+)
+def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"optim:\n  lr: {text}\nmodel: {{definition: {{free: {text}}}}}\n")
+    config = parse(Config, "--config", str(file))
+    assert config.optim.lr == value
+    assert isinstance(config.optim.lr, float)
+    assert config.model.definition == {"free": value}  # where no type says that it is a number
+    assert parse(Config, "--optim.lr", text).optim.lr == value
+
+
+def test_lists_are_words_after_words() -> None:
+    texts = ["a: b", "1e-5", "null", "- a dash", ""]
+    config = parse(
+        ZeroshotConfig, "--images", "a.jpg", "b.jpg", "--checkpoint", "c.pt", "--texts", *texts
+    )
+    assert config.images == ["a.jpg", "b.jpg"]
+    assert config.texts == texts
+    one = parse(ZeroshotConfig, "--images", "5", "--texts=--- odd", "--checkpoint", "c.pt")
+    assert (one.images, one.texts) == (["5"], ["--- odd"])
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["s"], "s"),
+        (["s/{000..003}.tar"], "s/{000..003}.tar"),
+        (["s/[01]*.tar"], "s/[01]*.tar"),
+        (["a.tar", "b.tar"], ["a.tar", "b.tar"]),
+        (["null"], None),
+        (["None"], None),
+    ],
+)
+def test_one_or_several(words: list[str], value: object) -> None:
+    assert parse(Config, "--data.valid", *words).data.valid == value
+
+
+def test_each_type_from_words() -> None:
+    config = parse(
+        Config,
+        *("--optim.betas", "0.8", "0.9", "--optim.clip_norm", "null", "--optim.warmup_steps", "7"),
+        *("--run.overwrite", "--log.tensorboard", "false", "--run.folder", "5"),
+        *("--model.definition", '{"embed_dim": 24}', "--run.seed", "7"),
+    )
+    assert config.optim.betas == (0.8, 0.9)
+    assert (config.optim.clip_norm, config.optim.warmup_steps) == (None, 7)
+    assert (config.run.overwrite, config.log.tensorboard) == (True, False)
+    assert (config.run.folder, config.run.seed) == ("5", 7)
+    assert config.model.definition == {"embed_dim": 24}
+
+
+def test_an_empty_file_or_section_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    for text in ("", "# nothing yet\n", "optim:\n  # lr: 1\n", "optim: {}\n"):
+        file.write_text(text)
+        assert parse(Config, "--config", str(file)) == Config()
+
+
+def test_required_settings_may_stand_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("checkpoint: c.pt\n")
+    assert parse(EvaluateConfig, "--config", str(file)) == EvaluateConfig("c.pt")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_shipped_files_are_read(file: Path) -> None:
+    assert isinstance(parse(Config, "--config", str(file)), Config)
+
+
+# ---------------------------------------------------------------------------- what is said instead
+
+RECALLS = (
+    "mean_recall, image_to_text/R@1, image_to_text/R@5, image_to_text/R@10, image_to_text/mrr, "
+    "text_to_image/R@1, text_to_image/R@5, text_to_image/R@10, text_to_image/mrr"
+)
+BAD_WORDS = {
+    "--optim.lr abc": "--optim.lr: 'abc' is not a number",
+    "--optim.lr nan": "--optim.lr: 'nan' is not a number",
+    "--optim.lr .inf": "--optim.lr: '.inf' is not a number",
+    "--optim.lr null": "--optim.lr: 'null' is not a number",
+    "--optim.lr": "--optim.lr: takes one value, and none is given",
+    "--optim.lr 1 2": "--optim.lr: takes one value, not 2: ['1', '2']",
+    "--optim.lr=1 2": "'2': unexpected; settings are given as --NAME VALUE",
+    "--optim.lrr 1": "--optim.lrr: no such setting; did you mean --optim.lr?",
+    "--lr 1": "--lr: no such setting; did you mean --optim.lr?",
+    "--global-batch-size 1": (
+        "--global-batch-size: no such setting; did you mean --train.global_batch_size?"
+    ),
+    "--confg x": "--confg: no such setting; did you mean --config?",
+    "--optim.qqq 1": "--optim.qqq: no such setting; see --help",
+    "--optim x": "--optim: a group of settings, such as optim.lr",
+    "-c x": "-c: no such setting; see --help",
+    "x.yaml": "'x.yaml': unexpected; settings are given as --NAME VALUE",
+    "--train.precision fp8": "--train.precision: 'fp8' is not one of fp32, bf16, fp16",
+    "--train.epochs 1.5": "--train.epochs: '1.5' is not a whole number",
+    "--train.epochs 1e3": "--train.epochs: '1e3' is not a whole number",
+    "--train.epochs true": "--train.epochs: 'true' is not a whole number",
+    "--run.overwrite maybe": "--run.overwrite: 'maybe' is not true or false",
+    "--optim.betas 1": "--optim.betas: '1' is not 2 numbers",
+    "--optim.betas 1 2 3": "--optim.betas: ['1', '2', '3'] is not 2 numbers",
+    "--optim.betas": "--optim.betas: takes one value or more, and none is given",
+    "--optim.clip_norm x": "--optim.clip_norm: 'x' is not a number or null",
+    "--model.definition x": "--model.definition: 'x' is not a mapping or null",
+    "--valid.metric R@1": f"--valid.metric: 'R@1' is not one of {RECALLS}",
+    "--data.train": "--data.train: takes one value or more, and none is given",
+    "--config": "--config: takes one value, and none is given",
+    "--config no/x.yaml": "no/x.yaml: No such file or directory",
+    "--config .": ".: Is a directory",
+}
+
+
+@pytest.mark.parametrize(("words", "line"), BAD_WORDS.items(), ids=BAD_WORDS)
+def test_bad_words(words: str, line: str) -> None:
+    assert error_of(Config, *words.split()) == line
+
+
+@dataclass
+class Needy:
+    """Settings without default."""
+
+    a: int
+    """A number."""
+    b: int
+    """Another."""
+    c: int
+    """And one more."""
+
+
+def test_missing_settings_are_named_together() -> None:
+    line = error_of(Needy, "--b", "1")
+    assert line == "--a, --c: required, but not given"
+
+
+def test_long_values_are_cut() -> None:
+    line = error_of(Config, "--optim.lr", "x" * 1000)
+    assert line == f"--optim.lr: '{'x' * 76}... is not a number"
+
+
+# ---------------------------------------------------------------------- a command as a whole
+
+PROGRAM = """
+import sys
+from medclip_oc.config import parse as command, schema as config
+from medclip_oc.errors import InputError, WorkError
+
+def work(settings):
+    {body}
+
+command.main(work, config.Config, prog="train", description="Fine-tune 100 % of CLIP.")
+"""
+
+
+def run(body: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    outside = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK")}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body), *words],
+        capture_output=True,
+        text=True,
+        env=outside | {"COLUMNS": "100"} | environment,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("return None", 0, ""),
+        ("return 75", 75, ""),
+        (
+            "raise InputError('data.train: no\\nsuch folder')",
+            2,
+            "train: data.train: no; such folder\n",
+        ),
+        ("raise WorkError('step 3: the loss is nan')", 1, "train: step 3: the loss is nan\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+        ("sys.exit(7)", 7, ""),
+    ],
+)
+def test_exit_codes(body: str, code: int, line: str) -> None:
+    done = run(body)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", line)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    done = run("return 1 / 0")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    program = PROGRAM.format(body="[print('x' * 1000) for _ in range(1000)]")
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        assert done.stdout is not None
+        assert done.stderr is not None
+        assert done.stdout.read(10) == b"x" * 10
+        done.stdout.close()
+        assert (done.wait(60), done.stderr.read()) == (141, b"")
+
+
+def test_another_broken_pipe_is_a_bug() -> None:
+    done = run("raise BrokenPipeError(32, 'a worker went away')")
+    assert done.returncode == 1
+    assert done.stderr.endswith("BrokenPipeError: [Errno 32] a worker went away\n")
+
+
+def test_bad_input_is_one_line_and_2() -> None:
+    done = run("pass", "--optim.lrr", "3")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "train: --optim.lrr: no such setting; did you mean --optim.lr?\n"
+
+
+def test_version() -> None:
+    done = run("raise AssertionError", "--version")
+    assert (done.returncode, done.stdout) == (0, f"medclip_oc {__version__}\n")
+
+
+def test_help_says_what_each_setting_is() -> None:
+    done = run("raise AssertionError", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    words = " ".join(done.stdout.split())
+    assert "Fine-tune 100 % of CLIP." in words
+    assert "optim: AdamW with linear warm-up and a cosine to zero." in words
+    assert "--optim.lr NUMBER Peak learning rate. (default: 1e-05)" in words
+    assert "--data.train TEXT [TEXT ...] Pairs to train on. (default: shards/rocov2)" in words
+    assert (
+        "--log.tensorboard {true,false} Event files in RUN/tensorboard. (default: false)" in words
+    )
+    assert "--valid.metric CHOICE Higher is better." in words
+    assert f"(one of {RECALLS}; default: mean_recall)" in words
+
+
+def test_help_of_settings_that_extend_others() -> None:
+    """Each has the help that stands where it is declared; the class's own come first."""
+    words = " ".join(help_text(EvaluateConfig, "evaluate", "").split())
+    assert "--ks INT [INT ...] The K of R@K" in words
+    assert words.index("--checkpoint TEXT A checkpoint") < words.index("--ks INT")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--nonsense"]])
+def test_help_and_errors_import_nothing_heavy(words: list[str]) -> None:
+    heavy = "'torch', 'numpy', 'pandas', 'PIL', 'open_clip', 'wandb', 'tensorboard', 'tqdm'"
+    program = f"""
+import sys
+from medclip_oc.config import parse as command, schema as config
+try:
+    command.main(print, config.Config, prog="train", description="x")
+finally:
+    print("loaded:", sorted({{{heavy}}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.stdout.endswith("loaded: []\n")
+
+
+# ---------------------------------------------------------------------------------- under torchrun
+
+
+@pytest.mark.parametrize("words", [["--train.epochs", "x"], ["--help"]])
+def test_the_first_process_of_a_node_speaks(words: list[str]) -> None:
+    said = [
+        run("pass", *words, RANK=str(4 + local), WORLD_SIZE="8", LOCAL_RANK=str(local))
+        for local in (0, 1)
+    ]
+    assert [bool(done.stdout + done.stderr) for done in said] == [True, False]
+    assert len({done.returncode for done in said}) == 1
+
+
+@pytest.mark.parametrize("failure", ["WorkError('no')", "KeyError('a bug')"])
+def test_after_torch_the_store_says_who_speaks(failure: str) -> None:
+    body = (
+        "import types; sys.modules['torch'] = types.ModuleType('torch'); "
+        "fake = types.ModuleType('medclip_oc.runtime.distributed'); import medclip_oc.runtime; "
+        "sys.modules['medclip_oc.runtime.distributed'] = medclip_oc.runtime.distributed = fake; "
+        f"fake.first_to_report = lambda: {{first}}; raise {failure}"
+    )
+    for first in (True, False):
+        done = run(body.format(first=first), RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
+        assert done.returncode == 1
+        assert bool(done.stderr) == first

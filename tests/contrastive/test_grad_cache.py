@@ -1,0 +1,353 @@
+"""The cached step equals one big batch, for every parameter, on one process."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from medclip_oc.contrastive import grad_cache
+from medclip_oc.contrastive.micro_batches import fitting
+from medclip_oc.runtime import memory
+from tests.conftest import TEXT, VIT
+from tests.support.reference import (
+    DROPOUT,
+    HF,
+    RESNET,
+    batch,
+    build,
+    cached,
+    copy_of,
+    gradients,
+    plain,
+    timm,
+    worst_error,
+)
+
+TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "vit": (VIT, TEXT, 32),
+    "resnet": (RESNET, TEXT, 32),
+    "timm": (timm("test_vit"), TEXT, 160),
+    "hf": (VIT, HF, 32),
+    "patch dropout": (DROPOUT, TEXT, 32),
+}
+RANDOM = ("hf", "patch dropout")  # BERT's own dropout is on
+
+
+def check(name: str, *, loss: str, images: int, texts: int, keep: int, limit: float) -> None:
+    """One cached step of 12 pairs against the plain one."""
+    vision, text, size = TOWERS[name]
+    towers = build(vision, text)
+    if limit < 1e-9:
+        towers.double()
+    reference = copy_of(towers)
+    chunks = (images, texts) if name in RANDOM else None
+    torch.manual_seed(7)
+    wanted = plain(reference, *batch(12, size), loss=loss, chunks=chunks)
+    step = cached(
+        towers, loss=loss, micro_batch_size=images, text_micro_batch_size=texts, keep_chunks=keep
+    )
+    torch.manual_seed(7)
+    found = step(*batch(12, size))
+    torch.testing.assert_close(found, wanted.float())
+    bias = {"clip.logit_bias"} if loss == "clip" else set()
+    assert gradients(towers).keys() | bias == dict(towers.named_parameters()).keys()
+    assert worst_error(gradients(towers), gradients(reference)) < limit
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+@pytest.mark.parametrize("name", TOWERS)
+def test_equals_one_big_batch(name: str, loss: str) -> None:
+    check(name, loss=loss, images=5, texts=5, keep=0, limit=1e-5)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 9])
+@pytest.mark.parametrize(("images", "texts"), [(12, 12), (5, 3), (1, 12), (4, 6), (30, 1)])
+def test_any_chunks_and_any_number_kept(images: int, texts: int, keep: int) -> None:
+    name = "patch dropout"  # the hardest: each chunk must meet its own random numbers
+    check(name, loss="clip", images=images, texts=texts, keep=keep, limit=1e-5)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("name", ["vit", "resnet", "timm"])
+def test_exact_in_float64(name: str, keep: int) -> None:
+    """What float32 hides: the mechanism itself, not merely close."""
+    check(name, loss="clip", images=5, texts=4, keep=keep, limit=1e-10)
+
+
+def test_random_numbers_matter() -> None:
+    """Other ones give another gradient, so that the tests above can fail."""
+    one, two = build(DROPOUT), build(DROPOUT)
+    for seed, towers in ((7, one), (8, two)):
+        torch.manual_seed(seed)
+        cached(towers)(*batch(12))
+    assert worst_error(gradients(one), gradients(two)) > 1e-2
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_random_numbers_go_on_after_the_step(keep: int) -> None:
+    """The replay must not set the generator back: the next step would repeat this one's dropout."""
+    towers = build(DROPOUT)
+    torch.manual_seed(7)
+    plain(copy_of(towers), *batch(12), chunks=(6, 6))
+    wanted = torch.rand(())
+    torch.manual_seed(7)
+    cached(towers, micro_batch_size=6, keep_chunks=keep)(*batch(12))
+    assert torch.rand(()) == wanted
+
+
+def test_gradients_are_those_of_this_step_alone() -> None:
+    towers = build()
+    step = cached(towers)
+    step(*batch(12))
+    first = gradients(towers)
+    step(*batch(12))
+    assert all(g.equal(first[name]) for name, g in gradients(towers).items())
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_live_batch_norm(keep: int) -> None:
+    """Against the same chunks normalised one by one; running statistics updated once.
+
+    In float64: normalising the 6 values that a channel has in the last layers magnifies rounding.
+    """
+    towers = build(RESNET, freeze_batch_norm=False).double()
+    reference = copy_of(towers)
+    plain(reference, *batch(12), chunks=(6, 6))
+    cached(towers, micro_batch_size=6, keep_chunks=keep)(*batch(12))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-10
+    for (name, found), wanted in zip(
+        towers.named_buffers(), dict(reference.named_buffers()).values(), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, msg=name)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_gradient_checkpointing(keep: int) -> None:
+    """Blocks that run again inside a backward draw and count nothing twice."""
+    towers = build(DROPOUT, grad_checkpointing=True)
+    reference = build(DROPOUT)
+    torch.manual_seed(7)
+    plain(reference, *batch(12), chunks=(5, 5))
+    torch.manual_seed(7)
+    cached(towers, keep_chunks=keep)(*batch(12))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_bf16_follows_one_big_batch(keep: int) -> None:
+    towers = build()
+    reference = copy_of(towers)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain(reference, *batch(12))
+    cached(towers, micro_batch_size=4, precision="bf16", keep_chunks=keep)(*batch(12))
+    # bf16 keeps 8 bits; sums over other chunk sizes round otherwise
+    assert worst_error(gradients(towers), gradients(reference)) < 0.05
+
+
+def test_loss_scaling() -> None:
+    """The scaler's factor goes in once, and what it takes out again is the plain gradient."""
+    towers = build()
+    reference = copy_of(towers)
+    wanted = plain(reference, *batch(12), loss="siglip")
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD(towers.parameters(), lr=0.0)
+    found = cached(towers, loss="siglip", scaler=scaler)(*batch(12))
+    torch.testing.assert_close(found, wanted)
+    scaled = gradients(towers)["clip.logit_bias"]
+    torch.testing.assert_close(scaled, 1024 * gradients(reference)["clip.logit_bias"])
+    scaler.unscale_(optimizer)
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_compiled_towers(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch.compile: dropout is replayed, and a smaller last chunk is no obstacle.
+
+    inductor, the backend of a real run, takes two minutes to compile for the first time.
+    """
+    if backend == "aot_eager":  # the same graphs, without code made for them
+        compile_ = torch.compile
+        monkeypatch.setattr(
+            torch, "compile", lambda embed, options: compile_(embed, backend="aot_eager")
+        )
+    towers = build({**DROPOUT, "layers": 1}, {**TEXT, "layers": 1})
+    reference = copy_of(towers)
+    torch.manual_seed(7)
+    plain(reference, *batch(12), chunks=(5, 5))
+    torch.manual_seed(7)
+    cached(towers, compiled=True)(*batch(12))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+def freeze(towers: Any, *, all_but: str = "", side: str = "clip.visual.") -> None:
+    for name, parameter in towers.named_parameters():
+        kept = bool(all_but) and all_but in name
+        if name.startswith(side) and not kept:
+            parameter.requires_grad_(False)
+
+
+def test_frozen_image_tower_runs_once() -> None:
+    towers = build(DROPOUT)
+    freeze(towers)
+    reference = copy_of(towers)
+    torch.manual_seed(7)
+    plain(reference, *batch(12), chunks=(5, 5))
+    forwards = 0
+
+    def count(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    towers.clip.visual.conv1.register_forward_hook(count)
+    torch.manual_seed(7)
+    cached(towers, keep_chunks=1)(*batch(12))
+    assert forwards == 3
+    assert not any(name.startswith("clip.visual.") for name in gradients(towers))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+PARTLY: dict[str, tuple[dict[str, Any], dict[str, Any], int, str, str, str]] = {
+    # vision, text, size, what still trains, its tower, the last frozen block
+    "vit": (DROPOUT, TEXT, 32, "resblocks.1.", "clip.visual.", "visual.transformer.resblocks.0"),
+    "resnet": (RESNET, TEXT, 32, "layer3.", "clip.visual.", "visual.layer2.0"),
+    "timm vit": (
+        timm("test_vit"),
+        TEXT,
+        160,
+        "blocks.5.",
+        "clip.visual.",
+        "visual.trunk.blocks.4",
+    ),
+    "timm cnn": (
+        timm("test_efficientnet"),
+        TEXT,
+        160,
+        "blocks.3.",
+        "clip.visual.",
+        "visual.trunk.blocks.2.0",
+    ),
+    "text": (DROPOUT, TEXT, 32, "resblocks.1.", "clip.transformer.", "transformer.resblocks.0"),
+    "hf": (VIT, HF, 32, "layer.4.", "clip.text.", "text.transformer.encoder.layer.3"),
+}
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("name", PARTLY)
+def test_frozen_blocks_run_once(name: str, keep: int) -> None:
+    """What lies before the first block that trains is kept, not run again."""
+    vision, text, size, trains, side, block = PARTLY[name]
+    towers = build(vision, text)
+    freeze(towers, all_but=trains, side=side)
+    if name == "text":
+        for parameter in (towers.clip.token_embedding.weight, towers.clip.positional_embedding):
+            parameter.requires_grad_(False)
+    reference = copy_of(towers)
+    torch.manual_seed(7)
+    plain(reference, *batch(12, size), chunks=(5, 5))
+    forwards = 0
+    inner = towers.clip.get_submodule(block)
+    leaf = next(m for m in inner.modules() if not list(m.children()))
+
+    def count(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    leaf.register_forward_hook(count)
+    torch.manual_seed(7)
+    cached(towers, keep_chunks=keep)(*batch(12, size))
+    assert forwards == 3
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+def test_frozen_blocks_run_again_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    towers = build()
+    freeze(towers, all_but="resblocks.1.")
+    reference = copy_of(towers)
+    plain(reference, *batch(12))
+    step = cached(towers)
+    step(*batch(12))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+def test_blocks_that_feed_more_than_the_next_one_are_run_again() -> None:
+    """A tower of a foreign build is noticed by its features, and computed in full."""
+    towers = build()
+    freeze(towers, all_but="resblocks.1.")
+    seen: list[torch.Tensor] = []
+    first, last = towers.clip.visual.ln_pre, towers.clip.visual.ln_post
+    first.register_forward_hook(lambda _, __, output: seen.append(output))
+    last.register_forward_hook(lambda _, __, output: output + seen.pop().mean(1, keepdim=True))
+    blocks = [first, *towers.image_blocks()]  # ln_pre's output is used again at the end
+    towers.image_blocks = lambda: blocks
+    step = cached(towers)
+    step(*batch(12))
+    reference = build()
+    freeze(reference, all_but="resblocks.1.")
+    again: list[torch.Tensor] = []
+    first, last = reference.clip.visual.ln_pre, reference.clip.visual.ln_post
+    first.register_forward_hook(lambda _, __, output: again.append(output))
+    last.register_forward_hook(lambda _, __, output: output + again.pop().mean(1, keepdim=True))
+    plain(reference, *batch(12))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+def test_auto_where_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    step = cached(build(), keep_chunks="auto")
+    for _ in range(3):
+        step(*batch(12))
+    assert (step.texts.keep, step.images.keep) == (0, 0)
+    assert step.notices() == ["train.keep_chunks: memory can't be measured here; none is kept"]
+
+
+def test_a_tower_gets_one_chunk_at_a_time_as_it_came() -> None:
+    """uint8, so that a whole batch never exists in any other form."""
+    towers = build()
+    given: list[tuple[int, torch.dtype]] = []
+    embed = towers.embed_images
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        given.append((len(images), images.dtype))
+        return embed(images)
+
+    towers.embed_images = watched
+    cached(towers, keep_chunks=1)(*batch(12))
+    # two chunks of 5 and one of 2, then those whose graph was not kept
+    assert given == [(size, torch.uint8) for size in (5, 5, 2, 5, 2)]
+
+
+def test_fitting() -> None:
+    assert fitting(100, [(10, 4), (20, 8)]) == [4, 3]
+    assert fitting(100, [(60, 4), (20, 8)]) == [1, 2]
+    assert fitting(-5, [(10, 4), (20, 8)]) == [0, 0]
+    assert fitting(50, [(0, 4), (20, 8)]) == [4, 2]  # a frozen tower has no graph
+
+
+def test_auto_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the third step on, by the size that a graph was seen to have; the result is the same."""
+    towers = build(DROPOUT)
+    step = cached(towers, micro_batch_size=2, keep_chunks="auto")
+    for _ in range(2):
+        step(*batch(12))
+        assert step.images.keep == step.texts.keep == 0
+    graph = step.images.graph_bytes
+    if graph is None:
+        pytest.skip("the C library does not say what is allocated")
+    # at least the inputs of each block's layers: 2 images x 9 tokens x 32 floats, several times
+    assert 2 * 9 * 32 * 4 * 10 < graph < 5_000_000
+    parameters = sum(p.numel() * p.element_size() for p in towers.parameters())
+    largest = max(graph, step.texts.graph_bytes or 0)
+    room = parameters + largest + 6 * (step.texts.graph_bytes or 0) + 3 * graph + graph // 2
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(room / grad_cache._SHARES["cpu"]))
+    reference = copy_of(towers)
+    torch.manual_seed(7)
+    plain(reference, *batch(12), chunks=(2, 2))
+    torch.manual_seed(7)
+    step(*batch(12))
+    assert (step.texts.keep, step.images.keep) == (6, 3)
+    (said,) = step.notices()
+    assert "the graphs of 3 of 6 image chunks and 6 of 6 text chunks are kept" in said
+    assert step.notices() == []
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5

@@ -1,0 +1,242 @@
+"""The cached step over real processes equals one big batch of one process; and what it sends.
+
+All cases of one number of processes run in one start of them: a start takes seconds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from medclip_oc.contrastive.grad_cache import CachedStep
+from medclip_oc.contrastive.soft_targets import Labels, Rule
+from medclip_oc.runtime import distributed
+from medclip_oc.runtime.distributed import World
+from tests.support.processes import run
+from tests.support.reference import (
+    RESNET,
+    adapted,
+    batch,
+    build,
+    dense_targets,
+    gradients,
+    labels,
+    plain,
+    worst_error,
+)
+
+PAIRS = 16
+COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
+Case = tuple[str, dict[str, Any], str]
+"""Loss, settings of the step, beginning of the names of frozen parameters."""
+CASES: dict[str, Case] = {
+    **{
+        f"{loss}, {keep} kept": (
+            loss,
+            {"micro_batch_size": 3, "text_micro_batch_size": 4, "keep_chunks": keep},
+            "",
+        )
+        for loss in ("clip", "siglip")
+        for keep in (0, 1, 9)
+    },
+    "one chunk": ("clip", {"micro_batch_size": 99}, ""),
+    "frozen images": ("clip", {"micro_batch_size": 3}, "clip.visual."),
+    "frozen texts": ("siglip", {"micro_batch_size": 3}, "clip.t"),
+    "clip, eight chunks": ("clip", {"micro_batch_size": 1}, ""),
+    "siglip, eight chunks": ("siglip", {"micro_batch_size": 1}, ""),
+}
+RULES = {
+    "captions": Rule("captions"),
+    "concepts": Rule("concepts", strength=0.3),
+    "smooth pairs": Rule("pairs", smoothing=0.1),
+    "smooth concepts": Rule("concepts", strength=0.6, smoothing=0.2),
+}
+CASES |= {
+    f"clip, {name}": ("clip", {"micro_batch_size": 3, "rule": rule}, "")
+    for name, rule in RULES.items()
+}
+CASES |= {
+    f"siglip, {name}": ("siglip", {"micro_batch_size": 3, "rule": RULES[name]}, "")
+    for name in ("captions", "concepts")
+}
+FOUR = (
+    "clip, smooth concepts",
+    "clip, 0 kept",
+    "clip, 1 kept",
+    "siglip, 1 kept",
+    "siglip, eight chunks",
+    "frozen texts",
+)
+
+
+@contextmanager
+def watched() -> Iterator[list[list[Any]]]:
+    """What torch's own collectives are given: name, bytes and type of the largest tensor."""
+    import torch.distributed as dist
+
+    sent: list[list[Any]] = []
+    own = {name: getattr(dist, name) for name in COLLECTIVES}
+
+    def watching(name: str) -> Any:
+        def call(*inputs: Any, **options: Any) -> Any:
+            largest = max((t for t in inputs if isinstance(t, torch.Tensor)), key=torch.numel)
+            sent.append([name, largest.numel() * largest.element_size(), str(largest.dtype)])
+            return own[name](*inputs, **options)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, watching(name))
+    try:
+        yield sent
+    finally:
+        for name, function in own.items():
+            setattr(dist, name, function)
+
+
+def frozen(towers: Any, beginning: str) -> Any:
+    for name, parameter in towers.named_parameters():
+        if beginning and name.startswith(beginning):
+            parameter.requires_grad_(False)
+    return towers
+
+
+def share(world: World) -> slice:
+    size = PAIRS // world.size
+    return slice(world.rank * size, (world.rank + 1) * size)
+
+
+def drop_padding(concepts: torch.Tensor) -> torch.Tensor:
+    ordered = concepts.sort(1, descending=True).values
+    return ordered[:, : int((ordered > 0).sum(1).max())]
+
+
+def _steps(world: World, names: list[str]) -> dict[str, Any]:
+    """This rank's part of every case, and of what else needs other processes."""
+    results: dict[str, Any] = {}
+    for name in names:
+        loss, settings, beginning = CASES[name]
+        towers = frozen(build(), beginning)
+        if world.rank:  # other weights, which the main rank's must replace
+            torch.nn.init.normal_(towers.clip.text_projection)
+        step = CachedStep(towers, loss, world, **settings)
+        distributed.traffic.clear()
+        own = labels(PAIRS)[share(world)]
+        if world.rank:  # a rank whose pairs have fewer concepts pads less
+            own = Labels(own.captions, own.images, drop_padding(own.concepts))
+        with watched() as sent:
+            value = step(*[side[share(world)] for side in batch(PAIRS)], own)
+        results[name] = {
+            "loss": value,
+            "gradients": gradients(towers),
+            "sent": sent,
+            "traffic": dict(distributed.traffic),
+        }
+    towers = adapted()
+    if world.rank:
+        for name, parameter in towers.named_parameters():
+            if ".parametrizations." in name:
+                torch.nn.init.normal_(parameter)
+    step = CachedStep(towers, "clip", world, micro_batch_size=3)
+    step(*[side[share(world)] for side in batch(PAIRS)])
+    results["adapters"] = gradients(towers)
+    towers = build(RESNET, freeze_batch_norm=False)
+    CachedStep(towers, "clip", world, micro_batch_size=4)(
+        *[side[share(world)] for side in batch(PAIRS)]
+    )
+    results["live"] = {name: buffer.clone() for name, buffer in towers.named_buffers()}
+    values = torch.tensor([1.0, -100.0, 99.0, 3.0]) + world.rank
+    results["log add"] = distributed.log_add(values, torch.tensor(100.0))
+    return results
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run(_steps, 2, tmp_path_factory.mktemp("two"), list(CASES))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run(_steps, 4, tmp_path_factory.mktemp("four"), list(FOUR))
+
+
+def check(name: str, ranks: list[dict[str, Any]]) -> None:
+    loss, settings, beginning = CASES[name]
+    reference = frozen(build(), beginning)
+    rule = settings.get("rule")
+    targets = None if rule is None else dense_targets(rule, labels(PAIRS), loss).float()
+    wanted = plain(reference, *batch(PAIRS), loss=loss, targets=targets)
+    results = [rank[name] for rank in ranks]
+    for result in results:
+        torch.testing.assert_close(result["loss"], wanted)
+        assert worst_error(result["gradients"], gradients(reference)) < 1e-5
+        assert result["loss"] == results[0]["loss"]
+        assert all(g.equal(results[0]["gradients"][n]) for n, g in result["gradients"].items())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one_big_batch(two: list[dict[str, Any]], name: str) -> None:
+    check(name, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR)
+def test_four_processes_equal_one_big_batch(four: list[dict[str, Any]], name: str) -> None:
+    check(name, four)
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_what_is_sent(two: list[dict[str, Any]], loss: str) -> None:
+    """Eight chunks, one reduction of the gradients: each element once, and little besides."""
+    for result in (rank[f"{loss}, eight chunks"] for rank in two):
+        trained = sum(4 * g.numel() for g in result["gradients"].values())
+        features = 4 * PAIRS * 24  # G x D floats
+        # for InfoNCE a value per column; the loss; the gradients, at once
+        small = [8 * PAIRS, 8] if loss == "clip" else [8]
+        sizes = {n: [b for name, b, _ in result["sent"] if name == n] for n in COLLECTIVES}
+        assert sizes == {
+            "all_gather_into_tensor": [features],  # the texts
+            "reduce_scatter_tensor": [features],  # their gradients
+            "all_reduce": [*small, trained],
+            "broadcast": [],
+        }
+        # what `distributed` counts is what torch was given
+        assert result["traffic"] == {
+            "all_gather": features,
+            "reduce_scatter": features,
+            "all_reduce": sum(small) + trained,
+        }
+
+
+def test_live_statistics_are_shared(two: list[dict[str, Any]]) -> None:
+    """Each rank normalises its own chunks; afterwards all hold the mean of the statistics."""
+    alone = []
+    for rank in range(2):
+        towers = build(RESNET, freeze_batch_norm=False)
+        with torch.no_grad():
+            for part in batch(PAIRS)[0][share(World(rank, 2, torch.device("cpu")))].split(4):
+                towers.embed_images(part)
+        alone.append(dict(towers.named_buffers()))
+    for name in (n for n in alone[0] if n.endswith(("running_mean", "running_var"))):
+        mean = (alone[0][name] + alone[1][name]) / 2
+        for result in two:
+            torch.testing.assert_close(result["live"][name], mean, msg=name)
+
+
+def test_log_add(two: list[dict[str, Any]]) -> None:
+    """Values that float32 could not hold as exponentials."""
+    values = torch.tensor([1.0, -100.0, 99.0, 3.0])
+    for result in two:
+        torch.testing.assert_close(result["log add"], torch.logaddexp(values, values + 1))
+
+
+def test_adapters(two: list[dict[str, Any]]) -> None:
+    """Only they have gradients, those of one big batch."""
+    reference = adapted()
+    plain(reference, *batch(PAIRS))
+    for result in two:
+        assert worst_error(result["adapters"], gradients(reference)) < 1e-5
+        names = {n.removeprefix("clip.") for n in result["adapters"]}
+        assert all(".parametrizations." in n for n in names - {"logit_scale"})

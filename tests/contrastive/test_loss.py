@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+
+from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss, tiled_loss
+
+
+def features(rows: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    made = torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.nn.functional.normalize(made, dim=-1)
+
+
+def inputs(pairs: int, name: str, scale: float = 3.0) -> list[torch.Tensor]:
+    made = [features(pairs, 1), features(pairs, 2), torch.tensor(scale, dtype=torch.float64)]
+    if name == "siglip":
+        made.append(torch.tensor(-2.0, dtype=torch.float64))
+    return [value.requires_grad_() for value in made]
+
+
+DENSE = {"clip": clip_loss, "siglip": siglip_loss}
+
+
+def test_two_pairs_by_hand() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # the second text looks like the first image
+    loss = clip_loss(images, texts, torch.tensor(2.0))
+    # rows: image 1 sees 2, 2 and image 2 sees 0, 0; columns: each text sees 2, 0
+    columns = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))) / 2
+    assert math.isclose(loss.item(), (math.log(2) + columns) / 2, rel_tol=1e-6)
+
+
+def test_two_pairs_by_hand_with_a_bias() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    loss = siglip_loss(images, texts, torch.tensor(2.0), torch.tensor(-1.0))
+    # own pairs have logits 1 and -1 and should be high; the others 1 and -1 and should be low
+    cost = [math.log(1 + math.exp(x)) for x in (-1, 1, 1, -1)]
+    assert math.isclose(loss.item(), sum(cost) / 2, rel_tol=1e-6)
+
+
+def test_features_that_say_nothing_cost_ln_g() -> None:
+    same = torch.ones(8, 4) / 2
+    assert math.isclose(clip_loss(same, same, torch.tensor(10.0)).item(), math.log(8), rel_tol=1e-6)
+
+
+def test_as_open_clip_defines_them() -> None:
+    images, texts, scale, bias = inputs(9, "siglip")
+    wanted = ClipLoss()(images, texts, scale)
+    torch.testing.assert_close(tiled_loss("clip", images, texts, scale), wanted)
+    wanted = SigLipLoss()(images, texts, scale, bias)
+    torch.testing.assert_close(tiled_loss("siglip", images, texts, scale, bias), wanted)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_gradients(name: str) -> None:
+    assert torch.autograd.gradcheck(DENSE[name], inputs(5, name))
+    assert torch.autograd.gradcheck(lambda *given: tiled_loss(name, *given), inputs(5, name))
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("tile", [1, 3, 4, 11, 99])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_tiles_of_any_size_and_blocks_of_rows(name: str, tile: int, ranks: int) -> None:
+    """The shares of all blocks add up to the dense loss and its gradients."""
+    given = inputs(12, name, scale=20.0)
+    wanted = torch.autograd.grad(loss := DENSE[name](*given), given)
+    images, texts, *rest = (value.detach() for value in given)
+    size = 12 // ranks
+    blocks = [Block(images[f : f + size], texts, *rest, first=f) for f in range(0, 12, size)]
+    seen: list[torch.Tensor] = []
+    for block in blocks:
+        contrast(name, block, tile=tile, combine=lambda c: seen.append(c) or c)
+    whole = torch.stack(seen).logsumexp(0) if seen else None
+    parts = [contrast(name, block, tile=tile, combine=lambda _: whole) for block in blocks]
+    torch.testing.assert_close(sum(share for share, _ in parts), loss.detach())
+    found = [
+        torch.cat([g.images for _, g in parts]),
+        *(
+            sum(shares)
+            for shares in zip(*(g[1:] for _, g in parts), strict=True)
+            if None not in shares
+        ),
+    ]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_gradients_that_are_not_wanted(name: str, wanted: tuple[bool, bool]) -> None:
+    """A frozen tower's are left out; the temperature's is the same all the same."""
+    block = Block(*(value.detach() for value in inputs(7, name)))
+    _, full = contrast(name, block)
+    _, some = contrast(name, block, wanted=wanted)
+    torch.testing.assert_close(some.scale, full.scale)
+    if wanted[1]:
+        assert some.images is None
+        torch.testing.assert_close(some.texts, full.texts)
+    else:
+        assert some.texts is None
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_float32_at_the_highest_temperature(name: str) -> None:
+    """Logits from -100 to 100: exponentials that float32 can't hold are never formed."""
+    exact = inputs(40, name, scale=100.0)
+    exact[1].data[:20] = exact[0].data[:20]  # half the pairs agree fully, half not at all
+    wanted = torch.autograd.grad(loss := DENSE[name](*exact), exact)
+    rough = [value.detach().float().requires_grad_() for value in exact]
+    found = torch.autograd.grad(again := tiled_loss(name, *rough), rough)
+    torch.testing.assert_close(again, loss.float(), rtol=1e-5, atol=0)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() < 1e-4 * other.norm()
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_autocast_around_it_changes_nothing(name: str) -> None:
+    given = [value.detach().float() for value in inputs(30, name)]
+    wanted = tiled_loss(name, *given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tiled_loss(name, *given) == wanted
+
+
+def test_no_matrix_of_all_pairs() -> None:
+    """The largest tensor that is made has G x D entries, or those of a tile."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        entries = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore
+            made = function(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, tuple) else (made,):
+                if isinstance(tensor, torch.Tensor):
+                    self.entries = max(self.entries, tensor.numel())
+            return made
+
+    block = Block(features(300, 1), features(300, 2), torch.tensor(5.0, dtype=torch.float64))
+    for name, bias in (("clip", None), ("siglip", torch.tensor(-1.0, dtype=torch.float64))):
+        with Largest() as largest:
+            contrast(name, Block(block.images, block.texts, block.scale, bias), tile=32)
+        assert 0 < largest.entries <= 300 * 6 < 300 * 300

@@ -1,0 +1,215 @@
+"""Soft targets against their definition, pair by pair in float64; and the loss that takes them."""
+
+import pytest
+import torch
+
+from medclip_oc.contrastive.loss import Block, contrast, tiled_loss
+from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
+from tests.contrastive.test_loss import DENSE, inputs
+from tests.support.reference import (
+    batch,
+    build,
+    cached,
+    copy_of,
+    dense_targets,
+    gradients,
+    labels,
+    plain,
+)
+from tests.support.reference import worst_error as worst
+
+RULES = [
+    Rule("captions"),
+    Rule("captions", smoothing=0.1),
+    Rule("concepts", strength=0.3),
+    Rule("concepts", strength=1.0),
+    Rule("concepts", strength=0.5, smoothing=0.2),
+    Rule("pairs", smoothing=0.1),
+]
+BOTH = [("clip", rule) for rule in RULES] + [("siglip", r) for r in RULES if not r.smoothing]
+
+
+def made(rule: Rule, given: Labels, tile: int = 5) -> Targets:
+    """As one process makes them."""
+    compared = given if rule.kind != "pairs" else Labels.different(len(given.captions), "cpu")
+    targets = Targets(rule, compared, torch.float64)
+    targets.complete(slice(0, len(given.captions)), lambda sums: sums, tile)
+    return targets
+
+
+def test_by_hand() -> None:
+    """Pairs 0 and 1 share a caption; 0 and 2 one of three concepts."""
+    given = Labels(
+        torch.tensor([5, 5, 6]), torch.tensor([1, 2, 3]), torch.tensor([[8, 9], [0, 0], [9, 4]])
+    )
+    whole = slice(0, 3)
+    found = made(Rule("captions"), given).tile(whole, whole)
+    torch.testing.assert_close(found, torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 2.0]]).double())
+    # overlaps: [1, 1, 1/3], [1, 1, 0], [1/3, 0, 1]; sums 7/3, 2, 4/3
+    found = made(Rule("concepts", strength=0.5), given).tile(whole, whole)
+    wanted = 0.5 * (1 / 3) * (3 / 7 + 3 / 4)
+    assert found[0, 2] == found[2, 0] == pytest.approx(wanted)
+    assert found[0, 1] == pytest.approx(0.5 * 1 + 0.5 * (3 / 7 + 1 / 2))
+    yes, no = made(Rule("concepts", strength=0.5), given).answers(whole, whole)
+    # 0 and 1 share a yes; 2 overlaps with 0 by a third: half of that of (1/2 + 1) / 2
+    wanted_yes = torch.tensor([[1 / 2, 1 / 2, 1 / 8], [1 / 2, 1 / 2, 0], [1 / 8, 0, 1]])
+    torch.testing.assert_close(yes, wanted_yes.double())
+    wanted_no = torch.tensor([[0, 0, 5 / 6], [0, 0, 1], [5 / 6, 1, 0]])
+    torch.testing.assert_close(no, wanted_no.double())
+
+
+def test_copies_share_their_yes() -> None:
+    """As many yeses as pairs, also where groups of captions and of images overlap (pair 0)."""
+    given = Labels(
+        torch.tensor([1, 1, 1, 2, 3, 4]), torch.tensor([1, 2, 3, 1, 1, 6]), torch.zeros(6, 0).int()
+    )
+    whole = slice(0, 6)
+    yes, no = made(Rule("captions"), given).answers(whole, whole)
+    assert yes.sum().item() == pytest.approx(6)
+    assert yes[0, :3].tolist() == pytest.approx([1 / 5, (1 / 5 + 1 / 3) / 2, (1 / 5 + 1 / 3) / 2])
+    assert no.equal((yes == 0).double())
+
+
+def test_an_overlap_never_outweighs_a_copy() -> None:
+    given, whole = labels(13), slice(0, 13)
+    copies, _ = made(Rule("captions"), given).answers(whole, whole)
+    for strength in (0.3, 1.0):
+        yes, no = made(Rule("concepts", strength=strength), given).answers(whole, whole)
+        assert yes[copies > 0].equal(copies[copies > 0])
+        ceiling = strength * (yes.diagonal()[:, None] + yes.diagonal()) / 2
+        assert (yes <= torch.maximum(ceiling, copies) + 1e-12).all()
+        apart = no[copies == 0]
+        assert (apart >= 1 - strength).all()
+        assert (apart < 1).any()
+
+
+@pytest.mark.parametrize("kind", ["captions", "concepts"])
+def test_soft_answers_are_the_plain_loss_where_all_differ(kind: str) -> None:
+    """By the tiles themselves, which a step with nothing in common doesn't reach."""
+    numbers = torch.arange(8)
+    apart = Labels(numbers, numbers, numbers[:, None].int() + 1)
+    images, texts, *rest = (value.detach() for value in inputs(8, "siglip"))
+    targets = made(Rule(kind, strength=0.5), apart)
+    one, first = contrast("siglip", Block(images, texts, *rest))
+    two, second = contrast("siglip", Block(images, texts, *rest, targets=targets))
+    torch.testing.assert_close(one, two)
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize(("loss", "rule"), BOTH)
+@pytest.mark.parametrize("tile", [1, 4, 30])
+def test_tiles_are_parts_of_the_definition(loss: str, rule: Rule, tile: int) -> None:
+    given = labels(13)
+    wanted = dense_targets(rule, given, loss)
+    targets = made(rule, given, tile)
+    for first in range(0, 13, tile):
+        for start in range(0, 13, tile):
+            row, column = slice(first, min(13, first + tile)), slice(start, min(13, start + tile))
+            if loss == "clip":
+                torch.testing.assert_close(targets.tile(row, column), wanted[row, column])
+            else:
+                found = torch.stack(targets.answers(row, column))
+                torch.testing.assert_close(found, wanted[:, row, column])
+
+
+@pytest.mark.parametrize(("loss", "rule"), BOTH)
+def test_gradients(loss: str, rule: Rule) -> None:
+    """Dense and tiled: gradcheck, and each equals the other."""
+    given, pairs = inputs(7, loss), labels(7)
+    dense, targets = dense_targets(rule, pairs, loss), made(rule, pairs)
+    bias = given[3:] or [None]
+    assert torch.autograd.gradcheck(lambda *g: DENSE[loss](*g, dense), given)
+    assert torch.autograd.gradcheck(
+        lambda i, t, s, *b: tiled_loss(loss, i, t, s, *(b or (None,)), targets), given
+    )
+    wanted = torch.autograd.grad(one := DENSE[loss](*given, dense), given)
+    found = torch.autograd.grad(two := tiled_loss(loss, *given[:3], bias[0], targets), given)
+    torch.testing.assert_close(two, one)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("loss", "rule"), BOTH)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_blocks_of_rows_add_up(loss: str, rule: Rule, ranks: int) -> None:
+    given, pairs, size = inputs(12, loss, scale=20.0), labels(12), 12 // ranks
+    dense, targets = dense_targets(rule, pairs, loss), made(rule, pairs)
+    wanted = torch.autograd.grad(one := DENSE[loss](*given, dense), given)
+    images, texts, *rest = (value.detach() for value in given)
+    blocks = [
+        Block(images[f : f + size], texts, *rest, first=f, targets=targets)
+        for f in range(0, 12, size)
+    ]
+    seen: list[torch.Tensor] = []
+    for block in blocks:
+        contrast(loss, block, tile=5, combine=lambda c: seen.append(c) or c)
+    whole = torch.stack(seen).logsumexp(0) if seen else None
+    parts = [contrast(loss, block, tile=5, combine=lambda _: whole) for block in blocks]
+    torch.testing.assert_close(sum(share for share, _ in parts), one.detach())
+    torch.testing.assert_close(torch.cat([g.images for _, g in parts]), wanted[0])
+    torch.testing.assert_close(sum(g.texts for _, g in parts), wanted[1])
+    torch.testing.assert_close(sum(g.scale for _, g in parts), wanted[2])
+
+
+@pytest.mark.parametrize(("loss", "rule"), BOTH)
+def test_the_cached_step_equals_one_big_batch(loss: str, rule: Rule) -> None:
+    towers = build().double()
+    reference = copy_of(towers)
+    wanted = plain(reference, *batch(12), loss=loss, targets=dense_targets(rule, labels(12), loss))
+    found = cached(towers, loss=loss, rule=rule)(*batch(12), labels(12))
+    torch.testing.assert_close(found, wanted.float())
+    assert worst(gradients(towers), gradients(reference)) < 1e-10
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", ["captions", "concepts"])
+def test_equals_the_plain_loss_where_all_differ(loss: str, kind: str) -> None:
+    """Bit for bit: the plain loss is what runs."""
+    one, two = build(), build()
+    numbers = torch.arange(12)
+    apart = Labels(numbers, numbers + 5, numbers[:, None].int() + 1)
+    value = cached(one, loss=loss, rule=Rule(kind, strength=0.5))(*batch(12), apart)
+    assert value == cached(two, loss=loss)(*batch(12))
+    assert all(g.equal(gradients(two)[name]) for name, g in gradients(one).items())
+
+
+def test_a_strength_of_zero_is_captions() -> None:
+    whole = slice(0, 13)
+    one = made(Rule("concepts", strength=0.0), labels(13)).tile(whole, whole)
+    assert one.equal(made(Rule("captions"), labels(13)).tile(whole, whole))
+
+
+def test_labels_matter() -> None:
+    """So that the tests above can fail."""
+    one, two = build(), build()
+    cached(one, rule=Rule("captions"))(*batch(12), labels(12))
+    cached(two)(*batch(12))
+    assert worst(gradients(one), gradients(two)) > 1e-2
+
+
+def test_the_lowest_loss_is_where_duplicates_are_alike() -> None:
+    """Two pairs with one caption: features that agree cost ln 2 and no more."""
+    features = torch.eye(3, dtype=torch.float64)[[0, 0, 1]]
+    scale = torch.tensor(100.0, dtype=torch.float64)
+    given = Labels(torch.tensor([1, 1, 2]), torch.arange(3), torch.zeros(3, 0).int())
+    block = Block(features, features, scale, targets=made(Rule("captions"), given))
+    loss, gradient = contrast("clip", block)
+    assert loss.item() == pytest.approx(2 * torch.tensor(2.0).log().item() / 3, rel=1e-6)
+    assert gradient.images.abs().max() < 1e-12
+
+
+def test_equal_captions_with_equal_features_change_nothing_for_infonce() -> None:
+    """What positives.py says of `captions`; for SigLIP they change much."""
+    captions = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
+    same = Labels(captions, torch.arange(8), torch.zeros(8, 0).int())
+    for loss in ("clip", "siglip"):
+        images, texts, *rest = (value.detach() for value in inputs(8, loss))
+        block = Block(images, texts[captions], *rest)
+        targets = made(Rule("captions"), same)
+        one, plain_one = contrast(loss, block)
+        two, joint = contrast(loss, Block(images, texts[captions], *rest, targets=targets))
+        # what reaches a caption's features: the sum over its copies
+        per_caption = [
+            torch.zeros(5, 6).double().index_add(0, captions, g.texts) for g in (plain_one, joint)
+        ]
+        equal = torch.allclose(one, two) and torch.allclose(plain_one.images, joint.images)
+        assert (equal and torch.allclose(*per_caption)) == (loss == "clip")

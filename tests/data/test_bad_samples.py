@@ -1,0 +1,225 @@
+"""What goes wrong while pairs are loaded reaches every rank, with the same words."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medclip_oc.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from medclip_oc.data import loader
+from medclip_oc.data.bad_samples import Watch
+from medclip_oc.data.dataset import Loaded
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.models import factory
+from medclip_oc.runtime import distributed
+from medclip_oc.runtime.distributed import World
+from tests.conftest import TINY
+from tests.support import processes
+from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def watch(said: list[str], world: World = ALONE, **how: Any) -> Watch:
+    usual = {
+        "steps": 5,
+        "pairs_per_step": 4,
+        "pairs_per_epoch": 20,
+        "max_bad_share": 0.1,
+        "long_captions": "truncate",
+        "context": 77,
+    }
+    return Watch(world, said.append, **(usual | how))
+
+
+def loads(*bad: list[str], long: int = 0) -> Iterator[Loaded]:
+    for lines in bad:
+        yield Loaded({"index": torch.zeros(4)}, lines, long)
+
+
+def test_bad_pairs_are_said_once_and_bounded() -> None:
+    said: list[str] = []
+    kept = watch(said).over(loads([], ["a"], [], ["a"], []))
+    assert len(list(kept)) == 5
+    assert said == ["unreadable, replaced by another pair: a"]
+    # 2 of an epoch's 20 are allowed; later, a tenth of what was seen
+    steps = watch(said, steps=10).over(loads([], ["a"], ["b"], [], [], [], [], ["c"], ["d"], []))
+    assert [len(next(steps)["index"]) for _ in range(8)] == [4] * 8
+    with pytest.raises(WorkError, match=r"^4 of the first 36 pairs .* 0\.1 allows 3; the last: d$"):
+        next(steps)
+
+
+def test_no_bad_pair_is_allowed_where_none_is_asked_for() -> None:
+    with pytest.raises(WorkError, match="1 of the first 4 pairs can't be read"):
+        list(watch([], max_bad_share=0.0).over(loads(["a"])))
+
+
+def test_long_captions_are_reported_once_after_an_epoch_or_at_the_end() -> None:
+    said: list[str] = []
+    for number, _ in enumerate(watch(said, steps=12).over(loads(*[[]] * 12, long=1)), 1):
+        assert len(said) == (number >= 5)
+    assert said[0].startswith("5 of 20 captions (25.0%) are longer than 77 tokens")
+    list(watch(said, steps=1).over(loads([], long=2)))
+    assert said[1].startswith("2 of 4 captions")
+
+
+def test_shards_are_looked_after_at_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    one = watch([], steps=12, check=lambda: looks.append(1))
+    counts = [len(looks) for _ in one.over(loads(*[[]] * 12))]
+    assert counts == [1] * 5 + [2] * 5 + [3] * 2
+    monkeypatch.setattr("medclip_oc.data.bad_samples.CHECK_SECONDS", 0.0)
+    looks.clear()
+    one = watch([], steps=3, check=lambda: looks.append(1))
+    assert [len(looks) for _ in one.over(loads([], [], []))] == [1, 2, 3], "and after a while"
+
+
+def test_further_bad_pairs_are_taken_along() -> None:
+    said: list[str] = []
+    more = iter([["x"], [], ["y", "z"]])
+    one = watch(said, steps=3, passed_over=lambda: next(more), max_bad_share=0.2)
+    assert len(list(one.over(loads([], ["a"], [])))) == 3
+    assert [line[-1] for line in said] == ["x", "a", "y", "z"]
+    assert one.bad == 4
+
+
+def test_counting_goes_on_where_it_was() -> None:
+    """What was said before is not said again, and shares are of all pairs seen."""
+    said: list[str] = []
+    whole, first = watch(said, steps=10), watch([], steps=5)
+    bad = [[], ["a"], [], ["b"], [], [], [], [], ["a"], []]
+    list(whole.over(loads(*bad, long=1)))
+    list(first.over(loads(*bad[:5], long=1)))
+    rest: list[str] = []
+    second = watch(rest, steps=5, start=20)
+    second.load_state_dict(first.state_dict())
+    list(second.over(loads(*bad[5:], long=1)))
+    assert second.state_dict() == whole.state_dict()
+    assert rest == [], "a was named, and long captions were reported, in the first part"
+
+
+# ------------------------------------------------------------------------------------- two ranks
+
+
+def exchange(world: World) -> dict[str, Any]:
+    """The collectives that `Watch` needs."""
+    own = [f"rank {world.rank}", "two\nlines é"][: world.rank + 1]
+    caught = []
+    for error in (None, InputError(f"only {world.rank}\nhere") if world.rank == 1 else None):
+        try:
+            distributed.raise_together(error, world.device)
+        except InputError as raised:
+            caught.append(str(raised))
+    return {
+        "sum": distributed.add_up([1, 10 * world.rank], world.device),
+        "texts": distributed.gather_texts(own, world.device),
+        "none": distributed.gather_texts([], world.device),
+        "caught": caught,
+    }
+
+
+def settings(folder: Path, **data: Any) -> Config:
+    usual: dict[str, Any] = {"train": str(folder / "*.tar"), "workers": 1}
+    return Config(
+        model=ModelConfig(arch="watch-test", definition=TINY),
+        data=DataConfig(**(usual | data), augment=AugmentConfig()),
+        train=TrainConfig(global_batch_size=4, micro_batch_size=2, epochs=4),
+    )
+
+
+def train_on(world: World, folder: str, harm: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Go through four epochs of batches, harming the shards in the first; what was met."""
+    config = settings(Path(folder), **data)
+    clip = factory.build(config.model)
+    pairs = loader.open_training(config.data, 1, world)
+    said: list[str] = []
+    steps = 4 * pairs.pairs_per_epoch // 4
+    batches = loader.training_batches(pairs, clip, config, world, said.append, steps=steps)
+    done, seen = 0, list[int]()
+    try:
+        for done, batch in enumerate(batches, 1):
+            seen += batch["index"].tolist()
+            if done == 2 and world.main:
+                hurt(Path(folder) / "b.tar", harm)
+            distributed.barrier()
+    except (InputError, WorkError) as error:
+        work = isinstance(error, WorkError)
+        return {"error": str(error), "work": work, "done": done, "said": said}
+    return {"done": done, "said": said, "seen": seen}
+
+
+def hurt(shard: Path, how: str) -> None:
+    if how == "delete":
+        shard.unlink()
+    elif how == "truncate":
+        os.truncate(shard, shard.stat().st_size // 2)
+
+
+NAMES = sorted(f"p{n}" for n in range(20))
+
+
+def everything(world: World, folder: str) -> dict[str, Any]:
+    """What each test below asks about; in one go, because starting processes takes longest."""
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    found: dict[str, Any] = {"exchange": exchange(world)}
+    for harm, workers in (("delete", 1), ("truncate", 0)):
+        found[harm] = train_on(world, f"{folder}/{harm}", harm, {"workers": workers})
+    for share in (0.2, 0.05):
+        how = {"workers": 0, "max_bad_share": share}
+        found[str(share)] = train_on(world, f"{folder}/bad", "", how)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks met."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name in ("delete", "truncate", "bad", "results"):
+        (folder / name).mkdir()
+    for harm in ("delete", "truncate"):
+        for number, name in enumerate("abc"):
+            write_pairs(folder / harm / f"{name}.tar", range(10 * number, 10 * number + 10))
+    images = {f"{name}.jpg": b"cut" if name in ("p3", "p8") else jpeg(1) for name in NAMES}
+    texts = {f"{name}.txt": b"word " * 99 if name == "p0" else b"x" for name in NAMES}
+    write_tar(folder / "bad" / "a.tar", dict(sorted((images | texts).items())))
+    return processes.run(everything, 2, folder / "results", str(folder))
+
+
+@pytest.mark.slow
+def test_the_collectives(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        found = rank["exchange"]
+        assert found["sum"] == [2, 10]
+        assert found["texts"] == [["rank 0"], ["rank 1", "two lines é"]]
+        assert found["none"] == [[], []]
+        assert found["caught"] == ["only 1 here"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["delete", "truncate"])
+def test_a_shard_that_goes_away_ends_every_rank(ranks: list[dict[str, Any]], harm: str) -> None:
+    """Within the first epoch or at the beginning of the second, on every rank, with its name."""
+    one, other = (rank[harm] for rank in ranks)
+    assert one == other
+    assert "b.tar" in one["error"]
+    assert one["work"], "the input was right when the run began"
+    assert 2 <= one["done"] <= -(-30 // 4), "by the end of the first epoch"
+
+
+@pytest.mark.slow
+def test_bad_pairs_that_one_rank_meets_are_known_to_all(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        allowed = rank["0.2"]
+        lines = [line for line in allowed["said"] if "unreadable" in line]
+        assert {line.split(": ")[2] for line in lines} == {"p3", "p8"}
+        assert len(lines) == 2
+        assert sum("captions" in line for line in allowed["said"]) == 1
+        assert allowed["done"] == 20
+        assert set(allowed["seen"]) <= set(range(20)) - {NAMES.index("p3"), NAMES.index("p8")}
+        assert "0.05 allows 1; the last: a.tar: p" in rank["0.05"]["error"]
+    assert ranks[0]["0.2"]["said"] == ranks[1]["0.2"]["said"]
+    assert ranks[0]["0.05"] == ranks[1]["0.05"]

@@ -1,0 +1,318 @@
+"""Which pair comes when, and what a batch holds."""
+
+import hashlib
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from medclip_oc.config.schema import DataConfig, ModelConfig
+from medclip_oc.data import dataset, loader
+from medclip_oc.data.sampler import Order
+from medclip_oc.data.shards import ShardSet
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.imaging.jpeg import Picture
+from medclip_oc.models import factory
+from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
+
+# DataLoader forks; nothing here has threads that matter to the children
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def stream(order: Order, world_size: int, **settings: Any) -> list[list[dataset.Place]]:
+    """Global batches as the ranks together see them, in rank order."""
+    batches: list[list[dataset.Place]] = []
+    for rank in range(world_size):
+        sampler = dataset.StepSampler(order, rank=rank, world_size=world_size, **settings)
+        places = [place for part in sampler for place in part]
+        assert len(list(sampler)) == len(sampler)
+        share = settings["global_batch_size"] // world_size
+        for step in range(settings["steps"]):
+            if rank == 0:
+                batches.append([])
+            batches[step] += places[step * share : (step + 1) * share]
+    return batches
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    weighted=st.booleans(),
+    world_size=st.integers(1, 8),
+    per_rank=st.integers(1, 5),
+    loader_batch_size=st.integers(1, 7),
+    steps=st.integers(1, 12),
+    done=st.integers(0, 12),
+)
+@settings(deadline=None, max_examples=100)
+def test_global_batches_depend_on_nothing_but_the_position(
+    sizes: list[int],
+    weighted: bool,
+    world_size: int,
+    per_rank: int,
+    loader_batch_size: int,
+    steps: int,
+    done: int,
+) -> None:
+    """Not on ranks, nor on loader batches, nor on where the run was taken up again."""
+    weights = [1.0 + n for n in range(len(sizes))] if weighted else None
+    order = Order(sizes, seed=3, weights=weights)
+    size = per_rank * world_size
+    how: dict[str, Any] = {"global_batch_size": size}
+    whole = stream(order, 1, steps=done + steps, loader_batch_size=size, **how)
+    how |= {"loader_batch_size": loader_batch_size, "start": done * size}
+    resumed = stream(order, world_size, steps=steps, **how)
+    assert resumed == whole[done:]
+
+
+@given(size=st.integers(1, 50), batch=st.integers(1, 12), world_size=st.integers(1, 4))
+@settings(deadline=None, max_examples=60)
+def test_each_epoch_is_a_permutation_across_step_boundaries(
+    size: int, batch: int, world_size: int
+) -> None:
+    batch *= world_size
+    steps = -(-3 * size // batch)
+    order = Order([size], seed=1)
+    batches = stream(order, world_size, global_batch_size=batch, loader_batch_size=3, steps=steps)
+    places = [place for step in batches for place in step][: 3 * size]
+    for epoch in range(3):
+        own = places[epoch * size : (epoch + 1) * size]
+        assert sorted(own) == [(epoch, index) for index in range(size)]
+
+
+def test_a_position_inside_a_step_is_a_position_too() -> None:
+    order = Order([10], seed=1)
+    how: dict[str, Any] = {"global_batch_size": 4, "loader_batch_size": 4}
+    whole = [place for step in stream(order, 1, steps=5, **how) for place in step]
+    shifted = [place for step in stream(order, 2, steps=4, start=3, **how) for place in step]
+    assert shifted == whole[3:19]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> ShardSet:
+    write_pairs(tmp_path / "a.tar", range(5), {1: ["C0040405", "C0007776"], 2: ["X1"]})
+    write_pairs(tmp_path / "b.tar", range(5, 8))
+    return ShardSet.open(str(tmp_path / "*.tar"), "train")
+
+
+@pytest.fixture(scope="module")
+def clip() -> factory.Clip:
+    definition = {
+        "embed_dim": 8,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 16,
+            "head_width": 8,
+            "patch_size": 8,
+        },
+        "text_cfg": {
+            "context_length": 10,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    return factory.build(ModelConfig(arch="data-test", definition=definition))
+
+
+def batches(
+    pairs: dataset.Pairs, places: list[list[dataset.Place]], workers: int = 0
+) -> list[dataset.Batch]:
+    return [loaded.batch for loaded in dataset.loader(pairs, places, workers=workers, pin=False)]
+
+
+def test_what_a_batch_holds(shards: ShardSet, clip: factory.Clip) -> None:
+    (batch,) = batches(loader.pairs(shards, clip), [[(0, 6), (0, 1), (0, 2)]])
+    assert batch["images"].dtype == torch.uint8
+    assert batch["images"].shape == (3, 3, 32, 32)
+    assert batch["images"][0].equal(clip.preprocess(decoded(6)))
+    assert batch["tokens"].equal(clip.tokenizer([f"finding number {n}" for n in (6, 1, 2)]))
+    assert batch["index"].tolist() == [6, 1, 2]
+    assert batch["concepts"].tolist() == [[0, 0], [40405, 7776], [0, 0]]
+    assert batch["concepts"].dtype == torch.int32
+    for name, content in (("caption_hash", b"finding number 6"), ("image_hash", jpeg(6))):
+        wanted = int.from_bytes(hashlib.sha256(content).digest()[:8], signed=True)
+        assert batch[name][0].item() == wanted
+
+
+def decoded(seed: int) -> Image.Image:
+    return Image.open(io.BytesIO(jpeg(seed))).convert("RGB")
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(
+    shards: ShardSet, clip: factory.Clip
+) -> None:
+    def pixels(seed: int, place: dataset.Place) -> torch.Tensor:
+        pairs = loader.augmented_pairs(shards, clip, DataConfig(), seed)
+        return batches(pairs, [[place]])[0]["images"]
+
+    assert pixels(1, (0, 3)).equal(pixels(1, (0, 3)))
+    assert not pixels(1, (0, 3)).equal(pixels(1, (1, 3)))
+    assert not pixels(1, (0, 3)).equal(pixels(2, (0, 3)))
+
+
+@FORKS
+def test_workers_change_nothing(shards: ShardSet, clip: factory.Clip) -> None:
+    pairs = loader.augmented_pairs(shards, clip, DataConfig(), 1)
+    places = [[(0, 3), (0, 1)], [(0, 7)], [(1, 0), (1, 3)]]
+    for alone, helped in zip(
+        batches(pairs, places), batches(pairs, places, workers=2), strict=True
+    ):
+        assert all(alone[name].equal(helped[name]) for name in alone)
+
+
+def test_loader_batches_join_into_steps(shards: ShardSet, clip: factory.Clip) -> None:
+    places = [[(0, 0), (0, 1)], [(0, 2)], [(0, 3), (0, 4)], [(0, 5)]]
+    pairs = loader.pairs(shards, clip)
+    loads = [dataset.Loaded(batch, [str(n)], n) for n, batch in enumerate(batches(pairs, places))]
+    joined = list(dataset.step_batches(iter(loads), 3))
+    assert [(load.bad, load.long_captions) for load in joined] == [(["0", "1"], 1), (["2", "3"], 5)]
+    steps = [load.batch for load in joined]
+    assert [step["index"].tolist() for step in steps] == [[0, 1, 2], [3, 4, 5]]
+    assert steps[0]["concepts"].tolist() == [[0, 0], [40405, 7776], [0, 0]]
+    assert steps[0]["images"].shape == (3, 3, 32, 32)
+
+
+BAD = {"good.jpg": jpeg(0), "good.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
+
+
+def test_facts_of_other_makers_may_be_anything(tmp_path: Path, clip: factory.Clip) -> None:
+    facts = [b"[1]", b'"x"', b'{"sha256": 5, "concepts": "C1"}', b'{"sha256": "xyz"}']
+    facts.append(b'{"concepts": ["C99999999999", 3, null, "C0000007", "c1"]}')
+    members = {}
+    for n, content in enumerate(facts):
+        members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": content}
+    shards = ShardSet.open(str(write_tar(tmp_path / "a.tar", members)), "train")
+    (batch,) = batches(loader.pairs(shards, clip), [[(0, n) for n in range(5)]])
+    assert batch["concepts"].tolist() == [[0], [0], [0], [0], [7]]
+    hashes = [int.from_bytes(hashlib.sha256(jpeg(n)).digest()[:8], signed=True) for n in range(5)]
+    assert batch["image_hash"].tolist() == hashes
+
+
+@FORKS
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_pair_is_named_in_evaluation(
+    tmp_path: Path, clip: factory.Clip, workers: int
+) -> None:
+    write_tar(tmp_path / "a.tar", BAD)
+    pairs = loader.pairs(ShardSet.open(str(tmp_path / "a.tar"), "train"), clip)
+    with pytest.raises(InputError, match=r"^a\.tar: bad: undecodable") as caught:
+        batches(pairs, [[(0, 0), (0, 1)]], workers)
+    assert "Traceback" not in str(caught.value)
+
+
+@FORKS
+def test_a_bad_pair_is_replaced_in_training(tmp_path: Path, clip: factory.Clip) -> None:
+    """By the same pair wherever and whenever it is met; another one in the next epoch, perhaps."""
+    members = {f"p{n}.jpg": jpeg(n) for n in range(40)} | {f"p{n}.txt": b"x" for n in range(40)}
+    members |= {"p3.jpg": jpeg(3)[:-60], "p5.txt": b"\xff"}
+    path = write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    shards = ShardSet.open(str(path), "train")
+    cut, unreadable = (next(n for n in range(40) if shards.key(n) == key) for key in ("p3", "p5"))
+    pairs = loader.augmented_pairs(shards, clip, DataConfig(), 1)
+    places = [[(epoch, cut), (epoch, unreadable), (epoch, 0)] for epoch in range(6)]
+    loads = list(dataset.loader(pairs, places, workers=0, pin=False))
+    for loaded in loads:
+        assert [line.split("(")[0] for line in loaded.bad[:1]] == ["a.tar: p3: truncated "]
+        assert any("a.tar: p5: caption or facts unreadable" in line for line in loaded.bad)
+        assert not {cut, unreadable} & set(loaded.batch["index"].tolist())
+        assert loaded.batch["index"][2] == 0
+    again = dataset.loader(pairs, [places[4][::-1]], workers=1, pin=False)
+    assert next(again).batch["images"].flip(0).equal(loads[4].batch["images"])
+    assert len({int(loaded.batch["index"][0]) for loaded in loads}) > 1
+
+
+def test_a_set_of_nothing_but_bad_pairs_ends(tmp_path: Path, clip: factory.Clip) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"", "b.jpg": b"2", "b.txt": b""})
+    pairs = loader.augmented_pairs(ShardSet.open(str(path), "train"), clip, DataConfig(), 1)
+    with pytest.raises(WorkError, match=r"20 pairs in a row can't be read; the last: a\.tar: [ab]"):
+        batches(pairs, [[(0, 0)]])
+
+
+@FORKS
+def test_a_worker_that_dies_is_one_line(shards: ShardSet, clip: factory.Clip) -> None:
+    pairs = loader.pairs(shards, clip)
+    pairs.transform = _die
+    with pytest.raises(WorkError, match="a loader process died; out of memory"):
+        batches(pairs, [[(0, 0)]], workers=1)
+
+
+def _die(picture: Picture, rng: np.random.Generator) -> torch.Tensor:
+    import os
+
+    os.kill(os.getpid(), 9)
+    raise AssertionError
+
+
+class Tiny:
+    """A transform and a tokenizer that cost nothing: the draw, and the length."""
+
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> torch.Tensor:
+        return torch.tensor([rng.integers(256)], dtype=torch.uint8)
+
+    def tokens(self, texts: list[str], context_length: int = 4) -> torch.Tensor:
+        return torch.zeros(len(texts), context_length, dtype=torch.int64)
+
+
+@FORKS
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # few cores
+@pytest.mark.slow
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    world_size=st.integers(1, 8),
+    workers=st.integers(0, 4),
+    per_rank=st.integers(1, 3),
+    loader_batch_size=st.integers(1, 4),
+    done=st.integers(0, 3),
+)
+@settings(
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_batches_of_real_loaders_are_equal_across_ranks_and_workers(
+    tmp_path_factory: pytest.TempPathFactory,
+    counts: list[int],
+    world_size: int,
+    workers: int,
+    per_rank: int,
+    loader_batch_size: int,
+    done: int,
+) -> None:
+    """Shards of random sizes (also a single one), read by real loader processes."""
+    folder, first = tmp_path_factory.mktemp("shards"), 0
+    for number, count in enumerate(counts):
+        write_pairs(folder / f"{number}.tar", range(first, first + count))
+        first += count
+    shards = ShardSet.open(str(folder / "*.tar"), "train")
+    pairs = dataset.Pairs(shards, Tiny(), Tiny().tokens, seed=4, replace=True)
+    order, size = Order(shards.sizes, seed=4), world_size * per_rank
+    steps = -(-2 * len(shards) // size)
+
+    def run(ranks: int, workers: int, **how: int) -> list[list[list[int]]]:
+        parts = []
+        for rank in range(ranks):
+            sampler = dataset.StepSampler(
+                order, global_batch_size=size, rank=rank, world_size=ranks, **how
+            )
+            loads = dataset.loader(pairs, sampler, workers=workers, pin=False)
+            rows = [
+                torch.stack([b["index"], b["images"][:, 0], b["caption_hash"]], dim=1).tolist()
+                for b in (load.batch for load in dataset.step_batches(loads, size // ranks))
+            ]
+            parts.append(rows)
+        return [[row for part in step for row in part] for step in zip(*parts, strict=True)]
+
+    whole = run(1, 0, steps=done + steps, loader_batch_size=size)
+    seen = Counter(row[0] for step in whole for row in step)
+    assert set(seen) == set(range(len(shards)))
+    resumed = run(
+        world_size, workers, steps=steps, loader_batch_size=loader_batch_size, start=done * size
+    )
+    assert resumed == whole[done:]

@@ -1,0 +1,484 @@
+"""Reading shards: packed by us or by another tool, named in any way, from any process."""
+
+import csv
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import tarfile
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from medclip_oc.data import index as shard_index
+from medclip_oc.data import shards
+from medclip_oc.data.array_file import ArrayWriter
+from medclip_oc.data.shards import Sample, ShardSet
+from medclip_oc.errors import InputError, ShardChanged
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard folder: 7 training pairs in 3 tars, 2 validation pairs in one."""
+    folder = tmp_path_factory.mktemp("made")
+    write_kaggle(folder / "source", {"train": 7, "valid": 2})
+    source = open_source(folder / "source", ["train", "valid"])
+    pack(source, folder / "shards", PackOptions(samples_per_shard=3))
+    return folder / "shards"
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of `made` to damage."""
+    ignore = shutil.ignore_patterns(".*")  # the arrays, which another test may have left
+    return Path(shutil.copytree(made, tmp_path / "shards", ignore=ignore))
+
+
+def samples(shard_set: ShardSet) -> list[Sample]:
+    return [shard_set.read(position) for position in range(len(shard_set))]
+
+
+def test_reads_a_folder_by_its_index(made: Path) -> None:
+    shard_set = ShardSet.open(str(made), "train")
+    assert len(shard_set) == 7
+    source = made.parent / "source"
+    with (source / "train_captions.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["ID"], row["Caption"]) for row in csv.DictReader(file)]
+    for position, sample in enumerate(samples(shard_set)):
+        name = f"train_{position:04}"
+        image = (source / "train_images" / "train" / f"{name}.jpg").read_bytes()
+        assert (sample.key, sample.image, sample.extension) == (name, image, "jpg")
+        assert (sample.key, sample.caption) == rows[position]
+        assert (sample.facts["id"], sample.facts["split"]) == (name, "train")
+        assert shard_set.key(position) == name
+        assert shard_set.locate(position) == f"train-{position // 3:06}.tar: {name}"
+    assert len(ShardSet.open(str(made), "valid")) == 2
+
+
+@pytest.mark.parametrize("position", [-1, 7])
+def test_positions_end(made: Path, position: int) -> None:
+    shard_set = ShardSet.open(str(made), "train")
+    for read in (shard_set.read, shard_set.key, shard_set.locate):
+        with pytest.raises(IndexError):
+            read(position)
+
+
+def test_named_in_any_way_the_pairs_are_the_same(made: Path) -> None:
+    whole = ShardSet.open(str(made), "train")
+    ways: list[str | list[str]] = [
+        f"{made}/train-{{000000..000002}}.tar",
+        f"{made}/train-*.tar",
+        [f"{made}/train-00000{n}.tar" for n in range(3)],
+        [f"{made}/train-000000.tar", f"{made}/train-00000[12].tar"],
+    ]
+    for way in ways:
+        other = ShardSet.open(way, "valid")  # shards named one by one are all taken
+        assert samples(other) == samples(whole)
+        assert other.fingerprint == whole.fingerprint
+
+
+def test_an_index_made_by_scanning_reads_the_same(made: Path, folder: Path) -> None:
+    (folder / "index.json").unlink()
+    scanned = ShardSet.open(f"{folder}/train-*.tar", "train")
+    assert samples(scanned) == samples(ShardSet.open(str(made), "train"))
+    assert scanned.skipped == 0
+
+
+def test_fingerprint_tells_data_apart(made: Path, tmp_path: Path) -> None:
+    prints = {ShardSet.open(str(made), split).fingerprint for split in ("train", "valid")}
+    prints.add(ShardSet.open(f"{made}/train-000000.tar", "train").fingerprint)
+    one = write_pairs(tmp_path / "a.tar", range(3))
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    write_pairs(one, range(1, 4))
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    write_tar(one, {"pair1.jpg": b"longer", "pair1.txt": b""})
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    write_tar(one, {"pair1.jpg": b"short", "pair1.txt": b""})
+    prints.add(ShardSet.open(str(one), "train").fingerprint)
+    assert len(prints) == 7
+
+
+def test_shards_of_webdataset(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.tar"
+    with webdataset.TarWriter(str(path)) as sink:
+        for n in range(3):
+            sink.write(
+                {
+                    "__key__": f"folder/pair{n}",
+                    "cls": b"1",
+                    "png": jpeg(n),  # bytes are taken as they are
+                    "txt": f"caption {n} é",
+                }
+            )
+    shard_set = ShardSet.open(str(path), "train")
+    assert [(s.key, s.image, s.caption, s.facts) for s in samples(shard_set)] == [
+        (f"folder/pair{n}", jpeg(n), f"caption {n} é", {}) for n in range(3)
+    ]
+    assert shard_set.read(0).extension == "png"
+
+
+def test_tars_of_other_tools(tmp_path: Path) -> None:
+    """Any order within a pair, long names, folders, strays."""
+    long = "deep/" * 30 + "é" * 60
+    path = write_tar(
+        tmp_path / "other.tar",
+        {
+            "README": b"no pair",
+            "b.txt": b"second",
+            "b.seg.png": b"a mask",
+            "b.JPEG": b"image b",
+            f"{long}.webp": b"image long",
+            f"{long}.json": b'{"id": 1}',
+            f"{long}.txt": b"long",
+            "alone.jpg": b"no caption",
+            "silent.txt": b"no image",
+        },
+    )
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("b.jpg"))  # a key again, later: another pair, as in webdataset
+    shard_set = ShardSet.open(str(path), "train")
+    assert samples(shard_set) == [
+        Sample("b", b"image b", "jpeg", "second", {}),
+        Sample(long, b"image long", "webp", "long", {"id": 1}),
+    ]
+    assert shard_set.skipped == 3
+
+
+def damage(folder: Path, how: str) -> None:
+    index = folder / "index.json"
+    if how == "no index":
+        index.unlink()
+    elif how == "index cut":
+        index.write_bytes(index.read_bytes()[:-100])
+    elif how == "no list":
+        index.write_text("[]")
+    elif how == "other version":
+        index.write_text(json.dumps({"version": 9}))
+    elif how == "lists differ":
+        content = json.loads(index.read_text())
+        content["shards"][1]["keys"].pop()
+        index.write_text(json.dumps(content))
+    elif how == "shard missing":
+        (folder / "train-000001.tar").unlink()
+    elif how == "shard cut":
+        os.truncate(folder / "train-000001.tar", 3000)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no index", r"shards: no index.json"),
+        ("index cut", r"index.json: damaged"),
+        ("no list", r"index.json: damaged"),
+        ("other version", r"index.json: version 9, this program reads version 1"),
+        ("lists differ", r"index.json: damaged"),
+        ("shard missing", r"train-000001.tar: shard missing, and index.json names it"),
+        ("shard cut", r"train-000001.tar: 3000 bytes, index.json says \d+"),
+    ],
+)
+def test_a_damaged_folder_is_an_error_on_opening(folder: Path, how: str, message: str) -> None:
+    damage(folder, how)
+    with pytest.raises(InputError, match=message):
+        ShardSet.open(str(folder), "train")
+
+
+def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
+    empty, text = tmp_path / "empty.tar", tmp_path / "text.tar"
+    write_tar(empty, {"README": b"no pair"})
+    text.write_text("no tar")
+    packed = tmp_path / "packed.tar"
+    with tarfile.open(packed, "w:gz"):
+        pass
+    for where, message in {
+        f"{tmp_path}/nowhere": "nowhere: no such shard folder",
+        f"{tmp_path}/no.tar": "no.tar: no such shard",
+        f"{tmp_path}/none-*.tar": "no file matches",
+        f"{made}/train-{{000000..000004}}.tar": r"train-000003.tar: no such shard \(from ",
+        f"{made}/train-{{000000..2.tar": "no such|nbalanced|no file",
+        str(empty): "no readable pair",
+        str(text): "text.tar: not a readable, uncompressed tar",
+        str(packed): "packed.tar: not a readable, uncompressed tar",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            ShardSet.open(where, "train")
+    with pytest.raises(InputError, match="no split 'test'; splits there: train, valid"):
+        ShardSet.open(str(made), "test")
+    with pytest.raises(InputError, match="no readable pair"):
+        ShardSet.open([], "train")
+
+
+def test_a_member_twice_is_an_error(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"one"})
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(InputError, match=r"a.tar: a.jpg is there twice"):
+        ShardSet.open(str(path), "train")
+
+
+def test_a_tar_cut_between_members_is_named(tmp_path: Path) -> None:
+    members = {f"{name}.{end}": b"x" * 600 for name in "abc" for end in ("jpg", "txt")}
+    path = write_tar(tmp_path / "a.tar", members)
+    os.truncate(path, 4 * (512 + 1024))  # a and b in full
+    with pytest.raises(InputError, match=r"a.tar: cut: a tar ends with zeros"):
+        ShardSet.open(str(path), "train")
+
+
+def test_ids_are_unique_where_keys_are_not(tmp_path: Path) -> None:
+    pair = {"x.jpg": b"1", "x.txt": b"one", "x.json": b'{"n": 1}'}
+    for name in ("a.tar", "b.tar", "other/a.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(
+            tmp_path / name, pair if name != "b.tar" else {**pair, "y.jpg": b"", "y.txt": b""}
+        )
+    two = ShardSet.open(f"{tmp_path}/[ab].tar", "train")
+    assert two.ids() == ["a/x", "b/x", "y"]
+    assert [two.facts(n) for n in range(3)] == [{"n": 1}, {"n": 1}, {}]
+    three = ShardSet.open(f"{tmp_path}/a.tar::{tmp_path}/other/a.tar", "train")
+    assert three.ids() == ["a/x#0", "a/x#1"]
+    assert ShardSet.open(f"{tmp_path}/a.tar", "train").ids() == ["x"]
+
+
+def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
+    shard_set = ShardSet.open(str(folder), "train")
+    os.truncate(folder / "train-000001.tar", 3000)
+    (folder / "train-000002.tar").unlink()
+    assert shard_set.read(2).key == "train_0002"
+    with pytest.raises(ShardChanged, match=r"train-000001.tar: train_0005: the shard ends before"):
+        shard_set.read(5)
+    with pytest.raises(ShardChanged, match=r"train-000002.tar: No such file"):
+        shard_set.read(6)
+    with pytest.raises(ShardChanged, match=r"train-000001.tar: 3000 bytes, index.json says \d+"):
+        shard_set.check()
+
+
+def test_a_disk_that_fails_is_told_with_the_shard(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    shards = ShardSet.open(str(made), "train")
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(ShardChanged, match=r"train-000000.tar: Input/output error"):
+        shards.read(0)
+
+
+def test_captions_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"\xff\xfe", "b.jpg": b""})
+    with pytest.raises(InputError, match=r"a.tar: a: caption or facts unreadable"):
+        ShardSet.open(str(path), "train").read(0)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same(made: Path, method: str) -> None:
+    shard_set = ShardSet.open(str(made), "train")
+    expected = samples(shard_set)  # the files are open now
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(shard_set.read, range(7)) == expected
+        pool.close()
+        pool.join()
+    assert samples(pickle.loads(pickle.dumps(shard_set))) == expected
+
+
+def test_threads_may_share_it_beyond_the_limit_of_open_files(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_OPEN_TARS", 1)
+    shard_set = ShardSet.open(str(made), "train")
+    expected = samples(shard_set)
+    wanted = [n * 4 % 7 for n in range(400)]  # the next pair is always in another tar
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(shard_set.read, wanted)) == [expected[n] for n in wanted]
+
+
+def test_open_files_stay_few_and_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_OPEN_TARS", 3)
+    names = [str(write_pairs(tmp_path / f"{n}.tar", range(n, n + 1))) for n in range(8)]
+    descriptors = Path("/dev/fd")
+    before = len(list(descriptors.iterdir()))
+    shard_set = ShardSet.open(names, "train")
+    assert len(samples(shard_set)) == 8
+    assert len(list(descriptors.iterdir())) == before + 3 + 1  # the mapped index
+    del shard_set
+    assert len(list(descriptors.iterdir())) == before
+
+
+# ------------------------------------------------------------------------------ the arrays
+
+
+def arrays(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.arrays"))
+
+
+def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tars that are walked through from now on."""
+    walked: list[str] = []
+    real = shard_index.scan
+
+    def scan(path: Path) -> shard_index.Shard:
+        walked.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(shard_index, "scan", scan)
+    return walked
+
+
+def test_foreign_tars_are_walked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked = count_scans(monkeypatch)
+    names = [f"{n:02}.tar" for n in range(40)]
+    for n, name in enumerate(names):
+        write_pairs(tmp_path / name, range(n, n + 2))
+    first = ShardSet.open(f"{tmp_path}/*.tar", "train")
+    assert sorted(walked) == names
+    assert [s.key for s in samples(first)] == [f"pair{k}" for n in range(40) for k in (n, n + 1)]
+    again = ShardSet.open(f"{tmp_path}/*.tar", "train")
+    assert sorted(walked) == names
+    assert samples(again) == samples(first)
+    assert again.fingerprint == first.fingerprint
+    write_pairs(tmp_path / names[3], range(70, 75))
+    assert len(ShardSet.open(f"{tmp_path}/*.tar", "train")) == 83
+
+
+def test_an_index_is_read_once_and_again_when_it_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    real = shard_index.read_index
+    monkeypatch.setattr(shard_index, "read_index", lambda f: (read.append(f), real(f))[1])
+    first = ShardSet.open(str(folder), "train")
+    assert arrays(folder) == [".index-train.arrays"]
+    assert len(read) == 1
+    assert samples(ShardSet.open(str(folder), "train")) == samples(first)
+    os.utime(folder / "index.json")  # touched, or copied: the hash tells that it is the same
+    assert samples(ShardSet.open(str(folder), "train")) == samples(first)
+    assert len(read) == 1
+    content = json.loads((folder / "index.json").read_text())
+    del content["shards"][0]
+    (folder / "index.json").write_text(json.dumps(content))
+    assert len(ShardSet.open(str(folder), "train")) == 4
+    assert len(read) == 2
+    (folder / ".index-train.arrays").write_bytes(b"damaged")
+    assert len(ShardSet.open(str(folder), "train")) == 4
+
+
+def test_where_the_shards_cannot_be_written_the_cache_folder_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = ArrayWriter.__init__
+
+    def refuse(self: ArrayWriter, path: Path, names: tuple[str, ...]) -> None:
+        if path.parent == folder:  # the tests may run as root, who may write anywhere
+            raise PermissionError(13, "Permission denied")
+        real(self, path, names)
+
+    monkeypatch.setattr(ArrayWriter, "__init__", refuse)
+    first = ShardSet.open(str(folder), "train")
+    assert arrays(folder) == []
+    assert len(arrays(tmp_path / "cache" / "medclip_oc")) == 1
+    walked = count_scans(monkeypatch)
+    assert samples(ShardSet.open(str(folder), "train")) == samples(first)
+    assert len(ShardSet.open(f"{folder}/train-*.tar", "train")) == 7
+    assert len(arrays(tmp_path / "cache" / "medclip_oc")) == 2
+    assert walked == []
+
+
+def test_an_index_may_be_laid_out_in_any_way(folder: Path) -> None:
+    """By another writer: keys in another order, indented, more of them at the end."""
+    content = json.loads((folder / "index.json").read_text())
+    expected = samples(ShardSet.open(str(folder), "train"))
+    shards_last = {
+        **{k: v for k, v in content.items() if k != "shards"},
+        "shards": content["shards"],
+    }
+    ways = [
+        json.dumps(content),
+        json.dumps(content, indent=2),
+        json.dumps({"shards": content["shards"], "version": 1}),
+        json.dumps({**shards_last, "seal": "x", "files": {"a": [1]}}),
+    ]
+    for way in ways:
+        (folder / "index.json").write_text(way)
+        assert samples(ShardSet.open(str(folder), "train")) == expected
+    for way in (ways[0][:-1], ways[3] + "]", ways[1].replace('"version": 1', '"version": 2')):
+        (folder / "index.json").write_text(way)
+        with pytest.raises(InputError, match=r"damaged|version 2"):
+            ShardSet.open(str(folder), "train")
+
+
+def test_entries_longer_than_a_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = samples(ShardSet.open(str(folder), "train"))
+    (folder / ".index-train.arrays").unlink()
+    monkeypatch.setattr(shard_index, "_CHUNK", 50)
+    with (folder / "index.json").open() as file:
+        assert len(file.readline()) > 50
+    content = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(
+        '{"version": 1, "shards": [\n' + ",\n".join(map(json.dumps, content["shards"])) + "\n]}"
+    )
+    assert samples(ShardSet.open(str(folder), "train")) == expected
+
+
+def test_sets_can_be_joined(made: Path, tmp_path: Path) -> None:
+    other = write_pairs(tmp_path / "other.tar", range(3))
+    joined = ShardSet.open(f"{made}::{other}::{made}/valid-*.tar", "train")
+    assert joined.sizes == [7, 3, 2]
+    parts = [ShardSet.open(where, "train") for where in (str(made), str(other))]
+    parts.append(ShardSet.open(str(made), "valid"))
+    assert samples(joined) == [sample for part in parts for sample in samples(part)]
+    assert joined.locate(8) == "other.tar: pair1"
+    assert joined.key(10) == parts[2].key(0)
+    assert samples(pickle.loads(pickle.dumps(joined))) == samples(joined)
+    with pytest.raises(IndexError):
+        joined.read(12)
+    with pytest.raises(InputError, match="nowhere: no such shard folder"):
+        ShardSet.open(f"{made}::{tmp_path}/nowhere", "train")
+    with pytest.raises(InputError, match="no set on one side of ::"):
+        ShardSet.open(f"{made}::", "train")
+
+
+def test_an_index_of_many_pairs_is_opened_without_being_read(tmp_path: Path) -> None:
+    """300,000 pairs here. What is held grows with a shard, not with the set."""
+    per, number = 2_000, 150
+    with (tmp_path / "index.json").open("w") as file:
+        file.write('{"version": 1, "shards": [')
+        for shard in range(number):
+            name = f"train-{shard:06}.tar"
+            entry = {
+                "name": name,
+                "split": "train",
+                "samples": per,
+                "bytes": 1 << 20,
+                "sha256": "0" * 64,
+                "keys": [f"k{shard * per + n}" for n in range(per)],
+                "extensions": ["jpg"] * per,
+                "members": [[n, 1, n + 1, 1, n + 2, 1] for n in range(per)],
+            }
+            file.write(("," if shard else "") + "\n" + json.dumps(entry))
+            with (tmp_path / name).open("wb") as tar:
+                tar.truncate(1 << 20)  # takes no room
+        file.write("\n]}\n")
+    peaks = []
+    for _ in range(2):
+        tracemalloc.start()
+        shard_set = ShardSet.open(str(tmp_path), "train")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(shard_set) == per * number
+        assert shard_set.key(299_999) == "k299999"
+        assert shard_set.locate(123_456) == "train-000061.tar: k123456"
+    whole = (tmp_path / ".index-train.arrays").stat().st_size
+    assert whole > 15_000_000
+    assert peaks[0] < whole
+    assert peaks[1] < 1_000_000

@@ -1,0 +1,328 @@
+"""Shards behind commands and URLs: an order that can be repeated, at any world size."""
+
+import functools
+import http.server
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfig
+from medclip_oc.data import loader, stream
+from medclip_oc.data.remote import read_tar
+from medclip_oc.data.stream import ShardStream, StreamSampler, is_stream
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.models import factory
+from medclip_oc.runtime.distributed import World
+from tests.conftest import TINY
+from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
+
+COUNTS = (7, 4, 9, 1, 6)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five shards, 27 pairs."""
+    folder, first = tmp_path / "far", 0
+    folder.mkdir()
+    for number, count in enumerate(COUNTS):
+        write_pairs(folder / f"s{number}.tar", range(first, first + count))
+        first += count
+    return folder
+
+
+def command(folder: Path) -> str:
+    """The shards; each opening of one leaves a line in `opened`."""
+    return f"pipe:echo x >> {folder}/opened; cat {folder}/s{{0..4}}.tar"
+
+
+def opened(folder: Path) -> int:
+    """How many shards were opened since the last call."""
+    file = folder / "opened"
+    lines = len(file.read_text().splitlines()) if file.exists() else 0
+    file.unlink(missing_ok=True)
+    return lines
+
+
+def far(folder: Path, **how: Any) -> ShardStream:
+    return ShardStream(command(folder), **({"seed": 1, "lanes": 3, "window": 4} | how))
+
+
+def batches(source: ShardStream, ranks: int, size: int, steps: int, **how: int) -> list[list[str]]:
+    """Keys of the global batches, in rank order."""
+    found: list[list[str]] = [[] for _ in range(steps)]
+    for rank in range(ranks):
+        sampler = StreamSampler(
+            source,
+            global_batch_size=size,
+            loader_batch_size=2,
+            steps=steps,
+            rank=rank,
+            world_size=ranks,
+            **how,
+        )
+        parts = list(sampler)
+        assert len(parts) == len(sampler)
+        pairs = [pair.sample.key for part in parts for pair in part]
+        for step in range(steps):
+            found[step] += pairs[step * size // ranks : (step + 1) * size // ranks]
+    return found
+
+
+def test_what_is_a_stream() -> None:
+    for name in ("pipe:cat x", "http://h/{0..3}.tar", "s3://b/x.tar::s3://c/y.tar", ["hf://a/b"]):
+        assert is_stream(name)
+    for name in ("shards/rocov2", "/a/{0..3}.tar::b", ["x.tar"], "C:x"):
+        assert not is_stream(name)
+    with pytest.raises(InputError, match="can't be mixed"):
+        is_stream("shards/rocov2::pipe:cat x")
+
+
+def test_every_shard_comes_before_any_comes_again(folder: Path) -> None:
+    pairs = list(islice(far(folder, lanes=1).lane(0, 1), 3 * 27))
+    for epoch in range(3):
+        own = pairs[27 * epoch : 27 * (epoch + 1)]
+        assert {pair.epoch for pair in own} == {epoch}
+        assert len({pair.index for pair in own}) == len({pair.sample.key for pair in own}) == 27
+    keys = [pair.sample.key for pair in pairs]
+    assert keys[:27] != keys[27:54] != keys[54:]
+    assert keys[:27] != sorted(keys[:27])
+    again = [pair.sample.key for pair in islice(far(folder, lanes=1).lane(0, 1), 81)]
+    assert again == keys
+    other = [pair.sample.key for pair in islice(far(folder, lanes=1, seed=2).lane(0, 1), 81)]
+    assert other != keys
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8])
+def test_global_batches_are_the_same_at_any_world_size(folder: Path, lanes: int) -> None:
+    """Also where ranks outnumber lanes or shards."""
+    whole = batches(far(folder, lanes=lanes), 1, 12, 9)
+    for ranks in (2, 4, 6):
+        assert batches(far(folder, lanes=lanes), ranks, 12, 9) == whole
+    counts = Counter(key for batch in whole for key in batch)
+    assert len(counts) == 27
+
+
+def test_no_shard_is_left_out_where_lanes_outnumber_a_batch(folder: Path) -> None:
+    whole = batches(far(folder, lanes=8), 1, 3, 18)
+    assert len({key for batch in whole for key in batch}) == 27
+    assert batches(far(folder, lanes=8), 3, 3, 18) == whole
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_going_on_reads_at_most_one_shard_of_a_lane_again(folder: Path, lanes: int) -> None:
+    whole = batches(far(folder, lanes=lanes), 1, 6, 20)
+    for done in (1, 7, 13):
+        opened(folder)
+        rest = StreamSampler(
+            far(folder, lanes=lanes),
+            global_batch_size=6,
+            loader_batch_size=6,
+            steps=1,
+            rank=0,
+            world_size=1,
+            start=6 * done,
+        )
+        first = next(rest._batches())
+        assert [pair.sample.key for pair in first] == whole[done]
+        needed = {pair.index >> 32 for pair in first}
+        assert opened(folder) <= len(needed) + lanes
+        assert batches(far(folder, lanes=lanes), 2, 6, 5, start=6 * done) == whole[done : done + 5]
+    with pytest.raises(InputError, match="4, but 6 pairs of a stream are done"):
+        batches(far(folder), 1, 4, 1, start=6)
+
+
+def test_without_remembered_numbers_it_goes_on_all_the_same(folder: Path, tmp_path: Path) -> None:
+    whole = batches(far(folder), 1, 6, 20)
+    shutil.rmtree(tmp_path / "cache")
+    assert batches(far(folder), 1, 6, 5, start=6 * 13) == whole[13:18]
+
+
+def test_a_cache_folder_keeps_the_shards(folder: Path, tmp_path: Path) -> None:
+    plain = batches(far(folder), 1, 6, 9)
+    opened(folder)
+    cache = tmp_path / "kept"
+    assert batches(far(folder, cache=cache), 1, 6, 9) == plain
+    assert opened(folder) == len(list(cache.iterdir())) == 5
+    for tar in folder.glob("*.tar"):
+        tar.unlink()
+    assert batches(far(folder, cache=cache), 1, 6, 9) == plain
+
+
+def test_http(folder: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("webdataset opens URLs with curl, which is not installed here")
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert [s.key for s in read_tar(f"{url}/s1.tar")] == [f"pair{n}" for n in range(7, 11)]
+        with pytest.raises(WorkError, match=r"/none\.tar: the shard can't be read"):
+            list(read_tar(f"{url}/none.tar"))
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_samples_are_those_of_the_tar(tmp_path: Path) -> None:
+    """As the index reads them: any order, strays and incomplete entries passed over."""
+    content = {
+        "README": b"no pair",
+        "b.txt": b"second",
+        "b.seg.png": b"a mask",
+        "b.JPEG": b"image b",
+        "alone.jpg": b"no caption",
+        "c.txt": b"\xff",
+        "c.jpg": b"1",
+        "d/e.png": b"2",
+        "d/e.txt": b"e",
+        "d/e.json": b'{"id": 1}',
+    }
+    write_tar(tmp_path / "a.tar", content)
+    passed_over: list[str] = []
+    found = list(read_tar(f"pipe:cat {tmp_path}/a.tar", incomplete=passed_over))
+    lines = [line.removeprefix(f"pipe:cat {tmp_path}/a.tar: ") for line in passed_over]
+    assert lines[0] == "alone: no caption"
+    assert lines[1].startswith("c: caption or facts unreadable")
+    assert len(lines) == 2
+    assert [(s.key, s.image, s.extension, s.caption, s.facts) for s in found] == [
+        ("b", b"image b", "jpeg", "second", {}),
+        ("d/e", b"2", "png", "e", {"id": 1}),
+    ]
+
+
+def test_compressed_tars_can_be_streamed(folder: Path) -> None:
+    found = [sample.key for sample in read_tar(f"pipe:gzip -c {folder}/s1.tar")]
+    assert found == [f"pair{n}" for n in range(7, 11)]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "pipe:cat {0}/s0.tar; exit 3",
+            "can't be read to its end: the command that reads it ended with exit code 3$",
+        ),
+        ("pipe:head -c 3000 {0}/s0.tar", "can't be read to its end: unexpected end of data$"),
+        ("pipe:head -c 512 {0}/s0.tar", "can't be read to its end"),
+        ("pipe:head -c 9216 {0}/s0.tar", "can't be read to its end"),
+        ("pipe:gzip -c {0}/s0.tar | head -c 4000", "can't be read to its end"),
+        ("pipe:echo no tar at all", "can't be read to its end"),
+        ("pipe:cat {0}/absent.tar 2> {0}/err", "can't be read to its end"),
+        ("file://{0}/absent.tar", "can't be opened"),
+        ("ftp2://x/y.tar", "can't be opened"),
+    ],
+)
+def test_what_fails_is_named(folder: Path, url: str, message: str) -> None:
+    with pytest.raises(WorkError, match=message):
+        list(read_tar(url.format(folder)))
+
+
+def test_streams_without_a_pair_end(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s0.tar", {"README": b"no pair"})
+    write_tar(tmp_path / "s1.tar", {"a.jpg": b"alone"})
+    source = ShardStream(f"pipe:cat {tmp_path}/s{{0..1}}.tar", seed=1, lanes=8, window=4)
+    with pytest.raises(WorkError, match="no readable pair, nor in any other shard"):
+        batches(source, 1, 2, 1)
+
+
+def test_reading_ahead_keeps_order_errors_and_bounds() -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+        raise ValueError("at the end")
+
+    items = stream.ahead(source, 3)
+    assert next(items) == 0
+    items.close()  # type: ignore[attr-defined]
+    assert len(taken) <= 6
+    items = stream.ahead(source, 3)
+    assert [next(items) for _ in range(100)] == list(range(100))
+    with pytest.raises(ValueError, match="at the end"):
+        next(items)
+
+
+def config(where: str, **data: Any) -> Config:
+    return Config(
+        model=ModelConfig(arch="stream-test", definition=TINY),
+        data=DataConfig(train=where, **({"workers": 0, "samples_per_epoch": 27} | data)),
+        train=TrainConfig(global_batch_size=6, micro_batch_size=4),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_training_on_a_stream(folder: Path) -> None:
+    """Real batches, with workers and without, from the beginning and from the middle."""
+    import torch
+
+    world = World(0, 1, torch.device("cpu"))
+    clip = factory.build(ModelConfig(arch="stream-test", definition=TINY))
+
+    def run(start: int = 0, **data: Any) -> list[Any]:
+        settings = config(command(folder), **data)
+        pairs = loader.open_training(settings.data, 1, world)
+        assert pairs.pairs_per_epoch == 27
+        found = loader.training_batches(pairs, clip, settings, world, print, steps=9, start=start)
+        return list(found)
+
+    whole = run()
+    assert len(whole) == 9
+    assert whole[0]["images"].shape == (6, 3, 32, 32)
+    for other in (run(workers=2), [*whole[:4], *run(start=24)]):
+        for one, two in zip(whole, other, strict=True):
+            assert all(one[name].equal(two[name]) for name in one)
+
+
+def test_a_bad_pair_of_a_stream_is_replaced_by_the_next_of_its_batch(tmp_path: Path) -> None:
+    import torch
+
+    names = [f"p{n}" for n in range(8)]
+    members = {f"{n}.jpg": b"bad" if n == "p2" else jpeg(1) for n in names}
+    members |= {f"{n}.txt": b"x" for n in names} | {"q.txt": b"no image"}
+    write_tar(tmp_path / "s.tar", dict(sorted(members.items())))
+    world = World(0, 1, torch.device("cpu"))
+    settings = config(f"pipe:cat {tmp_path}/s.tar", samples_per_epoch=8, max_bad_share=0.5)
+    settings.train.global_batch_size = settings.train.micro_batch_size = 8
+    pairs = loader.open_training(settings.data, 1, world)
+    said: list[str] = []
+    clip = factory.build(settings.model)
+    found = loader.training_batches(pairs, clip, settings, world, said.append, steps=1)
+    rows = [index % 2**32 for index in next(iter(found))["index"].tolist()]
+    assert sorted({*rows, 2}) == list(range(8))
+    assert 2 not in rows
+    assert len(said) == 2
+    assert "p2: undecodable" in said[0]
+    assert said[1].endswith("q: no image")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"samples_per_epoch": None}, "data.samples_per_epoch: needed"),
+        ({"samples_per_epoch": 9, "weights": [1.0]}, "data.weights: a stream can't be weighted"),
+        ({"train": "pipe:cat x::shards"}, "can't be mixed"),
+        ({"cache_folder": "/proc/nowhere"}, "data.cache_folder: /proc/nowhere can't be written"),
+    ],
+)
+def test_mistakes(data: dict[str, Any], message: str) -> None:
+    import torch
+
+    settings = DataConfig(**({"train": "pipe:cat x", "samples_per_epoch": 9} | data))
+    with pytest.raises(InputError, match=message):
+        loader.open_training(settings, 1, World(0, 1, torch.device("cpu")))

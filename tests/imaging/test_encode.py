@@ -1,0 +1,266 @@
+"""What each kind of picture file becomes, and which files can't be used."""
+
+import io
+import pickle
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from medclip_oc.imaging import encode
+from tests.support.odd_files import chunk, file, png_16, turned
+
+GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)  # (H, W)
+COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)  # (H, W, 3)
+DEEP = np.random.default_rng(2).integers(300, 4096, (9, 13, 4), dtype=np.uint16)  # (H, W, 4)
+SMOOTH = Image.fromarray(GREY).resize((52, 36), Image.Resampling.BICUBIC)
+
+
+def windowed(values: np.ndarray) -> np.ndarray:
+    numbers = values.astype(float)
+    scaled = (numbers - numbers.min()) / (numbers.max() - numbers.min())
+    return (scaled * 255).round().astype(np.uint8)
+
+
+def over_black(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return (colours * (alpha / 255.0)).round().astype(np.uint8)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(encode.decode(data))
+
+
+ALPHA = GREY[..., None]
+FLOATS = GREY.astype(np.float32) / 7 - 3
+ABSENT = np.isin(GREY, GREY[4, 4])
+WITH_NAN = np.where(ABSENT, np.nan, FLOATS)
+RGB_GREY = np.stack([GREY] * 3, axis=-1)
+DEEP_ALPHA = (DEEP[..., 3:] >> 8).astype(np.uint8)
+GIF = {"save_all": True, "append_images": [Image.new("L", (13, 9))]}
+
+EXACT: dict[str, tuple[bytes, np.ndarray]] = {
+    "grey": (file(Image.fromarray(GREY), "PNG"), GREY),
+    "colour": (file(Image.fromarray(COLOUR), "PNG"), COLOUR),
+    "one bit": (file(Image.fromarray(GREY > 99), "PNG"), np.where(GREY > 99, 255, 0)),
+    "16 bits": (png_16(DEEP[..., :1]), windowed(DEEP[..., 0])),
+    "16 bits, full range": (png_16(DEEP[..., :1] * 16), windowed(DEEP[..., 0])),
+    "16 bits, big-endian TIFF": (
+        file(Image.frombytes("I;16B", (13, 9), DEEP[..., 0].astype(">u2").tobytes()), "TIFF"),
+        windowed(DEEP[..., 0]),
+    ),
+    "32 bits": (
+        file(Image.fromarray(DEEP[..., 0].astype(np.int32) - 2000), "TIFF"),
+        windowed(DEEP[..., 0]),
+    ),
+    "float": (file(Image.fromarray(FLOATS), "TIFF"), windowed(FLOATS)),
+    "float with NaN": (
+        file(Image.fromarray(WITH_NAN), "TIFF"),
+        np.where(ABSENT, 0, windowed(FLOATS)),
+    ),
+    "16 bits, colour": (png_16(DEEP[..., :3]), windowed(DEEP[..., :3])),
+    "16 bits, grey and alpha": (
+        png_16(DEEP[..., 2:]),
+        over_black(windowed(DEEP[..., 2]), DEEP_ALPHA[..., 0]),
+    ),
+    "16 bits, colour and alpha": (png_16(DEEP), over_black(windowed(DEEP[..., :3]), DEEP_ALPHA)),
+    "transparent colour": (
+        file(Image.fromarray(np.concatenate([COLOUR, ALPHA], axis=-1)), "PNG"),
+        over_black(COLOUR, ALPHA),
+    ),
+    "transparent grey": (
+        file(Image.fromarray(np.stack([GREY, COLOUR[..., 0]], axis=-1)), "PNG"),
+        over_black(GREY, COLOUR[..., 0]),
+    ),
+    "one grey is transparent": (
+        file(Image.fromarray(GREY), "PNG", transparency=int(GREY[4, 4])),
+        np.where(ABSENT, 0, GREY),
+    ),
+    "opaque alpha": (
+        file(Image.fromarray(np.concatenate([COLOUR, ALPHA * 0 + 255], axis=-1)), "PNG"),
+        COLOUR,
+    ),
+    "palette": (
+        file(Image.fromarray(GREY).convert("P"), "PNG"),
+        RGB_GREY,
+    ),
+    "palette with a transparent colour": (
+        file(Image.fromarray(GREY).convert("P"), "PNG", transparency=int(GREY[4, 4])),
+        np.where(ABSENT[..., None], 0, RGB_GREY),
+    ),
+    "animated": (file(Image.fromarray(GREY), "GIF", **GIF), RGB_GREY),
+    "BMP": (file(Image.fromarray(COLOUR), "BMP"), COLOUR),
+    "WebP": (file(Image.fromarray(COLOUR), "WEBP", lossless=True), COLOUR),
+    "PPM": (file(Image.fromarray(COLOUR), "PPM"), COLOUR),
+    "turned TIFF": (turned("TIFF", 6, Image.fromarray(GREY)), np.rot90(GREY, -1)),
+    "turned PNG": (turned("PNG", 3, Image.fromarray(GREY)), np.rot90(GREY, 2)),
+    "CMYK TIFF": (
+        file(Image.fromarray(COLOUR).convert("CMYK"), "TIFF"),
+        np.asarray(Image.fromarray(COLOUR).convert("CMYK").convert("RGB")),
+    ),
+}
+
+LOSSY: dict[str, bytes] = {
+    "JPEG grey": file(SMOOTH, "JPEG"),
+    "JPEG colour": file(SMOOTH.convert("RGB"), "JPEG"),
+    "progressive": file(SMOOTH, "JPEG", progressive=True),
+    "CMYK": file(SMOOTH.convert("RGB").convert("CMYK"), "JPEG", quality=95),
+    "MPO": file(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.rotate(180)]),
+    "turned": turned("JPEG", 6, SMOOTH),
+    "junk for EXIF": file(SMOOTH, "JPEG", exif=b"Exif\0\0what is this"),
+}
+KEPT = {"grey", "colour", "one bit", "opaque alpha", "palette", "JPEG grey", "JPEG colour"}
+KEPT |= {"progressive", "MPO", "junk for EXIF"}
+FILES = {name: data for name, (data, _) in EXACT.items()} | LOSSY
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_decodes_to_these_pixels(name: str) -> None:
+    data, expected = EXACT[name]
+    picture = encode.decode(data)
+    assert picture.mode == ("L" if expected.ndim == 2 else "RGB")
+    # alpha is laid over in whole numbers, which may round the other way
+    slack = 1 if "transparent" in name or "alpha" in name else 0
+    assert np.abs(np.asarray(picture).astype(int) - expected).max() <= slack
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    data = turned("JPEG", orientation, SMOOTH)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert pixels(data).tolist() == np.asarray(expected).tolist()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_stock_readers_see_the_same_in_a_shard(name: str) -> None:
+    """The promise of `prepare`, whatever the file: `open(...).convert("RGB")` is right."""
+    stored = encode.prepare(FILES[name])
+    stock = Image.open(io.BytesIO(stored.data))
+    assert (
+        stock.format == {"jpg": "MPO" if name == "MPO" else "JPEG", "png": "PNG"}[stored.extension]
+    )
+    ours = encode.decode(FILES[name])
+    assert (stored.width, stored.height, stored.mode) == (*ours.size, ours.mode)
+    difference = np.asarray(stock.convert("RGB")).astype(int) - np.asarray(ours.convert("RGB"))
+    assert np.abs(difference).max() <= (0 if stored.data == FILES[name] or name in EXACT else 6)
+    assert encode.unsafe(FILES[name]) == stored.reencoded
+    assert encode.unsafe(stored.data) is None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_original_bytes_stay_where_they_are_safe(name: str) -> None:
+    stored = encode.prepare(FILES[name])
+    assert (stored.data == FILES[name]) == (stored.reencoded is None) == (name in KEPT)
+    assert stored.extension == ("jpg" if name in LOSSY else "png")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_without_check_a_sound_file_is_stored_alike(name: str) -> None:
+    assert encode.prepare(FILES[name], check=False) == encode.prepare(FILES[name])
+
+
+ARTIST = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x3b\0\x02\0\0\0\x04Doe\0\0\0\0\0"
+TELLING: dict[str, bytes] = {
+    "JPEG": file(SMOOTH.convert("CMYK"), "JPEG", comment="Doe", icc_profile=b"Doe", exif=ARTIST),
+    "PNG": file(Image.merge("LA", (SMOOTH, SMOOTH)), "PNG", icc_profile=b"Doe", exif=ARTIST),
+    "TIFF": file(SMOOTH, "TIFF", icc_profile=b"Doe", artist="Doe"),
+    "GIF": file(SMOOTH, "GIF", comment=b"Doe"),
+    "WebP": file(SMOOTH, "WEBP", icc_profile=b"Doe", exif=ARTIST),
+}
+
+
+@pytest.mark.parametrize("resize", [None, 8])
+@pytest.mark.parametrize("kind", TELLING)
+def test_new_files_carry_no_metadata(kind: str, resize: int | None) -> None:
+    stored = encode.prepare(TELLING[kind], resize=resize)
+    assert stored.reencoded
+    assert b"Doe" not in stored.data
+    found = Image.open(io.BytesIO(stored.data))
+    assert not found.info.keys() - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+JPEG, PNG = LOSSY["JPEG grey"], EXACT["colour"][0]
+UNUSABLE: dict[str, tuple[bytes, str]] = {
+    "no bytes": (b"", "empty"),
+    "a text": (b"ID,Caption\n", "undecodable"),
+    "EPS, which would start another program": (
+        file(Image.fromarray(COLOUR), "EPS"),
+        "undecodable",
+    ),
+    "JPEG cut in half": (JPEG[: len(JPEG) // 2], "truncated"),
+    "JPEG without its last pixels": (JPEG[:-3], "truncated"),
+    "progressive JPEG cut": (LOSSY["progressive"][:-300], "truncated"),
+    "PNG cut in half": (PNG[: len(PNG) // 2], "truncated"),
+    "JPEG header alone": (JPEG[:20], "undecodable"),
+    "PNG with a damaged stream": (PNG.replace(b"IDAT", b"IDOT"), "undecodable"),
+    "black": (file(Image.new("L", (40, 30)), "PNG"), "blank"),
+    "one colour": (file(Image.new("RGB", (40, 30), (9, 8, 7)), "PNG"), "blank"),
+    "one grey as JPEG": (file(Image.new("L", (40, 30), 77), "JPEG"), "blank"),
+    "one 16-bit value": (png_16(np.full((4, 5, 1), 900, np.uint16)), "blank"),
+    "nothing but NaN": (file(Image.fromarray(FLOATS * np.nan), "TIFF"), "blank"),
+    "all transparent": (
+        file(Image.fromarray(np.concatenate([COLOUR, ALPHA * 0], axis=-1)), "PNG"),
+        "blank",
+    ),
+    "one colour, many palette entries": (
+        file(Image.frombytes("P", (13, 9), GREY.tobytes()), "PNG"),
+        "blank",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_refuses(name: str) -> None:
+    data, reason = UNUSABLE[name]
+    with pytest.raises(encode.BadImage) as caught:
+        encode.prepare(data)
+    assert caught.value.reason == reason
+    assert caught.value.detail
+    again = pickle.loads(pickle.dumps(caught.value))  # it crosses between processes
+    assert (str(again), again.reason) == (str(caught.value), reason)
+
+
+@pytest.mark.parametrize("read", [encode.decode, encode.prepare, encode.unsafe])
+def test_refuses_more_pixels_than_allowed(read: Callable[..., Any]) -> None:
+    read(JPEG, max_pixels=52 * 36)
+    with pytest.raises(encode.BadImage, match=r"over max pixels.*52 x 36"):
+        read(JPEG, max_pixels=52 * 36 - 1)
+
+
+def test_far_too_many_pixels_are_refused_from_the_header() -> None:
+    """Pillow's own error for these would be another one."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
+    with pytest.raises(encode.BadImage, match="over max pixels"):
+        encode.decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+def test_detail_finer_than_the_quick_check_is_seen() -> None:
+    """At an eighth of its size, a fine checkerboard is one grey."""
+    board = np.indices((64, 64)).sum(0) % 2 * 200
+    data = file(Image.fromarray(board.astype(np.uint8)), "JPEG", quality=95)
+    assert encode.prepare(data).data == data
+
+
+def test_damage_goes_unnoticed_only_without_the_check() -> None:
+    cut = JPEG[: len(JPEG) // 2]
+    assert encode.prepare(cut, check=False).data == cut
+    with pytest.raises(encode.BadImage):
+        encode.prepare(cut)
+
+
+@pytest.mark.parametrize("name", ["JPEG grey", "progressive", "grey"])
+def test_quick_check_finds_what_decoding_finds(name: str) -> None:
+    def verdict(read: Callable[[bytes], Any], data: bytes) -> str:
+        try:
+            read(data)
+        except encode.BadImage as error:
+            return error.reason
+        return "fine"
+
+    data = FILES[name]
+    ends = range(0, len(data), 7)
+    verdicts = [verdict(encode.decode, data[:end]) for end in ends]
+    assert verdicts == [verdict(encode.prepare, data[:end]) for end in ends]
+    assert "truncated" in verdicts

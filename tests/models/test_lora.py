@@ -1,0 +1,199 @@
+"""Adapters by their definition: W + (alpha / r) B A, and nothing else moves."""
+
+import re
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+
+from medclip_oc.config.schema import LoraConfig, OptimConfig
+from medclip_oc.errors import InputError
+from medclip_oc.models import freezing, lora
+from medclip_oc.training import optimizer as optim
+from tests.conftest import TEXT, VIT
+from tests.support.reference import (
+    DROPOUT,
+    HF,
+    RESNET,
+    adapted,
+    batch,
+    build,
+    cached,
+    copy_of,
+    gradients,
+    plain,
+    timm,
+    worst_error,
+)
+
+TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]] = {
+    "open_clip": (VIT, TEXT, 32, {}),
+    "timm and hf": (timm("test_vit"), HF, 160, {}),
+    "text alone": (VIT, HF, 32, {"towers": "text"}),
+    "cnn": (timm("test_efficientnet"), TEXT, 160, {}),
+    "resnet": (RESNET, TEXT, 32, {"towers": "image"}),
+}
+
+
+def features(towers: Any, size: int = 32) -> torch.Tensor:
+    towers.eval()
+    with torch.inference_mode():
+        images, texts, _ = towers(*batch(6, size))
+    return torch.cat([images, texts])
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_no_change_at_the_start(name: str) -> None:
+    vision, text, size, settings = TOWERS[name]
+    wanted = features(build(vision, text), size)
+    found = features(adapted(vision, text, live=False, **settings), size)
+    assert found.equal(wanted)
+    state = lora.plain_state(adapted(vision, text, live=False, **settings))
+    plain_model = build(vision, text).clip.state_dict()
+    assert state.keys() == plain_model.keys()
+    assert all(value.equal(plain_model[n]) for n, value in state.items())
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_merged_equals_unmerged(name: str) -> None:
+    vision, text, size, settings = TOWERS[name]
+    towers, merged = adapted(vision, text, **settings), build(vision, text)
+    before = features(merged, size)
+    merged.clip.load_state_dict(lora.plain_state(towers))
+    found = features(towers, size)
+    assert (found - before).norm() > 1e-3 * before.norm(), "the adapters change something"
+    assert features(merged, size).equal(found)
+
+
+def test_merging_is_the_formula() -> None:
+    towers, start = adapted(), build().clip.state_dict()
+    found = lora.plain_state(towers)
+    weights = dict(towers.clip.named_parameters())
+    for layer, weight in (
+        ("visual.transformer.resblocks.0.attn", "in_proj_weight"),
+        ("visual.transformer.resblocks.0.attn.out_proj", "weight"),
+        ("transformer.resblocks.1.mlp.c_fc", "weight"),
+    ):
+        a, b = (weights[f"{layer}.parametrizations.{weight}.0.{side}"] for side in "ab")
+        assert a.shape[0] == b.shape[1] == 4
+        wanted = start[f"{layer}.{weight}"] + 8.0 / 4 * b @ a
+        torch.testing.assert_close(found[f"{layer}.{weight}"], wanted)
+    same = [n for n in start if not n.endswith(("in_proj_weight", "fc.weight", "proj.weight"))]
+    assert all(found[n].equal(start[n]) for n in same)
+
+
+def test_only_adapters_move() -> None:
+    """Bit for bit, through steps and evaluations: nothing wanders by a rounding."""
+    towers, start = adapted(live=False), build().clip.state_dict()
+    optimizer = optim.adamw(towers, OptimConfig(lr=1e-2, weight_decay=0.1))
+    step = cached(towers, keep_chunks=1)
+    for _ in range(3):
+        towers.train()
+        step(*batch(12))
+        optimizer.step()
+        features(towers)
+    now = towers.clip.state_dict()
+    moved = set()
+    for name, value in now.items():
+        plain_name = re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)
+        if plain_name in start and not value.equal(start[plain_name]):
+            moved.add(name)
+    assert moved == {"logit_scale"}  # which trains as it would without adapters
+    fresh = adapted(live=False).clip.state_dict()
+    own = {n for n in now if n.endswith((".0.a", ".0.b"))}
+    assert len(own) == 4 * 2 * 4, "two of each of four matrices of four blocks"
+    assert all(not now[n].equal(fresh[n]) for n in own)
+    trains = {n.removeprefix("clip.") for n, p in towers.named_parameters() if p.requires_grad}
+    assert trains - {"logit_scale", "logit_bias"} == own
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("name", TOWERS)
+def test_the_cached_step_equals_one_big_batch(name: str, keep: int) -> None:
+    vision, text, size, settings = TOWERS[name]
+    towers = adapted(vision, text, **settings)
+    reference = copy_of(towers)
+    torch.manual_seed(7)
+    plain(reference, *batch(12, size), chunks=(5, 5))
+    torch.manual_seed(7)
+    cached(towers, keep_chunks=keep)(*batch(12, size))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+def test_gradient_checkpointing() -> None:
+    towers = build(DROPOUT, grad_checkpointing=True)
+    reference = build(DROPOUT)
+    for side in (towers, reference):
+        torch.manual_seed(3)
+        lora.insert(side, LoraConfig(rank=4))
+        for name, parameter in side.named_parameters():
+            if name.endswith(".0.b"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    torch.manual_seed(7)
+    plain(reference, *batch(12), chunks=(5, 5))
+    torch.manual_seed(7)
+    cached(towers)(*batch(12))
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+
+
+def test_layer_decay_reaches_the_adapters() -> None:
+    towers = adapted()
+    settings = OptimConfig(lr=1.0, image_layer_decay=0.5)
+    names = {id(p): n for n, p in towers.named_parameters()}
+    found = {
+        names[id(p)]: group["peak_lr"]
+        for group in optim.parameter_groups(towers, settings)
+        for p in group["params"]
+    }
+    block = "clip.visual.transformer.resblocks.0"
+    assert found[f"{block}.attn.parametrizations.in_proj_weight.0.a"] == 0.25
+    assert found[f"{block}.attn.out_proj.parametrizations.weight.0.b"] == 0.25
+    assert found["clip.transformer.resblocks.0.mlp.c_fc.parametrizations.weight.0.a"] == 1.0
+
+
+def test_frozen_parts_get_none() -> None:
+    towers = build()
+    freezing.freeze(towers, OptimConfig(freeze=["text", "logit_scale"], image_last_blocks=1))
+    lora.insert(towers, LoraConfig(rank=2))
+    trains = {n for n, p in towers.named_parameters() if p.requires_grad} - {"clip.logit_bias"}
+    assert trains
+    assert all(n.startswith("clip.visual.transformer.resblocks.1.") for n in trains)
+
+
+def test_going_on_from_a_merged_checkpoint() -> None:
+    """The unmerged matrices and the adapters come back bit for bit."""
+    towers = adapted()
+    state = lora.Adapters(towers).state_dict()
+    again = build()
+    again.clip.load_state_dict(lora.plain_state(towers))
+    lora.insert(again, LoraConfig(rank=4, alpha=8.0))
+    lora.Adapters(again).load_state_dict(deepcopy(state))
+    wanted = towers.clip.state_dict()
+    found = again.clip.state_dict()
+    assert all(value.equal(found[name]) for name, value in wanted.items())
+    other = build()
+    lora.insert(other, LoraConfig(rank=2))
+    with pytest.raises(ValueError, match="another rank"):
+        lora.Adapters(other).load_state_dict(state)
+
+
+def test_a_bf16_step_uses_what_a_merged_model_has() -> None:
+    towers, merged = adapted(), build()
+    merged.clip.load_state_dict(lora.plain_state(towers))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert features(towers).equal(features(merged))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "settings", "message"),
+    [
+        (["image"], {"towers": "image"}, "the image tower has no layer to adapt that isn't frozen"),
+        (["image", "resblocks"], {}, "optim.freeze leaves no layer to adapt"),
+    ],
+)
+def test_nothing_to_adapt(frozen: list[str], settings: dict[str, Any], message: str) -> None:
+    towers = build()
+    freezing.freeze(towers, OptimConfig(freeze=frozen))
+    with pytest.raises(InputError, match=message):
+        lora.insert(towers, LoraConfig(rank=4, **settings))

@@ -1,0 +1,187 @@
+"""What people's data really holds, through the whole of packing: each case with its outcome.
+
+A case stands beside a sound pair in a folder of the Kaggle layout. It comes out of the shard with
+these pixels or this caption, or stands in rejects.csv with this reason, or the table is refused in
+one line. Rows read are always those packed and those rejected.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medclip_oc.data.shards import Sample, ShardSet
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.packing.formats import open_source, open_table
+from medclip_oc.packing.pack import PackOptions, pack
+from medclip_oc.packing.sources import Source
+from tests.support.bad_images import IMAGES, Kept, Refused
+from tests.support.bad_tables import FILES, HEAD, LINES, TABLES, Broken
+from tests.support.tiny_dataset import jpeg
+
+
+class Packed(NamedTuple):
+    samples: dict[str, Sample]
+    rejects: list[dict[str, str]]
+
+
+def packed(source: Source, out: Path, split: str = "test", **options: Any) -> Packed:
+    """Pack and read everything back; nothing may have disappeared."""
+    report = pack(source, out, PackOptions(**options))
+    with (out / "rejects.csv").open(newline="", encoding="utf-8") as rows:
+        rejects = list(csv.DictReader(rows))
+    shard_set = ShardSet.open(str(out), split)
+    samples = [shard_set.read(n) for n in range(len(shard_set))]
+    assert report.read[split] == len(samples) + len(rejects) == source.count(split)
+    assert report.packed[split] == len(samples)
+    assert report.rejected.total() == len(rejects)
+    by_id = {sample.facts["id"]: sample for sample in samples}
+    assert len(by_id) == len(samples)
+    return Packed(by_id, rejects)
+
+
+def folder(path: Path, table: bytes, files: dict[str, bytes]) -> Path:
+    """One split in the Kaggle layout."""
+    images = path / "test_images" / "test"
+    images.mkdir(parents=True)
+    (path / "test_captions.csv").write_bytes(table)
+    for name, data in files.items():
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image(tmp_path: Path, name: str) -> None:
+    file_name, data, outcome = IMAGES[name]
+    source = folder(
+        tmp_path / "in", b"ID,Caption\ngood,one\na,two\n", {"good.jpg": jpeg(1), file_name: data}
+    )
+    samples, rejects = packed(open_source(source, ["test"]), tmp_path / "out")
+    assert samples["good"].image == jpeg(1)
+    if isinstance(outcome, Refused):
+        [row] = rejects
+        assert (row["id"], row["split"], row["reason"]) == ("a", "test", outcome.reason)
+        assert row["detail"].startswith(f"{file_name}: ")
+        assert re.search(outcome.detail, row["detail"])
+        return
+    assert not rejects
+    sample = samples["a"]
+    shown = np.asarray(Image.open(io.BytesIO(sample.image)))
+    assert sample.caption == "two"
+    assert (sample.facts["height"], sample.facts["width"]) == shown.shape[:2]
+    if isinstance(outcome, Kept):
+        assert (sample.image, sample.extension) == (data, outcome.extension)
+        assert "reencoded" not in sample.facts
+        return
+    assert sample.facts["reencoded"] == outcome.reencoded
+    assert sample.extension == ("jpg" if data.startswith(b"\xff\xd8") else "png")
+    assert sample.facts["mode"] == ("L" if shown.ndim == 2 else "RGB")
+    assert shown.shape == outcome.pixels.shape
+    assert np.abs(shown.astype(float) - outcome.pixels).max() <= outcome.slack + 0.5
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def table_folder(path: Path, table: str | bytes) -> Path:
+    data = table if isinstance(table, bytes) else table.encode()
+    return folder(path, data, {name: jpeg(n) for n, name in enumerate(FILES)})
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table(tmp_path: Path, name: str) -> None:
+    table, outcome = TABLES[name]
+    source = table_folder(tmp_path / "in", table)
+    if isinstance(outcome, Broken):
+        with pytest.raises((InputError, WorkError), match=outcome.message) as caught:
+            packed(open_source(source, ["test"]), tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        return
+    samples, found = packed(open_source(source, ["test"]), tmp_path / "out")
+    assert {key: sample.caption for key, sample in samples.items()} == outcome.captions
+    assert [(row["id"], row["reason"]) for row in found] == outcome.rejects
+    assert all(row["detail"].startswith("line ") for row in found)
+    names = [path.name for path in (tmp_path / "in").rglob("*")]
+    assert sorted(names) == sorted(
+        ["test_captions.csv", "test_images", "test", "s1", *(n.split("/")[-1] for n in FILES)]
+    )
+
+
+def as_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def as_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def as_dangling(path: Path) -> None:
+    path.symlink_to("nowhere.jpg")
+
+
+def as_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("make", [as_folder, as_loop, as_dangling, as_pipe])
+def test_what_is_no_file_is_a_missing_image(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    source = table_folder(tmp_path / "in", f"{HEAD}a,heart\nb,lung\n")
+    (source / "test_images" / "test" / "b.PNG").unlink()
+    make(source / "test_images" / "test" / "b.jpg")
+    samples, found = packed(open_source(source, ["test"]), tmp_path / "out")
+    assert (list(samples), [row["reason"] for row in found]) == (["a"], ["image missing"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_image_that_must_not_be_read(tmp_path: Path) -> None:
+    source = table_folder(tmp_path / "in", f"{HEAD}a,heart\nb,lung\n")
+    (source / "test_images" / "test" / "b.PNG").chmod(0)
+    _, found = packed(open_source(source, ["test"]), tmp_path / "out")
+    assert [(row["reason"], row["detail"]) for row in found] == [
+        ("image unreadable", "b.PNG: Permission denied")
+    ]
+
+
+@pytest.mark.parametrize("make", [as_folder, as_loop, as_dangling])
+def test_a_table_that_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    source = table_folder(tmp_path / "in", HEAD)
+    (source / "test_captions.csv").unlink()
+    make(source / "test_captions.csv")
+    with pytest.raises(InputError, match=r"Is a directory|no test_captions.csv|no such") as caught:
+        packed(open_source(source, ["test"]), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [as_loop, as_dangling, Path.touch])
+def test_an_image_folder_that_is_none(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    (tmp_path / "test_captions.csv").write_text(f"{HEAD}a,heart\n")
+    (tmp_path / "test_images").mkdir()
+    make(tmp_path / "test_images" / "test")
+    with pytest.raises(
+        (InputError, WorkError), match=r"no such image folder|1 of 1: image missing"
+    ):
+        packed(open_source(tmp_path, ["test"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_json_line(tmp_path: Path, name: str) -> None:
+    line, reason = LINES[name]
+    source = table_folder(tmp_path / "in", HEAD)
+    table = source / "table.jsonl"
+    table.write_text(json.dumps({"i": "a.jpg", "t": "heart"}) + f"\n{line}\n")
+    root = source / "test_images" / "test"
+    opened = open_table(
+        table, image_column="i", caption_column="t", image_root=root, splits=["test"]
+    )
+    samples, found = packed(opened, tmp_path / "out")
+    assert [sample.caption for sample in samples.values()] == ["heart"]
+    assert [row["reason"] for row in found] == [reason]

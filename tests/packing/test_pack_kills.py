@@ -1,0 +1,250 @@
+"""A packing that is killed, at whatever moment, goes on and ends with the same bytes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.packing import journal
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.tiny_dataset import write_kaggle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of three splits, some of which can't be packed."""
+    counts = {"train": 20, "valid": 3, "test": 4}
+    folder = write_kaggle(tmp_path_factory.mktemp("source"), counts)
+    for name in ("train_0000", "train_0006", "train_0007", "train_0019"):
+        (folder / "train_images" / "train" / f"{name}.jpg").write_bytes(b"no image")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    # without what readers keep there for themselves
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+def test_dying_at_every_durable_step(source: Path, tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-W",
+        "error",
+        ROOT / "tests" / "support" / "crash_points.py",
+        source,
+        tmp_path,
+    ]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert len(rows) > 30
+    assert [row[1] for row in rows] == ["died"] * (len(rows) - 1) + ["lived"]
+    assert {row[3] for row in rows} == {"same"}
+    resumed = [int(row[2]) for row in rows]
+    assert resumed == sorted(resumed)  # the later it died, the more is left to use
+    assert len(set(resumed)) > 8
+
+
+@pytest.fixture(scope="module")
+def almost(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A packing killed just before its index appeared; and an undisturbed one."""
+    folder = tmp_path_factory.mktemp("almost")
+    code = (
+        "import os, pathlib, sys\n"
+        "from medclip_oc.packing.pack import PackOptions, pack\n"
+        "from medclip_oc.packing.formats import open_source\n"
+        "real = pathlib.Path.replace\n"
+        "def replace(path, target):\n"
+        "    if target.name == 'index.json': os._exit(9)\n"
+        "    return real(path, target)\n"
+        "pathlib.Path.replace = replace\n"
+        "source = open_source(pathlib.Path(sys.argv[1]))\n"
+        "pack(source, pathlib.Path(sys.argv[2]), PackOptions(samples_per_shard=3))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, source, folder / "killed"], cwd=ROOT)
+    assert killed.returncode == 9
+    pack(open_source(source), folder / "whole", PackOptions(samples_per_shard=3))
+    return folder / "killed", folder / "whole"
+
+
+def test_a_journal_cut_anywhere_is_enough(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """What a machine that lost its power may leave of the file's end."""
+    killed, whole = almost
+    size = (killed / journal.NAME).stat().st_size
+    for place, length in enumerate(random.Random(0).sample(range(size), 25)):
+        out = tmp_path / str(place)
+        shutil.copytree(killed, out)
+        os.truncate(out / journal.NAME, length)
+        pack(open_source(source), out, PackOptions(samples_per_shard=3))
+        assert contents(out) == contents(whole), length
+
+
+def test_other_settings_are_refused_and_named(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(almost[0], out)
+    before = contents(out)
+    with pytest.raises(InputError, match=r"unfinished packing with .*: samples_per_shard 3, not 4"):
+        pack(open_source(source), out, PackOptions(samples_per_shard=4))
+    with pytest.raises(
+        InputError, match=r"decode_check True, not False, splits \['train', 'valid'"
+    ):
+        pack(open_source(source, ["train"]), out, PackOptions(3, decode_check=False))
+    assert contents(out) == before
+    pack(open_source(source), out, PackOptions(samples_per_shard=4), overwrite=True)
+    index = json.loads((out / "index.json").read_text())
+    assert index["options"]["samples_per_shard"] == 4
+
+
+def test_another_table_is_refused(source: Path, almost: tuple[Path, Path], tmp_path: Path) -> None:
+    changed = tmp_path / "source"
+    shutil.copytree(source, changed)
+    with (changed / "test_captions.csv").open("a") as file:
+        file.write("more,rows\n")
+    for folder in almost:  # an unfinished one, a finished one
+        with pytest.raises(InputError, match=r"other settings: the source's tables, or"):
+            pack(open_source(changed), folder, PackOptions(samples_per_shard=3))
+
+
+def test_a_shard_that_went_away_meanwhile_is_named(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(almost[0], out)
+    (out / "train-000001.tar").unlink()
+    with pytest.raises(InputError, match=r"train-000001.tar: lost or changed since it was packed"):
+        pack(open_source(source), out, PackOptions(samples_per_shard=3))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_packings_into_one_folder_are_refused(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(almost[0], out)
+    before = contents(out)
+    refused = pytest.raises(InputError, match="another process is packing into this folder")
+    with journal.alone_in(out), refused:
+        pack(open_source(source), out, PackOptions(samples_per_shard=3), overwrite=overwrite)
+    assert contents(out) == before
+
+
+def test_images_of_another_place_are_refused(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(source, tmp_path / "copy")
+    for folder in almost:
+        with pytest.raises(InputError, match="the images are others, or in another place"):
+            pack(open_source(tmp_path / "copy"), folder, PackOptions(samples_per_shard=3))
+
+
+@pytest.mark.parametrize("name", ["train-000001.tar", "rejects.csv"])
+def test_a_finished_folder_that_lost_a_file_is_not_complete(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(almost[1], out)
+    (out / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: .*--overwrite"):
+        pack(open_source(source), out, PackOptions(samples_per_shard=3))
+
+
+@pytest.mark.parametrize("line", [b"\0" * 100, b'{"head": 1}', b"{}"])
+def test_a_journal_of_junk_is_named(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path, line: bytes
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(almost[0], out)
+    (out / journal.NAME).write_bytes(line + b"\n")
+    with pytest.raises(InputError, match=r"unfinished.jsonl: damaged; begin again with --over"):
+        pack(open_source(source), out, PackOptions(samples_per_shard=3))
+
+
+def test_a_split_without_a_pair_is_looked_at_again(tmp_path: Path) -> None:
+    source = write_kaggle(tmp_path / "source", {"train": 4, "valid": 2})
+    pictures, away = source / "valid_images" / "valid", tmp_path / "away"
+    pictures.rename(away)
+    pictures.mkdir()
+    with pytest.raises(WorkError, match=r"valid: no pair could be packed; 2 of 2: image missing"):
+        pack(open_source(source, ["train", "valid"]), tmp_path / "out")
+    pictures.rmdir()
+    away.rename(pictures)
+    report = pack(open_source(source, ["train", "valid"]), tmp_path / "out")
+    assert (report.before, report.packed) == (4, {"train": 4, "valid": 2})
+    assert not report.rejected
+
+
+def test_workers_end_with_a_parent_that_is_killed(source: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from medclip_oc.runtime.workers import ordered_map\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in ordered_map(abs, range(10**9), 2): print('on', flush=True); time.sleep(1)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    assert parent.stdout
+    assert parent.stdout.readline() == b"on\n"
+    parent.kill()
+    # its pipe closes when the last of those that inherited it ends
+    assert parent.stdout.read().replace(b"on\n", b"") == b""
+    parent.wait()
+    parent.stdout.close()
+
+
+def kill_and_resume(folder: Path, kills: int) -> None:
+    """Pack in a process group that is killed at random moments, so many times; then let it finish.
+
+    A moment is a number of shards that are there, and a little later: on a busy machine, too, the
+    kills are spread over the whole packing.
+    """
+    source = write_kaggle(folder / "source", {"train": 400, "valid": 40, "test": 40})
+    out, whole, shards = folder / "out", folder / "whole", 58 + 6 + 6
+    pack(open_source(source), whole, PackOptions(samples_per_shard=7))
+    assert len(list(whole.glob("*.tar"))) == shards
+    moments = random.Random(kills)
+    words = [sys.executable, ROOT / "tools" / "make_shards.py", "--source", source]
+    words += ["--out", out, "--samples-per-shard", "7", "--workers", "2"]
+    reached = []
+    for left in range(kills, 0, -1):
+        there = len(list(out.glob("*.tar")))
+        wanted = there + moments.randint(0, (shards - there) // left)
+        process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(list(out.glob("*.tar"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        reached.append(len(list(out.glob("*.tar"))))
+    assert sum(0 < number < shards for number in reached) >= kills // 2, reached
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, 5)
+
+
+@pytest.mark.soak
+def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, 20)

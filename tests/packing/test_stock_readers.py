@@ -1,0 +1,124 @@
+"""Readers that know nothing of us get every pair in order: webdataset, and open_clip's training."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+
+from medclip_oc.data.shards import Sample, ShardSet
+from medclip_oc.imaging import encode
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.tiny_dataset import jpeg, picture, write_kaggle
+from tests.support.webdataset_reader import stock
+
+ODD_IDS = ["PMC12.3_fig. 2", "p10/s5", "__key__", "-x y", "œdème_" + "長" * 40, "#1;a=b&c", "JPG"]
+CAPTIONS = ['Two\nlines, "quoted", 中', "None", "a,b;c\td", "<b>µm</b> ±", "naïve", "'", "end."]
+PEER = Path(__file__).parents[1] / "support" / "open_clip_reader.py"
+SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three splits; odd ids; images that had to be re-encoded to JPEG and to PNG."""
+    source = write_kaggle(tmp_path_factory.mktemp("source"), {"train": 9, "valid": 2, "test": 4})
+    folder = source / "train_images" / "train"
+    (folder / "p10").mkdir()
+    rows = zip(ODD_IDS, CAPTIONS, strict=True)
+    with (source / "train_captions.csv").open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    for number, name in enumerate(ODD_IDS):
+        (folder / f"{name}.jpg").write_bytes(jpeg(100 + number))
+    picture(50).convert("CMYK").save(folder / "train_0002.jpg")
+    picture(51).convert("I;16").save(folder / "train_0005.png")
+    (folder / "train_0005.jpg").unlink()
+    picture(52).save(source / "test_images" / "test" / "test_0001.jpg", "TIFF")
+    out = tmp_path_factory.mktemp("shards")
+    report = pack(open_source(source), out, PackOptions(samples_per_shard=5))
+    assert report.packed == {"train": 16, "valid": 2, "test": 4}
+    assert sum(report.reencoded.values()) == 3
+    return out
+
+
+def ours(folder: Path, split: str) -> list[Sample]:
+    shard_set = ShardSet.open(str(folder), split)
+    return [shard_set.read(position) for position in range(len(shard_set))]
+
+
+def size_and_middle(sample: Sample) -> list[int]:
+    image = encode.decode(sample.image).convert("RGB")
+    middle = image.getpixel((image.width // 2, image.height // 2))
+    assert isinstance(middle, tuple)
+    return [*image.size, *middle]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_webdataset_reads_the_same_pairs_in_order(shards: Path, split: str) -> None:
+    urls = sorted(str(path) for path in shards.glob(f"{split}-*.tar"))
+    theirs, expected = stock(urls, "pil"), ours(shards, split)
+    assert len(theirs) == len(expected) > 0
+    for found, sample in zip(theirs, expected, strict=True):
+        names = [name for name in found if not name.startswith("__")]
+        assert names == [sample.extension, "txt", "json"]
+        assert (found["__key__"], found["txt"]) == (sample.key, sample.caption)
+        assert found["json"] == sample.facts
+        decoded = encode.decode(sample.image).convert("RGB")
+        assert found[sample.extension].tobytes() == decoded.tobytes()
+
+
+def test_odd_ids_and_captions_arrive(shards: Path) -> None:
+    found = stock(sorted(str(path) for path in shards.glob("train-*.tar")))
+    odd = {json.loads(pair["json"])["id"]: pair["txt"].decode() for pair in found[9:]}
+    assert odd == dict(zip(ODD_IDS, CAPTIONS, strict=True))
+
+
+@pytest.fixture(scope="module")
+def old_webdataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """webdataset 0.2.86 in a folder that only the peer's process sees."""
+    folder = tmp_path_factory.mktemp("old_webdataset")
+    words = ["--quiet", "--no-deps", "--target", str(folder), "webdataset==0.2.86"]
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip can't install webdataset 0.2.86: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+def peer(old_webdataset: Path, shards: str, use: str) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONPATH": str(old_webdataset)}
+    command = [sys.executable, str(PEER), shards, use]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_open_clip_trains_on_the_same_pairs(
+    shards: Path, old_webdataset: Path, tmp_path: Path
+) -> None:
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    expected = [
+        [size_and_middle(sample), tokenizer(sample.caption)[0].tolist()]
+        for sample in ours(shards, "train")
+    ]
+    pattern = "train-{000000..000003}.tar"
+    valid = peer(old_webdataset, str(shards / pattern), "valid")
+    assert valid["webdataset"] == "0.2.86"
+    assert valid["pairs"] == expected  # in order, where nothing is shuffled
+
+    train = peer(old_webdataset, str(shards / pattern), "train")
+    assert train["samples"] == 16  # by sizes.json: nobody told
+    assert sorted(train["pairs"]) == sorted(expected)
+
+    bare = Path(shutil.copytree(shards, tmp_path / "bare"))
+    (bare / "sizes.json").unlink()
+    without = peer(old_webdataset, str(bare / pattern), "train")
+    assert "number of dataset samples must be specified" in without["error"]

@@ -1,0 +1,248 @@
+"""The page on a run: all that was measured stands on it, and what is missing is said."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medclip_oc import report
+from medclip_oc.config import parse
+from medclip_oc.config.schema import ReportConfig
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from medclip_oc.reporting import gallery, run_files, run_page
+from tests.reporting.test_html import NASTY, Reader
+from tests.support.tiny_dataset import write_kaggle
+
+IDS = [f"test_{n:04}" for n in range(20)]
+
+
+def call(*words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        parse.main(
+            report.work, ReportConfig, prog="test", description="", arguments=list(map(str, words))
+        )
+    return int(str(end.value.code))
+
+
+def scores(value: float) -> dict[str, float]:
+    names = ("R@1", "R@5", "R@10")
+    return dict.fromkeys(names, value) | {"median_rank": 3.5, "mean_rank": 7.25, "mrr": 0.321}
+
+
+def both(of: Callable[[float], Any], value: float) -> dict[str, Any]:
+    return {"image_to_text": of(value), "text_to_image": of(value + 0.01)}
+
+
+def ends(value: float) -> dict[str, list[float]]:
+    return {name: [one - 0.004, one + 0.004] for name, one in scores(value).items()}
+
+
+def record(shards: str) -> dict[str, Any]:
+    intervals = {"level": 0.95, "draws": 77, "seed": 0} | both(ends, 0.4321)
+    whole = {"pool": 20, "images": 20, "texts": 20, "chance": scores(0.05), "ties": "expected"}
+    whole |= both(scores, 0.4321) | {"mean_recall": 0.4, "intervals": intervals}
+    one_slice = {"name": NASTY, "concept": "C1", "images": 8, "texts": 8} | both(scores, 0.777)
+    small = {**whole, **both(scores, 0.6543), "between_draws": both(ends, 0.6543)}
+    return {
+        "checkpoint": "best.pt",
+        "data": shards,
+        "split": "test",
+        "duplicates": "keep",
+        **whole,
+        "merged": {**whole, "images": 19} | both(scores, 0.5432),
+        "pools": [{**small, "pool": 5, "draws": 33}, {**small, "pool": 6, "draws": 44}],
+        "concepts": {"queries": 18, "relevant": 0.5}
+        | both(lambda v: {"nDCG@10": v, "modality_agreement@1": v}, 0.8774),
+        "slices": [one_slice],
+        "baseline": {"name": "start", **whole, "difference": both(scores, 0.1234)},
+    }
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reported")
+    source = write_kaggle(folder / "source", {"test": 20})
+    pack(open_source(source, ["test"]), folder / "shards", PackOptions(), workers=1)
+    return folder / "shards"
+
+
+@pytest.fixture
+def run(shards: Path, tmp_path: Path) -> Path:
+    """A run folder as training and evaluation leave it."""
+    folder = tmp_path / "run <1>"
+    (folder / "evaluations").mkdir(parents=True)
+    lines = []
+    for step in range(1, 41):
+        values = {"loss": 3 / step, "lr": 1e-3 / step, "temperature": 0.07}
+        lines.append({"step": step, **values, "pairs_per_second": 100 + step, "grad_norm": None})
+        if step % 10 == 0:
+            recalls = {f"valid/{way}/R@1": step / 100 for way in ("image_to_text", "text_to_image")}
+            lines.append({"step": step, "valid/mean_recall": step / 80, **recalls})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 41, "lo')  # cut by a crash
+    (folder / "evaluations" / "best-test.json").write_text(json.dumps(record(str(shards))))
+    (folder / "evaluations" / "last-valid.json").write_text(json.dumps(record(str(shards))))
+    ranks = np.arange(1.0, 21.0)
+    nearest = np.tile(np.array(IDS[:10]), (20, 1))
+    np.savez(
+        folder / "evaluations" / "best-test.npz",
+        ids=np.array(IDS),
+        image_to_text_rank=ranks,
+        text_to_image_rank=ranks[::-1],
+        image_to_text_nearest=nearest,
+        text_to_image_nearest=nearest,
+    )
+    return folder
+
+
+def test_everything_is_on_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--run", run) == 0
+    page = Reader((run / "report.html").read_text())
+    for words in (
+        ("Loss", "Learning rate", "Temperature", "Pairs per second", "Validation recall"),
+        ("43.2\u00a0%", "[42.8,\u00a043.6]", "77 bootstrap draws", "Copies as one: 19 images"),
+        ("54.3\u00a0%", "Pools of 5: mean of 33", "Pools of 6: mean of 44", "65.4\u00a0%"),
+        ("77.7\u00a0%", "87.7\u00a0%", "Baseline: start", "12.3\u00a0%", "last-valid"),
+        ("Best: rank 1 of 20", "Median: rank 10 of 20", "Worst: rank 20 of 20"),
+        ("number 0: upper left dark", "the right one", NASTY),
+    ):
+        for text in words:
+            assert text in page.text, text
+    pictures = [value for name, value in page.attributes if name == "src"]
+    assert len(pictures) == 36  # both directions, three kinds, three examples, two sides
+    assert all(str(one).startswith("data:image/jpeg;base64,") for one in pictures)
+    assert page.tags.count("polyline") == 7  # no line of what was never finite
+    assert "script" not in page.tags
+    assert not any(name in ("href", "onerror", "onload") for name, _ in page.attributes)
+    files = {file.name for file in (run / "report").iterdir()}
+    assert files == {"training.png", "ranks.png", "slices.png"}
+    assert all((run / "report" / name).read_bytes()[:4] == b"\x89PNG" for name in files)
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_examples_are_those_of_their_ranks(run: Path) -> None:
+    found = run_files.evaluations(run)
+    assert [one.name for one in found] == ["best-test", "last-valid"]
+    chosen = gallery.examples(found[0], 2)
+    ours = [(one.kind, one.rank, one.query) for one in chosen if one.way == "text_to_image"]
+    assert ours == [
+        ("best", 1, "test_0019"),
+        ("best", 2, "test_0018"),
+        ("median", 10, "test_0010"),
+        ("median", 11, "test_0009"),
+        ("worst", 20, "test_0000"),
+        ("worst", 19, "test_0001"),
+    ]
+    assert {one.found for one in chosen} == {"test_0000"}
+
+
+def test_bins_hold_every_rank_once() -> None:
+    bins = run_page.rank_bins(np.array([1, 1.5, 2, 5, 6, 10, 10.5, 11, 20, 21, 39]))
+    assert bins == [("1", 1), ("2-5", 3), ("6-10", 2), ("11-20", 3), ("21-40", 2)]
+    assert run_page.rank_bins(np.array([1.0])) == [("1", 1), ("2-5", 0), ("6-10", 0)]
+
+
+def test_long_series_are_averaged() -> None:
+    lines = [{"step": n, "loss": float(n % 2)} for n in range(1, 1001)] + [{"step": 2000, "x": 1}]
+    points = run_files.series(lines, "loss", most=100)
+    assert len(points) == 100
+    assert points[-1] == (1000, 0.5)
+    assert run_files.series(lines[:50], "loss") == [(n, n % 2) for n in range(1, 51)]
+
+
+def test_a_run_without_evaluation(run: Path) -> None:
+    shutil.rmtree(run / "evaluations")
+    assert call("--run", run) == 0
+    text = Reader((run / "report.html").read_text()).text
+    assert "No evaluation yet" in text
+    assert "Loss" in text
+
+
+def test_an_evaluation_without_training(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    assert call("--run", run) == 0
+    text = Reader((run / "report.html").read_text()).text
+    assert "no metrics.jsonl" in text
+    assert "43.2\u00a0%" in text
+
+
+def test_pairs_that_went_away(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page is made, and says it; --data names their new place."""
+    content = record(str(tmp_path / "gone"))
+    (run / "evaluations" / "best-test.json").write_text(json.dumps(content))
+    assert call("--run", run) == 0
+    assert "Gallery: " in capsys.readouterr().out
+    page = Reader((run / "report.html").read_text())
+    assert "img" not in page.tags
+    assert "no such shard folder" in page.text
+    assert call("--run", run, "--data", shards) == 0
+    assert "img" in Reader((run / "report.html").read_text()).tags
+    assert call("--run", run, "--data", tmp_path / "gone") == 2
+
+
+def test_without_matplotlib(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "medclip_oc.reporting.plots", None)
+    monkeypatch.delattr("medclip_oc.reporting.plots", raising=False)
+    assert call("--run", run) == 0
+    assert "they need matplotlib" in capsys.readouterr().out
+    assert not (run / "report").exists()
+
+
+def ruin(name: str, content: str | None) -> Callable[[Path], None]:
+    def work(folder: Path) -> None:
+        (folder / name).write_text(content or "")
+
+    return work
+
+
+def other_pairs(folder: Path) -> None:
+    file = folder / "evaluations" / "best-test.npz"
+    arrays = dict(np.load(file))
+    np.savez(file, **{name: array[:7] for name, array in arrays.items()})
+
+
+def change_record(run: Path, name: str, value: Any) -> None:
+    file = run / "evaluations" / "best-test.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no folder": (shutil.rmtree, "no such run folder"),
+    "metrics": (ruin("metrics.jsonl", "{}\n"), r"metrics.jsonl: line 1 is no record of a run"),
+    "evaluation": (
+        ruin("evaluations/best-test.json", '{"pool": 3}'),
+        "best-test.json: not the record of an evaluation",
+    ),
+    "an unknown rule": (
+        lambda run: change_record(run, "ties", "lucky"),
+        "best-test.json: not the record of an evaluation",
+    ),
+    "arrays": (ruin("evaluations/best-test.npz", "x"), "best-test.npz: damaged"),
+    "arrays of others": (other_pairs, "best-test.npz: not of the 20 pairs of best-test.json"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, message = MISTAKES[name]
+    change(run)
+    assert call("--run", run) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+
+
+def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--run", tmp_path) == 2
+    assert "neither metrics.jsonl nor evaluations/" in capsys.readouterr().err

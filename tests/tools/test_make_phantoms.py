@@ -1,0 +1,276 @@
+"""The phantom data set: what its pictures, captions, splits and files promise."""
+
+import csv
+import hashlib
+import re
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import make_phantoms as tool
+import numpy as np
+import phantom_pictures as pictures
+import pytest
+from PIL import Image
+
+from medclip_oc.errors import InputError
+
+COUNTS = {"train": 12, "valid": 5, "test": 4}
+TABLES = {
+    "modality": tool.MODALITIES,
+    "organ": tool.ORGANS,
+    "lesion": tool.LESIONS,
+    "size": tool.SIZES,
+}
+
+
+def draw_set(out: Path, **changes: int | bool) -> Path:
+    tool.work(tool.PhantomConfig(str(out), **{**COUNTS, "size": 48, **changes}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_set(tmp_path_factory.mktemp("phantoms") / "set")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def phrases(attribute: str, value: str) -> list[str]:
+    entry = TABLES[attribute][value]
+    return (entry if isinstance(entry, str) else entry.words).split(", ")
+
+
+def states(caption: str, attribute: str, value: str) -> bool:
+    """Whether one of the value's wordings stands in the caption, as whole words."""
+    found = [
+        re.escape(words).replace(r"\{\}", "(left|right)") for words in phrases(attribute, value)
+    ]
+    return any(re.search(rf"\b{words}\b", caption, re.IGNORECASE) for words in found)
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def test_the_layout_is_that_of_rocov2_on_kaggle(phantoms: Path) -> None:
+    tables = {f"{s}_{n}.csv" for s in COUNTS for n in ("captions", "concepts", "concepts_manual")}
+    folders = {f"{split}_images" for split in COUNTS}
+    assert {path.name for path in phantoms.iterdir()} == (
+        tables | folders | {"cui_mapping.csv", "README.txt"}
+    )
+    assert "synthetic" in (phantoms / "README.txt").read_text(encoding="utf-8").lower()
+    for split, count in COUNTS.items():
+        ids = [f"PHANTOM_{split}_{index:06d}" for index in range(count)]
+        captions = rows(phantoms / f"{split}_captions.csv")
+        assert [list(row) for row in captions] == [["ID", "Caption"]] * count
+        assert [row["ID"] for row in captions] == ids
+        images = (phantoms / f"{split}_images" / split).iterdir()
+        assert sorted(path.name for path in images) == [f"{key}.jpg" for key in ids]
+        for name in ("concepts", "concepts_manual"):
+            assert [row["ID"] for row in rows(phantoms / f"{split}_{name}.csv")] == ids
+
+
+def test_concepts_are_mapped_and_agree_with_the_caption(phantoms: Path) -> None:
+    mapping = {row["CUI"]: row["Canonical name"] for row in rows(phantoms / "cui_mapping.csv")}
+    assert all(re.fullmatch(r"C\d{7}", cui) for cui in mapping)
+    assert all("made-up" in name for cui, name in mapping.items() if cui.startswith("C99"))
+    values = {
+        term.cui: (attribute, value)
+        for attribute in ("modality", "organ", "lesion")
+        for value, term in TABLES[attribute].items()
+    }
+    assert set(values) == set(mapping)
+    manual = {row["ID"]: row["CUIs"] for row in rows(phantoms / "train_concepts_manual.csv")}
+    concepts = {row["ID"]: row["CUIs"].split(";") for row in rows(phantoms / "train_concepts.csv")}
+    for row in rows(phantoms / "train_captions.csv"):
+        cuis = concepts[row["ID"]]
+        assert [values[cui][0] for cui in cuis] == ["modality", "organ", "lesion"]
+        assert manual[row["ID"]] == cuis[0]
+        assert all(states(row["Caption"], *values[cui]) for cui in cuis)
+
+
+def test_images_are_grey_jpegs_of_several_shapes(phantoms: Path) -> None:
+    sizes = set()
+    for path in sorted((phantoms / "train_images" / "train").iterdir()):
+        with Image.open(path) as image:
+            assert (image.format, image.mode) == ("JPEG", "L")
+            assert min(image.size) == 48
+            assert max(image.size) <= 48 * 7 / 6 + 1
+            assert np.asarray(image).std() > 10
+            sizes.add(image.size)
+    assert len(sizes) > 1
+
+
+def test_the_same_seed_draws_the_same_bytes_and_another_does_not(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    assert hashes(draw_set(tmp_path / "again")) == hashes(phantoms)
+    other = hashes(draw_set(tmp_path / "other", seed=1))
+    same = {name for name, digest in hashes(phantoms).items() if other[name] == digest}
+    assert same == {"cui_mapping.csv"}
+
+
+def test_an_image_does_not_depend_on_how_many_others_are_drawn(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    fewer = draw_set(tmp_path / "fewer", train=3, test=1)
+    whole = hashes(phantoms)
+    images = {name: digest for name, digest in hashes(fewer).items() if name.endswith(".jpg")}
+    assert len(images) == 3 + COUNTS["valid"] + 1
+    assert all(whole[name] == digest for name, digest in images.items())
+
+
+# --------------------------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_splits_share_no_combination_but_train_has_every_pair_of_values(seed: int) -> None:
+    splits = tool.split_combinations(seed)
+    every = [drawn for split in splits.values() for drawn in split]
+    assert len(every) == len(set(every)) == 4 * 6 * 5 * 3 * 2
+    assert len(splits["valid"]) >= 60
+    assert len(splits["test"]) >= 60
+
+    def value_pairs(found: list[tool.Combination]) -> set[tuple[str, ...]]:
+        return {pair for drawn in found for pair in combinations(drawn, 2)}
+
+    assert value_pairs(splits["train"]) == value_pairs(every)
+
+
+def test_captions_written_for_held_out_pairs_do_not_occur_in_train(tmp_path: Path) -> None:
+    """The contract, read back from the files: no shared combination."""
+    out = draw_set(tmp_path / "set", train=150, valid=60, test=60, size=32)
+
+    def stated(split: str) -> set[tuple[str, ...]]:
+        found = set()
+        for row in rows(out / f"{split}_captions.csv"):
+            values = [
+                [value for value in table if states(row["Caption"], attribute, value)]
+                for attribute, table in TABLES.items()
+            ]
+            sides = re.findall(r"\b(left|right)\b", row["Caption"], re.IGNORECASE)
+            assert [len(each) for each in [*values, sides]] == [1] * 5, row["Caption"]
+            found.add((*(value for [value] in values), sides[0].lower()))
+        return found
+
+    train, valid, test = (stated(split) for split in tool.SPLITS)
+    assert len(train) == 150
+    assert len(valid) == len(test) == 60
+    assert not train & valid
+    assert not train & test
+    assert not valid & test
+
+
+# ------------------------------------------------------------------- captions and pictures
+
+
+def test_a_caption_states_what_is_drawn_in_many_ways() -> None:
+    drawn = tool.Combination("us", "kidney", "cyst", "large", "left")
+    rng = np.random.default_rng(0)
+    captions = {tool.caption(drawn, rng) for _ in range(200)}
+    assert len(captions) > 100
+    for caption in captions:
+        for attribute, value in drawn._asdict().items():
+            assert attribute == "side" or states(caption, attribute, value), caption
+        assert "left" in caption.lower()
+        assert "right" not in caption.lower()
+    assert len(tool.TEMPLATES) >= 10
+
+
+def test_both_tools_know_the_same_values() -> None:
+    assert set(pictures.LEVELS) == set(tool.MODALITIES)
+    assert set(pictures.LOBES) == set(tool.ORGANS)
+    assert set(pictures.LESIONS) == set(tool.LESIONS)
+    assert set(pictures.RADII) == set(pictures.STONES) == set(tool.SIZES)
+    assert set(pictures.SIDES) == set(tool.SIDES)
+
+
+def test_the_patients_left_is_on_the_right_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lesion is what changes when it is left out; its middle shows the side."""
+    masks = pictures.lesion_masks
+
+    def invisible(*arguments: Any) -> pictures.Masks:
+        return [(thing, 0 * mask) for thing, mask in masks(*arguments)]
+
+    every = [drawn for split in tool.split_combinations(0).values() for drawn in split]
+    for number, drawn in enumerate(every[::3]):
+        picture = pictures.draw(*drawn, rng=np.random.default_rng(number), pixels=64)
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "lesion_masks", invisible)
+            without = pictures.draw(*drawn, rng=np.random.default_rng(number), pixels=64)
+        change = np.abs(picture.pixels.astype(float) - without.pixels)
+        if drawn.modality == "us":  # without what lies behind the lesion
+            change *= picture.lesion > 0
+        columns = np.arange(change.shape[1]) + 0.5
+        for weight in (change, picture.lesion):
+            middle = float((weight.sum(axis=0) * columns).sum() / weight.sum())
+            assert (middle > change.shape[1] / 2) == (drawn.side == "left"), drawn
+
+
+def test_sizes_are_clearly_apart_and_visible_at_64_pixels() -> None:
+    areas: dict[str, list[float]] = {size: [] for size in tool.SIZES}
+    for number in range(20):
+        for size in areas:
+            rng = np.random.default_rng(number)
+            drawn = pictures.draw("ct", "liver", "mass", size, "right", rng=rng, pixels=64)
+            areas[size].append(float(drawn.lesion.sum()))
+    assert min(areas["small"]) > 12  # pixels
+    assert max(areas["small"]) < 0.8 * min(areas["medium"])
+    assert max(areas["medium"]) < 0.8 * min(areas["large"])
+
+
+# -------------------------------------------------------------------------------- mistakes
+
+
+def test_an_existing_folder_is_an_error_unless_overwritten(phantoms: Path, tmp_path: Path) -> None:
+    out = draw_set(tmp_path / "set", train=14)
+    mine = out / "train_images" / "train" / "mine.jpg"
+    mine.write_bytes(b"kept")
+    before = hashes(out)
+    with pytest.raises(InputError, match="not empty"):
+        draw_set(out)
+    assert hashes(out) == before
+    draw_set(out, overwrite=True)
+    assert mine.read_bytes() == b"kept"
+    mine.unlink()
+    assert hashes(out) == hashes(phantoms)
+
+
+def test_a_folder_of_someone_elses_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "train_captions.csv").write_text("ID,Caption\nROCOv2_1,real\n", encoding="utf-8")
+    with pytest.raises(InputError, match="not written by this tool"):
+        draw_set(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["train_captions.csv"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("train", 0), ("seed", -1), ("size", 4)])
+def test_a_number_out_of_range_is_named(name: str, value: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"--{name} {value}: at least"):
+        draw_set(tmp_path / "set", **{name: value})
+    assert not (tmp_path / "set").exists()
+
+
+def test_the_command_draws_quietly_and_says_errors_in_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    words = [sys.executable, tool.__file__, "--out", str(out)]
+    words += ["--train", "2", "--valid", "1", "--test", "1", "--size", "32"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(rows(out / "train_captions.csv")) == 2
+    again = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert again.returncode == 2
+    assert len(again.stderr.splitlines()) == 1
+    assert str(out) in again.stderr

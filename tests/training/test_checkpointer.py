@@ -1,0 +1,122 @@
+"""When a state is saved, what stays of it, and what a run's parts have to do with it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medclip_oc.config.schema import CheckpointConfig
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.models import checkpoint
+from medclip_oc.runtime.distributed import World
+from medclip_oc.training import run_state
+from medclip_oc.training.checkpointer import Saver
+from medclip_oc.training.resume import Origin
+from medclip_oc.training.run_dir import RunFolder
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def saver(folder: Path, *, main: bool = True, **settings: Any) -> Saver:
+    one = RunFolder(folder / "run")
+    one.prepare(clear=False)
+    return Saver(one, CheckpointConfig(**settings), main=main)
+
+
+def test_steps_and_the_main_ranks_clock_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    one = saver(tmp_path, every_steps=3, every_minutes=2)
+    other = saver(tmp_path, main=False, every_steps=3, every_minutes=2)
+    assert [one.due(step) for step in (1, 2, 3)] == [False, False, True]
+    now[0] = 121.0
+    assert one.due(4)
+    assert not other.due(4), "the main rank tells it"
+    assert other.due(6)
+    one.save({"step": 4, "w": torch.zeros(1)}, best=False, since=0.0)
+    assert not one.due(5)
+    one.wait()
+    assert not saver(tmp_path, every_minutes=None).due(4)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_state_is_that_of_its_step(tmp_path: Path, background: bool) -> None:
+    """Later steps don't reach into what is being written."""
+    one, weight = saver(tmp_path, background=background), torch.zeros(1000)
+    for step in (1, 2, 3):
+        weight += 1
+        content = {"step": step, "state_dict": {"w": weight}, "training": {"x": (weight,)}}
+        one.save(content, best=step == 2, since=0.0)
+    weight += 1
+    one.wait()
+    found = {file.name: checkpoint.load(file) for file in one.folder.checkpoints.iterdir()}
+    values = {name: content["state_dict"]["w"][0].item() for name, content in found.items()}
+    newest = {"step-00000002.pt": 2.0, "step-00000003.pt": 3.0}
+    assert values == newest | {"last.pt": 3.0, "best.pt": 2.0}
+    assert found["last.pt"]["training"]["x"][0][0] == 3
+    assert "training" not in found["best.pt"]
+    assert len(one.lines()) == 3
+
+
+def test_what_goes_wrong_in_the_background_is_told(tmp_path: Path) -> None:
+    one = saver(tmp_path)
+    one.folder.checkpoints.rmdir()
+    one.save({"step": 1}, best=False, since=0.0)
+    with pytest.raises(WorkError, match=r"step-00000001\.pt: .* \(No such file or directory\)"):
+        one.wait()
+    assert "No such file" in str(one.error())
+
+
+class Average:
+    """A part that came later, as a running average of the weights would."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def origin(parts: dict[str, Any]) -> Origin:
+    progress = run_state.Progress(step=7)
+    return Origin(
+        Path("x.pt"), {"step": 7, "training": run_state.capture(parts, progress, {}, ALONE)}
+    )
+
+
+def test_parts_go_on_and_new_ones_begin(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    state = origin({"average": Average(2.0)})
+    drawn = torch.rand(4)
+    known, new = Average(0.0), Average(5.0)
+    torch.manual_seed(4)
+    run_state.restore(state, {"average": known, "new": new}, seed=0, world=ALONE)
+    assert (known.value, new.value) == (2.0, 5.0)
+    assert torch.rand(4).equal(drawn)
+    other = World(1, 2, torch.device("cpu"))  # a rank that the saved run didn't have
+    run_state.restore(state, {}, seed=0, world=other)
+    assert not torch.rand(4).equal(drawn)
+
+
+def test_the_optimizer_takes_averages_from_the_state_and_rates_from_the_configuration() -> None:
+    def adamw(decay: float, size: int = 3) -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
+        weight = torch.nn.Parameter(torch.ones(size))
+        return weight, torch.optim.AdamW([weight], weight_decay=decay)
+
+    weight, one = adamw(0.1)
+    weight.grad = torch.full((3,), 0.5)
+    one.step()
+    state = origin({"optimizer": run_state.Optimizer(one)})
+    again, two = adamw(0.3)
+    run_state.restore(state, {"optimizer": run_state.Optimizer(two)}, seed=0, world=ALONE)
+    assert two.param_groups[0]["weight_decay"] == 0.3
+    assert two.state[again]["exp_avg"].equal(one.state[weight]["exp_avg"])
+    _, larger = adamw(0.1, size=4)
+    with pytest.raises(InputError, match=r"x\.pt: its optimizer doesn't fit this run"):
+        run_state.restore(state, {"optimizer": run_state.Optimizer(larger)}, seed=0, world=ALONE)

@@ -1,0 +1,288 @@
+"""`--doctor` finds each planted fault, in one line with its remedy, and nothing in a sound run."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from medclip_oc import train
+from medclip_oc.config.schema import TrainCommand
+from medclip_oc.data.shards import ShardSet
+from medclip_oc.imaging.jpeg import Picture
+from medclip_oc.runtime import memory
+from medclip_oc.training import preflight, preflight_checks
+from tests.commands.test_train import call, settings, torchrun, write
+from tests.support.tiny_dataset import write_tar
+
+LOADER_RATE, STEP_RATE = preflight_checks.loader_rate, preflight_checks.step_rate
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast loader and a slow step, but where a test looks at these."""
+    monkeypatch.setattr(preflight_checks, "loader_rate", lambda patient: 1000.0)
+    monkeypatch.setattr(preflight_checks, "step_rate", lambda patient: 100.0)
+
+
+def examined(folder: Path, shards: Path, **changes: Any) -> int:
+    tree = settings(shards, folder / "run", **changes)
+    file = write(tree, folder / "config.yaml")
+    code = call(train.work, TrainCommand, "--config", file, "--doctor")
+    assert not (folder / "run").exists(), "a check leaves no run"
+    return code
+
+
+def test_silent_on_a_sound_run(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert examined(tmp_path, packed) == 0
+    assert capsys.readouterr().out == "doctor: nothing found on 1 process(es)\n"
+
+
+# ------------------------------------------------------------------------------- planted faults
+
+
+class Fault(NamedTuple):
+    code: int
+    line: str
+    """Regular expression: what is found, and its remedy."""
+    changes: dict[str, Any] | None = None
+    plant: Callable[[Path, pytest.MonkeyPatch], None] = lambda shards, patch: None
+
+
+def lose_a_shard(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    (shards / "train-000001.tar").unlink()
+
+
+def another_version(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    index = json.loads((shards / "index.json").read_text())
+    (shards / "index.json").write_text(json.dumps({**index, "version": 99}))
+
+
+def no_readable_pair(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    members = {}
+    for n in range(48):
+        members |= {f"p{n}.jpg": b"\xff\xd8 no image", f"p{n}.txt": f"finding {n}".encode()}
+    for file in [*shards.glob("train-*.tar"), *shards.glob(".index*"), shards / "index.json"]:
+        if file.name.startswith("train"):
+            file.unlink()
+    write_tar(shards / "bad-000000.tar", members)
+
+
+def long_captions(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    """30 % of them."""
+    read = ShardSet.read
+
+    def longer(self: ShardSet, position: int) -> Any:
+        sample = read(self, position)
+        text = "a lesion of the left lung " * 20 if position % 10 < 3 else "a lesion"
+        return type(sample)(sample.key, sample.image, sample.extension, text, sample.facts)
+
+    patch.setattr(ShardSet, "read", longer)
+
+
+def little_memory(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    if memory.allocated_bytes(torch.device("cpu")) is None:
+        pytest.skip("the C library does not say what is allocated")
+    patch.setattr(preflight_checks, "STATE_COPIES", 0)  # a small model is mostly its vocabulary
+    patch.setattr(memory, "free_bytes", lambda device: 500_000)
+
+
+def slow_loader(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    pixels = Picture.pixels
+
+    def slow(self: Picture, *args: Any) -> Any:
+        time.sleep(0.02)  # at most 50 pairs/s, however fast the machine
+        return pixels(self, *args)
+
+    patch.undo()
+    patch.setattr(preflight_checks, "step_rate", lambda patient: 100.0)
+    patch.setattr(Picture, "pixels", slow)
+
+
+def full_disk(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+
+
+def no_memory_left(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(patient: preflight_checks.Patient) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    patch.setattr(preflight_checks, "step_rate", fail)
+
+
+def no_wandb(shards: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("WANDB_API_KEY", "0" * 40)
+    patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+
+
+OPENAI = {"arch": "ViT-B-16", "pretrained": "openai"}
+FAULTS = {
+    "missing shard": Fault(
+        1, r"error: data.train: .*train-000001.tar.*; (restore|pack) it", None, lose_a_shard
+    ),
+    "index of another version": Fault(
+        1,
+        r"error: data.train: .*version 99.* reads version \d+; pack it again",
+        {},
+        another_version,
+    ),
+    "no readable pair": Fault(
+        1,
+        r"error: data.train: none of 48 pairs can be read \(bad-000000.tar.*\); see .*--verify",
+        {"data__train": "{shards}/bad-000000.tar"},
+        no_readable_pair,
+    ),
+    "captions cut": Fault(
+        0, r"warning: data.long_captions: 3\d% of the captions .* `sentences`", None, long_captions
+    ),
+    "warm-up beyond the run": Fault(
+        1,
+        r"error: optim.warmup_steps: 99 is more than the run's 30 steps; change it",
+        {"optim__warmup_steps": 99},
+    ),
+    "rate of another method": Fault(
+        1,
+        r"error: optim.lr: 0.0005 is not usual for a pretrained model in full: .*take 1e-06 to",
+        {"model": OPENAI, "optim__lr": 5e-4},
+    ),
+    "GELU for QuickGELU weights": Fault(
+        1,
+        r"error: model.arch: ViT-B-16 uses GELU, .*QuickGELU; use ViT-B-16-quickgelu",
+        {"model": OPENAI, "optim__lr": 1e-5},
+    ),
+    "micro batch too large": Fault(
+        1,
+        r"error: train.micro_batch_size: 48 images need .* GB are free; take \d+ or fewer",
+        {
+            "train__global_batch_size": 48,
+            "train__micro_batch_size": 48,
+            "train__text_micro_batch_size": 1,
+        },
+        little_memory,
+    ),
+    "loader slower than the step": Fault(
+        0,
+        r"warning: data.workers: 0 give \d+ pairs/s, and a step takes 100 .*--resize",
+        {},
+        slow_loader,
+    ),
+    "memory that runs out": Fault(
+        1, r"error: train.micro_batch_size: the GPU's memory", None, no_memory_left
+    ),
+    "no disk space": Fault(
+        1, r"error: run.folder: .* has 0.001 GB free, .* need about .* make room", None, full_disk
+    ),
+    "unreachable wandb": Fault(
+        1,
+        r"error: log.wandb: online does not work here: http://127.0.0.1:9 can't .*offline",
+        {"log__wandb": "online"},
+        no_wandb,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted(
+    name: str,
+    packed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault = FAULTS[name]
+    shards = tmp_path / "shards"
+    shutil.copytree(packed, shards)
+    fault.plant(shards, monkeypatch)
+    changes = {
+        key: value.format(shards=shards) if isinstance(value, str) else value
+        for key, value in (fault.changes or {}).items()
+    }
+    assert examined(tmp_path, shards, **changes) == fault.code
+    shown = capsys.readouterr()
+    found = [line for line in shown.out.splitlines() if re.search(fault.line, line)]
+    assert len(found) == 1, shown.out
+    # nothing else is made up; a model that can't be built hides what needs it
+    others = [line for line in shown.out.splitlines() if line not in found]
+    allowed = "QuickGELU" if changes.get("model") == OPENAI else "^$"
+    assert all(re.search(allowed, line) for line in others), shown.out
+    assert "Traceback" not in shown.err
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -> None:
+    """The twelfth; and findings of two processes are said once."""
+    tree = settings(packed, tmp_path / "run", train__global_batch_size=15)
+    file = write(tree, tmp_path / "config.yaml")
+    done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--doctor")
+    assert done.returncode == 1
+    wanted = (
+        "error: train.global_batch_size: 15 can't be shared equally by 2 processes; the nearest"
+    )
+    assert done.stdout.count(wanted) == 1
+    assert done.stdout.count("\n") == 1, done.stdout
+
+
+def a_patient(packed: Path, tmp_path: Path) -> preflight_checks.Patient:
+    """As the doctor meets it: one process, the data open, the model built."""
+    from medclip_oc.config import parse
+    from medclip_oc.config.schema import Config
+    from medclip_oc.data import loader
+    from medclip_oc.models import factory
+    from medclip_oc.runtime.distributed import World
+    from medclip_oc.training import build
+
+    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
+    config = parse.parse(Config, ["--config", str(file)], prog="", description="")
+    world = World(0, 1, torch.device("cpu"))
+    data = loader.open_training(config.data, 0, world)
+    plan = build.plan(config.train, None, data.pairs_per_epoch, 1)
+    return preflight_checks.Patient(config, world, data, plan, factory.build(config.model))
+
+
+def test_rates_that_are_measured(packed: Path, tmp_path: Path) -> None:
+    """Of the real loader and a real step: positive numbers, and nothing more can be promised."""
+    patient = a_patient(packed, tmp_path)
+    assert LOADER_RATE(patient) > 0
+    assert STEP_RATE(patient) > 0
+
+
+def test_a_step_is_timed_with_what_fits(packed: Path, tmp_path: Path) -> None:
+    """Rather than end the doctor by what it just warned of."""
+    patient, rows = a_patient(packed, tmp_path), list[int]()
+    assert patient.clip is not None
+    patient.clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    assert STEP_RATE(patient) > 0
+    assert set(rows) == {4}
+    rows.clear()
+    patient.most_rows = 3
+    assert STEP_RATE(patient) > 0
+    assert set(rows) == {3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, "a model from scratch"),
+        ({"lora": {"rank": 4}}, "adapters (lora.rank)"),
+        ({"model": OPENAI}, "a pretrained model in full"),
+        (
+            {"model": OPENAI, "optim": {"freeze": "image"}},
+            "one tower or some layers of a pretrained",
+        ),
+    ],
+)
+def test_methods(tmp_path: Path, changes: dict[str, Any], wanted: str) -> None:
+    from medclip_oc.config import parse
+    from medclip_oc.config.schema import Config
+
+    file = write(settings(tmp_path, tmp_path / "run", **changes), tmp_path / "c.yaml")
+    config = parse.parse(Config, ["--config", str(file)], prog="", description="")
+    assert preflight.method_of(config).startswith(wanted)

@@ -1,0 +1,360 @@
+"""Interrupted and resumed == never interrupted; and a run goes on only as the run that it was."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medclip_oc import evaluate, train, zeroshot
+from medclip_oc.config.inference import ZeroshotConfig
+from medclip_oc.config.schema import EvaluateConfig, TrainCommand
+from medclip_oc.models import checkpoint
+from tests.commands.test_train import call, one_line, records
+from tests.conftest import TINY, VIT
+from tests.models.test_checkpoint import Payload
+from tests.support.interrupted import (
+    Nursery,
+    alive,
+    configure,
+    lines_of,
+    measured,
+    same,
+    wait_for,
+    weights,
+)
+from tests.support.tiny_dataset import jpeg, write_tar
+
+DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
+
+
+# ----------------------------------------------------------------------------- killed, resumed
+
+
+def kill_and_resume(
+    nursery: Nursery, config: Path, run: Path, *, kills: int, seed: int, ranks: int = 2
+) -> int:
+    """Run to the end, killing all ranks at random moments; returns how often it was killed."""
+    rng = np.random.default_rng(seed)
+    killed = 0
+    for _ in range(kills):
+        pids = nursery.start(ranks, config.parent, "--config", config)
+        more = lines_of(run / "metrics.jsonl") + int(rng.integers(0, 4))
+        wait_for(
+            lambda more=more, pids=pids: lines_of(run / "metrics.jsonl") >= more or not alive(pids)
+        )
+        time.sleep(float(rng.uniform(0, 0.3)))
+        for pid in rng.permutation(pids).tolist():
+            os.kill(pid, signal.SIGKILL)
+        killed += set(nursery.answer()) == {-signal.SIGKILL}
+    assert nursery.train(ranks, config.parent, "--config", config) == [0] * ranks
+    return killed
+
+
+def check_kills(nursery: Nursery, packed: Path, folder: Path, kills: int) -> None:
+    model = {"arch": "resume-dropout", "definition": DROPOUT}
+    configs = [configure(packed, folder, name, model=model) for name in ("whole", "cut")]
+    whole, cut = folder / "whole", folder / "cut"
+    assert nursery.train(2, folder, "--config", configs[0]) == [0, 0]
+    killed = kill_and_resume(nursery, configs[1], cut, kills=kills, seed=kills)
+    assert killed >= kills - 1, "the last may come after the end"
+    for name in ("last", "best"):
+        assert same(weights(whole, name), weights(cut, name)), name
+    one, two = (checkpoint.load(run / "checkpoints" / "last.pt") for run in (whole, cut))
+    assert same(one["training"], two["training"])
+    assert one["metrics"] == two["metrics"]
+    assert measured(whole) == measured(cut)
+    assert not list(cut.glob("checkpoints/*.partial"))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_never_interrupted(
+    nursery: Nursery, packed: Path, tmp_path: Path
+) -> None:
+    """Two ranks with dropout, killed five times: the same weights, state and records, bitwise."""
+    check_kills(nursery, packed, tmp_path, 5)
+
+
+@pytest.mark.soak
+def test_killed_twenty_times(nursery: Nursery, packed: Path, tmp_path: Path) -> None:
+    check_kills(nursery, packed, tmp_path, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes(
+    nursery: Nursery, packed: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """The same batches in the same order, and the losses of fp32 rounding."""
+    whole = configure(packed, tmp_path, "whole", checkpoint={"keep_last": 99})
+    assert nursery.train(before, tmp_path, "--config", whole) == [0] * before
+    file = tmp_path / "whole" / "checkpoints" / "step-00000010.pt"
+    other = configure(packed, tmp_path, "other")
+    words = ("--config", other, "--resume", file)
+    assert nursery.train(after, tmp_path, *words) == [0] * after
+    one, two = (
+        [r["loss"] for r in records(tmp_path / name) if "loss" in r and r["step"] > 10]
+        for name in ("whole", "other")
+    )
+    assert len(one) == len(two) == 20
+    assert two[0] == pytest.approx(one[0], rel=1e-5)
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+# -------------------------------------------------------------------- what is gone on with, or not
+
+
+@pytest.fixture(scope="module")
+def finished(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 3 epochs, 9 steps, with states after each."""
+    folder = tmp_path_factory.mktemp("finished")
+    file = configure(packed, folder, "run", **THREE)
+    assert call(train.work, TrainCommand, "--config", file) == 0
+    return folder / "run"
+
+
+THREE = {"train__epochs": 3, "checkpoint": {"every_steps": 1, "keep_last": 3}}
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may harm: RUN beside its configuration."""
+    shutil.copytree(finished, tmp_path / "run")
+    tree = (finished.parent / "run.yaml").read_text()
+    (tmp_path / "run.yaml").write_text(tree.replace(str(finished), str(tmp_path / "run")))
+    return tmp_path / "run"
+
+
+def again(run: Path, *words: object) -> int:
+    return call(train.work, TrainCommand, "--config", run.with_suffix(".yaml"), *words)
+
+
+def test_the_newest_states_are_kept(finished: Path) -> None:
+    names = {file.name for file in (finished / "checkpoints").iterdir()}
+    assert names == {f"step-0000000{n}.pt" for n in (7, 8, 9)} | {"last.pt", "best.pt"}
+    last, best = (checkpoint.load(finished / "checkpoints" / f"{n}.pt") for n in ("last", "best"))
+    assert "training" not in best
+    assert last["step"] == 9
+    assert (finished / "checkpoints" / "last.pt").samefile(
+        finished / "checkpoints" / "step-00000009.pt"
+    )
+    assert "the training stood still for" in (finished / "log.txt").read_text()
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("harm", [flip, cut])
+def test_a_damaged_state_is_said_and_the_one_before_it_used(
+    harm: Any, run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(run / "checkpoints" / "step-00000009.pt")
+    assert again(run) == 0
+    shown = capsys.readouterr().err
+    assert "step-00000009.pt: damaged" in shown
+    assert "the state before it is used" in shown
+    assert "goes on from" in shown
+    assert "step-00000008.pt, step 8 of 9" in shown
+    assert measured(run) == measured(finished)
+    assert same(weights(run), weights(finished))
+    for name in ("step-00000009", "last"):
+        assert checkpoint.load(run / "checkpoints" / f"{name}.pt")["step"] == 9
+
+
+def test_without_a_sound_state_nothing_is_overwritten(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (*run.glob("checkpoints/step-*.pt"), run / "checkpoints" / "last.pt"):
+        flip(file)
+    before = (run / "metrics.jsonl").read_bytes()
+    assert again(run) == 2
+    assert "has no sound checkpoint to go on from" in one_line(capsys.readouterr().err)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_pickled_code_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By training, which doesn't take the state before it, by evaluation and by ranking."""
+    marker, bad = tmp_path / "ran", run / "checkpoints" / "step-00000009.pt"
+    content = checkpoint.load(bad)
+    content["training"]["best"] = Payload(marker)
+    bad.unlink()
+    checkpoint.save(bad, {k: v for k, v in content.items() if k != "format"})
+    image = tmp_path / "a.jpg"
+    image.write_bytes(jpeg(1))
+    for work, config, *words in (
+        (train.work, TrainCommand, "--config", run.with_suffix(".yaml")),
+        (train.work, TrainCommand, "--config", run.with_suffix(".yaml"), "--resume", bad),
+        (evaluate.work, EvaluateConfig, "--checkpoint", bad),
+        (zeroshot.work, ZeroshotConfig, "--checkpoint", bad, "--images", image, "--texts", "x"),
+    ):
+        assert call(work, config, *words) == 2
+        assert "refused: it holds pickled Python objects" in one_line(capsys.readouterr().err)
+    assert not marker.exists()
+
+
+CHANGES = {
+    "rate": (
+        ["--optim.lr", "2e-3"],
+        r"optim.lr 0.001, now 0.002; go on all the same with --resume.allow optim.lr, or take an",
+    ),
+    "two settings": (
+        ["--optim.lr", "2e-3", "--train.epochs", "4"],
+        "train.epochs 3, now 4; optim.lr 0.001, now 0.002; .* --resume.allow train.epochs optim.lr",
+    ),
+    "batch": (
+        ["--train.global_batch_size", "12"],
+        "train.global_batch_size 16, now 12; take another run.folder",
+    ),
+    "batch, allowed": (
+        ["--train.global_batch_size", "12", "--resume.allow", "train.global_batch_size"],
+        "--resume.allow train.global_batch_size: a run can't go on with another one",
+    ),
+    "no such setting": (
+        ["--resume.allow", "optim.lrr"],
+        "optim.lrr: no such setting; did you mean",
+    ),
+    "shorter": (
+        ["--train.epochs", "1", "--resume.allow", "train.epochs"],
+        "train.epochs: the run ends after 3 steps, but .*step-00000009.pt is 9 steps old",
+    ),
+    "never": (["--resume", "never"], "holds an earlier run; go on with it .--resume auto."),
+    "no such file": (["--resume", "nowhere.pt"], "nowhere.pt: no such file"),
+    "a model alone": (["--resume", "BEST"], "best.pt: holds a model, and nothing to go on"),
+    "another run's": (
+        ["--resume", "LAST", "--run.folder", "OTHER"],
+        "holds another run than --resume",
+    ),
+    "removed with its run": (
+        ["--resume", "LAST", "--run.overwrite", "true"],
+        "run.overwrite would remove it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_run_does_not_go_on_with(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    words, message = CHANGES[name]
+    other = run.with_name("other")
+    (other / "checkpoints").mkdir(parents=True)
+    (other / "metrics.jsonl").write_text('{"step": 1}\n')
+    places = {"BEST": run / "checkpoints" / "best.pt", "LAST": run / "checkpoints" / "last.pt"}
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    places["OTHER"] = other
+    assert again(run, *[places.get(word, word) for word in words]) == 2
+    line = one_line(capsys.readouterr().err)
+    assert re.search(message, line), line
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_allowed_by_name_and_free(run: Path) -> None:
+    """A longer run at another rate; how often it logs is nobody's business."""
+    words = ["--train.epochs", 4, "--optim.lr", "2e-3", "--log.every_steps", 2]
+    assert again(run, *words, "--resume.allow", "optim.lr", "train.epochs") == 0
+    found = records(run)
+    assert [r["step"] for r in found if "loss" in r] == [*range(1, 10), 10, 12]
+    assert found[-1]["step"] == 12
+    log = (run / "log.txt").read_text()
+    assert "goes on with other settings: train.epochs 3, now 4; optim.lr 0.001, now 0.002" in log
+    assert "log.every_steps 1, now 2" in log
+
+
+def test_shards_that_changed_and_shards_that_moved(
+    run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medclip_oc.packing.formats import open_source
+    from medclip_oc.packing.pack import PackOptions, pack
+    from tests.support.tiny_dataset import write_kaggle
+
+    moved = tmp_path / "moved"
+    shutil.copytree(packed, moved)
+    where = ["--data.train", moved, "--data.valid", moved]
+    longer = ["--train.epochs", 4, "--resume.allow", "train.epochs"]
+    assert again(run, *where, *longer) == 0
+    source = write_kaggle(tmp_path / "source", {"valid": 12, "train": 48, "test": 12})
+    pack(open_source(source), tmp_path / "new", PackOptions(samples_per_shard=20), workers=1)
+    shutil.rmtree(moved)
+    (tmp_path / "new").rename(moved)
+    capsys.readouterr()
+    assert again(run, *where, *longer) == 2
+    line = one_line(capsys.readouterr().err)
+    assert "data.train: the shards have changed since" in line
+    assert "step-00000012.pt was saved" in line
+    assert "--resume.allow data.train" in line
+    assert again(run, *longer) == 0, "the old ones are still where they were"
+    assert again(run, *where, *longer, "data.train", "data.valid") == 0
+
+
+def test_an_earlier_state_by_name(run: Path, finished: Path) -> None:
+    """What came after it is set aside, so that no later start goes on from there."""
+    early = run / "checkpoints" / "step-00000007.pt"
+    assert again(run, "--resume", early, "--train.epochs", 3) == 0
+    names = {file.name for file in (run / "checkpoints").iterdir()}
+    assert {"step-00000008.pt.left", "step-00000009.pt.left"} <= names
+    assert measured(run) == measured(finished)
+    assert same(weights(run), weights(finished))
+
+
+def test_a_run_that_was_never_saved_begins_again(
+    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    assert again(run, "--optim.lr", "5e-3") == 2
+    assert "optim.lr 0.001, now 0.005" in one_line(capsys.readouterr().err)
+    assert again(run) == 0
+    assert "nothing was saved yet; it begins again" in capsys.readouterr().err
+    assert measured(run) == measured(finished)
+    assert same(weights(run), weights(finished))
+
+
+def test_a_state_that_does_not_fit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / "step-00000009.pt"
+    content = checkpoint.load(file)
+    content["training"]["parts"]["optimizer"]["shapes"].pop()
+    file.unlink()
+    checkpoint.save(file, {k: v for k, v in content.items() if k != "format"})
+    assert again(run) == 2
+    assert "its optimizer doesn't fit this run" in one_line(capsys.readouterr().err)
+
+
+def test_a_lost_run_keeps_its_newest_state(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss becomes NaN; the states before stay."""
+    words = ["--train.epochs", 9, "--optim.lr", "1e30", "--valid.every_steps", 100]
+    words += ["--valid.every_epochs", "null", "--checkpoint.every_steps", 100]
+    allowed = ["train.epochs", "optim.lr", "valid.every_steps", "valid.every_epochs"]
+    assert again(run, *words, "--resume.allow", *allowed) == 1
+    line = one_line(capsys.readouterr().err)
+    assert "the loss is nan" in line
+    assert "step-00000009.pt is the newest saved state" in line
+    assert checkpoint.load(run / "checkpoints" / "last.pt")["step"] == 9
+
+
+def test_a_validation_that_fails_loses_no_step(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = {"a.jpg": jpeg(1), "a.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
+    tar = write_tar(tmp_path / "bad.tar", pairs)
+    file = configure(packed, tmp_path, "run", data__valid=str(tar), train__epochs=2)
+    assert call(train.work, TrainCommand, "--config", file) == 2
+    assert "step 3: data.valid: bad.tar: bad: undecodable" in one_line(capsys.readouterr().err)
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
+    words = ("--config", file, "--data.valid", packed, "--resume.allow", "data.valid")
+    assert call(train.work, TrainCommand, *words) == 0
+    steps = [r["step"] for r in records(tmp_path / "run") if "loss" in r]
+    assert steps == list(range(1, 7)), "no step was done twice"
