@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "medclip_oc"
-# A folder imports from itself and from those before it; entry points from all, and nobody from them.
+# A folder imports from itself and from those before it; entry points from all, nobody from them.
 ORDER = ["errors", "config", "runtime", "imaging", "contrastive", "reporting", "models", "data"]
 ORDER += ["packing", "audit", "evaluation", "inference", "training", "exporters"]
 # What the move left to be mended: (who, whom).

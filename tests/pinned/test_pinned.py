@@ -9,7 +9,8 @@ import json
 from typing import Any
 
 import pytest
-from make_pins import PINS, made_with, pins
+
+from tests.pinned.make_pins import PINS, made_with, pins
 
 pytestmark = pytest.mark.slow
 PINNED = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in PINS.glob("*.json")}
