@@ -108,11 +108,10 @@ def work(settings: EvaluateConfig) -> None:
     from .evaluation import concepts, retrieval
     from .reporting import results
     from .runtime import distributed
-    from .training import build
 
     _check_places(settings)
     with distributed.started(settings.device) as world:
-        build.check_precision(settings.precision, world.device)
+        distributed.check_precision(settings.precision, world.device)
         source = _source(settings, world)
         retrieval.check_pools(settings, len(source.ids()))
         known = _known_concepts(settings, source)
@@ -142,12 +141,12 @@ def work(settings: EvaluateConfig) -> None:
 def _source(settings: EvaluateConfig, world: "World") -> Source:
     """The model and the pairs, or a file of features."""
     from .data import loader
-    from .training import build
+    from .models.trained import trained_clip
 
     if settings.features_in:
         return _from_file(settings, world)
     assert settings.checkpoint is not None
-    clip, trained = build.trained_clip(settings.checkpoint, world)
+    clip, trained = trained_clip(settings.checkpoint, world.device)
     where = settings.data if settings.data is not None else trained["data"]["valid"]
     split = _split(settings, where)
     shards = loader.open_shards(where, split, world)
@@ -189,7 +188,7 @@ def _from_file(settings: EvaluateConfig, world: "World") -> Source:
 def _baseline(settings: EvaluateConfig, source: Source, world: "World") -> "Clip | Embedded | None":
     """What is compared with, for the same pairs: a model, or features from a file."""
     from .evaluation import features, retrieval
-    from .training import build
+    from .models.trained import baseline_clip
 
     name = settings.baseline
     if name is None:
@@ -200,7 +199,7 @@ def _baseline(settings: EvaluateConfig, source: Source, world: "World") -> "Clip
         return found
     if source.shards is None:
         raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")
-    return build.baseline_clip(name, source.trained, world)
+    return baseline_clip(name, source.trained, world.device)
 
 
 def _features(

@@ -89,12 +89,13 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
     from .data import loader
     from .models import factory, lora
     from .models.ema import Ema
+    from .runtime import distributed
     from .training import build, resume, run_state
     from .training import optimizer as optim
     from .training.checkpointer import Saver
     from .training.run_dir import RunFolder
 
-    build.check_precision(config.train.precision, world.device)
+    distributed.check_precision(config.train.precision, world.device)
     data = loader.open_training(config.data, config.run.seed, world)
     plan = build.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
     where = config.data.valid

@@ -190,11 +190,10 @@ def work(settings: InterpolateConfig) -> None:
     out = Path(settings.out)
     _make(out)
     from medclip_oc.models import averaging, checkpoint, factory
-    from medclip_oc.runtime.distributed import World, device_of
-    from medclip_oc.training import build
+    from medclip_oc.runtime.distributed import World, check_precision, device_of
 
     world = World(0, 1, device_of(settings.device))
-    build.check_precision(settings.precision, world.device)
+    check_precision(settings.precision, world.device)
     contents = {file: checkpoint.load(file) for file in settings.fine_tuned}
     states: dict[str, State] = {file: dict(c["state_dict"]) for file, c in contents.items()}
     content = contents[settings.fine_tuned[0]]

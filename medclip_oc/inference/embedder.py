@@ -22,9 +22,9 @@ from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..models import factory
 from ..models.factory import Clip
+from ..models.trained import trained_clip
 from ..runtime import distributed
 from ..runtime.workers import cores
-from ..training import build
 from .image_inputs import ImageSet
 from .prompts import Candidate
 
@@ -158,9 +158,9 @@ def open_embedder(choice: ModelChoice) -> Embedder:
         InputError, WorkError: as `model.load` and `model.build`.
     """
     world = distributed.World(0, 1, distributed.device_of(choice.device))
-    build.check_precision(choice.precision, world.device)
+    distributed.check_precision(choice.precision, world.device)
     if choice.checkpoint is not None:
-        clip, _ = build.trained_clip(choice.checkpoint, world)
+        clip, _ = trained_clip(choice.checkpoint, world.device)
     else:
         assert choice.model is not None
         try:

@@ -62,6 +62,16 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse fp16 on the CPU, which is slow at it and loses range.
+
+    Raises:
+        InputError: says what to take.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
+
+
 @contextmanager
 def started(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[World]:
     """Join the process group the launcher asks for (nccl on CUDA, gloo on CPU), and leave it after.

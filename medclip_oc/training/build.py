@@ -1,17 +1,15 @@
 """From a configuration to the things a command works with. G pairs over all ranks."""
 
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from ..config.schema import Config, LossConfig, ModelConfig, TrainConfig
+from ..config.schema import Config, LossConfig, TrainConfig
 from ..contrastive.grad_cache import CachedStep
 from ..contrastive.recompute import live_batch_norms
 from ..contrastive.soft_targets import Rule
 from ..errors import InputError
-from ..models import checkpoint, factory, freezing, lora
+from ..models import freezing, lora
 from ..models.factory import Clip
 from ..runtime import distributed
 
@@ -126,55 +124,8 @@ def rule(settings: LossConfig) -> Rule:
 
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
     """Loss scaling for fp16; None for the other precisions."""
-    check_precision(precision, device)
+    distributed.check_precision(precision, device)
     return torch.amp.GradScaler(device.type) if precision == "fp16" else None
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse fp16 on the CPU, which is slow at it and loses range."""
-    if precision == "fp16" and device.type != "cuda":
-        raise InputError("precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
-
-
-def trained_clip(path: str, world: distributed.World) -> tuple[Clip, dict[str, Any]]:
-    """A checkpoint's model on this rank's device, and the configuration it was trained with."""
-    content = checkpoint.load(path)
-    clip = factory.restore(content, path)
-    clip.towers.to(world.device).eval()
-    return clip, content["config"]
-
-
-def baseline_clip(name: str, trained: dict[str, Any] | None, world: distributed.World) -> Clip:
-    """A model to compare a checkpoint with, on this rank's device.
-
-    Args:
-        name: a checkpoint file; `start`, the weights that the checkpoint's run began from; an
-            open_clip tag of the run's architecture; or ARCHITECTURE:TAG; or `hf-hub:ORG/NAME`.
-        trained: the configuration of its run. None: there is no checkpoint.
-        world: whose device it goes to.
-
-    Raises:
-        InputError: nothing of that name.
-    """
-    if Path(name).is_file():
-        return trained_clip(name, world)[0]
-    if name.endswith(".pt"):
-        raise InputError(f"--baseline: {name}: no such file")
-    arch, _, tag = name.rpartition(":")
-    if not arch and trained is None:
-        raise InputError(f"--baseline {name}: needs --checkpoint, whose architecture it takes")
-    if name.startswith(("hf-hub:", "local-dir:")):
-        clip = factory.build(ModelConfig(arch=name))
-    elif name == "start":
-        assert trained is not None
-        known = {f.name for f in fields(ModelConfig)}
-        own = {key: value for key, value in trained["model"].items() if key in known}
-        clip = factory.build(ModelConfig(**own), seed=trained["run"]["seed"])
-    else:
-        arch = arch or str((trained or {})["model"]["arch"])
-        clip = factory.build(ModelConfig(arch=arch, pretrained=tag))
-    clip.towers.to(world.device).eval()
-    return clip
 
 
 def has_live_batch_norm(clip: Clip) -> bool:

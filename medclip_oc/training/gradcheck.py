@@ -56,7 +56,7 @@ def work(config: Config) -> int:
     from . import build
 
     with distributed.started(config.run.device) as world:
-        build.check_precision(config.train.precision, world.device)
+        distributed.check_precision(config.train.precision, world.device)
         data = loader.open_training(config.data, config.run.seed, world)
         plan = build.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
         clip = factory.build(config.model, seed=config.run.seed)

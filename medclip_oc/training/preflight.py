@@ -86,12 +86,13 @@ def opened(patient: Patient) -> Iterator[Finding]:
     """Open the data, work out the steps and build the model, as the run would."""
     from ..data import loader
     from ..models import factory
+    from ..runtime import distributed
     from . import build
 
     config, world = patient.config, patient.world
     train = config.train
     try:
-        build.check_precision(train.precision, world.device)
+        distributed.check_precision(train.precision, world.device)
     except InputError as error:
         yield Finding("error", str(error))
     told = ""
