@@ -29,7 +29,7 @@ def work(settings: EmbedConfig) -> None:
     writer = feature_index.IndexWriter(
         Path(settings.out), len(shards), width, settings.dtype, overwrite=settings.overwrite
     )
-    batches = dataset.loader(
+    batches = dataset.load_batches(
         loader.pairs(shards, clip),
         _batches(len(shards), settings.batch_size),
         workers=embedder.processes(len(shards)),

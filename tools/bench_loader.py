@@ -263,8 +263,8 @@ def _start(batches: Iterable[int], number: int) -> dict[str, float]:
 
 def _ours(side: Side) -> Any:
     from medclip_oc.config.schema import AugmentConfig, DataConfig, ModelConfig
-    from medclip_oc.data import loader as feed
-    from medclip_oc.data.dataset import StepSampler, loader
+    from medclip_oc.data import loader
+    from medclip_oc.data.dataset import StepSampler, load_batches
     from medclip_oc.data.sampler import Order
     from medclip_oc.data.shards import ShardSet
     from medclip_oc.models import factory
@@ -279,7 +279,7 @@ def _ours(side: Side) -> Any:
 
     def make(number: int, workers: int) -> Iterator[int]:
         shards = ShardSet.open(side.urls, "train")
-        pairs = feed.augmented_pairs(shards, clip, DataConfig(augment=augment), 0)
+        pairs = loader.augmented_pairs(shards, clip, DataConfig(augment=augment), 0)
         sampler = StepSampler(
             Order(shards.sizes, seed=number),
             global_batch_size=size,
@@ -288,7 +288,7 @@ def _ours(side: Side) -> Any:
             rank=0,
             world_size=1,
         )
-        for loaded in loader(pairs, sampler, workers=workers, pin=False):
+        for loaded in load_batches(pairs, sampler, workers=workers, pin=False):
             yield len(loaded.batch["index"])
 
     return make

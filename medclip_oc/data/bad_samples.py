@@ -21,7 +21,7 @@ CHECK_SECONDS = 20.0
 
 
 @dataclass
-class Watch:
+class TrainingBatches:
     """Passes batches on, and stops every rank together when that can't go on.
 
     Args:

@@ -213,7 +213,7 @@ def collate(samples: list[dict[str, Any]]) -> Loaded | InputError | WorkError:
     return Loaded(batch, bad, sum(sample["long"] for sample in samples))
 
 
-def loader(
+def load_batches(
     pairs: Pairs,
     sampler: Iterable[list[Place]] | Iterable[list[Streamed]],
     *,

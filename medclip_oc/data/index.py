@@ -25,7 +25,7 @@ import numpy as np
 from ..errors import InputError
 
 VERSION = 1
-INDEX = "index.json"
+INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 ENTRY = {"name", "split", "samples", "bytes", "sha256", "keys", "extensions", "members"}
 ABSENT = [-1, 0]

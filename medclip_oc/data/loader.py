@@ -19,8 +19,8 @@ from ..imaging.jpeg import Picture
 from ..models.factory import Clip
 from ..runtime import distributed
 from .augment import TrainingTransform
-from .bad_samples import Watch
-from .dataset import Pairs, StepSampler, Transform, loader, step_batches
+from .bad_samples import TrainingBatches
+from .dataset import Pairs, StepSampler, Transform, load_batches, step_batches
 from .sampler import Order
 from .shards import ShardSet
 from .stream import ShardStream, StreamSampler, is_stream
@@ -33,7 +33,7 @@ twice that (2 files below 0.999). At three times, none of those files is large e
 
 
 @dataclass(frozen=True)
-class TrainingPairs:
+class TrainingData:
     """What a run trains on: shards that are read by position, or a stream."""
 
     source: ShardSet | ShardStream
@@ -68,7 +68,7 @@ def open_shards(where: str | list[str], split: str, world: distributed.World) ->
     return found
 
 
-def open_training(settings: DataConfig, seed: int, world: distributed.World) -> TrainingPairs:
+def open_training(settings: DataConfig, seed: int, world: distributed.World) -> TrainingData:
     """Find the training pairs.
 
     Raises:
@@ -86,7 +86,7 @@ def open_training(settings: DataConfig, seed: int, world: distributed.World) -> 
         cache = _writable(settings.cache_folder) if settings.cache_folder else None
         lanes, window = settings.stream_lanes, settings.stream_window
         stream = ShardStream(settings.train, seed=seed, lanes=lanes, window=window, cache=cache)
-        return TrainingPairs(stream, None, epoch)
+        return TrainingData(stream, None, epoch)
     shards = open_shards(settings.train, "train", world)
     if weights is not None and len(weights) != len(shards.sizes):
         raise InputError(
@@ -100,7 +100,7 @@ def open_training(settings: DataConfig, seed: int, world: distributed.World) -> 
             f"data.weights: {weights}: set {none + 1} gets less than one of an epoch's "
             f"{order.pairs_per_epoch} pairs; raise its weight, or data.samples_per_epoch"
         )
-    return TrainingPairs(shards, order, order.pairs_per_epoch)
+    return TrainingData(shards, order, order.pairs_per_epoch)
 
 
 def _writable(name: str) -> Path:
@@ -190,7 +190,7 @@ class _Preprocess:
 
 
 def training_batches(
-    data: TrainingPairs,
+    data: TrainingData,
     clip: Clip,
     config: Config,
     world: distributed.World,
@@ -198,7 +198,7 @@ def training_batches(
     *,
     steps: int,
     start: int = 0,
-) -> Watch:
+) -> TrainingBatches:
     """This rank's part of every global batch of the run, augmented: one item per step.
 
     Args:
@@ -215,7 +215,7 @@ def training_batches(
         Something to iterate over once, whose counts are part of a run's state.
 
     Raises:
-        InputError, WorkError: while it is iterated over, see `Watch.over`; on every rank.
+        InputError, WorkError: while it is iterated over, see `TrainingBatches.over`; on every rank.
     """
     batch_size = config.train.global_batch_size
     share = batch_size // world.size
@@ -229,7 +229,7 @@ def training_batches(
     }
     shards = data.source if isinstance(data.source, ShardSet) else None
     pairs = augmented_pairs(shards, clip, config.data, config.run.seed)
-    watch = Watch(
+    watch = TrainingBatches(
         world,
         say,
         steps=how["steps"],
@@ -255,6 +255,6 @@ def training_batches(
                 "and any before it whose number of pairs isn't known"
             )
     pin = world.device.type == "cuda"
-    loads = loader(pairs, sampler, workers=config.data.workers, pin=pin)
+    loads = load_batches(pairs, sampler, workers=config.data.workers, pin=pin)
     watch.loads = step_batches(loads, share)
     return watch

@@ -32,13 +32,9 @@ import numpy as np
 
 from ..errors import InputError, ShardChanged
 from . import index_arrays
-from .index import ENTRY as ENTRY
 from .index import IMAGE_EXTENSIONS, expand
-from .index import INDEX as INDEX
-from .index import VERSION as VERSION
 from .index_arrays import Layout
 
-SIZES, REJECTS = "sizes.json", "rejects.csv"
 SETS = "::"
 """Stands between sets that are read as one."""
 

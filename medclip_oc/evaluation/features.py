@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..contrastive.micro_batches import autocast
-from ..data.dataset import Pairs, loader
+from ..data.dataset import Pairs, load_batches
 from ..errors import InputError, Stopped, WorkError
 from ..models.factory import Clip
 from ..runtime import distributed
@@ -90,7 +90,7 @@ def embed_pairs(
     pin = world.device.type == "cuda"
     with bar:
         try:
-            for batch, *_ in loader(pairs, batches, workers=workers, pin=pin):
+            for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin):
                 moved = [batch[name].to(world.device) for name in ("images", "tokens")]
                 with autocast(world.device, precision):
                     image_features, text_features, _ = clip.towers(*moved)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.shards import INDEX, REJECTS, SIZES
+from ..data.index import INDEX, REJECTS, SIZES
 from .tar_writer import appearing
 
 REJECT_COLUMNS = ("id", "split", "reason", "detail")

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..data.shards import INDEX, REJECTS, SIZES, VERSION
+from ..data.index import INDEX, REJECTS, SIZES, VERSION
 from ..errors import InputError, WorkError
 from ..imaging import encode
 from ..runtime.progress import Progress

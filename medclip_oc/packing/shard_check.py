@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..data.shards import INDEX
+from ..data.index import INDEX
 from ..errors import BadImage
 from ..imaging import encode
 from .sources import key_of

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.shards import ENTRY, INDEX, REJECTS, SIZES, VERSION
+from ..data.index import ENTRY, INDEX, REJECTS, SIZES, VERSION
 from ..errors import InputError
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map

@@ -15,7 +15,7 @@ from ..errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from ..data.dataset import Pairs
-    from ..data.loader import TrainingPairs
+    from ..data.loader import TrainingData
     from ..data.shards import ShardSet
     from ..models.factory import Clip
     from ..runtime.distributed import World
@@ -48,7 +48,7 @@ class Patient:
 
     config: Config
     world: "World"
-    data: "TrainingPairs | None" = None
+    data: "TrainingData | None" = None
     plan: "Plan | None" = None
     clip: "Clip | None" = None
     most_rows: int | None = None

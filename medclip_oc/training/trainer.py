@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..contrastive.grad_cache import CachedStep
-    from ..data.bad_samples import Watch
+    from ..data.bad_samples import TrainingBatches
     from ..data.dataset import Pairs
     from ..models.ema import Ema
     from ..models.factory import Clip
@@ -38,7 +38,7 @@ class Run:
     clip: "Clip"
     step: "CachedStep"
     optimizer: "torch.optim.Optimizer"
-    batches: "Watch"
+    batches: "TrainingBatches"
     valid: "Pairs | None"
     log: "RunLog"
     saver: "Saver"

@@ -11,7 +11,7 @@ import torch
 
 from medclip_oc.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.data import loader
-from medclip_oc.data.bad_samples import Watch
+from medclip_oc.data.bad_samples import TrainingBatches
 from medclip_oc.data.dataset import Loaded
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import factory
@@ -24,7 +24,7 @@ from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def watch(said: list[str], world: World = ALONE, **how: Any) -> Watch:
+def watch(said: list[str], world: World = ALONE, **how: Any) -> TrainingBatches:
     usual = {
         "steps": 5,
         "pairs_per_step": 4,
@@ -33,7 +33,7 @@ def watch(said: list[str], world: World = ALONE, **how: Any) -> Watch:
         "long_captions": "truncate",
         "context": 77,
     }
-    return Watch(world, said.append, **(usual | how))
+    return TrainingBatches(world, said.append, **(usual | how))
 
 
 def loads(*bad: list[str], long: int = 0) -> Iterator[Loaded]:
@@ -106,7 +106,7 @@ def test_counting_goes_on_where_it_was() -> None:
 
 
 def exchange(world: World) -> dict[str, Any]:
-    """The collectives that `Watch` needs."""
+    """The collectives that `TrainingBatches` needs."""
     own = [f"rank {world.rank}", "two\nlines é"][: world.rank + 1]
     caught = []
     for error in (None, InputError(f"only {world.rank}\nhere") if world.rank == 1 else None):

@@ -126,7 +126,9 @@ def clip() -> factory.Clip:
 def batches(
     pairs: dataset.Pairs, places: list[list[dataset.Place]], workers: int = 0
 ) -> list[dataset.Batch]:
-    return [loaded.batch for loaded in dataset.loader(pairs, places, workers=workers, pin=False)]
+    return [
+        loaded.batch for loaded in dataset.load_batches(pairs, places, workers=workers, pin=False)
+    ]
 
 
 def test_what_a_batch_holds(shards: ShardSet, clip: factory.Clip) -> None:
@@ -219,13 +221,13 @@ def test_a_bad_pair_is_replaced_in_training(tmp_path: Path, clip: factory.Clip) 
     cut, unreadable = (next(n for n in range(40) if shards.key(n) == key) for key in ("p3", "p5"))
     pairs = loader.augmented_pairs(shards, clip, DataConfig(), 1)
     places = [[(epoch, cut), (epoch, unreadable), (epoch, 0)] for epoch in range(6)]
-    loads = list(dataset.loader(pairs, places, workers=0, pin=False))
+    loads = list(dataset.load_batches(pairs, places, workers=0, pin=False))
     for loaded in loads:
         assert [line.split("(")[0] for line in loaded.bad[:1]] == ["a.tar: p3: truncated "]
         assert any("a.tar: p5: caption or facts unreadable" in line for line in loaded.bad)
         assert not {cut, unreadable} & set(loaded.batch["index"].tolist())
         assert loaded.batch["index"][2] == 0
-    again = dataset.loader(pairs, [places[4][::-1]], workers=1, pin=False)
+    again = dataset.load_batches(pairs, [places[4][::-1]], workers=1, pin=False)
     assert next(again).batch["images"].flip(0).equal(loads[4].batch["images"])
     assert len({int(loaded.batch["index"][0]) for loaded in loads}) > 1
 
@@ -301,7 +303,7 @@ def test_batches_of_real_loaders_are_equal_across_ranks_and_workers(
             sampler = dataset.StepSampler(
                 order, global_batch_size=size, rank=rank, world_size=ranks, **how
             )
-            loads = dataset.loader(pairs, sampler, workers=workers, pin=False)
+            loads = dataset.load_batches(pairs, sampler, workers=workers, pin=False)
             rows = [
                 torch.stack([b["index"], b["images"][:, 0], b["caption_hash"]], dim=1).tolist()
                 for b in (load.batch for load in dataset.step_batches(loads, size // ranks))
