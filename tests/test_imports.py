@@ -14,7 +14,6 @@ ORDER = ["errors", "config", "runtime", "imaging", "contrastive", "reporting", "
 ORDER += ["packing", "audit", "evaluation", "inference", "training", "exporters"]
 # What the move left to be mended: (who, whom).
 KNOWN = {("app", "zeroshot"), ("config", "runtime")}
-KNOWN |= {("training", "evaluate")}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SEAMS = {
     "open_clip": {"models", "exporters"},

@@ -112,7 +112,7 @@ class Scorer:
 
     def score(self, state: "State", name: str) -> float:
         """The mean recall of one set."""
-        from medclip_oc.evaluate import evaluate
+        from medclip_oc.evaluation.retrieval import evaluate
 
         self.clip.towers.clip.load_state_dict(state)
         settings = self.settings

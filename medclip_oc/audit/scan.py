@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..config.vocabulary import MODALITIES
 from ..errors import BadImage, WorkError
 from ..imaging import dicom, encode
 from ..packing.disk_table import Lookup
@@ -22,17 +23,6 @@ from ..packing.sources import Pair, Reject, Source
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
 from .hashing import ROW, digest, hash_picture, pixel_digest, word_hashes, word_signature
-
-MODALITIES = {
-    "C0040405": "X-Ray Computed Tomography",
-    "C1306645": "Plain x-ray",
-    "C0024485": "Magnetic Resonance Imaging",
-    "C0041618": "Ultrasonography",
-    "C0002978": "angiogram",
-    "C0032743": "Positron-Emission Tomography",
-    "C1699633": "PET/CT scan",
-}
-"""The concepts by which ROCOv2 says how a picture was made (Rückert et al. 2024)."""
 
 
 class Inspected(NamedTuple):
@@ -116,7 +106,7 @@ class Notes:
         self._unusable = {split: Counter[str]() for split in splits}
         self._concepts = {split: Counter[str]() for split in splits}
         self._read, self._usable = Counter[str](), Counter[str]()
-        self._names = dict(MODALITIES)
+        self._names = {cui: name for name, cui in MODALITIES.items()}
         self._formats, self._modes = Counter[str](), Counter[str]()
 
     def take(
@@ -155,8 +145,8 @@ class Notes:
         self._modes[found.mode] += 1
         cuis = found.facts.get("concepts")
         named = zip(cuis or [], found.facts.get("concept_names") or [], strict=False)
-        self._names |= {cui: name for cui, name in named if cui in MODALITIES and name}
-        modalities = set(cuis or []) & set(MODALITIES)
+        self._names |= {cui: name for cui, name in named if cui in self._names and name}
+        modalities = set(cuis or []) & self._names.keys()
         counts = self._concepts[split]
         counts.update(modalities)
         counts["unknown"] += cuis is None
@@ -188,7 +178,7 @@ class Notes:
         extra = ("unknown", "none", "no modality", "several modalities")
         counts = {
             split: {
-                "modalities": {cui: counts[cui] for cui in MODALITIES},
+                "modalities": {cui: counts[cui] for cui in MODALITIES.values()},
                 **{name.replace(" ", "_"): counts[name] for name in extra},
             }
             for split, counts in self._concepts.items()

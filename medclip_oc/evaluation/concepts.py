@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..config.schema import MeasureConfig
+from ..config.vocabulary import DIRECTIONS, MODALITIES
 from ..errors import InputError
 from ..runtime import distributed
-from . import metrics, relevance, top_k
+from . import relevance, top_k
 from .features import Embedded
 
 NEAREST = 10
@@ -43,7 +44,7 @@ def concept_figures(
     ks = settings.all_ks()
     lists, record = [], dict[str, Any]()
     sides = (embedded.images, embedded.texts)
-    for way, queries, own in zip(metrics.DIRECTIONS, sides, reversed(sides), strict=True):
+    for way, queries, own in zip(DIRECTIONS, sides, reversed(sides), strict=True):
         targets = distributed.gather_ragged(own)
         index, scores = _of_queries(
             queries, targets, embedded.start, ks if overlap else [], settings, overlap, bits
@@ -127,7 +128,7 @@ def find_slices(
     bits = relevance.modalities(concepts)
     slices = [
         Slice(name, cui, (bits >> place & 1).astype(bool))
-        for place, (name, cui) in enumerate(relevance.MODALITIES.items())
+        for place, (name, cui) in enumerate(MODALITIES.items())
     ]
     slices = [one for one in slices if one.pairs.any()]
     slices.sort(key=lambda one: -int(one.pairs.sum()))
@@ -151,7 +152,7 @@ def resolve(name: str, known: dict[str, str], present: set[str]) -> str:
     Raises:
         InputError: no pair has it.
     """
-    named = {title.lower(): cui for title, cui in relevance.MODALITIES.items()} | known
+    named = {title.lower(): cui for title, cui in MODALITIES.items()} | known
     cui = named.get(name.lower(), name.upper())
     if not present:
         raise InputError(f"--slices: {name}: the pairs have no concepts (CUIs)")

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.vocabulary import DIRECTIONS
 from ..errors import WorkError
 from . import ranks as counting
 from .candidate_pools import Pool
 
 Ties = Literal["expected", "optimistic", "pessimistic"]
 KS = (1, 5, 10)
-DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def retrieval_ranks(

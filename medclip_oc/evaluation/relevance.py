@@ -10,16 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MODALITIES = {
-    "CT": "C0040405",
-    "X-ray": "C1306645",
-    "MRI": "C0024485",
-    "Ultrasound": "C0041618",
-    "Angiography": "C0002978",
-    "PET": "C0032743",
-    "PET/CT": "C1699633",
-}
-"""The imaging modalities of ROCOv2's concepts, as UMLS has them."""
+from ..config.vocabulary import MODALITIES
 
 
 def number(cui: str) -> int | None:

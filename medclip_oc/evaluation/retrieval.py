@@ -4,7 +4,10 @@ Ranks are counted on all ranks together: each holds the features of its pairs, m
 every rank in turn, and all counts are added up. The figures are the same for any number of ranks.
 """
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,16 @@ import torch
 from torch import Tensor
 
 from ..config.schema import MeasureConfig
-from ..errors import InputError
+from ..config.vocabulary import DIRECTIONS
+from ..data.dataset import Pairs
+from ..errors import InputError, WorkError
+from ..models.factory import Clip
 from ..runtime import distributed
 from . import bootstrap, candidate_pools, metrics
 from . import ranks as counting
 from .candidate_pools import Pool
 from .concepts import Slice, concept_figures
-from .features import Embedded
+from .features import Embedded, embed_pairs
 
 
 @dataclass(frozen=True)
@@ -227,7 +233,7 @@ def _about(settings: MeasureConfig) -> dict[str, Any]:
 def _intervals(found: tuple[np.ndarray, np.ndarray], settings: MeasureConfig) -> dict[str, Any]:
     return {
         way: bootstrap.bootstrap(values, _scores(settings), settings.interval_draws, settings.seed)
-        for way, values in zip(metrics.DIRECTIONS, found, strict=True)
+        for way, values in zip(DIRECTIONS, found, strict=True)
     }
 
 
@@ -253,7 +259,7 @@ def _small_pools(embedded: Embedded, size: int, settings: MeasureConfig) -> dict
         "chance": _means([record["chance"] for record in records]),
     }
     spread = {}
-    for way in metrics.DIRECTIONS:
+    for way in DIRECTIONS:
         drawn = [record[way] for record in records]
         averaged[way] = _means(drawn)
         spread[way] = {
@@ -284,7 +290,7 @@ def _slice(
         "images": len(chosen[0]),
         "texts": len(chosen[1]),
     }
-    for way, values in zip(metrics.DIRECTIONS, chosen, strict=True):
+    for way, values in zip(DIRECTIONS, chosen, strict=True):
         record[way] = metrics.summary(values, settings.all_ks())
     if settings.interval_draws:
         record["intervals"] = _about(settings) | _intervals((chosen[0], chosen[1]), settings)
@@ -300,13 +306,57 @@ def _compared(
     """A baseline's figures, and ours less its, query by query."""
     record = _record(theirs, pool, settings)
     difference: dict[str, Any] = {}
-    for way, own, other in zip(metrics.DIRECTIONS, ours, theirs, strict=True):
+    for way, own, other in zip(DIRECTIONS, ours, theirs, strict=True):
         first, second = (metrics.summary(values, settings.all_ks()) for values in (own, other))
         difference[way] = {name: first[name] - second[name] for name in first}
     if settings.interval_draws:
         difference["intervals"] = _about(settings)
-        for way, own, other in zip(metrics.DIRECTIONS, ours, theirs, strict=True):
+        for way, own, other in zip(DIRECTIONS, ours, theirs, strict=True):
             difference["intervals"][way] = bootstrap.paired(
                 own, other, _scores(settings), settings.interval_draws, settings.seed
             )
     return record | {"difference": difference}
+
+
+def evaluate(
+    clip: Clip,
+    pairs: Pairs,
+    world: distributed.World,
+    *,
+    batch_size: int,
+    workers: int,
+    precision: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> Measured:
+    """Embed every pair once and rank each image's caption, and each caption's image, among all.
+
+    What training does between epochs: the figures of the whole pool as it is, and nothing beside.
+
+    Raises:
+        Stopped: `stop` said so, on any rank.
+        InputError, WorkError: a pair can't be read.
+    """
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
+    embedded = embed_pairs(clip, pairs, world, stop=stop, **how)
+    settings = MeasureConfig(duplicates="keep", interval_draws=0)
+    return measure(embedded, settings, nearest=False)
+
+
+def save(measured: Measured, ids: list[str], file: Path, about: dict[str, Any]) -> None:
+    """Write FILE (.json: `about` and the record) and beside it the ranks and nearest ids (.npz)."""
+    names = np.array(ids)
+    ranks = measured.pair_ranks()
+    arrays: dict[str, Any] = {
+        "ids": names,
+        "image_to_text_rank": ranks[0],
+        "text_to_image_rank": ranks[1],
+    }
+    if measured.nearest is not None:
+        arrays["image_to_text_nearest"] = names[measured.nearest[0]]
+        arrays["text_to_image_nearest"] = names[measured.nearest[1]]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**about, **measured.record}, indent=2) + "\n")
+        np.savez(file.with_suffix(".npz"), **arrays)
+    except OSError as error:
+        raise WorkError(f"{file}: can't be written ({error.strerror})") from error

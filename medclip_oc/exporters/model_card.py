@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..config.vocabulary import DIRECTIONS
 from ..reporting.run_files import Evaluated
 
-_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 _USES = {
     "open_clip": """import open_clip
 
@@ -104,7 +104,7 @@ def _figures(evaluated: Sequence[Evaluated]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for one in evaluated:
-        for way, words in _WAYS.items():
+        for way, words in DIRECTIONS.items():
             row = one.record[way]
             recalls = " | ".join(f"{100 * row[f'R@{k}']:.1f} %" for k in (1, 5, 10))
             lines.append(

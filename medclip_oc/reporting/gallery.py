@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import html, results
+from ..config.vocabulary import DIRECTIONS
+from . import html
 from .html import Section, Text
 from .run_files import Evaluated
 
@@ -39,7 +40,7 @@ def examples(evaluated: Evaluated, each: int) -> list[Example]:
     if arrays is None or "image_to_text_nearest" not in arrays:
         return []
     chosen = []
-    for _, way in results.WAYS:
+    for way in DIRECTIONS:
         ranks, nearest = arrays[f"{way}_rank"], arrays[f"{way}_nearest"]
         order = np.argsort(ranks, kind="stable")
         middle = max(0, (len(order) - each) // 2)
@@ -54,7 +55,7 @@ def examples(evaluated: Evaluated, each: int) -> list[Example]:
 def sections(found: Sequence[Example], shown: Mapping[str, Shown], pool: int) -> list[Section]:
     """Cards of the examples, a section for each direction."""
     parts = []
-    for title, way in results.WAYS:
+    for way, title in DIRECTIONS.items():
         cards = [_card(one, shown, pool) for one in found if one.way == way]
         if cards:
             text = Text(_GALLERY[way])

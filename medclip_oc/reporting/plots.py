@@ -9,7 +9,8 @@ import matplotlib
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
 
-from . import results, run_page
+from ..config.vocabulary import DIRECTIONS
+from . import run_page
 from .line_charts import Charts, Lines
 from .run_files import Evaluated
 
@@ -46,7 +47,7 @@ def _charts(charts: Sequence[Lines], file: Path) -> Path:
 
 def _ranks(arrays: dict[str, Any], file: Path) -> Path:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    for place, (title, way) in zip(axes, results.WAYS, strict=True):
+    for place, (way, title) in zip(axes, DIRECTIONS.items(), strict=True):
         bins = run_page.rank_bins(arrays[f"{way}_rank"])
         place.bar([name for name, _ in bins], [number for _, number in bins])
         place.tick_params(axis="x", rotation=60, labelsize=8)
@@ -59,7 +60,7 @@ def _slices(slices: Sequence[dict[str, Any]], file: Path) -> Path:
         1, 2, figsize=(12, 0.4 * len(slices) + 1.5), sharey=True, layout="constrained"
     )
     names = [f"{one['name']} ({one['images']:,})" for one in slices]
-    for place, (title, way) in zip(axes, results.WAYS, strict=True):
+    for place, (way, title) in zip(axes, DIRECTIONS.items(), strict=True):
         values = [100 * one[way]["R@10"] for one in slices]
         spans = None
         if all("intervals" in one for one in slices):

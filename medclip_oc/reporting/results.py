@@ -2,7 +2,8 @@
 
 from typing import Any
 
-WAYS = (("image to text", "image_to_text"), ("text to image", "text_to_image"))
+from ..config.vocabulary import DIRECTIONS
+
 Row = dict[str, Any]
 
 
@@ -70,7 +71,7 @@ def _line(first: str, cells: list[str], last: str = "") -> str:
 
 def _table(title: str, columns: list[Row], ranges: list[Row], chance: Row | None = None) -> str:
     """A row for each score, a column for each direction."""
-    lines = [title, _line("", [way for way, _ in WAYS], "chance" if chance else "")]
+    lines = [title, _line("", list(DIRECTIONS.values()), "chance" if chance else "")]
     for name in columns[0]:
         cells = [
             cell(name, scores[name]) + (f" {interval(name, ends[name])}" if ends else "")
@@ -82,7 +83,7 @@ def _table(title: str, columns: list[Row], ranges: list[Row], chance: Row | None
 
 def _of_ways(record: Row, name: str = "") -> list[Row]:
     inner = record.get(name, {}) if name else record
-    return [inner.get(way, {}) for _, way in WAYS]
+    return [inner.get(way, {}) for way in DIRECTIONS]
 
 
 def _figures(record: Row, title: str) -> str:
@@ -109,7 +110,7 @@ def _concepts(record: Row) -> str:
 
 def _slices(slices: list[Row]) -> str:
     lines = ["R@10 of queries of one kind, among all candidates"]
-    lines.append(_line("", [way for way, _ in WAYS]))
+    lines.append(_line("", list(DIRECTIONS.values())))
     for one in slices:
         cells = []
         for scores, ends in zip(_of_ways(one), _of_ways(one, "intervals"), strict=True):
@@ -124,3 +125,12 @@ def _baseline(record: Row) -> str:
     whole = _table(f"baseline {name}", _of_ways(record), _of_ways(record, "intervals"))
     title = f"difference to {name}, query by query"
     return f"{whole}\n\n" + _table(title, _of_ways(difference), _of_ways(difference, "intervals"))
+
+
+def brief(record: Row) -> str:
+    """Both directions' recalls in a few words, in per cent."""
+    parts = []
+    for way, title in DIRECTIONS.items():
+        recalls = "/".join(f"{100 * record[way][f'R@{k}']:.1f}" for k in (1, 5, 10))
+        parts.append(f"{title} R@1/5/10 {recalls} %")
+    return ", ".join(parts)

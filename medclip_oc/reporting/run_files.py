@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..config.vocabulary import DIRECTIONS
 from ..errors import InputError
 
 Point = tuple[float, float]
@@ -71,7 +72,7 @@ def _evaluated(file: Path) -> Evaluated:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         pool = int(record["pool"])
-        for way in ("image_to_text", "text_to_image", "chance"):
+        for way in (*DIRECTIONS, "chance"):
             for name in ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr"):
                 assert math.isfinite(record[way][name])
         assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")

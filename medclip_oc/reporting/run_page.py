@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config.vocabulary import DIRECTIONS
 from . import html, results, run_files
 from .html import Bar, Section, Table, Text, Tile
 from .line_charts import Charts, Lines, Series
@@ -64,7 +65,7 @@ def _tiles(record: Record) -> html.Tiles:
     tiles = [Tile(f"{record['pool']:,}", "pairs in the pool")]
     for k in (1, 10):
         name = f"R@{k}"
-        for title, way in results.WAYS:
+        for way, title in DIRECTIONS.items():
             tiles.append(Tile(results.cell(name, record[way][name]), f"{name}, {title}"))
         tiles.append(Tile(results.cell(name, record["chance"][name]), f"{name} by chance"))
     return html.Tiles(tiles)
@@ -81,7 +82,7 @@ def training(records: Sequence[Record]) -> list[html.Block]:
     recalls = [
         Series(f"{name}, {title}", _per_cent(run_files.series(records, f"valid/{way}/{name}")))
         for name in ("R@1", "R@10")
-        for title, way in results.WAYS
+        for way, title in DIRECTIONS.items()
     ]
     mean = Series("mean recall", _per_cent(run_files.series(records, "valid/mean_recall")))
     validation = [one for one in (mean, *recalls) if one.points]
@@ -132,11 +133,11 @@ def _table(record: Record, title: str, ranges: str = "intervals") -> Table:
     """Scores down, directions across."""
     rows = []
     for name in record["image_to_text"]:
-        cells = [_cell(record, way, name, ranges) for _, way in results.WAYS]
+        cells = [_cell(record, way, name, ranges) for way in DIRECTIONS]
         chance = record.get("chance")
         last = [results.cell(name, chance[name])] if chance else []
         rows.append([results.words(name), *cells, *last])
-    head = ["", *(way for way, _ in results.WAYS), *(["chance"] if record.get("chance") else [])]
+    head = ["", *DIRECTIONS.values(), *(["chance"] if record.get("chance") else [])]
     return Table(head, rows, title=title)
 
 
@@ -156,15 +157,19 @@ def _slices(record: Record) -> list[html.Block]:
         [
             one["name"],
             f"{one['images']:,}",
-            *(_cell(one, way, f"R@{k}") for k in (1, 10) for _, way in results.WAYS),
+            *(_cell(one, way, f"R@{k}") for k in (1, 10) for way in DIRECTIONS),
         ]
         for one in slices
     ]
-    head = ["queries", "pairs", *(f"R@{k}, {title}" for k in (1, 10) for title, _ in results.WAYS)]
+    head = [
+        "queries",
+        "pairs",
+        *(f"R@{k}, {title}" for k in (1, 10) for title in DIRECTIONS.values()),
+    ]
     bars = [
         Bar(one["name"], one[way]["R@10"], f"{results.cell('R@10', one[way]['R@10'])}")
         for one in slices
-        for _, way in results.WAYS[:1]
+        for way in list(DIRECTIONS)[:1]
     ]
     return [
         Text("Queries of one kind; the candidates are those of the whole pool."),
@@ -213,7 +218,7 @@ def _ranks(evaluated: Evaluated) -> list[html.Block]:
     if evaluated.arrays is None:
         return []
     blocks: list[html.Block] = []
-    for title, way in results.WAYS:
+    for way, title in DIRECTIONS.items():
         bins = rank_bins(evaluated.arrays[f"{way}_rank"])
         most = len(evaluated.arrays["ids"])
         bars = [Bar(name, n, f"{n:,} ({100 * n / most:.1f} %)") for name, n in bins]
@@ -228,13 +233,13 @@ def _others(evaluations: Sequence[Evaluated]) -> list[html.Block]:
         [
             one.name,
             f"{one.record['pool']:,}",
-            *(_cell(one.record, way, f"R@{k}") for k in (1, 10) for _, way in results.WAYS),
+            *(_cell(one.record, way, f"R@{k}") for k in (1, 10) for way in DIRECTIONS),
         ]
         for one in evaluations
     ]
     head = [
         "evaluation",
         "pool",
-        *(f"R@{k}, {title}" for k in (1, 10) for title, _ in results.WAYS),
+        *(f"R@{k}, {title}" for k in (1, 10) for title in DIRECTIONS.values()),
     ]
     return [Table(head, rows)]

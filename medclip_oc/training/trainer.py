@@ -112,13 +112,13 @@ def validate(run: Run) -> None:
 
 def measured(run: Run, name: str) -> dict[str, float]:
     """Retrieval with the weights as they are, logged under `name`; {} without validation pairs."""
-    from .. import evaluate
-    from ..evaluation import metrics
+    from ..evaluation import metrics, retrieval
+    from ..reporting import results
 
     if run.valid is None:
         return {}
     number = run.progress.step
-    record = evaluate.evaluate(
+    record = retrieval.evaluate(
         run.clip,
         run.valid,
         run.world,
@@ -132,7 +132,7 @@ def measured(run: Run, name: str) -> dict[str, float]:
     average = " of the average" if name == "valid_ema" else ""
     run.log.message(
         f"step {number}: validation{average} over {record['pool']:,} pairs, "
-        + evaluate.brief(record)
+        + results.brief(record)
     )
     return scores
 

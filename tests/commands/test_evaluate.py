@@ -14,7 +14,7 @@ import torch
 from medclip_oc import evaluate
 from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, EvaluateConfig, ModelConfig
-from medclip_oc.evaluation import feature_file
+from medclip_oc.evaluation import feature_file, sources
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
@@ -329,7 +329,7 @@ def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
 def test_a_folder_under_the_home_is_a_folder(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(shards.parent))
     settings = EvaluateConfig(checkpoint="x.pt", data=f"~/{shards.name}")
-    assert evaluate._split(settings, settings.data) == "test"
+    assert sources._split(settings, settings.data) == "test"
 
 
 def test_facts_of_other_makers_name_no_slice(

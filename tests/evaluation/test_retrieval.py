@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from medclip_oc.config.schema import MeasureConfig
+from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.evaluation import candidate_pools, concepts, features, metrics, retrieval
 from medclip_oc.runtime.distributed import World
@@ -90,7 +91,7 @@ def test_the_pool_as_it_is(measured: retrieval.Measured) -> None:
     assert (record["pool"], record["images"], record["texts"]) == (60, 60, 60)
     assert (record["ties"], record["duplicates"]) == ("expected", "keep")
     assert list(record["image_to_text"])[:4] == ["R@1", "R@3", "R@5", "R@10"]
-    for way in metrics.DIRECTIONS:
+    for way in DIRECTIONS:
         for name, (low, high) in record["intervals"][way].items():
             assert low <= record[way][name] <= high
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from medclip_oc import evaluate
 from medclip_oc.config import parse
 from medclip_oc.config.schema import Config
+from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.data import loader
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.evaluation import metrics
+from medclip_oc.evaluation import retrieval
 from medclip_oc.models import factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
@@ -40,7 +40,7 @@ def test_untrained_weights_are_near_chance(held_out: ShardSet, seed: int) -> Non
     clip = factory.build(settings, seed=seed)
     pairs = loader.pairs(held_out, clip)
     how = {"batch_size": 100, "workers": 0, "precision": "fp32"}
-    record = evaluate.evaluate(clip, pairs, World(0, 1, torch.device("cpu")), **how).record
+    record = retrieval.evaluate(clip, pairs, World(0, 1, torch.device("cpu")), **how).record
     assert record["pool"] == 300
-    for way in metrics.DIRECTIONS:
+    for way in DIRECTIONS:
         assert record[way]["R@10"] < 2 * record["chance"]["R@10"]
