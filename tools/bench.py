@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
+sys.path.insert(0, str(Path(__file__).resolve().with_name("bench")))
 
 from medclip_oc.config import parse
 from medclip_oc.errors import InputError
@@ -49,7 +50,7 @@ def main(words: list[str]) -> None:
     except InputError as error:
         print(f"bench.py: {error}", file=sys.stderr)
         sys.exit(2)
-    module: Any = importlib.import_module(f"bench_{name}")
+    module: Any = importlib.import_module(name)
 
     def work(config: Any) -> None:
         for comparison in module.run(config):

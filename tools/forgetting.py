@@ -1,32 +1,24 @@
 """What fine-tuning forgets, and what each way of fine-tuning keeps: an experiment on phantoms.
 
-    python tools/forgetting.py forgetting --out runs/forgetting
-    python tools/forgetting.py duplicates --out runs/duplicates
+    python tools/forgetting.py --out runs/forgetting
 
-`forgetting`: a small CLIP learns CT and MR phantoms from scratch, and is fine-tuned on ultrasound
-and X-ray, in every way that medclip_oc has. Measured are held-out pairs (combinations that nobody
-trained on) of the new modalities, and of the old ones. Alpha of WiSE-FT is chosen on the validation
-pairs, as tools/interpolate.py does.
+A small CLIP learns CT and MR phantoms from scratch, and is fine-tuned on ultrasound and X-ray, in
+every way that medclip_oc has. Measured are held-out pairs (combinations that nobody trained on) of
+the new modalities, and of the old ones. Alpha of WiSE-FT is chosen on the validation pairs, as
+tools/interpolate.py does.
 
-`duplicates`: the same model on phantoms that share 24 captions, some 17 copies of each in a batch,
-with `loss.positives: pairs` and `captions`, over several seeds; measured on new pictures, 50 of
-each caption, copies taken as one. With SigLIP's loss, as InfoNCE gives both the same gradient where
-captions are equal word for word (see positives.py; --loss clip shows it). With --generic, that
-share of the training captions names the modality alone.
-
-Some ten minutes for both, on two free cores; a call that was cut short goes on where it was. Every
-number hangs on --seed alone.
+Some five minutes on two free cores; a call that was cut short resumes. Every number depends on
+--seed alone.
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
@@ -59,10 +51,6 @@ MODEL: dict[str, Any] = {
         },
     },
 }
-BIAS: dict[str, dict[str, float]] = {
-    "clip": {},
-    "siglip": {"init_logit_bias": -10.0, "init_logit_scale": 2.3},
-}
 # ways of fine-tuning, by their settings; the running average comes with the plain run
 FINE_LR = 1e-3
 METHODS: dict[str, dict[str, Any]] = {
@@ -91,51 +79,32 @@ class ExperimentConfig:
     """Folder for the data, the runs and result.json."""
     seed: int = 0
     """Of the pictures, the weights and the order of the data."""
-    seeds: int = 3
-    """Of `duplicates`: how many seeds, from --seed on."""
-    loss: Literal["clip", "siglip"] = "siglip"
-    """Of `duplicates`."""
-    generic: float = 0.0
-    """Of `duplicates`: share of the training captions that name the modality alone."""
     quick: bool = False
     """Almost no training: to see that it runs."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.seeds < 1:
-            raise InputError("--seed, --seeds: at least 0, and 1")
-        if not 0 <= self.generic <= 1:
-            raise InputError(f"--generic: {self.generic} is not in [0, 1]")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: at least 0")
 
     @property
     def sizes(self) -> Sizes:
-        """How much `forgetting` draws and trains."""
+        """How much is drawn and trained."""
         return Sizes(64, 32, 1, 1, 32) if self.quick else Sizes(1600, 150, 20, 8, 128)
-
-    @property
-    def copies(self) -> Sizes:
-        """How much `duplicates` draws and trains."""
-        return Sizes(64, 48, 0, 1, 32) if self.quick else Sizes(1600, 1200, 0, 20, 400)
 
 
 # ------------------------------------------------------------------------------------------ data
 
 
 def draw(
-    folder: Path,
-    known: dict[str, list["Combination"]],
-    counts: dict[str, int],
-    seed: int,
-    generic: float | None = None,
+    folder: Path, combinations: dict[str, list["Combination"]], counts: dict[str, int], seed: int
 ) -> str:
     """Draw phantoms of these combinations and pack them; returns the shard folder.
 
     Args:
         folder: where to.
-        known: the combinations of each split, which take turns.
+        combinations: of each split, which take turns.
         counts: pairs of each split.
         seed: of the pictures.
-        generic: None: captions in many words, all that can be told. Else one of 24, and of the
-            training pairs this share has one of 4.
     """
     import make_phantoms
     import numpy as np
@@ -154,24 +123,13 @@ def draw(
         rows = [["ID", "Caption"]]
         for index in range(count):
             rng = np.random.default_rng([seed, SPLITS.index(split), index])
-            drawn = known[split][index % len(known[split])]
+            drawn = combinations[split][index % len(combinations[split])]
             picture = phantom_pictures.draw(*drawn, rng=rng, pixels=80)
             Image.fromarray(picture.pixels).save(images / f"{split}_{index:05}.jpg", quality=90)
-            if generic is None:
-                text = make_phantoms.caption(drawn, rng)
-            elif split == "train" and rng.random() < generic:
-                text = f"{drawn.modality}"
-            else:
-                text = coarse_caption(drawn)
-            rows.append([f"{split}_{index:05}", text])
+            rows.append([f"{split}_{index:05}", make_phantoms.caption(drawn, rng)])
         make_phantoms.write_csv(source / f"{split}_captions.csv", rows)
     pack(open_source(source), shards, PackOptions(samples_per_shard=500))
     return str(shards)
-
-
-def coarse_caption(drawn: "Combination") -> str:
-    """One of 24: modality and organ, always in the same words."""
-    return f"{drawn.modality}: {drawn.organ}"
 
 
 def old_and_new(config: ExperimentConfig, out: Path) -> dict[str, str]:
@@ -239,8 +197,8 @@ def run_all(runs: dict[str, dict[str, Any]]) -> None:
         list(pool.map(one, runs.items()))
 
 
-def recall(file: Path, shards: str, copies: Literal["keep", "merge"] = "keep") -> float:
-    """Mean of R@1, R@5 and R@10 both ways, over the test split, copies as they are or as one."""
+def recall(file: Path, shards: str) -> float:
+    """Mean of R@1, R@5 and R@10 both ways, over the test split."""
     import torch
 
     from medclip_oc.config.schema import MeasureConfig
@@ -255,11 +213,11 @@ def recall(file: Path, shards: str, copies: Literal["keep", "merge"] = "keep") -
     embedded = features.embed_pairs(
         clip, pairs, world, batch_size=64, workers=0, precision="fp32", stop=lambda: False
     )
-    settings = MeasureConfig(duplicates=copies, interval_draws=0)
+    settings = MeasureConfig(duplicates="keep", interval_draws=0)
     return float(retrieval.measure(embedded, settings, nearest=False).record["mean_recall"])
 
 
-# ----------------------------------------------------------------------------------- experiments
+# ------------------------------------------------------------------------------------ experiment
 
 
 def forgetting(config: ExperimentConfig, out: Path) -> dict[str, Any]:
@@ -327,82 +285,20 @@ def forgetting_table(rows: dict[str, dict[str, float]], pool: int) -> str:
     return "\n".join(lines)
 
 
-def duplicates(config: ExperimentConfig, out: Path) -> dict[str, Any]:
-    """`pairs` against `captions` where captions repeat; prints a line per seed."""
-    import make_phantoms
+def main(config: ExperimentConfig) -> None:
+    """Run the experiment, and keep its result."""
+    import torch
 
-    sizes, every = config.copies, make_phantoms.split_combinations(config.seed)
-    known = dict.fromkeys(SPLITS, every["train"])
-    each: dict[str, list[Combination]] = {}
-    for drawn in (drawn for combinations in every.values() for drawn in combinations):
-        each.setdefault(coarse_caption(drawn), []).append(drawn)
-    rounds = range(sizes.held_out // len(each))  # as many pictures of each caption
-    known["test"] = [kinds[n % len(kinds)] for n in rounds for kinds in each.values()]
-    known["valid"] = known["test"][: len(each)]
-    counts = {"train": sizes.train, "valid": len(each), "test": len(known["test"])}
-    data = out / f"data-{config.seed}-{sizes.train}-{config.generic:g}"
-    shards = draw(data, known, counts, config.seed, config.generic)
-    runs = {}
-    for seed in range(config.seed, config.seed + config.seeds):
-        for rule in ("pairs", "captions"):
-            folder = out / f"{config.loss}-{rule}-{seed}-{config.generic:g}"
-            base = settings(shards, folder, seed, sizes.new_epochs, sizes.batch)
-            runs[f"{rule}, seed {seed}"] = base | {
-                "loss.positives": rule,
-                "loss.name": config.loss,
-                "model.definition": MODEL["definition"] | BIAS[config.loss],
-            }
-    run_all(runs)
-    rows = {
-        name: recall(Path(values["run.folder"]) / "checkpoints" / "last.pt", shards, "merge")
-        for name, values in runs.items()
-    }
-    found = {
-        rule: [value for name, value in rows.items() if name.startswith(rule)]
-        for rule in ("pairs", "captions")
-    }
-    gains = [b - a for a, b in zip(*found.values(), strict=True)]
-    print(f"mean recall, {counts['test']} new pictures of {len(each)} captions")
-    for rule, values in found.items():
-        shown = ", ".join(f"{100 * value:.1f}" for value in values)
-        print(f"positives: {rule:<9} {100 * statistics.fmean(values):.1f} %  ({shown})")
-    print(f"captions - pairs: {100 * statistics.fmean(gains):+.1f} points, "
-          f"{100 * min(gains):+.1f} to {100 * max(gains):+.1f}")  # fmt: skip
-    return {"rows": rows, "gains": gains}
-
-
-EXPERIMENTS = {"forgetting": forgetting, "duplicates": duplicates}
-
-
-def main(words: list[str]) -> None:
-    """Run one experiment; its name is the first word."""
-    name = words[0] if words else ""
-    if name not in EXPERIMENTS:
-        asked = name in ("-h", "--help")
-        print(f"usage: forgetting.py {'|'.join(EXPERIMENTS)} --out FOLDER [options]\n\n{__doc__}")
-        sys.exit(0 if asked else 2)
-
-    def work(config: ExperimentConfig) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        out = Path(config.out)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
-        result = EXPERIMENTS[name](config, out)
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-
-    title = "What fine-tuning forgets, and what keeps it: an experiment on phantoms."
-    parse.main(
-        work,
-        ExperimentConfig,
-        prog=f"forgetting.py {name}",
-        description=title,
-        arguments=words[1:],
-    )
+    torch.set_num_threads(1)
+    out = Path(config.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
+    result = forgetting(config, out)
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    title = "What fine-tuning forgets, and what keeps it: an experiment on phantoms."
+    parse.main(main, ExperimentConfig, prog="forgetting.py", description=title)

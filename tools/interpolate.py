@@ -163,15 +163,10 @@ def table(rows: list[dict[str, float]], chosen: dict[str, float]) -> str:
 
 def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> None:
     """The curve: score on the data against score on the probe, or against alpha."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no curve.png: it needs matplotlib (pip install 'medclip_oc[plot]')")
-        return
-    matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
     across = "probe" if "probe" in rows[0] else "alpha"
     points = [(100 * row[across] if across == "probe" else row[across], row) for row in rows]
     axes.plot([x for x, _ in points], [100 * row["data"] for _, row in points], marker="o")
@@ -181,7 +176,6 @@ def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> 
     axes.set(xlabel=across if across == "alpha" else "mean recall on the probe, %")
     axes.set(ylabel="mean recall on the data, %", title=f"chosen: alpha {chosen['alpha']:g}")
     figure.savefig(file, dpi=130)
-    plt.close(figure)
 
 
 def work(settings: InterpolateConfig) -> None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import bench_rank
 import pytest
+import rank
 import torch
 
 from medclip_oc.config.schema import ModelConfig
@@ -16,8 +16,8 @@ from tests.support.tiny_dataset import jpeg
 def test_both_sides_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(3):
         (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
-    images = bench_rank.repeated(find([str(tmp_path)], None), 10, tmp_path / "more")
-    embedder = bench_rank.open_model(ModelConfig(arch="bench-test", definition=TINY), 4, workers=0)
+    images = rank.repeated(find([str(tmp_path)], None), 10, tmp_path / "more")
+    embedder = rank.open_model(ModelConfig(arch="bench-test", definition=TINY), 4, workers=0)
     towers, seen = embedder.clip.towers, list[tuple[str, int]]()
     for name in ("embed_images", "embed_texts"):
         embed = getattr(towers, name)
@@ -27,15 +27,15 @@ def test_both_sides_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
             return embed(batch)  # type: ignore[operator]
 
         monkeypatch.setattr(towers, name, watched)
-    bench_rank.whole(embedder, images, bench_rank.texts(6))
+    rank.whole(embedder, images, rank.texts(6))
     ours, seen[:] = sorted(seen), []
-    bench_rank.forwards(embedder, 10, bench_rank.texts(6))
+    rank.forwards(embedder, 10, rank.texts(6))
     assert sorted(seen) == ours
     assert ours == [("embed_images", n) for n in (2, 4, 4)] + [("embed_texts", n) for n in (2, 4)]
 
 
 def test_settings() -> None:
-    with pytest.raises(InputError, match=r"--cases: 'speed' is not one of time, memory"):
-        bench_rank.Config("x", cases=["speed"])
+    with pytest.raises(InputError, match="--images: 0 is not at least 1"):
+        rank.Config("x", images=0)
     with pytest.raises(InputError, match="--source: nowhere: no such file or folder"):
-        next(bench_rank.run(bench_rank.Config("nowhere")))
+        next(rank.run(rank.Config("nowhere")))

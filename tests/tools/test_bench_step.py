@@ -1,12 +1,8 @@
 """The benchmark's peers do what their descriptions say, so that the comparison is fair."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from bench_step import CASES, Config
-from plot_step import draw
-from side_by_side import Comparison
+from step import CASES, Config
 from step_peers import accumulated, batch, cached, gradients, whole, worst_error
 
 from medclip_oc.config.schema import ModelConfig
@@ -41,18 +37,3 @@ def test_a_case_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"--cases: 'speed' is not one of exact, growing"):
         Config(cases=["speed"])
     assert Config().cases == list(CASES)
-    with pytest.raises(InputError, match=r"--plot: 'x.jpg' is not a file name that ends in .png"):
-        Config(plot="x.jpg")
-
-
-@pytest.mark.slow
-def test_a_picture(tmp_path: Path) -> None:
-    """Drawn without a display, from comparisons of both kinds."""
-    grows = [
-        Comparison("step", f"light towers, G={g}", 9.0, "peer", 3.0, "pairs/s", [3.0], {"G": g})
-        for g in (256, 1024)
-    ]
-    other = Comparison("step", "the loss alone", 1.0, "ClipLoss", 5.0, "s", [5.0])
-    file = tmp_path / "x.png"
-    draw([*grows, other], file)
-    assert file.read_bytes()[:4] == b"\x89PNG"

@@ -1,31 +1,28 @@
 """The cached step beside open_clip's accumulation, one plain big batch, and its own limits.
 
-    python tools/bench.py step                            # every case: half an hour on two cores
+    python tools/bench.py step                            # every case: twenty minutes on two cores
     python tools/bench.py step --cases loss vit           # some of them
-    python tools/bench.py step --plot step.png            # and a picture (needs matplotlib)
 
 Kept graphs are gigabytes. Where the system hands out fresh pages slowly, as virtual machines do,
 let glibc keep what either side frees; and let idle threads sleep:
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 OMP_WAIT_POLICY=passive python tools/...
 
-Where the two sides are both ours, `peer` says what the other one is: eight steps of an eighth of
-the pairs (does the time per pair stay?), or the parts that a step can't do without.
+Where the two sides are both ours, `peer` says what the other one is: the parts that a step can't do
+without.
 """
 
 import functools
 import queue
 import socket
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
-from side_by_side import Comparison, compare, seconds
+from side_by_side import Comparison, compare
 from step_peers import (
     Precomputed,
     accumulated,
@@ -42,7 +39,6 @@ from torch.multiprocessing.spawn import start_processes
 
 from medclip_oc.contrastive.loss import tiled_loss
 from medclip_oc.errors import InputError
-from medclip_oc.models.towers import Towers
 from medclip_oc.runtime.memory import Peak
 
 CPU = torch.device("cpu")
@@ -56,13 +52,11 @@ class Config:
     """Which cases, and how long."""
 
     cases: list[str] = field(default_factory=lambda: list(CASES))
-    """Which to run: exact, growing, vit, flat, flat_vit, loss, frozen, large, ranks."""
+    """Which to run: exact, growing, vit, loss, frozen, ranks."""
     rounds: int = 3
     """Paired runs that count, of each comparison of times."""
     threads: int = 2
     """Threads of torch."""
-    plot: str | None = None
-    """Draw the result into this .png or .svg file."""
 
     def __post_init__(self) -> None:
         for name in self.cases:
@@ -71,22 +65,13 @@ class Config:
         for name in ("rounds", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
-        if self.plot is not None and Path(self.plot).suffix not in (".png", ".svg"):
-            raise InputError(f"--plot: {self.plot!r} is not a file name that ends in .png or .svg")
 
 
 def run(config: Config) -> Iterator[Comparison]:
     """The comparisons of the cases asked for."""
     torch.set_num_threads(config.threads)
-    if config.plot is not None:
-        import plot_step  # matplotlib is missed before the work, not after it
-    done = []
     for name in config.cases:
-        for comparison in CASES[name](config.rounds):
-            done.append(comparison)
-            yield comparison
-    if config.plot is not None:
-        plot_step.draw(done, Path(config.plot))
+        yield from CASES[name](config.rounds)
 
 
 def peaks(towers: torch.nn.Module, **steps: Callable[[], Any]) -> dict[str, Any]:
@@ -146,26 +131,6 @@ def vit(rounds: int) -> Iterator[Comparison]:
         yield timed(case, ours, theirs, OPEN_CLIP, rounds, 256, extra, warmup=0)
 
 
-def flat(rounds: int) -> Iterator[Comparison]:
-    """Light towers: whether the time per pair stays with eight times as many pairs in a step."""
-    yield _flat("light towers", light(), 1024, 64, rounds)
-
-
-def flat_vit(rounds: int) -> Iterator[Comparison]:
-    """The same of the ViT-B/32-like ones."""
-    yield _flat("ViT-B/32-like", vitb32_like(), 256, 32, rounds)
-
-
-def _flat(name: str, towers: Towers, few: int, chunk: int, rounds: int) -> Comparison:
-    images, tokens = batch(towers, 8 * few)
-    parts = zip(images.split(few), tokens.split(few), strict=True)
-    steps = [cached(towers, *part, chunk) for part in parts]
-    ours = cached(towers, images, tokens, chunk)
-    case, peer = f"{name}, one step of G={8 * few}", f"ours: eight steps of G={few}"
-    theirs = lambda: [step() for step in steps]  # noqa: E731
-    return timed(case, ours, theirs, peer, rounds, 8 * few, warmup=0)
-
-
 def loss(rounds: int) -> Iterator[Comparison]:
     """The loss alone, forward and backward."""
     for pairs in (1024, 8192):
@@ -213,20 +178,6 @@ def frozen(rounds: int) -> Iterator[Comparison]:
     yield timed(case, ours, limit, peer, rounds, 256, warmup=0)
 
 
-def large(rounds: int) -> Iterator[Comparison]:
-    """65,536 pairs in one step: peak memory of the whole process's growth, images included."""
-    towers = light()
-    with Peak(CPU) as peak:
-        step = cached(towers, *batch(towers, 65536), 256)
-        taken = seconds(step)
-    if peak.bytes is None:
-        return
-    used = peak.bytes / 1e9
-    extra = {"seconds": taken, "pairs_per_second": 65536 / taken}
-    case = "light towers, G=65536, chunk 256, the batch itself counted"
-    yield Comparison("step", case, used, "a limit of 8 GB", 8.0, "GB", [8 / used], extra)
-
-
 def ranks(rounds: int) -> Iterator[Comparison]:
     """Two processes: what a step sends, and that it gives one process's loss and gradients."""
     with socket.socket() as listener:
@@ -263,40 +214,16 @@ def timed(
     extra: dict[str, Any] | None = None,
     warmup: int = 1,
 ) -> Comparison:
-    """Both timed in turn; the figures are pairs per second, or the seconds of a call.
-
-    Beside them `cpu_rounds`: the same ratios of processor time, which other programs on the
-    machine touch less. With OMP_WAIT_POLICY=passive no processor time goes into waiting.
-    """
-    mine, peers = _ProcessorTime(ours), _ProcessorTime(theirs)
-    options: dict[str, Any] = {"items": pairs, "warmup": warmup}
-    done = compare("step", case, mine, peers, peer=peer, rounds=rounds, **options)
-    ratios = [b / a for a, b in zip(mine.seconds, peers.seconds, strict=True)][warmup:]
-    shown = [float(f"{ratio:.4g}") for ratio in ratios]
-    return replace(done, extra={**(extra or {}), "cpu_rounds": shown})
-
-
-class _ProcessorTime:
-    """Calls `work`, and keeps the processor time of each call."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.work = work
-        self.seconds: list[float] = []
-
-    def __call__(self) -> None:
-        began = time.process_time()
-        self.work()
-        self.seconds.append(time.process_time() - began)
+    """Both timed in turn; the figures are pairs per second, or the seconds of a call."""
+    options: dict[str, Any] = {"items": pairs, "warmup": warmup, "extra": extra}
+    return compare("step", case, ours, theirs, peer=peer, rounds=rounds, **options)
 
 
 CASES: dict[str, Callable[[int], Iterator[Comparison]]] = {
     "exact": exact,
     "growing": growing,
     "vit": vit,
-    "flat": flat,
-    "flat_vit": flat_vit,
     "loss": loss,
     "frozen": frozen,
-    "large": large,
     "ranks": ranks,
 }

@@ -3,23 +3,17 @@
     python tools/bench.py rank --source ROCOv2/test_images     # any folder of images
 
 - time: from the loaded model to the written result (reading, decoding, both towers, ranking, JSON
-  lines), against the same batches through the same towers with the pixels and tokens at hand; wall
-  time and, beside it, processor time with the loader processes'.
-- memory: the most resident memory above that at the start, with four times the images against the
-  images alone, in one process (--workers 0), a small tower.
-
+  lines), against the same batches through the same towers with the pixels and tokens at hand.
 Weights are random: they cost the same as trained ones.
 """
 
 import os
-import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from side_by_side import Comparison, compare
@@ -32,17 +26,7 @@ from medclip_oc.inference.output import RowWriter
 from medclip_oc.inference.prompts import Candidate
 from medclip_oc.inference.ranking import FIELDS
 from medclip_oc.models import factory
-from medclip_oc.runtime.memory import Peak
 from medclip_oc.zeroshot import rank_of, write_ranks
-
-CASES = ("time", "memory")
-_MEGABYTE = 1e6
-_TIMES = 4
-_SMALL: dict[str, Any] = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 224, "patch_size": 32, "width": 64, "head_width": 32, "layers": 2},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-}
 
 
 @dataclass
@@ -51,10 +35,8 @@ class Config:
 
     source: str
     """Folder of image files; each counts as often as --images needs."""
-    cases: list[str] = field(default_factory=lambda: list(CASES))
-    """Which to run: time, memory."""
     arch: str = "ViT-B-32"
-    """The model of the time case."""
+    """The model."""
     images: int = 1000
     """How many."""
     texts: int = 200
@@ -69,9 +51,6 @@ class Config:
     """Threads of torch."""
 
     def __post_init__(self) -> None:
-        for name in self.cases:
-            if name not in CASES:
-                raise InputError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
         for name in ("images", "texts", "batch_size", "rounds", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
@@ -86,10 +65,7 @@ def run(config: Config) -> Iterator[Comparison]:
     torch.set_num_threads(config.threads)
     files = find([config.source], None, "--source")
     with tempfile.TemporaryDirectory(prefix="bench_rank_") as name:
-        if "time" in config.cases:
-            yield timed(config, repeated(files, config.images, Path(name, "time")))
-        if "memory" in config.cases:
-            yield memory(config, files, Path(name))
+        yield timed(config, repeated(files, config.images, Path(name, "images")))
 
 
 def repeated(files: ImageSet, number: int, folder: Path) -> Files:
@@ -113,33 +89,15 @@ def timed(config: Config, images: Files) -> Comparison:
     """Everything against the forward passes."""
     embedder = open_model(ModelConfig(arch=config.arch), config.batch_size)
     candidates = texts(config.texts)
-    spent: dict[str, list[float]] = {"ours": [], "theirs": []}
-
-    def counted(name: str, what: Callable[[], None]) -> None:
-        start = _processor_seconds()
-        what()
-        spent[name].append(_processor_seconds() - start)
-
-    found = compare(
+    return compare(
         "rank",
         f"time: {config.images:,} images x {config.texts:,} texts, {config.arch}, "
         f"{config.threads} threads",
-        partial(counted, "ours", partial(whole, embedder, images, candidates)),
-        partial(counted, "theirs", partial(forwards, embedder, config.images, candidates)),
+        partial(whole, embedder, images, candidates),
+        partial(forwards, embedder, config.images, candidates),
         peer="the forward passes alone",
         rounds=config.rounds,
         warmup=config.warmup,
-    )
-    ratios = [b / a for a, b in zip(spent["ours"], spent["theirs"], strict=True)]
-    found.extra["cpu_rounds"] = [float(f"{ratio:.4g}") for ratio in ratios[config.warmup :]]
-    return found
-
-
-def _processor_seconds() -> float:
-    """Of this process and of those that it started and that ended: the loader's."""
-    return sum(
-        used.ru_utime + used.ru_stime
-        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
 
 
@@ -172,29 +130,3 @@ def forwards(embedder: Embedder, images: int, candidates: list[Candidate]) -> No
     ):
         for first in range(0, total, size):
             embedder.forward(embed, batch[: min(size, total - first)])
-
-
-def memory(config: Config, files: ImageSet, folder: Path) -> Comparison:
-    """Peak memory of many images against that of a quarter of them."""
-    settings = ModelConfig(arch="small-rank", definition=_SMALL)
-    embedder = open_model(settings, config.batch_size, workers=0)
-    candidates = texts(config.texts)
-    sizes = (config.images, _TIMES * config.images)
-    sets = [repeated(files, size, folder / str(size)) for size in sizes]
-    whole(embedder, sets[0], candidates)  # what torch and Pillow keep from their first calls
-    used = []
-    for images in sets:
-        with Peak(embedder.device) as peak:
-            whole(embedder, images, candidates)
-        if peak.bytes is None:
-            raise WorkError("memory: this system doesn't say how much a process uses")
-        used.append(peak.bytes / _MEGABYTE)
-    return Comparison(
-        "rank",
-        f"memory: {sizes[1]:,} images x {config.texts:,} texts, a small tower",
-        used[1],
-        f"{sizes[0]:,} images",
-        used[0],
-        "MB",
-        [used[0] / used[1]],
-    )

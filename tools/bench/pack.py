@@ -1,6 +1,6 @@
 """Packing against what it can't do without: decoding the images, or copying their bytes.
 
-    python tools/bench.py pack [--source FOLDER] [--repeat N] [--cases decode copy memory]
+    python tools/bench.py pack --source FOLDER [--repeat N] [--cases decode copy]
 
 - decode: packing, every image checked, against a bare loop that opens each of the same files with
   Pillow and converts it to RGB, in as many processes. Both count the start of their processes.
@@ -8,9 +8,6 @@
   same files with their captions and ids. Only we hash, index, and wait for the disk: `fsync_s` are
   the seconds of that wait (median of the rounds), which are part of our time. Our workers are
   threads here.
-- memory: peak resident memory of a packing (main process and workers) of all pairs against one of
-  a quarter of them.
-
 All pairs of the source are read once beforehand into a temporary folder, from where every side
 reads them in the same order, warm. All sides write to one disk, and what they wrote is removed
 after each round, untimed.
@@ -19,45 +16,33 @@ after each round, untimed.
 import csv
 import multiprocessing
 import os
-import re
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # the process whose memory is measured
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from side_by_side import Comparison, compare
 
-from medclip_oc.errors import InputError, WorkError
+from medclip_oc.errors import InputError
 
-CASES = ("decode", "copy", "memory")
-SAMPLE_SECONDS = 0.02
-"""Between two looks at the memory of a packing; high-water marks miss nothing but its last bit."""
+CASES = ("decode", "copy")
 
 
 @dataclass
 class Config:
     """What to pack, and how often."""
 
-    source: str | None = None
-    """Folder of a data set in any form that make_shards.py knows. null: phantoms are drawn."""
+    source: str
+    """Folder of a data set in any form that make_shards.py knows."""
     repeat: int = 1
     """Each pair counts so many times, under ids of its own."""
-    phantoms: int = 2000
-    """How many to draw where there is no source."""
-    size: int = 384
-    """Their shorter side in pixels."""
     cases: list[str] = field(default_factory=lambda: list(CASES))
-    """What to measure: decode, copy, memory."""
+    """What to measure: decode, copy."""
     workers: int | list[int] = field(default_factory=lambda: [1, 2])
     """Processes of a packing, one case each."""
     rounds: int = 5
@@ -73,10 +58,9 @@ def run(config: Config) -> Iterator[Comparison]:
 
     Raises:
         InputError: an option out of range, or what `open_source` raises.
-        WorkError: a packing failed.
     """
     _check(config)
-    measures = {"decode": _decode_case, "copy": _copy_case, "memory": _memory_case}
+    measures = {"decode": _decode_case, "copy": _copy_case}
     with tempfile.TemporaryDirectory(prefix="bench_pack_", dir=config.folder) as name:
         folder = Path(name)
         table, paths = _gather(config, folder)
@@ -92,13 +76,11 @@ def _workers(config: Config) -> list[int]:
 def _check(config: Config) -> None:
     if wrong := [case for case in config.cases if case not in CASES]:
         raise InputError(f"--cases {' '.join(wrong)}: allowed are {', '.join(CASES)}")
-    for name in ("repeat", "phantoms", "size", "rounds", "samples_per_shard"):
+    for name in ("repeat", "rounds", "samples_per_shard"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} {getattr(config, name)}: at least 1")
     if min(_workers(config), default=0) < 1:
         raise InputError(f"--workers {config.workers}: one number or more, each at least 1")
-    if "memory" in config.cases and not Path("/proc/self/status").is_file():
-        raise InputError("--cases memory: needs /proc (Linux)")
     if config.folder and not Path(config.folder).is_dir():
         raise InputError(f"--folder {config.folder}: no such folder")
 
@@ -111,8 +93,7 @@ def _gather(config: Config, folder: Path) -> tuple[Path, list[Path]]:
     from medclip_oc.packing.formats import open_source
     from medclip_oc.packing.sources import Pair
 
-    where = Path(config.source).expanduser() if config.source else _draw(config, folder / "drawn")
-    source = open_source(where)
+    source = open_source(Path(config.source).expanduser())
     images = folder / "images"
     images.mkdir()
     rows: list[tuple[str, Path, str]] = []
@@ -127,19 +108,6 @@ def _gather(config: Config, folder: Path) -> tuple[Path, list[Path]]:
         for key, path, caption in rows
     ]
     return _write_table(folder / "table.csv", every), [path for _, path, _ in every]
-
-
-def _draw(config: Config, out: Path) -> Path:
-    from make_phantoms import PhantomConfig, work
-
-    stdout, sys.stdout = sys.stdout, sys.stderr  # ours holds JSON lines only
-    try:
-        share = max(1, config.phantoms // 10)
-        train = max(1, config.phantoms - 2 * share)
-        work(PhantomConfig(str(out), train=train, valid=share, test=share, size=config.size))
-    finally:
-        sys.stdout = stdout
-    return out
 
 
 def _write_table(path: Path, rows: list[tuple[str, Path, str]]) -> Path:
@@ -229,7 +197,8 @@ def _copy_case(
         item="images",
         before=partial(_clean, out),
     )
-    return replace(found, extra={"fsync_s": statistics.median(waits[-config.rounds :])})
+    found.extra["fsync_s"] = statistics.median(waits[-config.rounds :])
+    return found
 
 
 def _copy(table: Path, out: Path, samples_per_shard: int) -> None:
@@ -249,71 +218,6 @@ def _copy(table: Path, out: Path, samples_per_shard: int) -> None:
             sink.write(sample)
 
 
-def _memory_case(
-    config: Config, folder: Path, table: Path, paths: list[Path], workers: int
-) -> Comparison:
-    """The peak of a packing of all pairs against that of one of the first quarter."""
-    with table.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    quarter = folder / "quarter.csv"
-    with quarter.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows[: max(1, len(rows) // 4)]])
-    out, pairs = folder / "ours", list[tuple[float, float]]()
-    for turn in range(config.rounds):
-        order = [table, quarter][:: 1 if turn % 2 == 0 else -1]
-        peaks = dict[Path, float]()
-        for each in order:
-            _clean(out)
-            peaks[each] = _peak_mb(each, out, workers, config.samples_per_shard)
-        pairs.append((peaks[table], peaks[quarter]))
-    _clean(out)
-    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Comparison(
-        "pack",
-        f"peak memory, {len(paths)} images, {_processes(workers)}",
-        ours,
-        "ours, a quarter of the images",
-        theirs,
-        "MB",
-        [small / large for large, small in pairs],
-    )
-
-
-def _peak_mb(table: Path, out: Path, workers: int, samples_per_shard: int) -> float:
-    """Sum of the high-water marks of a packing's processes, in a fresh tree of them."""
-    words = [str(table), str(out), str(workers), str(samples_per_shard)]
-    packing = subprocess.Popen([sys.executable, __file__, *words])
-    marks = dict[int, int]()
-    while packing.poll() is None:
-        for process in _tree(packing.pid):
-            marks[process] = max(marks.get(process, 0), _high_water_kb(process))
-        time.sleep(SAMPLE_SECONDS)
-    if packing.returncode:
-        raise WorkError(f"the packing whose memory is measured ended with {packing.returncode}")
-    return sum(marks.values()) / 1024
-
-
-def _tree(process: int) -> list[int]:
-    """A process and all that it started."""
-    found = [process]
-    for parent in found:  # grows meanwhile
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                found += map(int, task.read_text().split())
-            except OSError:  # it ended
-                continue
-    return found
-
-
-def _high_water_kb(process: int) -> int:
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:  # it ended
-        return 0
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) if found else 0
-
-
 def _clean(out: Path) -> None:
     """Before each run: no old output, and no write of the other side still underway."""
     shutil.rmtree(out, ignore_errors=True)
@@ -322,7 +226,3 @@ def _clean(out: Path) -> None:
 
 def _processes(workers: int) -> str:
     return f"{workers} process" + ("es" if workers > 1 else "")
-
-
-if __name__ == "__main__":
-    _pack(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), True)

@@ -5,28 +5,22 @@
 
 open_clip_train's pipeline works with webdataset up to 0.2.86; only its process sees that version.
 
-- Rate: images of a whole pass (reading, decoding, augmenting, tokenizing, batching) per second of
-  CPU time of one process, so that whatever else the machine does counts for neither side. Ours runs
-  with its whole recipe (crop, rotation, brightness, contrast), and with the crop alone, which is
-  all that open_clip's pipeline does.
-- First batch: seconds from the shards' names to the first batch, with one worker. Ours makes its
-  index in that time.
-- Memory: resident memory of that worker in the middle of a pass, and what of it is its own.
-
+The rate is images of a whole pass (reading, decoding, augmenting, tokenizing, batching) per
+second of CPU time of one process, so that whatever else the machine does counts for neither side.
+Ours runs with its whole recipe (crop, rotation, brightness, contrast), and with the crop alone,
+which is all that open_clip's pipeline does.
 Two sets of shards are made: one with the files as they are, one with the shorter side at --resize.
 """
 
 import gc
 import io
 import json
-import multiprocessing
 import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +28,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # one of the sides
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from side_by_side import Comparison
 
@@ -55,7 +49,7 @@ class Config:
     source: str
     """Folder of a data set in any form that make_shards.py knows; all its splits are used."""
     peer_packages: str
-    """Folder of webdataset 0.2.86 (see the top of tools/bench_loader.py)."""
+    """Folder of webdataset 0.2.86 (see the top of tools/bench/loader.py)."""
     repeat: int = 8
     """Each pair counts so many times."""
     shards: int = 8
@@ -102,7 +96,6 @@ def run(config: Config) -> Iterator[Comparison]:
         folder = Path(name)
         pairs = _make_shards(config, folder)
         yield from _rates(config, folder, pairs)
-        yield from _starts(config, folder, pairs // config.batch_size // 2)
 
 
 def _rates(config: Config, folder: Path, pairs: int) -> Iterator[Comparison]:
@@ -140,28 +133,6 @@ def _rates(config: Config, folder: Path, pairs: int) -> Iterator[Comparison]:
                 [a / b for a, b in zip(mine, other, strict=True)],
                 {"images": pairs},
             )
-
-
-def _starts(config: Config, folder: Path, batches: int) -> Iterator[Comparison]:
-    """Time to the first batch, and memory of a worker after so many, on the original files."""
-    answers: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-    for number in range(config.rounds):
-        for who in ("ours", "theirs")[:: 1 if number % 2 else -1]:
-            side = Side(who, str(folder / "original"), RECIPES[0], asdict(config))
-            for index in (folder / "original").glob(".index-*"):
-                index.unlink()
-            process = _Process(side)
-            answers[who].append(process.ask(str(batches)))
-            process.close()
-    for key, case, unit in (
-        ("first_batch_seconds", "time to the first batch, one worker", "s"),
-        ("worker_mb", "resident memory of a worker", "MB"),
-        ("worker_own_mb", "memory of a worker that it shares with nobody", "MB"),
-    ):
-        mine, other = ([answer[key] for answer in answers[who]] for who in ("ours", "theirs"))
-        ratios = [b / a for a, b in zip(mine, other, strict=True)]
-        ours, theirs = statistics.median(mine), statistics.median(other)
-        yield Comparison("loader", case, ours, PEER, theirs, unit, ratios)
 
 
 def _make_shards(config: Config, folder: Path) -> int:
@@ -209,11 +180,11 @@ class _Process:
         self.side, pipe = side, subprocess.PIPE
         self.child = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
 
-    def ask(self, what: str = "pass") -> dict[str, float]:
-        """Let it do a pass, or the first so many batches of one; returns what it measured."""
+    def ask(self) -> dict[str, float]:
+        """Let it do a pass; returns what it measured."""
         assert self.child.stdin is not None
         assert self.child.stdout is not None
-        self.child.stdin.write(f"{what}\n")
+        self.child.stdin.write("pass\n")
         self.child.stdin.flush()
         line = self.child.stdout.readline()
         if not line:
@@ -227,16 +198,14 @@ class _Process:
 
 
 def answer(side: Side) -> None:
-    """Do what stdin asks for, a line each, and answer in JSON lines."""
+    """Do a pass for each line on stdin, and answer in JSON lines."""
     import torch
 
     torch.set_num_threads(1)
     make = _theirs(side) if side.who == "theirs" else _ours(side)
-    for number, line in enumerate(sys.stdin):
+    for number, _ in enumerate(sys.stdin):
         gc.collect()
-        what = line.strip()
-        found = _pass(make(number, 0)) if what == "pass" else _start(make(number, 1), int(what))
-        print(json.dumps(found), flush=True)
+        print(json.dumps(_pass(make(number))), flush=True)
 
 
 def _pass(batches: Iterable[int]) -> dict[str, float]:
@@ -245,20 +214,6 @@ def _pass(batches: Iterable[int]) -> dict[str, float]:
     after = resource.getrusage(resource.RUSAGE_SELF)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"images": images, "cpu_seconds": seconds}
-
-
-def _start(batches: Iterable[int], number: int) -> dict[str, float]:
-    began = time.perf_counter()
-    stream = iter(batches)
-    next(stream)
-    first = time.perf_counter() - began
-    for _ in range(number - 1):
-        next(stream)
-    [worker] = multiprocessing.active_children()
-    lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
-    own = sizes["Private_Clean"] + sizes["Private_Dirty"]
-    return {"first_batch_seconds": first, "worker_mb": sizes["Rss"], "worker_own_mb": own}
 
 
 def _ours(side: Side) -> Any:
@@ -277,7 +232,7 @@ def _ours(side: Side) -> Any:
     augment = AugmentConfig() if side.recipe == RECIPES[0] else plain
     size = side.config["batch_size"]
 
-    def make(number: int, workers: int) -> Iterator[int]:
+    def make(number: int) -> Iterator[int]:
         shards = ShardSet.open(side.urls, "train")
         pairs = loader.augmented_pairs(shards, clip, DataConfig(augment=augment), 0)
         sampler = StepSampler(
@@ -288,7 +243,7 @@ def _ours(side: Side) -> Any:
             rank=0,
             world_size=1,
         )
-        for loaded in load_batches(pairs, sampler, workers=workers, pin=False):
+        for loaded in load_batches(pairs, sampler, workers=0, pin=False):
             yield len(loaded.batch["index"])
 
     return make
@@ -307,7 +262,7 @@ def _theirs(side: Side) -> Any:
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     pairs = len(list(_keys(side)))
 
-    def make(number: int, workers: int) -> Iterator[int]:
+    def make(number: int) -> Iterator[int]:
         size = side.config["batch_size"]
         args = SimpleNamespace(
             train_data=side.urls,
@@ -318,7 +273,7 @@ def _theirs(side: Side) -> Any:
             train_data_upsampling_factors=None,
             seed=number,
             batch_size=size,
-            workers=workers,
+            workers=0,
             world_size=1,
         )
         info = get_wds_dataset(args, preprocess, True, tokenizer=tokenizer)

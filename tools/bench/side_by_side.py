@@ -1,9 +1,10 @@
 """Timing two ways of doing the same work in turn, so that a drifting machine harms neither.
 
-A benchmark module (`bench_NAME.py`) yields `Comparison`s; bench.py prints each as a JSON line.
+A benchmark module of this folder yields `Comparison`s; bench.py prints each as a JSON line.
 """
 
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -66,6 +67,9 @@ def compare(
 ) -> Comparison:
     """Time both, one after the other, `rounds` times.
 
+    Beside the wall time stand `cpu_rounds`: the same ratios of processor time, which other programs
+    on the machine touch less. With OMP_WAIT_POLICY=passive no processor time goes into waiting.
+
     Args:
         bench: name of the benchmark.
         case: what is done, with its sizes.
@@ -80,30 +84,45 @@ def compare(
         before: called before each run of either, untimed; to clear away what the last one left.
         extra: see `Comparison`.
     """
-    times: list[tuple[float, float]] = []
+    wall: dict[str, list[float]] = {"ours": [], "theirs": []}
+    processor: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in range(warmup + rounds):
         # who goes first alternates too: the second finds warm caches
-        pair = [(0, ours), (1, theirs)][:: 1 if number % 2 == 0 else -1]
-        taken = dict[int, float]()
-        for place, work in pair:
+        pair = [("ours", ours), ("theirs", theirs)][:: 1 if number % 2 == 0 else -1]
+        for side, call in pair:
             if before:
                 before()
-            taken[place] = seconds(work)
-        times.append((taken[0], taken[1]))
-    times = times[warmup:]
-    mine, peers = (statistics.median(column) for column in zip(*times, strict=True))
+            spent = processor_seconds()
+            wall[side].append(seconds(call))
+            processor[side].append(processor_seconds() - spent)
+    mine, peers = (statistics.median(wall[side][warmup:]) for side in ("ours", "theirs"))
     unit = "s" if items is None else f"{item}/s"
     if items is not None:
         mine, peers = items / mine, items / peers
-    ratios = [their / our for our, their in times]
-    return Comparison(bench, case, mine, peer, peers, unit, ratios, extra or {})
+    cpu_rounds = [_short(ratio) for ratio in _ratios(processor, warmup)]
+    more = {**(extra or {}), "cpu_rounds": cpu_rounds}
+    return Comparison(bench, case, mine, peer, peers, unit, _ratios(wall, warmup), more)
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def _ratios(times: dict[str, list[float]], warmup: int) -> list[float]:
+    """How many times less ours took, of each round that counts."""
+    rounds = zip(times["ours"][warmup:], times["theirs"][warmup:], strict=True)
+    return [theirs / ours if ours else float("nan") for ours, theirs in rounds]
+
+
+def processor_seconds() -> float:
+    """Of this process, and of those that it started and that ended."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+def seconds(call: Callable[[], Any]) -> float:
     """Wall time of one call; the garbage of earlier ones is collected before."""
     gc.collect()
     start = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - start
 
 

@@ -9,14 +9,10 @@
   direction by itself, in tiles of 4,096 x 4,096, whose scores above the right one are counted.
 - dense: against `get_clip_metrics` of the open_clip installed, at the smallest size: the whole
   matrix, sorted. (It has no rule for ties.)
-- memory: the most resident memory beyond the features themselves, at `--memory-size` pairs.
-
 Features are random unit vectors, the texts a little turned towards their images: more scores lie
 near the right one than with any trained model, so more of them must be settled in float64.
 """
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,12 +22,10 @@ import torch
 from side_by_side import Comparison, compare
 from torch import Tensor
 
-from medclip_oc.errors import InputError, WorkError
+from medclip_oc.errors import InputError
 from medclip_oc.evaluation import metrics, ranks
-from medclip_oc.runtime.memory import Peak
 
-CASES = ("limit", "main", "dense", "memory")
-_MEGABYTE = 1e6
+CASES = ("limit", "main", "dense")
 _TILE = 4096
 
 
@@ -40,13 +34,11 @@ class Config:
     """Which cases, and how large."""
 
     cases: list[str] = field(default_factory=lambda: list(CASES))
-    """Which to run: limit, main, dense, memory."""
+    """Which to run: limit, main, dense."""
     sizes: list[int] = field(default_factory=lambda: [10_000, 40_000])
     """Pairs."""
     width: int = 512
     """Numbers in a feature."""
-    memory_size: int = 100_000
-    """Pairs of the memory case."""
     rounds: int = 5
     """Paired runs that count."""
     threads: int = 2
@@ -56,7 +48,7 @@ class Config:
         for name in self.cases:
             if name not in CASES:
                 raise InputError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
-        for name in ("width", "memory_size", "rounds", "threads"):
+        for name in ("width", "rounds", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
         if not self.sizes or min(self.sizes) < 1:
@@ -69,12 +61,16 @@ def run(config: Config) -> Iterator[Comparison]:
     for size in sorted(config.sizes):
         images, texts = features(size, config.width)
         case = f"{size:,} pairs, {config.width} wide, {config.threads} threads"
-        for name, (peer, work) in PEERS.items():
+        for name, (peer, call) in PEERS.items():
             if name in config.cases and (name != "dense" or size == min(config.sizes)):
-                theirs = partial(work, images, texts)
-                yield timed(f"{name}: {case}", peer, images, texts, theirs, config.rounds)
-    if "memory" in config.cases:
-        yield memory(config)
+                yield compare(
+                    "retrieval",
+                    f"{name}: {case}",
+                    partial(metrics.retrieval_ranks, images, texts),
+                    partial(call, images, texts),
+                    peer=peer,
+                    rounds=config.rounds,
+                )
 
 
 def features(size: int, width: int) -> tuple[Tensor, Tensor]:
@@ -85,33 +81,6 @@ def features(size: int, width: int) -> tuple[Tensor, Tensor]:
     for rows in (images, texts):
         rows /= rows.norm(dim=1, keepdim=True)
     return images, texts
-
-
-def timed(
-    case: str, peer: str, images: Tensor, texts: Tensor, work: Callable[[], Any], rounds: int
-) -> Comparison:
-    """Ours against a peer, in wall time and, beside it, in processor time."""
-    spent: dict[str, list[float]] = {"ours": [], "theirs": []}
-
-    def counted(name: str, what: Callable[[], Any]) -> Callable[[], None]:
-        def call() -> None:
-            start = time.process_time()
-            what()
-            spent[name].append(time.process_time() - start)
-
-        return call
-
-    found = compare(
-        "retrieval",
-        case,
-        counted("ours", lambda: metrics.retrieval_ranks(images, texts)),
-        counted("theirs", work),
-        peer=peer,
-        rounds=rounds,
-    )
-    ratios = [b / a for a, b in zip(spent["ours"], spent["theirs"], strict=True)][1:]
-    found.extra["cpu_rounds"] = [float(f"{ratio:.4g}") for ratio in ratios]  # less the warm-up's
-    return found
 
 
 def multiply(images: Tensor, texts: Tensor) -> None:
@@ -155,28 +124,3 @@ PEERS: dict[str, tuple[str, Callable[[Tensor, Tensor], Any]]] = {
     "main": ("open_clip main, from its description", tiled),
     "dense": ("open_clip get_clip_metrics", dense),
 }
-
-
-def memory(config: Config) -> Comparison:
-    """Peak resident memory of a ranking beyond the features, against the limit of 300 MB."""
-    images, texts = features(config.memory_size, config.width)
-    metrics.retrieval_ranks(images[:5000], texts[:5000])  # what torch keeps from its first call
-    start = time.perf_counter()
-    with Peak(images.device) as peak:
-        metrics.retrieval_ranks(images, texts)
-    seconds = time.perf_counter() - start
-    if peak.bytes is None:
-        raise WorkError("memory: this system doesn't say how much a process uses")
-    used = peak.bytes / _MEGABYTE
-    held = 2 * images.numel() * images.element_size() / _MEGABYTE
-    limit = 300.0
-    return Comparison(
-        "retrieval",
-        f"memory: {config.memory_size:,} pairs, {config.width} wide; features take {held:.0f} MB",
-        used,
-        "the limit",
-        limit,
-        "MB",
-        [limit / used if used > 0 else math.inf],
-        {"seconds": seconds},
-    )
