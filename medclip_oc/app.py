@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import parse
 from .config.inference import AppConfig
 from .errors import InputError, WorkError
+from .runtime import command
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +222,7 @@ def _search_tab(gradio: Any, desk: Desk) -> None:
     button.click(desk.search, [text, file, number], where, api_visibility="private")
 
 
-def work(settings: AppConfig) -> None:
+def main(settings: AppConfig) -> None:
     """Serve the page until it is interrupted."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -259,8 +259,8 @@ def work(settings: AppConfig) -> None:
 
 
 if __name__ == "__main__":
-    parse.main(
-        work,
+    command.run(
+        main,
         AppConfig,
         prog="python -m medclip_oc.app",
         description="A local page that ranks captions and searches an index.",

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import parse
 from .config.inference import EmbedConfig
+from .runtime import command
 
 if TYPE_CHECKING:
     from .data.shards import ShardSet
 
 
-def work(settings: EmbedConfig) -> None:
+def main(settings: EmbedConfig) -> None:
     """Embed every pair once and write the index; memory doesn't grow with their number."""
     from .data import dataset, loader
     from .inference import embedder as embedding
@@ -71,8 +71,8 @@ def _pair(shards: "ShardSet", position: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parse.main(
-        work,
+    command.run(
+        main,
         EmbedConfig,
         prog="python -m medclip_oc.embed",
         description="Features of a set of pairs, as an index for zeroshot --search.",

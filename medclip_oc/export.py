@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import parse
 from .config.inference import ExportConfig
 from .errors import InputError, WorkError
+from .runtime import command
 
 if TYPE_CHECKING:
     from .exporters.parity import Reader
@@ -25,7 +25,7 @@ _TEXTS = (
 )
 
 
-def work(settings: ExportConfig) -> None:
+def main(settings: ExportConfig) -> None:
     """Write the folder, compare, and say by how much the features differ."""
     out = Path(settings.out)
     if out.exists() and not (settings.overwrite and (out / "README.md").is_file()):
@@ -118,8 +118,8 @@ def _evaluations(file: Path) -> "list[Evaluated]":
 
 
 if __name__ == "__main__":
-    parse.main(
-        work,
+    command.run(
+        main,
         ExportConfig,
         prog="python -m medclip_oc.export",
         description="A checkpoint as a folder for open_clip, ONNX or Hugging Face transformers.",

@@ -4,16 +4,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import parse
 from .config.schema import ReportConfig
 from .errors import InputError, WorkError
+from .runtime import command
 
 if TYPE_CHECKING:
     from .reporting.gallery import Example, Shown
     from .reporting.run_files import Evaluated
 
 
-def work(settings: ReportConfig) -> None:
+def main(settings: ReportConfig) -> None:
     """Write the page, and the charts as pictures where matplotlib is there."""
     from .reporting import gallery, run_files, run_page
 
@@ -100,8 +100,8 @@ if __name__ == "__main__":
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):
         words = ["--run", *words]  # the folder may stand alone
-    parse.main(
-        work,
+    command.run(
+        main,
         ReportConfig,
         prog="python -m medclip_oc.report",
         description="Write RUN/report.html: training, retrieval, slices, ranks and a gallery.",

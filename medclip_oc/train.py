@@ -5,8 +5,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import parse
 from .config.schema import Config, TrainCommand
+from .runtime import command
 from .training.trainer import Run, check_finite, save_or_stop, validate, validation_due
 
 if TYPE_CHECKING:
@@ -34,16 +34,18 @@ def train(config: Config, wanted: "Resume | None" = None) -> None:
 
     with (
         shutdown.noticed() as notice,
-        distributed.started(config.run.device, timeout_seconds=config.run.timeout_seconds) as world,
+        distributed.process_group(
+            config.run.device, timeout_seconds=config.run.timeout_seconds
+        ) as world,
     ):
         run = prepare(config, wanted, world, notice)
         with closing(run.log), closing(run.saver):
             run_state.restore(run.origin, run.parts, seed=config.run.seed, world=world)
             run.origin = None
-            go(run)
+            train_loop(run)
 
 
-def go(run: Run) -> None:
+def train_loop(run: Run) -> None:
     """The steps that are left, and what comes between them."""
     from .training import logger
 
@@ -66,16 +68,16 @@ def go(run: Run) -> None:
         conclude(run)
 
 
-def work(settings: TrainCommand) -> int | None:
+def main(settings: TrainCommand) -> int | None:
     """What the command line asks for: to train, or to check the step first."""
     if settings.selfcheck:
         from .training import gradcheck
 
-        return gradcheck.work(settings.config())
+        return gradcheck.main(settings.config())
     if settings.doctor:
         from .training import preflight
 
-        return preflight.work(settings.config())
+        return preflight.main(settings.config())
     from .training.resume import Resume
 
     train(settings.config(), Resume(settings.resume, tuple(settings.resume_allow or ())))
@@ -212,8 +214,8 @@ def conclude(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    parse.main(
-        work,
+    command.run(
+        main,
         TrainCommand,
         prog="python -m medclip_oc.train",
         description="Fine-tune an open_clip model on image-caption shards.",

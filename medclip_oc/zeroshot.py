@@ -10,9 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import parse
 from .config.inference import ZeroshotConfig
 from .errors import InputError, WorkError
+from .runtime import command
 
 if TYPE_CHECKING:
     from .inference.embedder import Embedder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PROG = "python -m medclip_oc.zeroshot"
 
 
-def work(settings: ZeroshotConfig) -> None:
+def main(settings: ZeroshotConfig) -> None:
     """Rank the candidate captions for every image and print the rows."""
     from .inference import image_inputs
     from .inference import prompts as candidates
@@ -33,7 +33,7 @@ def work(settings: ZeroshotConfig) -> None:
     if settings.index is not None:
         from .inference import search
 
-        search.work(settings)
+        search.main(settings)
         return
     limit = settings.threshold
     found = candidates.gather(
@@ -154,8 +154,8 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    parse.main(
-        work,
+    command.run(
+        main,
         ZeroshotConfig,
         prog=_PROG,
         description="Rank candidate captions for images, best first, or search an index.",

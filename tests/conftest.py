@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.tiny_dataset import write_kaggle
+from tests.support.tiny_models import TINY
 
 if TYPE_CHECKING:
     from tests.support.interrupted import Nursery
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
-TEXT = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-TINY: dict[str, Any] = {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT}
 
 
 @pytest.fixture(scope="session")

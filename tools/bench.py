@@ -16,8 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 sys.path.insert(0, str(Path(__file__).resolve().with_name("bench")))
 
-from medclip_oc.config import parse
 from medclip_oc.errors import InputError
+from medclip_oc.runtime import command
 
 # Each has a Config dataclass and run(config), which yields Comparisons (see side_by_side.py).
 BENCHES: dict[str, str] = {
@@ -52,12 +52,12 @@ def main(words: list[str]) -> None:
         sys.exit(2)
     module: Any = importlib.import_module(name)
 
-    def work(config: Any) -> None:
+    def run_bench(config: Any) -> None:
         for comparison in module.run(config):
             print(json.dumps(comparison.line()), flush=True)
 
-    parse.main(
-        work,
+    command.run(
+        run_bench,
         module.Config,
         prog=f"bench.py {name}",
         description=f"Measure {BENCHES[name]}.",

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc.config import parse
 from medclip_oc.errors import InputError, WorkError
+from medclip_oc.runtime import command
 
 if TYPE_CHECKING:
     from make_phantoms import Combination
@@ -251,7 +251,7 @@ def wise(start: Path, fine: Path, shards: dict[str, str], out: Path) -> tuple[fl
     """tools/interpolate.py on the validation pairs of both: alpha, and the file."""
     import interpolate
 
-    interpolate.work(
+    interpolate.main(
         interpolate.InterpolateConfig(
             fine_tuned=[str(fine)],
             zero_shot=str(start),
@@ -301,4 +301,4 @@ def main(config: ExperimentConfig) -> None:
 
 if __name__ == "__main__":
     title = "What fine-tuning forgets, and what keeps it: an experiment on phantoms."
-    parse.main(main, ExperimentConfig, prog="forgetting.py", description=title)
+    command.run(main, ExperimentConfig, prog="forgetting.py", description=title)

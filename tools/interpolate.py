@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc.config import parse
 from medclip_oc.config.schema import Device, ModelConfig, Precision
 from medclip_oc.errors import InputError, WorkError
+from medclip_oc.runtime import command
 
 if TYPE_CHECKING:
     from medclip_oc.data.dataset import Pairs
@@ -178,7 +178,7 @@ def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> 
     figure.savefig(file, dpi=130)
 
 
-def work(settings: InterpolateConfig) -> None:
+def main(settings: InterpolateConfig) -> None:
     """Average, measure, choose, save."""
     steps = alphas(settings.alphas)  # before anything that takes time
     out = Path(settings.out)
@@ -245,4 +245,4 @@ def soup(
 
 if __name__ == "__main__":
     title = "Interpolate between the weights before and after fine-tuning; average several runs."
-    parse.main(work, InterpolateConfig, prog="interpolate.py", description=title)
+    command.run(main, InterpolateConfig, prog="interpolate.py", description=title)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc.config import parse
 from medclip_oc.errors import InputError
+from medclip_oc.runtime import command
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -213,7 +213,7 @@ def clear(out: Path, overwrite: bool) -> None:
             picture.unlink()
 
 
-def work(config: PhantomConfig) -> None:
+def main(config: PhantomConfig) -> None:
     """Draw the data set that the config asks for."""
     for name, least in {"train": 1, "valid": 1, "test": 1, "seed": 0, "size": 32}.items():
         if getattr(config, name) < least:
@@ -239,4 +239,4 @@ def work(config: PhantomConfig) -> None:
 
 if __name__ == "__main__":
     title = "Draw a plainly synthetic data set in the Kaggle ROCOv2 layout."
-    parse.main(work, PhantomConfig, prog="make_phantoms.py", description=title)
+    command.run(main, PhantomConfig, prog="make_phantoms.py", description=title)

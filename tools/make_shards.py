@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc.config import parse
 from medclip_oc.errors import InputError, WorkError
+from medclip_oc.runtime import command
 
 if TYPE_CHECKING:
     from medclip_oc.audit.audit import Audit
@@ -118,7 +118,7 @@ class MakeShardsConfig:
             raise InputError(f"{', '.join(wrong)}: of no use with {mode}")
 
 
-def work(config: MakeShardsConfig) -> None:
+def main(config: MakeShardsConfig) -> None:
     """Pack, and print the closing table."""
     from medclip_oc.packing.pack import PackOptions, check_folder, pack
     from medclip_oc.runtime.workers import cores
@@ -300,8 +300,8 @@ def table(report: "PackReport") -> str:
 
 
 if __name__ == "__main__":
-    parse.main(
-        work,
+    command.run(
+        main,
         MakeShardsConfig,
         prog="make_shards.py",
         description="Pack radiology images and captions into tar shards.",

@@ -1,11 +1,8 @@
-"""How a command starts and ends: settings in, one exit code out.
+"""Settings of a command, read from YAML files and the command line.
 
 Settings: defaults < YAML (`--config FILE`) < command line (`--optim.lr 1e-5`), wherever the options
 stand. jsonargparse checks and converts each value and lays out the help; this module sorts the
 words, so that an error can say in one line where a value stood, what it was and what is allowed.
-
-Exit codes: 0 done; 1 the work failed, or a bug (traceback); 2 the user's input was wrong; 75 a
-signal stopped the work, and what is needed to go on was saved (EX_TEMPFAIL of sysexits.h).
 
 No torch here, and nothing of ours but errors and YAML: `--help` pays for this module.
 """
@@ -13,19 +10,16 @@ No torch here, and nothing of ours but errors and YAML: `--help` pays for this m
 import math
 import os
 import re
-import select
 import sys
-import time
-import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
 
 import jsonargparse
 
 from .. import __version__
-from ..errors import InputError, Stopped, WorkError
+from ..errors import InputError
 from .fields import (
     allowed,
     build,
@@ -42,12 +36,6 @@ from .fields import save_yaml as save_yaml  # a command writes its settings besi
 from .fields import to_dict as to_dict
 
 T = TypeVar("T")
-
-# A shell gives 128 + N for a program that signal N ended; these two ends are quiet by custom.
-INTERRUPTED = 130
-SAVED = 75
-STDOUT_CLOSED = 141
-_LAST_WORD_SECONDS = 1.0
 
 # `--name`, `--name=value`, `-h`; not `-1`, not "- a caption that begins with a dash".
 _OPTION = re.compile(r"--\w|-[A-Za-z]$")
@@ -106,86 +94,10 @@ def parse(
     return config
 
 
-def main(
-    work: Callable[[T], int | None],
-    config_class: type[T],
-    *,
-    prog: str,
-    description: str,
-    arguments: Sequence[str] | None = None,
-) -> NoReturn:
-    """Read the settings, do the work, and end the process with the contract's exit code.
-
-    Args:
-        work: does it all; gets the settings, returns an exit code or None for 0.
-        config_class: see `parse`.
-        prog: name of the command; an error line begins with it.
-        description: see `parse`.
-        arguments: see `parse`.
-    """
-    try:
-        code = work(parse(config_class, arguments, prog=prog, description=description)) or 0
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except InputError as error:
-        code = _report(prog, error, 2)
-    except WorkError as error:
-        code = _report(prog, error, 1)
-    except Stopped as error:
-        code = _report(prog, error, SAVED)
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
-            sys.exit(STDOUT_CLOSED)
-        _tell(traceback.format_exc().rstrip())
-        code = 1
-    sys.exit(code)
-
-
 def _say_and_stop(text: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, end="", flush=True)
     raise SystemExit(0)
-
-
-def _report(prog: str, error: Exception, code: int) -> int:
-    line = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
-    _tell(f"{prog}: {line}")
-    return code
-
-
-def _tell(text: str) -> None:
-    """Print an error, if it is for this process to speak."""
-    if _may_speak():
-        print(text, file=sys.stderr, flush=True)
-    elif "torch" not in sys.modules:
-        # the launcher ends all processes once one is gone: let the one that speaks come to it
-        time.sleep(_LAST_WORD_SECONDS)
-
-
-def _may_speak() -> bool:
-    """Of torchrun's processes one speaks: before torch is imported, the first of each node."""
-    if "RANK" not in os.environ:
-        return True
-    if "torch" not in sys.modules:
-        return os.environ.get("LOCAL_RANK", "0") == "0"
-    from ..runtime import distributed
-
-    return distributed.first_to_report()
-
-
-def _stdout_is_closed() -> bool:
-    """Whether the reader of our output went away (`... | head`), rather than some other pipe's.
-
-    If so, the stream is turned away, or Python would complain once more on its way out.
-    """
-    out = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(out, 0)  # errors and hang-ups are always told
-    if not poll.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
-    return True
 
 
 # --------------------------------------------------------------------- from words to settings

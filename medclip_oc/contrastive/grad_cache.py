@@ -142,7 +142,7 @@ class CachedStep:
         targets = self._targets(labels, image_features)
         loss, gradients = self._contrast(image_features, text_features, scale, bias, targets)
         self._backward(gradients, scale, bias)
-        distributed.sum_gradients(self.towers.parameters())
+        distributed.all_reduce_gradients(self.towers.parameters())
         self._share_statistics()
         return loss
 
@@ -166,7 +166,7 @@ class CachedStep:
             return None
         if self.loss == "clip":
             own = slice(self.world.rank * rows, (self.world.rank + 1) * rows)
-            targets.complete(own, distributed.gather_equal, tile_side(like.device))
+            targets.complete(own, distributed.all_gather, tile_side(like.device))
         return targets
 
     def _contrast(
@@ -183,7 +183,7 @@ class CachedStep:
         """
         block = Block(
             images,
-            distributed.gather_equal(texts),  # (G, D)
+            distributed.all_gather(texts),  # (G, D)
             scale.detach(),
             None if bias is None else bias.detach(),
             first=self.world.rank * len(images),
@@ -193,13 +193,13 @@ class CachedStep:
             self.loss,
             block,
             wanted=(bool(self.images.trains), bool(self.texts.trains)),
-            combine=lambda columns: distributed.log_add(columns, block.scale),
+            combine=lambda columns: distributed.all_reduce_logsumexp(columns, block.scale),
         )
         if gradients.texts is not None:
-            gradients = gradients._replace(texts=distributed.scatter_sum(gradients.texts))
+            gradients = gradients._replace(texts=distributed.reduce_scatter(gradients.texts))
         if self.scaler is not None:
             gradients = _scaled(gradients, self.scaler)
-        return distributed.sum_(share).float(), gradients
+        return distributed.all_reduce_sum_(share).float(), gradients
 
     def _backward(self, gradients: Gradients, scale: Tensor, bias: Tensor | None) -> None:
         work = [(self.images, gradients.images), (self.texts, gradients.texts)]
@@ -241,17 +241,17 @@ class CachedStep:
         """Average live running statistics, so that every rank holds the same model."""
         live = recompute.live_batch_norms(self.towers)
         running = [s for layer in live for s in (layer.running_mean, layer.running_var)]
-        distributed.average_([s for s in running if s is not None])
+        distributed.all_reduce_mean_([s for s in running if s is not None])
 
 
 def gather_labels(labels: Labels, device: torch.device) -> Labels:
     """The labels of every rank, in rank order: 24 bytes a pair, and its concepts."""
     width = torch.full_like(labels.captions, labels.concepts.shape[1])
     facts = torch.stack([labels.captions, labels.images, width], 1)  # (B, 3)
-    facts = distributed.gather_equal(facts.to(device))  # (G, 3)
+    facts = distributed.all_gather(facts.to(device))  # (G, 3)
     padding = int(facts[:, 2].max()) - labels.concepts.shape[1]
     concepts = F.pad(labels.concepts, (0, padding)).to(device)
-    return Labels(facts[:, 0], facts[:, 1], distributed.gather_equal(concepts))
+    return Labels(facts[:, 0], facts[:, 1], distributed.all_gather(concepts))
 
 
 def _scaled(gradients: Gradients, scaler: torch.amp.GradScaler) -> Gradients:

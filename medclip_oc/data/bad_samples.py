@@ -81,7 +81,7 @@ class TrainingBatches:
             loaded, error = self._next(loads, seen - self.pairs_per_step)
             lines = [*loaded.bad, *self.passed_over()] if loaded else []
             numbers = [int(error is not None), len(lines), loaded.long_captions if loaded else 0]
-            failed, bad, long = distributed.add_up(numbers, self.world.device)
+            failed, bad, long = distributed.all_reduce_sum(numbers, self.world.device)
             if failed:
                 distributed.raise_together(error, self.world.device)
             assert loaded is not None
@@ -114,7 +114,7 @@ class TrainingBatches:
         self.bad += bad
         allowed = self.max_bad_share * max(seen, self.pairs_per_epoch)
         lines = [
-            line for lines in distributed.gather_texts(own, self.world.device) for line in lines
+            line for lines in distributed.all_gather_texts(own, self.world.device) for line in lines
         ]
         for line in lines:
             if line not in self._named:

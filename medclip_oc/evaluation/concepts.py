@@ -45,14 +45,14 @@ def concept_figures(
     lists, record = [], dict[str, Any]()
     sides = (embedded.images, embedded.texts)
     for way, queries, own in zip(DIRECTIONS, sides, reversed(sides), strict=True):
-        targets = distributed.gather_ragged(own)
+        targets = distributed.all_gather_ragged(own)
         index, scores = _of_queries(
             queries, targets, embedded.start, ks if overlap else [], settings, overlap, bits
         )
-        lists.append(distributed.gather_ragged(index).cpu().numpy())
+        lists.append(distributed.all_gather_ragged(index).cpu().numpy())
         if overlap is not None and bits is not None:
             names = _names(ks)
-            values = distributed.gather_ragged(scores).cpu().numpy()
+            values = distributed.all_gather_ragged(scores).cpu().numpy()
             record[way] = _concept_means(names, values, overlap.sizes, bits)
     if overlap is not None and bits is not None:
         record |= {

@@ -140,16 +140,16 @@ _FACTS = ("image_hash", "caption_hash", "concepts")
 def _gather_facts(parts: list[Tensor], world: distributed.World) -> Tensor:
     """(N,) int64 on the CPU, from each rank's batches."""
     own = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
-    return distributed.gather_ragged(own.to(world.device)).cpu()
+    return distributed.all_gather_ragged(own.to(world.device)).cpu()
 
 
 def _gather_concepts(parts: list[Tensor], world: distributed.World) -> Tensor:
     """(N, K) int32 on the CPU, padded with 0 to the most that a pair has."""
     own = max([part.shape[1] for part in parts], default=0)
-    most = int(distributed.max_(torch.tensor([own], device=world.device)))
+    most = int(distributed.all_reduce_max_(torch.tensor([own], device=world.device)))
     padded = [torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts]
     rows = torch.cat([torch.empty(0, most, dtype=torch.int32), *padded])
-    return distributed.gather_ragged(rows.to(world.device)).cpu()
+    return distributed.all_gather_ragged(rows.to(world.device)).cpu()
 
 
 def _silent(world: distributed.World) -> bool | None:

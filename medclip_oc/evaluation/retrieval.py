@@ -78,10 +78,10 @@ def _ranks(embedded: Embedded, pool: Pool, ties: metrics.Ties) -> tuple[np.ndarr
     metrics.check_finite(scores, images, texts)
     image_best = counting.best_scores(scores, links[:, 0], len(images))
     text_best = counting.best_scores(scores, links[:, 1], len(pool.texts))
-    distributed.max_(text_best)
+    distributed.all_reduce_max_(text_best)
     image_copies = counting.tied_with_best(scores, links[:, 0], image_best)
     text_copies = counting.tied_with_best(scores, links[:, 1], text_best)
-    distributed.sum_(text_copies)
+    distributed.all_reduce_sum_(text_copies)
 
     image_counts = torch.zeros(2, len(images), dtype=torch.int64, device=device)
     text_counts = torch.zeros(2, len(pool.texts), dtype=torch.int64, device=device)
@@ -90,8 +90,8 @@ def _ranks(embedded: Embedded, pool: Pool, ties: metrics.Ties) -> tuple[np.ndarr
         of_images, of_texts = counting.count(images, block, image_best, text_best[c:d], here)
         image_counts += of_images
         text_counts[:, c:d] += of_texts
-    distributed.sum_(text_counts)
-    image_ranks = distributed.gather_ragged(
+    distributed.all_reduce_sum_(text_counts)
+    image_ranks = distributed.all_gather_ragged(
         metrics.rank(image_counts[0], image_counts[1], image_copies, ties)
     )
     text_ranks = metrics.rank(text_counts[0], text_counts[1], text_copies, ties)
@@ -101,7 +101,7 @@ def _ranks(embedded: Embedded, pool: Pool, ties: metrics.Ties) -> tuple[np.ndarr
 def _starts(embedded: Embedded) -> np.ndarray:
     """Position of each rank's first pair, and N: (ranks + 1,)."""
     own = torch.tensor([embedded.start], device=embedded.images.device)
-    return np.append(distributed.gather_equal(own).cpu().numpy(), len(embedded))
+    return np.append(distributed.all_gather(own).cpu().numpy(), len(embedded))
 
 
 def _own(rows: Tensor, start: int, chosen: np.ndarray) -> tuple[Tensor, int]:

@@ -151,7 +151,7 @@ def _features(
 
 
 def _write_features(file: str, embedded: Embedded, world: World) -> None:
-    rows = [distributed.gather_ragged(part).cpu() for part in (embedded.images, embedded.texts)]
+    rows = [distributed.all_gather_ragged(part).cpu() for part in (embedded.images, embedded.texts)]
     if world.main:
         facts = (embedded.image_hash, embedded.caption_hash, embedded.concepts)
         images, texts = (part.numpy() for part in rows)

@@ -18,7 +18,7 @@ FIELDS = ("query", "rank", "id", "score", "caption", "shard", "position")
 _TOP = 10
 
 
-def work(settings: ZeroshotConfig) -> None:
+def main(settings: ZeroshotConfig) -> None:
     """Answer every query, and print the rows."""
     assert settings.index is not None
     index = Index(Path(settings.index))

@@ -42,7 +42,7 @@ class World:
         return self.rank == 0
 
 
-def requested() -> bool:
+def is_distributed() -> bool:
     """Whether a launcher set up several processes.
 
     Only RANK and WORLD_SIZE count. An interactive Slurm shell sets SLURM_NTASKS with nobody at the
@@ -73,7 +73,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 @contextmanager
-def started(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[World]:
+def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[World]:
     """Join the process group the launcher asks for (nccl on CUDA, gloo on CPU), and leave it after.
 
     Args:
@@ -84,7 +84,7 @@ def started(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterato
         WorkError: a rank died, or didn't answer for that long.
     """
     own = device_of(device)
-    if not requested():
+    if not is_distributed():
         yield World(0, 1, own)
         return
     if own.type == "cuda":
@@ -135,7 +135,7 @@ def first_to_report() -> bool:
 
     The launcher's store decides; it outlives a failed rank. A restarted job may speak again.
     """
-    if not requested():
+    if not is_distributed():
         return True
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
@@ -161,7 +161,7 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
         _count("broadcast", tensor)
 
 
-def gather_equal(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """Concatenate (B, ...) of every rank, the same B on each, in rank order: (G, ...)."""
     if not dist.is_initialized():
         return rows
@@ -172,7 +172,7 @@ def gather_equal(rows: Tensor) -> Tensor:
     return out
 
 
-def scatter_sum(rows: Tensor) -> Tensor:
+def reduce_scatter(rows: Tensor) -> Tensor:
     """Add up (G, ...) over ranks and keep this rank's equal part, in rank order: (B, ...)."""
     if not dist.is_initialized():
         return rows
@@ -184,19 +184,19 @@ def scatter_sum(rows: Tensor) -> Tensor:
     return out
 
 
-def gather_ragged(rows: Tensor) -> Tensor:
+def all_gather_ragged(rows: Tensor) -> Tensor:
     """Concatenate (n_r, ...) of every rank r in rank order, where the n_r may differ."""
     if not dist.is_initialized():
         return rows
-    counts = gather_equal(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    counts = all_gather(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
     most = max(counts)
     padded = rows.new_zeros(most, *rows.shape[1:])
     padded[: rows.shape[0]] = rows
-    blocks = gather_equal(padded).split(most)
+    blocks = all_gather(padded).split(most)
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
-def sum_(tensor: Tensor) -> Tensor:
+def all_reduce_sum_(tensor: Tensor) -> Tensor:
     """Replace a tensor by its sum over ranks, in place; returns it."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
@@ -204,14 +204,14 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def average_(tensors: list[Tensor]) -> None:
+def all_reduce_mean_(tensors: list[Tensor]) -> None:
     """Replace each tensor by its mean over ranks, in place."""
     if dist.is_initialized():
         for tensor in tensors:
-            sum_(tensor).div_(dist.get_world_size())
+            all_reduce_sum_(tensor).div_(dist.get_world_size())
 
 
-def log_add(values: Tensor, near: Tensor) -> Tensor:
+def all_reduce_logsumexp(values: Tensor, near: Tensor) -> Tensor:
     """log(sum over ranks of exp(values)), elementwise, in one all-reduce.
 
     Args:
@@ -221,11 +221,11 @@ def log_add(values: Tensor, near: Tensor) -> Tensor:
     """
     if not dist.is_initialized():
         return values
-    sums = sum_((values.double() - near.double()).exp_())
+    sums = all_reduce_sum_((values.double() - near.double()).exp_())
     return sums.log_().add_(near.double()).to(values.dtype)
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each `.grad` by its sum over ranks: one all-reduce, of one flat buffer.
 
     Every rank must hold gradients of the same parameters; those without one are left out.
@@ -240,7 +240,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         flat = torch.cat([p.grad.reshape(-1) for p in owners if p.grad is not None])
         for parameter in owners:
             parameter.grad = None  # the buffer takes its place, and is the only copy
-        sum_(flat)
+        all_reduce_sum_(flat)
         parts = flat.split([p.numel() for p in owners])
         for parameter, part in zip(owners, parts, strict=True):
             parameter.grad = part.view_as(parameter)
@@ -250,7 +250,7 @@ def _count(name: str, tensor: Tensor) -> None:
     traffic[name] += tensor.numel() * tensor.element_size()
 
 
-def add_up(numbers: list[int], device: torch.device) -> list[int]:
+def all_reduce_sum(numbers: list[int], device: torch.device) -> list[int]:
     """The sum of each number over ranks, the same on every rank."""
     if not dist.is_initialized():
         return numbers
@@ -260,13 +260,13 @@ def add_up(numbers: list[int], device: torch.device) -> list[int]:
     return found
 
 
-def gather_texts(texts: list[str], device: torch.device) -> list[list[str]]:
+def all_gather_texts(texts: list[str], device: torch.device) -> list[list[str]]:
     """The texts of every rank, in rank order, on every rank; line breaks become blanks."""
     texts = [" ".join(text.replace("\0", " ").split("\n")) for text in texts]
     if not dist.is_initialized():
         return [texts]
     data = torch.frombuffer(bytearray("\0".join(texts).encode() + b"\n"), dtype=torch.uint8)
-    rows = gather_ragged(data.to(device)).cpu().numpy().tobytes().decode()
+    rows = all_gather_ragged(data.to(device)).cpu().numpy().tobytes().decode()
     return [row.split("\0") if row else [] for row in rows.split("\n")[:-1]]
 
 
@@ -285,7 +285,9 @@ def raise_together(error: InputError | WorkError | Stopped | None, device: torch
             raise error
         return
     kind = next((name for name, one in _KINDS.items() if isinstance(error, one)), "")
-    found = [texts for texts in gather_texts([kind, str(error)] if error else [], device) if texts]
+    found = [
+        texts for texts in all_gather_texts([kind, str(error)] if error else [], device) if texts
+    ]
     if found:
         kind, message = found[0]
         raise _KINDS[kind](message)
@@ -304,7 +306,7 @@ def blocks(rows: Tensor) -> Iterator[Tensor]:
     if not dist.is_initialized():
         yield rows
         return
-    counts = gather_equal(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    counts = all_gather(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
     for rank, count in enumerate(counts):
         own = rank == dist.get_rank()
         block = rows.contiguous() if own else rows.new_empty(count, *rows.shape[1:])
@@ -314,7 +316,7 @@ def blocks(rows: Tensor) -> Iterator[Tensor]:
         yield block
 
 
-def max_(tensor: Tensor) -> Tensor:
+def all_reduce_max_(tensor: Tensor) -> Tensor:
     """Replace a tensor by its maximum over ranks, elementwise and in place; returns it."""
     if dist.is_initialized():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)

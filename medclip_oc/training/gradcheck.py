@@ -44,7 +44,7 @@ class Measured:
     """Whether the rows were embedded in chunks, not all at once."""
 
 
-def work(config: Config) -> int:
+def main(config: Config) -> int:
     """Compare, print, and return 0 if the cached step is exact in fp32.
 
     Raises:
@@ -55,7 +55,7 @@ def work(config: Config) -> int:
     from ..runtime import distributed
     from . import build
 
-    with distributed.started(config.run.device) as world:
+    with distributed.process_group(config.run.device) as world:
         distributed.check_precision(config.train.precision, world.device)
         data = loader.open_training(config.data, config.run.seed, world)
         plan = build.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
@@ -143,8 +143,8 @@ def both(
     images, tokens, labels = batch["images"], batch["tokens"], Labels.of(batch)
     config = replace(config, train=replace(config.train, precision=precision))
     step = build.cached_step(clip, config, world)
-    all_images = distributed.gather_equal(images.to(world.device)).cpu()
-    all_tokens = distributed.gather_equal(tokens.to(world.device)).cpu()
+    all_images = distributed.all_gather(images.to(world.device)).cpu()
+    all_tokens = distributed.all_gather(tokens.to(world.device)).cpu()
     targets = dense_targets(step, gather_labels(labels, world.device))
     with exactly(precision, world.device):
         for _ in range(2):  # the first pays for what is done once

@@ -30,13 +30,13 @@ USUAL_LR: dict[str, tuple[float, float]] = {
 }
 
 
-def work(config: Config) -> int:
+def main(config: Config) -> int:
     """Examine, print every finding once, and return 1 if there is an error, else 0."""
     from ..runtime import distributed
 
-    with distributed.started(config.run.device) as world:
+    with distributed.process_group(config.run.device) as world:
         own = [f"{level}: {text}" for level, text in examine(config, world)]
-        every = distributed.gather_texts(own, world.device)
+        every = distributed.all_gather_texts(own, world.device)
     found = list(dict.fromkeys(line for lines in every for line in lines))
     errors = sum(line.startswith("error") for line in found)
     if world.main:
@@ -77,7 +77,7 @@ def ranks(patient: Patient) -> Iterator[Finding]:
     from ..runtime import distributed
 
     world = patient.world
-    answered = distributed.add_up([1], world.device)[0]
+    answered = distributed.all_reduce_sum([1], world.device)[0]
     if answered != world.size:
         yield Finding("error", f"{answered} of {world.size} ranks add up; check the network")
 

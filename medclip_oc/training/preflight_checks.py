@@ -101,7 +101,7 @@ def pairs(patient: Patient) -> Iterator[Finding]:
         return
     items = [read[(0, at)] for at in _spread(len(read), PAIRS_READ, patient.world)]
     reasons = [str(item["error"]) for item in items if "error" in item]
-    bad, total = distributed.add_up([len(reasons), len(items)], patient.world.device)
+    bad, total = distributed.all_reduce_sum([len(reasons), len(items)], patient.world.device)
     if bad == total:
         patient.data = None  # what comes after would only say the same
     if not reasons:
@@ -136,7 +136,7 @@ def captions(patient: Patient) -> Iterator[Finding]:
             continue
         long += read.captions.tokens(caption, [0])[1]
         seen += 1
-    long, seen = distributed.add_up([long, seen], patient.world.device)
+    long, seen = distributed.all_reduce_sum([long, seen], patient.world.device)
     if seen and long / seen > LONG_SHARE:
         yield Finding(
             "warning",

@@ -119,7 +119,7 @@ def start(
         except (InputError, WorkError) as caught:
             error = caught
     distributed.raise_together(error, world.device)
-    found = distributed.gather_texts([str(origin.file)] if origin.file else [], world.device)[0]
+    found = distributed.all_gather_texts([str(origin.file)] if origin.file else [], world.device)[0]
     if found and not world.main:
         try:
             origin = Origin(Path(found[0]), checkpoint.load(found[0], verify=False))

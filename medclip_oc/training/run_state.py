@@ -131,6 +131,6 @@ def _gather_random(world: World) -> list[dict[str, torch.Tensor | None]]:
         if state is None:
             ranks[name] = [None] * world.size
         else:
-            rows = distributed.gather_equal(state.to(world.device)[None]).cpu()
+            rows = distributed.all_gather(state.to(world.device)[None]).cpu()
             ranks[name] = list(rows.clone().unbind())
     return [{"cpu": c, "cuda": g} for c, g in zip(ranks["cpu"], ranks["cuda"], strict=True)]

@@ -143,7 +143,7 @@ def save_or_stop(run: Run) -> None:
 
     failure = run.saver.error()
     flags = [run.notice.given(), run.saver.due(run.progress.step), failure is not None]
-    asked, due, failed = distributed.add_up([int(flag) for flag in flags], run.world.device)
+    asked, due, failed = distributed.all_reduce_sum([int(flag) for flag in flags], run.world.device)
     if failed:
         distributed.raise_together(failure, run.world.device)
     if asked and run.progress.step < run.plan.steps:

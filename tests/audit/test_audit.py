@@ -19,7 +19,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.sources import Pair, Reject
-from tests.reporting.test_html import Reader
+from tests.support.html_reader import Reader
 from tests.support.synthetic_images import CHANGES, brighter, cropped, encoded, phantom
 
 ROOT = Path(__file__).parents[2]

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from medclip_oc import evaluate
-from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, EvaluateConfig, ModelConfig
 from medclip_oc.evaluation import feature_file, sources
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.commands.test_train import torchrun
-from tests.conftest import TINY
+from medclip_oc.runtime import command
+from tests.support.cli import torchrun
 from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
+from tests.support.tiny_models import TINY
 
 CT, XRAY, LUNG = "C0040405", "C1306645", "C0024109"
 
@@ -70,8 +70,8 @@ def best(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(*words: object) -> int:
     with pytest.raises(SystemExit) as end:
-        parse.main(
-            evaluate.work,
+        command.run(
+            evaluate.main,
             EvaluateConfig,
             prog="test",
             description="",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.test_train import records, settings, write
+from tests.support.cli import records, settings, write
 from tests.support.slurm import Slurm, Unavailable
 
 ROOT = Path(__file__).parents[2]

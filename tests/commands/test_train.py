@@ -2,12 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +12,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-import yaml
 
 import medclip_oc
 from medclip_oc import evaluate, train, zeroshot
@@ -28,67 +23,10 @@ from medclip_oc.imaging.encode import decode
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.conftest import TINY, VIT
+from tests.support.cli import call, one_line, records, settings, torchrun, write
+from tests.support.tiny_models import TINY, VIT
 
-ROOT = Path(__file__).parents[2]
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
-
-
-def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """A run of 30 steps, 10 epochs of 48 pairs, in chunks of 4."""
-    tree: dict[str, Any] = {
-        "run": {"folder": str(folder), "seed": 1},
-        "model": {"arch": "train-test", "definition": TINY},
-        "data": {
-            "train": str(shards),
-            "valid": str(shards),
-            "workers": 0,
-            "augment": {"scale": [0.95, 1.0], "rotation_degrees": 2.0},
-        },
-        "train": {
-            "global_batch_size": 16,
-            "micro_batch_size": 4,
-            "epochs": 10,
-            "precision": "fp32",
-        },
-        "optim": {"lr": 1e-3},
-        "valid": {"every_epochs": 5},
-        "log": {"every_steps": 1},
-    }
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        if key:
-            tree[section][key] = value
-        else:
-            tree[section] = value
-    return tree
-
-
-def write(tree: dict[str, Any], file: Path) -> Path:
-    file.write_text(yaml.safe_dump(tree))
-    return file
-
-
-def call(work: Callable[..., Any], config: type, *words: object) -> int:
-    """Run a command in this process; returns its exit code."""
-    with pytest.raises(SystemExit) as end:
-        parse.main(work, config, prog="test", description="", arguments=[str(w) for w in words])
-    return int(str(end.value.code))
-
-
-def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *launch, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +102,7 @@ def test_evaluate(
 ) -> None:
     words = ("--checkpoint", run / "checkpoints" / "best.pt", "--workers", 0, "--batch_size", 5)
     out = tmp_path / "result.json"
-    assert call(evaluate.work, EvaluateConfig, *words, "--split", "valid", "--json", out) == 0
+    assert call(evaluate.main, EvaluateConfig, *words, "--split", "valid", "--json", out) == 0
     shown = capsys.readouterr().out
     assert "pool of 12 pairs" in shown
     assert "chance" in shown
@@ -193,7 +131,7 @@ def test_rank(run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFix
         "--texts",
         *texts,
     )
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--format", "json") == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--format", "json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert list(rows[0]) == ["image", "rank", "text", "cosine", "probability", "margin"]
     assert [row["rank"] for row in rows] == [1, 2, 3] * 2
@@ -203,7 +141,7 @@ def test_rank(run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert own[0]["cosine"] > own[1]["cosine"] > own[2]["cosine"]
         assert own[0]["margin"] == pytest.approx(own[0]["cosine"] - own[1]["cosine"])
         assert own[2]["margin"] == pytest.approx(own[2]["cosine"] - own[0]["cosine"])
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--top", 1) == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--top", 1) == 0
     assert capsys.readouterr().out.count("\n") == 6
 
 
@@ -230,18 +168,9 @@ def test_two_processes_train_as_one(run: Path, packed: Path, tmp_path: Path) -> 
         "--json",
         tmp_path / "one.json",
     )
-    assert call(evaluate.work, EvaluateConfig, *alone) == 0
+    assert call(evaluate.main, EvaluateConfig, *alone) == 0
     both = json.loads((tmp_path / "two" / "evaluations" / "best-test.json").read_text())
     assert both == json.loads((tmp_path / "one.json").read_text())
-
-
-def one_line(error: str) -> str:
-    """What a user sees first: our line. torchrun's own summary may follow."""
-    ours = [
-        line for line in error.splitlines() if line.startswith(("test: ", "python -m medclip_oc"))
-    ]
-    assert len(ours) == 1, error
-    return ours[0]
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
@@ -323,10 +252,10 @@ def test_mistakes_end_in_one_line(
 def test_an_earlier_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     words = ("--config", run / "config.yaml", "--resume")
-    assert call(train.work, TrainCommand, *words, "never") == 2
+    assert call(train.main, TrainCommand, *words, "never") == 2
     assert "holds an earlier run" in one_line(capsys.readouterr().err)
     assert (run / "metrics.jsonl").read_bytes() == before
-    assert call(train.work, TrainCommand, *words, "auto") == 0  # there is nothing left to do
+    assert call(train.main, TrainCommand, *words, "auto") == 0  # there is nothing left to do
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -361,10 +290,10 @@ def test_tars_have_no_split(
     """Valid tars measured by `--split test` would be figures under a wrong name."""
     words = ["--checkpoint", run / "checkpoints" / "best.pt", "--workers", 0]
     words += ["--data", packed / "valid-*.tar"]
-    assert call(evaluate.work, EvaluateConfig, *words, "--split", "test") == 2
+    assert call(evaluate.main, EvaluateConfig, *words, "--split", "test") == 2
     assert "is not a shard folder with splits" in one_line(capsys.readouterr().err)
     out = tmp_path / "tars.json"
-    assert call(evaluate.work, EvaluateConfig, *words, "--json", out) == 0
+    assert call(evaluate.main, EvaluateConfig, *words, "--json", out) == 0
     record = json.loads(out.read_text())
     assert (record["split"], record["pool"], record["precision"]) == ("tars", 12, "fp32")
 
@@ -418,7 +347,7 @@ def test_mistakes_in_evaluation(
     words, message = EVALUATE[name]
     words = [str(half) if word == "HALF" else word for word in words]
     chosen = [] if "--checkpoint" in words else ["--checkpoint", run / "checkpoints" / "best.pt"]
-    assert call(evaluate.work, EvaluateConfig, *chosen, *words) == 2
+    assert call(evaluate.main, EvaluateConfig, *chosen, *words) == 2
     assert re.search(message, one_line(capsys.readouterr().err))
 
 
@@ -434,7 +363,7 @@ RANK = {
 def test_mistakes_in_ranking(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, message = RANK[name]
     assert (
-        call(zeroshot.work, ZeroshotConfig, "--checkpoint", run / "checkpoints" / "best.pt", *words)
+        call(zeroshot.main, ZeroshotConfig, "--checkpoint", run / "checkpoints" / "best.pt", *words)
         == 2
     )
     assert re.search(message, one_line(capsys.readouterr().err))

@@ -16,8 +16,8 @@ from medclip_oc.config.schema import Config, EvaluateConfig, ModelConfig, TrainC
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.commands.test_train import ROOT, call, one_line, records, settings, torchrun, write
-from tests.conftest import TINY
+from tests.support.cli import ROOT, call, one_line, records, settings, torchrun, write
+from tests.support.tiny_models import TINY
 
 LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "captions"}}
 
@@ -83,7 +83,7 @@ def test_the_average_is_evaluated_and_saved(packed: Path, tmp_path: Path) -> Non
     own = checkpoint.load(run / "checkpoints" / "last.pt")["state_dict"]
     assert content["state_dict"].keys() == own.keys()
     assert not content["state_dict"]["logit_scale"].equal(own["logit_scale"])
-    assert call(evaluate.work, EvaluateConfig, "--checkpoint", file, "--split", "valid") == 0
+    assert call(evaluate.main, EvaluateConfig, "--checkpoint", file, "--split", "valid") == 0
     assert (run / "evaluations" / "ema-valid.json").exists()
     assert "validation of the average over 12 pairs" in (run / "log.txt").read_text()
 
@@ -182,14 +182,14 @@ def test_on_real_pairs(name: str, real: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     file = write(settings(real, run, **changes), tmp_path / "config.yaml")
     words = ("--config", file, "--data.samples_per_epoch", 80, "--train.epochs", 1)
-    assert call(train.work, TrainCommand, *words) == 0
+    assert call(train.main, TrainCommand, *words) == 0
     files = {kept.name: kept for kept in (run / "checkpoints").iterdir()}
     kept = [files["last.pt"], *([files["ema.pt"]] if name == "average" else [])]
     through = [checkpoint.load(path)["state_dict"] for path in kept]
     losses = [r["loss"] for r in records(run) if "loss" in r]
     assert len(losses) == 2
 
-    assert call(train.work, TrainCommand, *words, "--resume", files["step-00000001.pt"]) == 0
+    assert call(train.main, TrainCommand, *words, "--resume", files["step-00000001.pt"]) == 0
     assert [r["loss"] for r in records(run) if "loss" in r] == losses
     for path, wanted in zip(kept, through, strict=True):
         state = checkpoint.load(path)["state_dict"]
@@ -198,9 +198,9 @@ def test_on_real_pairs(name: str, real: Path, tmp_path: Path) -> None:
         fresh = factory.build(ModelConfig(arch="warm-small", definition=definition))
         fresh.towers.clip.load_state_dict(state)  # the names of the plain model, all of them
         how = ("--checkpoint", path, "--split", "valid", "--workers", 0)
-        assert call(evaluate.work, EvaluateConfig, *how) == 0
+        assert call(evaluate.main, EvaluateConfig, *how) == 0
 
     mixed = ("--data", real, "--alphas", "0,0.5,1", "--workers", 0, "--out", tmp_path / "wise")
-    assert call(interpolate.work, InterpolateConfig, "--fine-tuned", kept[0], *mixed) == 0
+    assert call(interpolate.main, InterpolateConfig, "--fine-tuned", kept[0], *mixed) == 0
     figures = json.loads((tmp_path / "wise" / "interpolation.json").read_text())
     assert len(figures["rows"]) == 3

@@ -22,9 +22,9 @@ from medclip_oc.config.inference import ZeroshotConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.inference import prompts as candidates
 from medclip_oc.models import checkpoint, factory
-from tests.commands.test_train import call
-from tests.conftest import TINY
+from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
+from tests.support.tiny_models import TINY
 
 FIELDS = ["image", "rank", "text", "cosine", "probability", "margin"]
 TEXTS = ["a mass", "no finding", "pleural effusion"]
@@ -57,7 +57,7 @@ def rows_of(
     capsys: pytest.CaptureFixture[str], *words: object, code: int = 0
 ) -> tuple[list[dict[str, Any]], str]:
     """Rows, and what was said besides."""
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--format", "jsonl") == code
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--format", "jsonl") == code
     said = capsys.readouterr()
     return [json.loads(line) for line in said.out.splitlines()], said.err
 
@@ -226,7 +226,7 @@ def test_any_open_clip_model(
     words = ["--images", pictures / "0.jpg", "--texts", *TEXTS, "--model", "RN50-quickgelu"]
     rows, _ = rows_of(capsys, *words, "--pretrained", tmp_path / "weights.pt")
     assert [row["rank"] for row in rows] == [1, 2, 3]
-    code = call(zeroshot.work, ZeroshotConfig, *words, "--pretrained", "openaai")
+    code = call(zeroshot.main, ZeroshotConfig, *words, "--pretrained", "openaai")
     assert code == 2
     assert capsys.readouterr().err.startswith(
         "test: --pretrained: 'openaai' is neither a file nor a tag of RN50-quickgelu"
@@ -241,14 +241,14 @@ def test_forms_hold_the_same(
 ) -> None:
     words = ["--checkpoint", checked, "--images", pictures, "--texts", "a, b", "c\nd"]
     rows, _ = rows_of(capsys, *words)
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--format", "json") == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--format", "json") == 0
     assert json.loads(capsys.readouterr().out) == rows
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--format", "csv") == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--format", "csv") == 0
     read = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
     assert [{**row, "rank": int(row["rank"])} for row in read] == [
         {name: str(row[name]) if name != "rank" else row[name] for name in FIELDS} for row in rows
     ]
-    assert call(zeroshot.work, ZeroshotConfig, *words) == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 * 4
     assert lines[1].split() == ["rank", "cosine", "probability", "margin", "text"]
@@ -287,7 +287,7 @@ def test_labels_give_figures(
     confusion = figures["confusion"]
     assert np.sum(confusion["counts"]) == 4
     assert np.trace(confusion["counts"]) == sum(right.values())
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--labels", table) == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--labels", table) == 0
     assert "4 images with a label: accuracy" in capsys.readouterr().out
 
 
@@ -396,7 +396,7 @@ def test_mistakes_are_one_line(
     for option, values in defaults.items():
         if option not in words:
             given += [option, *values]
-    assert call(zeroshot.work, ZeroshotConfig, *given) == 2
+    assert call(zeroshot.main, ZeroshotConfig, *given) == 2
     error = capsys.readouterr().err
     assert error.startswith("test: ")
     assert error.count("\n") == 1
@@ -423,7 +423,7 @@ def test_mistakes_are_one_line(
 def test_what_doesnt_go_together(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(zeroshot.work, ZeroshotConfig, *words) == 2
+    assert call(zeroshot.main, ZeroshotConfig, *words) == 2
     assert capsys.readouterr().err.startswith(f"test: {message}")
 
 

@@ -11,7 +11,7 @@ from medclip_oc import train
 from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, ModelConfig
 from medclip_oc.models import factory
-from tests.conftest import TINY
+from tests.support.tiny_models import TINY
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -216,13 +216,14 @@ def test_long_values_are_cut() -> None:
 
 PROGRAM = """
 import sys
-from medclip_oc.config import parse as command, schema as config
+from medclip_oc.config import schema as config
+from medclip_oc.runtime import command
 from medclip_oc.errors import InputError, WorkError
 
 def work(settings):
     {body}
 
-command.main(work, config.Config, prog="train", description="Fine-tune 100 % of CLIP.")
+command.run(work, config.Config, prog="train", description="Fine-tune 100 % of CLIP.")
 """
 
 
@@ -321,9 +322,10 @@ def test_help_and_errors_import_nothing_heavy(words: list[str]) -> None:
     heavy = "'torch', 'numpy', 'pandas', 'PIL', 'open_clip', 'wandb', 'tensorboard', 'tqdm'"
     program = f"""
 import sys
-from medclip_oc.config import parse as command, schema as config
+from medclip_oc.config import schema as config
+from medclip_oc.runtime import command
 try:
-    command.main(print, config.Config, prog="train", description="x")
+    command.run(print, config.Config, prog="train", description="x")
 finally:
     print("loaded:", sorted({{{heavy}}} & set(sys.modules)))
 """

@@ -8,7 +8,6 @@ import torch
 from medclip_oc.contrastive import grad_cache
 from medclip_oc.contrastive.micro_batches import fitting
 from medclip_oc.runtime import memory
-from tests.conftest import TEXT, VIT
 from tests.support.reference import (
     DROPOUT,
     HF,
@@ -22,6 +21,7 @@ from tests.support.reference import (
     timm,
     worst_error,
 )
+from tests.support.tiny_models import TEXT, VIT
 
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "vit": (VIT, TEXT, 32),

@@ -148,7 +148,7 @@ def _steps(world: World, names: list[str]) -> dict[str, Any]:
     )
     results["live"] = {name: buffer.clone() for name, buffer in towers.named_buffers()}
     values = torch.tensor([1.0, -100.0, 99.0, 3.0]) + world.rank
-    results["log add"] = distributed.log_add(values, torch.tensor(100.0))
+    results["log add"] = distributed.all_reduce_logsumexp(values, torch.tensor(100.0))
     return results
 
 

@@ -5,7 +5,7 @@ import torch
 
 from medclip_oc.contrastive.loss import Block, contrast, tiled_loss
 from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
-from tests.contrastive.test_loss import DENSE, inputs
+from tests.support.loss_inputs import DENSE, inputs
 from tests.support.reference import (
     batch,
     build,

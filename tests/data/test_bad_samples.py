@@ -17,9 +17,9 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import factory
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
-from tests.conftest import TINY
 from tests.support import processes
 from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
+from tests.support.tiny_models import TINY
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -115,9 +115,9 @@ def exchange(world: World) -> dict[str, Any]:
         except InputError as raised:
             caught.append(str(raised))
     return {
-        "sum": distributed.add_up([1, 10 * world.rank], world.device),
-        "texts": distributed.gather_texts(own, world.device),
-        "none": distributed.gather_texts([], world.device),
+        "sum": distributed.all_reduce_sum([1, 10 * world.rank], world.device),
+        "texts": distributed.all_gather_texts(own, world.device),
+        "none": distributed.all_gather_texts([], world.device),
         "caught": caught,
     }
 

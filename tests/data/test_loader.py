@@ -21,10 +21,10 @@ from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
-from tests.conftest import TINY
-from tests.imaging.test_jpeg import FILES, saved
 from tests.support import processes
+from tests.support.image_files import FILES, saved
 from tests.support.tiny_dataset import picture, write_pairs, write_tar
+from tests.support.tiny_models import TINY
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -137,7 +137,7 @@ def embed(world: World, tar: str) -> list[list[float]]:
     pairs = loader.pairs(ShardSet.open(tar, "valid"), clip)
     how: dict[str, Any] = {"batch_size": 4, "workers": 0, "precision": "fp32"}
     found = features.embed_pairs(clip, pairs, world, **how)
-    return [distributed.gather_ragged(rows).tolist() for rows in (found.images, found.texts)]
+    return [distributed.all_gather_ragged(rows).tolist() for rows in (found.images, found.texts)]
 
 
 @pytest.mark.slow

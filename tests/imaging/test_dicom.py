@@ -14,24 +14,11 @@ from medclip_oc.errors import InputError
 from medclip_oc.imaging import encode
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.dicom_pixels import COLOUR, DEEP, GREY, REAL_RANGE, SIGNED, pixels, spread
 from tests.support.odd_files import dicom
-from tests.support.tiny_dataset import picture, write_kaggle
+from tests.support.tiny_dataset import write_kaggle
 
 pydicom = pytest.importorskip("pydicom")
-
-GREY = np.asarray(picture(5))  # (40, 48) uint8, 0 to about 240
-DEEP = GREY.astype(np.uint16) * 15 + 100  # (40, 48), 12 bits
-SIGNED = DEEP.astype(np.int16) - 2000
-COLOUR = np.stack([GREY, 255 - GREY, np.roll(GREY, 5)], axis=-1)  # (40, 48, 3)
-
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(encode.decode(data))
-
-
-def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Linearly from low..high to 0..255, and no further."""
-    return ((values.astype(float) - low) / (high - low) * 255).clip(0, 255).round()
 
 
 def ramp(values: np.ndarray, centre: float, width: float) -> np.ndarray:
@@ -70,7 +57,6 @@ def group(**items: Any) -> Any:
     return pydicom.Sequence([functions])
 
 
-REAL_RANGE = spread(DEEP, DEEP.min(), DEEP.max())
 PADDED = np.where(GREY > 200, -2000, SIGNED).astype(np.int16)
 INSIDE = PADDED != -2000
 TWO_FRAMES = np.concatenate([DEEP, DEEP[::-1]]).tobytes()

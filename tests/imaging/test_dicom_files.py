@@ -15,7 +15,7 @@ from PIL import Image
 from medclip_oc.errors import BadImage, InputError
 from medclip_oc.imaging import dicom as module
 from medclip_oc.imaging import encode
-from tests.imaging.test_dicom import COLOUR, DEEP, GREY, REAL_RANGE, pixels, spread
+from tests.support.dicom_pixels import COLOUR, DEEP, GREY, REAL_RANGE, pixels, spread
 from tests.support.odd_files import dicom, file
 
 pydicom = pytest.importorskip("pydicom")

@@ -1,6 +1,5 @@
 """Pixels of picture files, no finer than needed, by the same rules as everywhere."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,44 +9,13 @@ from PIL import Image
 from medclip_oc.errors import BadImage
 from medclip_oc.imaging import decode
 from medclip_oc.imaging.jpeg import Picture
-from tests.support.tiny_dataset import picture
-
-
-def saved(image: Image.Image, kind: str = "JPEG", **how: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **how)
-    return buffer.getvalue()
-
-
-def colour(size: tuple[int, int]) -> Image.Image:
-    return Image.merge("RGB", [picture(n, size) for n in range(3)])
-
-
-def oriented(orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return saved(colour((60, 40)), exif=exif)
+from tests.support.image_files import FILES, saved
 
 
 def pixels(data: bytes) -> np.ndarray:
     """What decoding.decode makes of it: (H, W, C)."""
     array = np.asarray(decode.decode(data))
     return array[..., None] if array.ndim == 2 else array
-
-
-FILES = {
-    "grey": saved(picture(1, (300, 200))),
-    "colour": saved(colour((300, 200)), quality=95),
-    "chroma halved": saved(colour((301, 199)), subsampling=2),
-    "progressive": saved(colour((300, 200)), progressive=True),
-    "with EXIF": oriented(1),
-    "turned": oriented(6),
-    "CMYK": saved(colour((60, 40)).convert("CMYK")),
-    "PNG": saved(colour((60, 40)), "PNG"),
-    "16 bits": saved(Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60)), "PNG"),
-    "palette": saved(colour((60, 40)).convert("P"), "PNG"),
-    "junk as EXIF": saved(colour((60, 40)), exif=b"Exif\0\0junk"),
-}
 
 
 @pytest.mark.parametrize("name", FILES)

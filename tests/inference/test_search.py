@@ -18,9 +18,9 @@ from medclip_oc.imaging.decode import decode
 from medclip_oc.inference import feature_index
 from medclip_oc.inference.feature_index import Index, IndexWriter
 from medclip_oc.models import checkpoint, factory
-from tests.commands.test_train import call
-from tests.conftest import TINY
+from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
+from tests.support.tiny_models import TINY
 
 FIELDS = ["query", "rank", "id", "score", "caption", "shard", "position"]
 
@@ -42,12 +42,12 @@ def index(tmp_path_factory: pytest.TempPathFactory, checked: Path, packed: Path)
     """Of the 48 training pairs of `packed`, in three shards."""
     out = tmp_path_factory.mktemp("index") / "train"
     words = ["--checkpoint", checked, "--data", packed, "--split", "train", "--out", out]
-    assert call(embed.work, EmbedConfig, *words, "--dtype", "float32", "--batch-size", 10) == 0
+    assert call(embed.main, EmbedConfig, *words, "--dtype", "float32", "--batch-size", 10) == 0
     return out
 
 
 def answers(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--format", "jsonl") == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--format", "jsonl") == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -89,7 +89,7 @@ def test_answers_by_text_and_by_image(
     assert len(rows) == 20
     assert (rows[0]["query"], rows[0]["caption"]) == (caption, caption)
     assert rows[0]["score"] == pytest.approx(1, abs=1e-5)
-    assert call(zeroshot.work, ZeroshotConfig, *words, "--search", caption, "--top", 1) == 0
+    assert call(zeroshot.main, ZeroshotConfig, *words, "--search", caption, "--top", 1) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == caption
     assert lines[1].split() == ["rank", "score", "id", "shard", "position", "caption"]
@@ -105,7 +105,7 @@ def test_half_precision_is_half_the_size_and_nearly_the_same(
     checked: Path, packed: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--checkpoint", checked, "--data", packed, "--split", "train"]
-    assert call(embed.work, EmbedConfig, *words, "--out", tmp_path / "half") == 0
+    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "half") == 0
     assert "48 pairs, 24 numbers each (float16)" in capsys.readouterr().out
     half, full = (np.load(folder / "image_features.npy") for folder in (tmp_path / "half", index))
     assert half.dtype == np.float16
@@ -114,9 +114,9 @@ def test_half_precision_is_half_the_size_and_nearly_the_same(
         capsys, "--checkpoint", checked, "--index", tmp_path / "half", "--search", "bright"
     )
     assert len(rows) == 10
-    assert call(embed.work, EmbedConfig, *words, "--out", tmp_path / "half") == 2
+    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "half") == 2
     assert "half is there already (--overwrite replaces it)" in capsys.readouterr().err
-    assert call(embed.work, EmbedConfig, *words, "--out", tmp_path / "half", "--overwrite") == 0
+    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "half", "--overwrite") == 0
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -171,7 +171,7 @@ def test_another_model_is_refused(
 ) -> None:
     other = checkpoint_of(tmp_path / "other.pt", 4)
     words = ["--index", index, "--search", "bright"]
-    assert call(zeroshot.work, ZeroshotConfig, "--checkpoint", other, *words) == 2
+    assert call(zeroshot.main, ZeroshotConfig, "--checkpoint", other, *words) == 2
     assert re_one_line(capsys) == (
         f"test: --index: {index} was made with other weights (tiny-test) than those at work "
         "(tiny-test); embed the data again"
@@ -192,7 +192,7 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def said(*words: object) -> str:
-        assert call(zeroshot.work, ZeroshotConfig, "--checkpoint", checked, *words) == 2
+        assert call(zeroshot.main, ZeroshotConfig, "--checkpoint", checked, *words) == 2
         return re_one_line(capsys)
 
     assert "no such folder; medclip_oc.embed makes one" in said("--index", "no", "--search", "a")
@@ -208,7 +208,7 @@ def test_mistakes(
         (damaged / file.name).write_bytes(file.read_bytes()[:-1])
     assert "damaged, or of another version" in said("--index", damaged, "--search", "a")
     words = ["--checkpoint", checked, "--data", packed, "--out", tmp_path]
-    assert call(embed.work, EmbedConfig, *words) == 2
+    assert call(embed.main, EmbedConfig, *words) == 2
     assert "is there already (it is no index)" in re_one_line(capsys)
 
 

@@ -20,10 +20,10 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.inference import embedder as embedding
 from medclip_oc.inference import feature_index
 from medclip_oc.models import checkpoint, factory
-from tests.commands.test_train import call
-from tests.conftest import TINY
+from tests.support.cli import call
 from tests.support.processes import free_port
 from tests.support.tiny_dataset import jpeg
+from tests.support.tiny_models import TINY
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -46,7 +46,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index(tmp_path_factory: pytest.TempPathFactory, checked: Path, packed: Path) -> Path:
     out = tmp_path_factory.mktemp("index") / "train"
     words = ["--checkpoint", checked, "--data", packed, "--split", "train", "--out", out]
-    assert call(embed.work, EmbedConfig, *words) == 0
+    assert call(embed.main, EmbedConfig, *words) == 0
     return out
 
 
@@ -87,7 +87,7 @@ def test_an_index_whose_pairs_are_gone_has_no_pictures(
 ) -> None:
     other = shutil.copytree(packed, tmp_path / "shards")
     words = ["--checkpoint", checked, "--data", other, "--split", "train"]
-    assert call(embed.work, EmbedConfig, *words, "--out", tmp_path / "index") == 0
+    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "index") == 0
     shutil.rmtree(other)
     opened = feature_index.Index(tmp_path / "index")
     desk = app.Desk(embedding.Embedder(factory.load(checked), torch.device("cpu")), opened)
@@ -182,7 +182,7 @@ def test_the_page_in_a_browser(
 
 def test_mistakes(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: object) -> str:
-        assert call(app.work, AppConfig, "--checkpoint", checked, *words) == 2
+        assert call(app.main, AppConfig, "--checkpoint", checked, *words) == 2
         return capsys.readouterr().err
 
     assert said("--port", 0) == "test: --port: 0 is not from 1 to 65535\n"

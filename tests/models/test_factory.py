@@ -14,7 +14,7 @@ from PIL import Image
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import checkpoint, factory
-from tests.conftest import TEXT, TINY, VIT
+from tests.support.tiny_models import TEXT, TINY, VIT
 
 RESNET = {**TINY, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}}
 QUICK = {**TINY, "quick_gelu": True}

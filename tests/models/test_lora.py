@@ -11,7 +11,6 @@ from medclip_oc.config.schema import LoraConfig, OptimConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import freezing, lora
 from medclip_oc.training import optimizer as optim
-from tests.conftest import TEXT, VIT
 from tests.support.reference import (
     DROPOUT,
     HF,
@@ -26,6 +25,7 @@ from tests.support.reference import (
     timm,
     worst_error,
 )
+from tests.support.tiny_models import TEXT, VIT
 
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]] = {
     "open_clip": (VIT, TEXT, 32, {}),

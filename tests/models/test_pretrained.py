@@ -10,7 +10,7 @@ import torch
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import factory, pretrained
-from tests.conftest import TEXT
+from tests.support.tiny_models import TEXT
 
 TIMM = {
     "embed_dim": 16,

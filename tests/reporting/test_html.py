@@ -1,7 +1,6 @@
 """A page stands alone, shows what it was given, and lets no text become markup."""
 
 import re
-from html.parser import HTMLParser
 
 from medclip_oc.reporting import html as page
 from medclip_oc.reporting.html import (
@@ -17,24 +16,7 @@ from medclip_oc.reporting.html import (
     Tile,
 )
 from medclip_oc.reporting.line_charts import HEIGHT, WIDTH, Charts, Lines, Series
-
-NASTY = """<script>alert("1")</script> & 'quoted' <img src=x onerror=alert(1)> {{ 7 * 7 }}"""
-
-
-class Reader(HTMLParser):
-    """Collects the tags, their attributes, and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags, self.attributes, self.text = list[str](), list[tuple[str, str | None]](), ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+from tests.support.html_reader import NASTY, Reader
 
 
 def everything(text: str) -> str:

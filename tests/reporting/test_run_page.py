@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from medclip_oc import report
-from medclip_oc.config import parse
 from medclip_oc.config.schema import ReportConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import gallery, run_files, run_page
-from tests.reporting.test_html import NASTY, Reader
+from medclip_oc.runtime import command
+from tests.support.html_reader import NASTY, Reader
 from tests.support.tiny_dataset import write_kaggle
 
 IDS = [f"test_{n:04}" for n in range(20)]
@@ -25,8 +25,8 @@ IDS = [f"test_{n:04}" for n in range(20)]
 
 def call(*words: object) -> int:
     with pytest.raises(SystemExit) as end:
-        parse.main(
-            report.work, ReportConfig, prog="test", description="", arguments=list(map(str, words))
+        command.run(
+            report.main, ReportConfig, prog="test", description="", arguments=list(map(str, words))
         )
     return int(str(end.value.code))
 

@@ -41,8 +41,8 @@ def start(words: list[str], rank: int, ranks: int, port: int, folder: Path) -> i
 
 def run(words: list[str], rank: int, ranks: int, port: int, folder: Path) -> NoReturn:
     from medclip_oc import train
-    from medclip_oc.config import parse
     from medclip_oc.config.schema import TrainCommand
+    from medclip_oc.runtime import command
 
     code = 99
     try:
@@ -56,7 +56,7 @@ def run(words: list[str], rank: int, ranks: int, port: int, folder: Path) -> NoR
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        parse.main(train.work, TrainCommand, prog="train", description="", arguments=words)
+        command.run(train.main, TrainCommand, prog="train", description="", arguments=words)
     except SystemExit as end:
         code = int(str(end.code))
     finally:

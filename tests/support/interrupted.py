@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from medclip_oc.models import checkpoint
-from tests.commands.test_train import records, settings, write
 from tests.support import processes
+from tests.support.cli import records, settings, write
 
 TIMED = ("pairs_per_second",)
 

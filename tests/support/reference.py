@@ -14,7 +14,7 @@ from medclip_oc.contrastive.soft_targets import Labels, Rule
 from medclip_oc.models import factory
 from medclip_oc.models.towers import Towers
 from medclip_oc.runtime.distributed import World
-from tests.conftest import TEXT, TINY, VIT
+from tests.support.tiny_models import TEXT, TINY, VIT
 
 ONE = World(0, 1, torch.device("cpu"))
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}

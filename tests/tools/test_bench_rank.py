@@ -9,8 +9,8 @@ import torch
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.inference.image_inputs import find
-from tests.conftest import TINY
 from tests.support.tiny_dataset import jpeg
+from tests.support.tiny_models import TINY
 
 
 def test_both_sides_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

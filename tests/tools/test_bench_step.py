@@ -9,7 +9,7 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import factory
 from medclip_oc.models.towers import Towers
-from tests.conftest import TINY
+from tests.support.tiny_models import TINY
 
 
 def towers() -> Towers:

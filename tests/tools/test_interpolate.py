@@ -14,7 +14,7 @@ from medclip_oc import train
 from medclip_oc.config.schema import Config, ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import averaging, checkpoint, factory
-from tests.commands.test_train import call, one_line, settings, write
+from tests.support.cli import call, one_line, settings, write
 
 
 def states(count: int) -> list[dict[str, torch.Tensor]]:
@@ -97,7 +97,7 @@ def runs(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def interpolated(*words: object) -> int:
-    return call(interpolate.work, InterpolateConfig, "--workers", 0, *words)
+    return call(interpolate.main, InterpolateConfig, "--workers", 0, *words)
 
 
 def test_the_whole_way(

@@ -27,7 +27,7 @@ TABLES = {
 
 
 def draw_set(out: Path, **changes: int | bool) -> Path:
-    tool.work(tool.PhantomConfig(str(out), **{**COUNTS, "size": 48, **changes}))
+    tool.main(tool.PhantomConfig(str(out), **{**COUNTS, "size": 48, **changes}))
     return out
 
 

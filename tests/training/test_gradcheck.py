@@ -11,8 +11,8 @@ from medclip_oc import train
 from medclip_oc.config.schema import TrainCommand
 from medclip_oc.contrastive import grad_cache, loss
 from medclip_oc.runtime import memory
-from tests.commands.test_train import call, one_line, settings, torchrun, write
-from tests.conftest import TEXT, TINY, VIT
+from tests.support.cli import call, one_line, settings, torchrun, write
+from tests.support.tiny_models import TEXT, TINY, VIT
 
 BIASED = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
@@ -20,7 +20,7 @@ DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 
 def check(shards: Path, folder: Path, **changes: Any) -> int:
     file = write(settings(shards, folder / "run", **changes), folder / "config.yaml")
-    code = call(train.work, TrainCommand, "--config", file, "--selfcheck")
+    code = call(train.main, TrainCommand, "--config", file, "--selfcheck")
     assert not (folder / "run").exists(), "a check leaves no run"
     return code
 

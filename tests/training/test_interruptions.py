@@ -13,7 +13,7 @@ import pytest
 from medclip_oc import train
 from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
-from tests.commands.test_train import call, one_line, records, settings, write
+from tests.support.cli import call, one_line, records, settings, write
 from tests.support.interrupted import (
     Nursery,
     alive,
@@ -72,7 +72,7 @@ def test_a_signal_in_the_middle_of_a_validation(
     from medclip_oc.evaluation import features
 
     whole = configure(packed, tmp_path, "whole", train__epochs=4)
-    assert call(train.work, TrainCommand, "--config", whole) == 0
+    assert call(train.main, TrainCommand, "--config", whole) == 0
     cut = configure(packed, tmp_path, "cut", train__epochs=4)
     loader, batches = features.loader, list[int]()
 
@@ -84,11 +84,11 @@ def test_a_signal_in_the_middle_of_a_validation(
             yield loaded
 
     monkeypatch.setattr(features, "loader", interrupting)
-    assert call(train.work, TrainCommand, "--config", cut) == 75
+    assert call(train.main, TrainCommand, "--config", cut) == 75
     assert len(batches) == 5
     state = checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")
     assert not state["training"]["validated"]
-    assert call(train.work, TrainCommand, "--config", cut) == 0
+    assert call(train.main, TrainCommand, "--config", cut) == 0
     assert measured(tmp_path / "whole") == measured(tmp_path / "cut")
     for name in ("last", "best"):
         assert same(weights(tmp_path / "whole", name), weights(tmp_path / "cut", name))
@@ -179,7 +179,7 @@ def test_a_full_disk(
     """The cause is named, what was saved stays, and the run goes on once there is room."""
     tree = settings(packed, small_disk / "run", checkpoint={"every_steps": 10})
     config = write(tree, tmp_path / "config.yaml")
-    assert call(train.work, TrainCommand, "--config", config) == 1
+    assert call(train.main, TrainCommand, "--config", config) == 1
     line = one_line(capsys.readouterr().err)
     assert "could not be written (No space left on device)" in line
     folder = small_disk / "run" / "checkpoints"
@@ -190,7 +190,7 @@ def test_a_full_disk(
     ]
     assert checkpoint.load(folder / "last.pt")["step"] == 10
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    assert call(train.work, TrainCommand, "--config", config) == 0
+    assert call(train.main, TrainCommand, "--config", config) == 0
     assert [r["step"] for r in records(small_disk / "run") if "loss" in r] == list(range(1, 31))
 
 

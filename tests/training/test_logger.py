@@ -278,7 +278,7 @@ def test_wandb_online_without_login_or_network_is_one_line(tmp_path: Path, key: 
     program = """
 import sys
 from pathlib import Path
-from medclip_oc.config import parse as command
+from medclip_oc.runtime import command
 from medclip_oc.training import logger as run_log
 from medclip_oc.config.schema import Config, LogConfig
 
@@ -287,7 +287,7 @@ run_log._WANDB_WAIT_SECONDS = 1.0
 def work(config):
     run_log.RunLog(Path(sys.argv[1]), LogConfig(wandb="online"), config={}, name="x", main=True)
 
-command.main(work, Config, prog="train", description="", arguments=[])
+command.run(work, Config, prog="train", description="", arguments=[])
 """
     alone = {"HOME": str(tmp_path), "WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = subprocess.run(

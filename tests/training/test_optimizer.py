@@ -10,8 +10,8 @@ from medclip_oc.errors import InputError
 from medclip_oc.models import factory, freezing
 from medclip_oc.models.freezing import Place
 from medclip_oc.training import optimizer as optim
-from tests.conftest import TEXT, VIT
 from tests.support.reference import HF, RESNET, build, timm
+from tests.support.tiny_models import TEXT, VIT
 
 
 def names_of(towers: Any, group: dict[str, Any]) -> set[str]:

@@ -17,7 +17,7 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.runtime import memory
 from medclip_oc.training import preflight, preflight_checks
-from tests.commands.test_train import call, settings, torchrun, write
+from tests.support.cli import call, settings, torchrun, write
 from tests.support.tiny_dataset import write_tar
 
 LOADER_RATE, STEP_RATE = preflight_checks.loader_rate, preflight_checks.step_rate
@@ -33,7 +33,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def examined(folder: Path, shards: Path, **changes: Any) -> int:
     tree = settings(shards, folder / "run", **changes)
     file = write(tree, folder / "config.yaml")
-    code = call(train.work, TrainCommand, "--config", file, "--doctor")
+    code = call(train.main, TrainCommand, "--config", file, "--doctor")
     assert not (folder / "run").exists(), "a check leaves no run"
     return code
 

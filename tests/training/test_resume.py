@@ -14,9 +14,8 @@ from medclip_oc import evaluate, train, zeroshot
 from medclip_oc.config.inference import ZeroshotConfig
 from medclip_oc.config.schema import EvaluateConfig, TrainCommand
 from medclip_oc.models import checkpoint
-from tests.commands.test_train import call, one_line, records
-from tests.conftest import TINY, VIT
-from tests.models.test_checkpoint import Payload
+from tests.support.cli import call, one_line, records
+from tests.support.fault_injection import Payload
 from tests.support.interrupted import (
     Nursery,
     alive,
@@ -28,6 +27,7 @@ from tests.support.interrupted import (
     weights,
 )
 from tests.support.tiny_dataset import jpeg, write_tar
+from tests.support.tiny_models import TINY, VIT
 
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 
@@ -113,7 +113,7 @@ def finished(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 3 epochs, 9 steps, with states after each."""
     folder = tmp_path_factory.mktemp("finished")
     file = configure(packed, folder, "run", **THREE)
-    assert call(train.work, TrainCommand, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     return folder / "run"
 
 
@@ -130,7 +130,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def again(run: Path, *words: object) -> int:
-    return call(train.work, TrainCommand, "--config", run.with_suffix(".yaml"), *words)
+    return call(train.main, TrainCommand, "--config", run.with_suffix(".yaml"), *words)
 
 
 def test_the_newest_states_are_kept(finished: Path) -> None:
@@ -195,10 +195,10 @@ def test_pickled_code_is_refused(
     image = tmp_path / "a.jpg"
     image.write_bytes(jpeg(1))
     for work, config, *words in (
-        (train.work, TrainCommand, "--config", run.with_suffix(".yaml")),
-        (train.work, TrainCommand, "--config", run.with_suffix(".yaml"), "--resume", bad),
-        (evaluate.work, EvaluateConfig, "--checkpoint", bad),
-        (zeroshot.work, ZeroshotConfig, "--checkpoint", bad, "--images", image, "--texts", "x"),
+        (train.main, TrainCommand, "--config", run.with_suffix(".yaml")),
+        (train.main, TrainCommand, "--config", run.with_suffix(".yaml"), "--resume", bad),
+        (evaluate.main, EvaluateConfig, "--checkpoint", bad),
+        (zeroshot.main, ZeroshotConfig, "--checkpoint", bad, "--images", image, "--texts", "x"),
     ):
         assert call(work, config, *words) == 2
         assert "refused: it holds pickled Python objects" in one_line(capsys.readouterr().err)
@@ -351,10 +351,10 @@ def test_a_validation_that_fails_loses_no_step(
     pairs = {"a.jpg": jpeg(1), "a.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
     tar = write_tar(tmp_path / "bad.tar", pairs)
     file = configure(packed, tmp_path, "run", data__valid=str(tar), train__epochs=2)
-    assert call(train.work, TrainCommand, "--config", file) == 2
+    assert call(train.main, TrainCommand, "--config", file) == 2
     assert "step 3: data.valid: bad.tar: bad: undecodable" in one_line(capsys.readouterr().err)
     assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
     words = ("--config", file, "--data.valid", packed, "--resume.allow", "data.valid")
-    assert call(train.work, TrainCommand, *words) == 0
+    assert call(train.main, TrainCommand, *words) == 0
     steps = [r["step"] for r in records(tmp_path / "run") if "loss" in r]
     assert steps == list(range(1, 7)), "no step was done twice"

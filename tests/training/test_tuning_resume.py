@@ -8,7 +8,7 @@ import pytest
 from medclip_oc import train
 from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
-from tests.commands.test_train import call, records, settings, write
+from tests.support.cli import call, records, settings, write
 
 WAYS: dict[str, dict[str, Any]] = {
     "adapters and average": {"lora": {"rank": 4}, "ema": {"decay": 0.9}},
@@ -23,7 +23,7 @@ def test_going_on_is_bit_for_bit(name: str, packed: Path, tmp_path: Path) -> Non
         kept = {"checkpoint": {"every_steps": 2, "keep_last": 9}, "train__epochs": 2}
         tree = settings(packed, tmp_path / folder, **kept, **WAYS[name])
         file = write(tree, tmp_path / f"{folder}.yaml")
-        assert call(train.work, TrainCommand, "--config", file, *words) == 0
+        assert call(train.main, TrainCommand, "--config", file, *words) == 0
         return tmp_path / folder
 
     whole = run("whole")

@@ -157,7 +157,7 @@ def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answe
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     os.environ |= dict(zip(names, map(str, (rank, rank, size, "127.0.0.1", port)), strict=True))
     torch.set_num_threads(1)
-    with distributed.started("cpu") as world:
+    with distributed.process_group("cpu") as world:
         towers = light()
         own = slice(rank * pairs // size, (rank + 1) * pairs // size)
         everything = batch(towers, pairs)

@@ -1,0 +1,110 @@
+"""Files and folders that appear whole or not at all: the one writer of temporary-then-rename.
+
+The temporary one lies beside the final one, so that the rename stays on one file system, and ends
+in `PARTIAL`: what a killed process left is recognised by that.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import InputError, WorkError
+
+PARTIAL = ".partial"
+"""Ends the name of a file or folder that isn't complete."""
+
+
+@contextmanager
+def atomic_file(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
+    """Replace a file at the end of a `with` block; an error leaves what was there before.
+
+        with atomic_file(run / "config.yaml") as partial:
+            partial.write_text(text)
+
+    Args:
+        path: the file. Its folder exists.
+        durable: the content and the name survive a power cut.
+        shared: several processes may write this file at once (a cache): each has its own
+            temporary name, and the last one to finish wins.
+
+    Yields:
+        Where to write: the temporary name. Nothing is there yet.
+
+    Raises:
+        WorkError: the file can't be written (disk full, no permission, folder gone); names it.
+    """
+    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + PARTIAL)
+    with _named(path, partial):
+        try:
+            yield partial
+            if durable:
+                _sync(partial)
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Let a folder appear at the end of a `with` block; an error leaves nothing new.
+
+    Args:
+        path: the folder. Those above it are made.
+        replace: an earlier folder of that name is removed once the new one is complete.
+
+    Yields:
+        The temporary folder: new and empty.
+
+    Raises:
+        InputError: `path` is there, and `replace` is not set.
+        WorkError: the folder can't be written; names it.
+    """
+    if path.exists() and not replace:
+        raise InputError(f"{path}: is there already")
+    partial = path.with_name(path.name + PARTIAL)
+    with _named(path, partial):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            partial.mkdir(parents=True)
+            yield partial
+            if path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems can't, and need not
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _named(path: Path, partial: Path) -> Iterator[None]:
+    """Turn the system's errors about this path into one that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename and not str(error.filename).startswith((str(path), str(partial))):
+            raise  # of another file, such as one that is copied from
+        raise WorkError(f"{path}: can't be written ({error.strerror or error})") from error

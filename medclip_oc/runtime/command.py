@@ -1,0 +1,102 @@
+"""How a command starts and ends: settings in, one exit code out.
+
+Exit codes: 0 done; 1 the work failed, or a bug (traceback); 2 the user's input was wrong; 75 a
+signal stopped the work, and what resuming needs was saved (EX_TEMPFAIL of sysexits.h).
+
+No torch here: `--help` pays for this module.
+"""
+
+import os
+import select
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from ..config.parse import parse
+from ..errors import InputError, Stopped, WorkError
+
+T = TypeVar("T")
+
+# A shell gives 128 + N for a program that signal N ended; these two end quietly by custom.
+INTERRUPTED = 130
+SAVED = 75
+STDOUT_CLOSED = 141
+_LAST_WORD_SECONDS = 1.0
+
+
+def run(
+    main: Callable[[T], int | None],
+    config_class: type[T],
+    *,
+    prog: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parse the settings, call `main`, and end the process with the contract's exit code.
+
+    Args:
+        main: does everything; takes the settings, returns an exit code or None for 0.
+        config_class: dataclass of settings (see `config.parse.parse`).
+        prog: name of the command; an error line begins with it.
+        description: one sentence for `--help`.
+        arguments: words of the command line; None: those of this process.
+    """
+    try:
+        code = main(parse(config_class, arguments, prog=prog, description=description)) or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except InputError as error:
+        code = _report(prog, error, 2)
+    except WorkError as error:
+        code = _report(prog, error, 1)
+    except Stopped as error:
+        code = _report(prog, error, SAVED)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            sys.exit(STDOUT_CLOSED)
+        _print_error(traceback.format_exc().rstrip())
+        code = 1
+    sys.exit(code)
+
+
+def _report(prog: str, error: Exception, code: int) -> int:
+    line = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
+    _print_error(f"{prog}: {line}")
+    return code
+
+
+def _print_error(text: str) -> None:
+    """Print an error, if this process is the one to report it."""
+    if _may_speak():
+        print(text, file=sys.stderr, flush=True)
+    elif "torch" not in sys.modules:
+        # the launcher ends every process once one has ended: give the one that reports the time
+        time.sleep(_LAST_WORD_SECONDS)
+
+
+def _may_speak() -> bool:
+    """Of torchrun's processes one reports: before torch is imported, the first of each node."""
+    if "RANK" not in os.environ:
+        return True
+    if "torch" not in sys.modules:
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    from . import distributed  # needs torch, which --help and a wrong option do without
+
+    return distributed.first_to_report()
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of our standard output is gone (`... | head`), not some other pipe's.
+
+    If so, the stream is redirected, or Python would complain once more while it exits.
+    """
+    out = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(out, 0)  # errors and hang-ups are always reported
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True

@@ -1,0 +1,83 @@
+"""Commands as tests call them, and the settings and files of a small run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medclip_oc.runtime import command
+from tests.support.tiny_models import TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """A run of 30 steps, 10 epochs of 48 pairs, in chunks of 4."""
+    tree: dict[str, Any] = {
+        "run": {"folder": str(folder), "seed": 1},
+        "model": {"arch": "train-test", "definition": TINY},
+        "data": {
+            "train": str(shards),
+            "valid": str(shards),
+            "workers": 0,
+            "augment": {"scale": [0.95, 1.0], "rotation_degrees": 2.0},
+        },
+        "train": {
+            "global_batch_size": 16,
+            "micro_batch_size": 4,
+            "epochs": 10,
+            "precision": "fp32",
+        },
+        "optim": {"lr": 1e-3},
+        "valid": {"every_epochs": 5},
+        "log": {"every_steps": 1},
+    }
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            tree[section][key] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+def write(tree: dict[str, Any], file: Path) -> Path:
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def call(main: Callable[..., Any], config: type, *words: object) -> int:
+    """Run a command in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as end:
+        command.run(main, config, prog="test", description="", arguments=[str(w) for w in words])
+    return int(str(end.value.code))
+
+
+def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launch, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def one_line(error: str) -> str:
+    """What a user sees first: our line. torchrun's own summary may follow."""
+    ours = [
+        line for line in error.splitlines() if line.startswith(("test: ", "python -m medclip_oc"))
+    ]
+    assert len(ours) == 1, error
+    return ours[0]
