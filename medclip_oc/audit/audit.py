@@ -24,7 +24,7 @@ from ..errors import BadImage, WorkError
 from ..imaging import encode
 from ..packing.sources import Pair, Source
 from ..packing.tar_writer import appearing
-from ..reporting import audit_page
+from ..reporting import audit_page, html
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
 from .hashing import require_libraries
@@ -297,4 +297,4 @@ def _fetch_picture(pair: Pair, found: Audit, max_pixels: int) -> None:
         picture = encode.decode(pair.image.read(), max_pixels=max_pixels)
     except (BadImage, OSError):  # gone meanwhile: the page shows a gap
         return
-    found.pictures[pair.split, pair.id] = audit_page.preview(picture)
+    found.pictures[pair.split, pair.id] = html.preview(picture)

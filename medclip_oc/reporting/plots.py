@@ -1,80 +1,145 @@
-"""The charts of a report as PNG files, for slides and papers. Needs matplotlib."""
+"""Charts, drawn once by matplotlib: inline SVG for a page, PNG for slides and papers.
 
-from collections.abc import Sequence
+They are narrow enough to be read on a phone. In SVG the colours are the page's CSS variables, so
+that they follow its light or dark theme.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: it keeps figures, and looks for a display
 
-matplotlib.use("Agg")  # no display needed
-from matplotlib import pyplot as plt
+Point = tuple[float, float]
+Bar = tuple[str, float, str]
+"""Label, value, and what stands at the bar's end."""
 
-from ..config.vocabulary import DIRECTIONS
-from . import run_page
-from .line_charts import Charts, Lines
-from .run_files import Evaluated
-
-
-def draw(
-    folder: Path, records: Sequence[dict[str, Any]], evaluations: Sequence[Evaluated]
-) -> list[Path]:
-    """Write training.png, ranks.png and slices.png, as far as there is something to draw."""
-    files = []
-    for block in run_page.training(records):
-        if isinstance(block, Charts) and block.drawn:
-            files.append(_charts(block.drawn, folder / "training.png"))
-    if evaluations and evaluations[0].arrays is not None:
-        files.append(_ranks(evaluations[0].arrays, folder / "ranks.png"))
-    slices = evaluations[0].record.get("slices") if evaluations else None
-    if slices:
-        files.append(_slices(slices, folder / "slices.png"))
-    return files
-
-
-def _charts(charts: Sequence[Lines], file: Path) -> Path:
-    rows = -(-len(charts) // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(13, 3.4 * rows), layout="constrained")
-    for place, chart in zip(axes.flat, charts, strict=False):
-        for one in chart.series:
-            place.plot(*zip(*one.points, strict=True), label=one.label, linewidth=1.3)
-        place.set(title=chart.title, xlabel=chart.across)
-        if len(chart.series) > 1:
-            place.legend(fontsize=7)
-    for place in axes.flat[len(charts) :]:
-        place.axis("off")
-    return _save(figure, file)
-
-
-def _ranks(arrays: dict[str, Any], file: Path) -> Path:
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    for place, (way, title) in zip(axes, DIRECTIONS.items(), strict=True):
-        bins = run_page.rank_bins(arrays[f"{way}_rank"])
-        place.bar([name for name, _ in bins], [number for _, number in bins])
-        place.tick_params(axis="x", rotation=60, labelsize=8)
-        place.set(title=f"{title}: rank of the right one", ylabel="queries")
-    return _save(figure, file)
+COLOURS = {
+    "ink": "#1b1f24",
+    "soft": "#525a63",
+    "line": "#d9dde2",
+    "bar": "#2f6fab",
+    "warn": "#b23a1f",
+    "fine": "#1d7044",
+}
+"""Of the light theme; the page has variables of these names."""
+_FURTHER_LINES = ("#8a63c9", "#b8860b", "#3b97a8")
+_WIDTH = 4.2  # inches
+_LABEL_LETTERS = 44
+_STYLE = {
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["soft"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["line"],
+    "text.color": COLOURS["ink"],
+    "text.parse_math": False,  # a dollar sign in a caption is a dollar sign
+    "xtick.color": COLOURS["soft"],
+    "ytick.color": COLOURS["soft"],
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "medclip_oc",  # or names inside the SVG would be random
+}
 
 
-def _slices(slices: Sequence[dict[str, Any]], file: Path) -> Path:
-    figure, axes = plt.subplots(
-        1, 2, figsize=(12, 0.4 * len(slices) + 1.5), sharey=True, layout="constrained"
-    )
-    names = [f"{one['name']} ({one['images']:,})" for one in slices]
-    for place, (way, title) in zip(axes, DIRECTIONS.items(), strict=True):
-        values = [100 * one[way]["R@10"] for one in slices]
-        spans = None
-        if all("intervals" in one for one in slices):
-            ends = [one["intervals"][way]["R@10"] for one in slices]
-            both = zip(values, ends, strict=True)
-            low_high = [(max(0, v - 100 * a), max(0, 100 * b - v)) for v, (a, b) in both]
-            spans = list(zip(*low_high, strict=True))
-        place.barh(names, values, xerr=spans, color="tab:blue", ecolor="black", capsize=2)
-        place.set(title=title, xlabel="R@10, per cent")
-    axes[0].invert_yaxis()
-    return _save(figure, file)
+@rc_context(_STYLE)
+def lines(title: str, series: Mapping[str, Sequence[Point]], *, xlabel: str = "step") -> Figure:
+    """Lines over a common axis: each name's (x, y), x ascending."""
+    figure, axes = _axes(title, 2.2 if len(series) == 1 else 3.1)
+    colours = (*(COLOURS[name] for name in ("bar", "warn", "fine")), *_FURTHER_LINES)
+    for (label, points), colour in zip(series.items(), colours, strict=False):
+        marker = "o" if len(points) == 1 else None  # a line of one point can't be seen
+        axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="y")
+    if len(series) > 1:
+        figure.legend(loc="outside lower left", ncols=2, frameon=False)
+    return figure
 
 
-def _save(figure: Any, file: Path) -> Path:
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+@rc_context(_STYLE)
+def bars(title: str, rows: Sequence[Bar]) -> Figure:
+    """Lying bars, one under the other, labels above them; the longest takes the whole width."""
+    figure, axes = _axes(title, 0.35 + 0.31 * len(rows))
+    longest = max((value for _, value, _ in rows), default=0) or 1
+    for background in (True, False):
+        lengths = [longest if background else value for _, value, _ in rows]
+        colour = COLOURS["line" if background else "bar"]
+        axes.barh(range(len(rows)), lengths, height=0.3, color=colour)
+    for place, (label, _, note) in enumerate(rows):
+        height = place - 0.24
+        axes.text(0, height, _shortened(label), va="bottom", in_layout=False)
+        axes.text(
+            longest, height, note, color=COLOURS["soft"], ha="right", va="bottom",
+            in_layout=False,
+        )  # fmt: skip
+    axes.set(xlim=(0, longest), ylim=(len(rows) - 0.6, -0.85))
+    axes.set_axis_off()
+    return figure
+
+
+@rc_context(_STYLE)
+def histogram(
+    title: str, counts: Sequence[tuple[str, int]], marked_from: int | None = None
+) -> Figure:
+    """Standing bars, side by side; those from `marked_from` on in the colour of a warning."""
+    figure, axes = _axes(title, 2.2)
+    marked = len(counts) if marked_from is None else marked_from
+    colours = [COLOURS["warn" if n >= marked else "bar"] for n in range(len(counts))]
+    axes.bar(range(len(counts)), [number for _, number in counts], width=0.92, color=colours)
+    step = 1 if len(counts) <= 6 else 2 if len(counts) <= 12 else 4
+    axes.set_xticks(range(0, len(counts), step), [label for label, _ in counts[::step]])
+    axes.grid(axis="y")
+    return figure
+
+
+def svg(figure: Figure) -> Markup:
+    """A figure as markup for a page; the same figure always gives the same."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    _save(figure, file, format="svg", transparent=True, metadata=nothing)
+    found = re.search(r'<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', file.getvalue(), re.DOTALL)
+    assert found
+    view, drawn = found.groups()
+    drawn = re.sub(r' id="[^"]*_\d+"', "", drawn)  # would be in the page several times
+    for name, colour in COLOURS.items():
+        drawn = drawn.replace(colour, f"var(--{name})")
+    head = Markup('<svg role="img" aria-label="{}" ').format(figure.axes[0].get_title("left"))
+    return head + Markup(f"{view}>{drawn}")  # matplotlib has escaped the texts
+
+
+def save_png(figure: Figure, folder: Path) -> Path:
+    """A figure as a file, named by its title."""
+    title = figure.axes[0].get_title("left").lower()
+    file = folder / (re.sub(r"\W+", "_", title).strip("_") + ".png")
+    _save(figure, file, dpi=200)
     return file
+
+
+def _axes(title: str, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(_shortened(title))
+    return figure, axes
+
+
+def _save(figure: Figure, file: Any, **options: Any) -> None:
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # letters that matplotlib's own font lacks: the page's font may have them
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(file, **options)
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _LABEL_LETTERS else label[: _LABEL_LETTERS - 1] + "…"

@@ -14,6 +14,8 @@ from ..config.vocabulary import DIRECTIONS
 from ..errors import InputError
 
 Point = tuple[float, float]
+_SCORES = ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr")
+_MOST_POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,22 @@ def records(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         return []
-    *whole, _rest = file.read_text(encoding="utf-8").split("\n")
-    found = []
-    for number, line in enumerate(whole, 1):
+    *whole_lines, _rest = file.read_text(encoding="utf-8").split("\n")
+    parsed = []
+    for number, line in enumerate(whole_lines, 1):
         try:
             record = json.loads(line)
             float(record["step"])
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{file}: line {number} is no record of a run") from None
-        found.append(record)
-    return found
+        parsed.append(record)
+    return parsed
 
 
-def series(records: Iterable[dict[str, Any]], name: str, most: int = 300) -> list[Point]:
+def series(records: Iterable[dict[str, Any]], name: str, most: int = _MOST_POINTS) -> list[Point]:
     """(step, value) of a name that was recorded; means of neighbours where there are too many."""
-    found = ((float(r["step"]), r.get(name)) for r in records)
-    points = [(step, float(v)) for step, v in found if v is not None and math.isfinite(v)]
+    recorded = ((float(record["step"]), record.get(name)) for record in records)
+    points = [(step, float(v)) for step, v in recorded if v is not None and math.isfinite(v)]
     if len(points) <= most:
         return points
     groups = np.array_split(np.array(points), most)
@@ -72,9 +74,8 @@ def _evaluated(file: Path) -> Evaluated:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         pool = int(record["pool"])
-        for way in (*DIRECTIONS, "chance"):
-            for name in ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr"):
-                assert math.isfinite(record[way][name])
+        for part in (*DIRECTIONS, "chance"):
+            assert all(math.isfinite(record[part][name]) for name in _SCORES)
         assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
     except (ValueError, TypeError, KeyError, AssertionError):
         raise InputError(f"{file}: not the record of an evaluation") from None
@@ -82,13 +83,11 @@ def _evaluated(file: Path) -> Evaluated:
     if not beside.is_file():
         return Evaluated(file.stem, record, None)
     try:
-        with np.load(beside, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
-        if any(len(array) != pool for array in arrays.values()):
-            raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}")
-        _ = arrays["ids"], arrays["image_to_text_rank"], arrays["text_to_image_rank"]
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
+        with np.load(beside, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in opened.files}
+        _ = arrays["ids"], [arrays[f"{direction}_rank"] for direction in DIRECTIONS]
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
         raise InputError(f"{beside}: damaged, or not of an evaluation") from None
+    if any(len(array) != pool for array in arrays.values()):
+        raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}")
     return Evaluated(file.stem, record, arrays)

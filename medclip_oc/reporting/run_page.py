@@ -1,205 +1,126 @@
 """A run as a page: how it trained, what it retrieves, and pictures of that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..config.vocabulary import DIRECTIONS
-from . import html, results, run_files
-from .html import Bar, Section, Table, Text, Tile
-from .line_charts import Charts, Lines, Series
+from ..errors import InputError
+from ..runtime import atomic
+from . import gallery, html, plots, results, run_files
+from .html import Card, Table, Tile
 from .run_files import Evaluated
 
 Record = dict[str, Any]
+_CURVES = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "temperature": "Temperature",
+    "pairs_per_second": "Pairs per second",
+    "grad_norm": "Gradient norm",
+}
+_MAIN = ("R@1", "R@10")
 
 
-def render(
-    name: str,
-    records: Sequence[Record],
-    evaluations: Sequence[Evaluated],
-    pictures: Sequence[Section],
-    notes: Sequence[str],
-) -> str:
-    """The page of a run as HTML.
+def write(
+    folder: Path,
+    number: int,
+    read_pairs: Callable[[set[str], Record], tuple[dict[str, gallery.Pair], list[str]]],
+) -> tuple[list[Path], list[str]]:
+    """Write report.html, and each of its charts as a PNG in report/.
 
     Args:
-        name: of the run.
-        records: of metrics.jsonl.
-        evaluations: the first is shown in full, the others with their main figures.
-        pictures: see report_gallery.sections.
-        notes: what could not be shown.
+        folder: of the run.
+        number: of queries of each kind in the gallery.
+        read_pairs: gives the pairs of some ids of an evaluation, and notes on what is missing.
+
+    Returns:
+        The files, and notes on what could not be shown.
+
+    Raises:
+        InputError: the folder holds no run.
+        WorkError: it can't be written.
     """
-    sections = [Section("Training", training(records))]
-    lead = "No evaluation yet: python -m medclip_oc.evaluate makes one."
+    records, evaluations = run_files.records(folder), run_files.evaluations(folder)
+    if not records and not evaluations:
+        raise InputError(
+            f"{folder}: no run folder: neither metrics.jsonl nor evaluations/ is there"
+        )
+    notes = [] if records else ["Training: this folder has no metrics.jsonl with records."]
+    values: Record = {"record": None}
     if evaluations:
-        first = evaluations[0]
-        lead = _lead(first)
-        sections = [
-            Section("At a glance", [_tiles(first.record)]),
-            *sections,
-            Section(f"Retrieval: {first.name}", _figures(first.record)),
-            Section("By kind of image", _slices(first.record)),
-            Section("By concepts", _concepts(first.record)),
-            Section("Against the baseline", _baseline(first.record)),
-            Section("Ranks", _ranks(first)),
-            *pictures,
-            Section("Other evaluations", _others(evaluations[1:])),
-        ]
-    sections.append(Section("Not shown", [Text(note) for note in notes]))
-    footer = "Made by medclip_oc. Research use only: nothing here is a medical device."
-    return html.render(f"Run {name}", lead, sections, footer=footer)
-
-
-def _lead(first: Evaluated) -> str:
-    record = first.record
-    where = record.get("data") or record.get("features") or "unknown data"
-    shown = ", ".join(where) if isinstance(where, list) else where
-    return (
-        f"{first.name}: {record['pool']:,} pairs of {shown}. Figures hang on the size of the pool: "
-        "compare only with others of the same size."
+        first, *others = evaluations
+        cards, problems = _cards(first, number, read_pairs)
+        notes += problems
+        values = {"record": first.record, "evaluation": first.name, "cards": cards}
+        values |= _figures(first.record)
+        values["data"] = _names(first.record.get("data") or first.record.get("features"))
+        values["others"] = _main_table("evaluation", {each.name: each.record for each in others})
+    charts = _charts(records, evaluations)
+    page = html.render(
+        "run.html.j2",
+        title=f"Run {folder.resolve().name}",
+        charts=charts,
+        directions=DIRECTIONS,
+        notes=notes,
+        **values,
     )
+    file = folder / "report.html"
+    with atomic.atomic_file(file) as partial:
+        partial.write_text(page, encoding="utf-8")
+    figures = [figure for group in charts.values() for figure in group]
+    with atomic.atomic_folder(folder / "report", replace=True) as pictures:
+        names = [plots.save_png(figure, pictures).name for figure in figures]
+    return [file, *(folder / "report" / name for name in names)], notes
 
 
-def _tiles(record: Record) -> html.Tiles:
-    tiles = [Tile(f"{record['pool']:,}", "pairs in the pool")]
-    for k in (1, 10):
-        name = f"R@{k}"
-        for way, title in DIRECTIONS.items():
-            tiles.append(Tile(results.cell(name, record[way][name]), f"{name}, {title}"))
-        tiles.append(Tile(results.cell(name, record["chance"][name]), f"{name} by chance"))
-    return html.Tiles(tiles)
+def _cards(
+    evaluated: Evaluated, number: int, read_pairs: Callable[..., Any]
+) -> tuple[dict[str, list[Card]], list[str]]:
+    chosen = gallery.examples(evaluated, number)
+    if not chosen or not evaluated.record.get("data"):
+        missing = "the place of its pairs" if chosen else "nearest ids"
+        return {}, [f"Gallery: {evaluated.name} doesn't say {missing}."] if number else []
+    ids = {name for each in chosen for name in (each.query, each.first)}
+    pairs, problems = read_pairs(ids, evaluated.record)
+    return gallery.cards(chosen, pairs, evaluated.record["pool"]) if pairs else {}, problems
 
 
-def training(records: Sequence[Record]) -> list[html.Block]:
-    """Charts of what was recorded as the run went on."""
-    if not records:
-        return []
-    charts = [
-        Lines(title, [Series(title, run_files.series(records, key))])
-        for title, key in _CURVES.items()
-    ]
-    recalls = [
-        Series(f"{name}, {title}", _per_cent(run_files.series(records, f"valid/{way}/{name}")))
-        for name in ("R@1", "R@10")
-        for way, title in DIRECTIONS.items()
-    ]
-    mean = Series("mean recall", _per_cent(run_files.series(records, "valid/mean_recall")))
-    validation = [one for one in (mean, *recalls) if one.points]
-    charts.append(Lines("Validation recall, per cent", validation, "%"))
-    return [Charts(charts)]
+def _charts(records: Sequence[Record], evaluations: Sequence[Evaluated]) -> dict[str, list[Figure]]:
+    """What there is to draw: of the training, and of the first evaluation."""
+    curves = {title: run_files.series(records, key) for key, title in _CURVES.items()}
+    training = [plots.lines(title, {title: points}) for title, points in curves.items() if points]
+    keys = {"mean recall": "valid/mean_recall"} | {
+        f"{name}, {title}": f"valid/{direction}/{name}"
+        for name in _MAIN
+        for direction, title in DIRECTIONS.items()
+    }
+    recalls = {label: run_files.series(records, key) for label, key in keys.items()}
+    per_cent = {k: [(x, 100 * y) for x, y in points] for k, points in recalls.items() if points}
+    if per_cent:
+        training.append(plots.lines("Validation recall, per cent", per_cent))
+    arrays = evaluations[0].arrays if evaluations else None
+    slices = evaluations[0].record.get("slices") if evaluations else None
+    return {
+        "training": training,
+        "slices": [_slice_chart(slices, way) for way in DIRECTIONS] if slices else [],
+        "ranks": [_rank_chart(arrays, way) for way in DIRECTIONS] if arrays else [],
+    }
 
 
-_CURVES = {
-    "Loss": "loss",
-    "Learning rate": "lr",
-    "Temperature": "temperature",
-    "Pairs per second": "pairs_per_second",
-    "Norm of the gradient": "grad_norm",
-}
+def _rank_chart(arrays: Mapping[str, np.ndarray], direction: str) -> Figure:
+    ranks = arrays[f"{direction}_rank"]
+    rows = [(label, n, f"{n:,} ({n / len(ranks):.1%})") for label, n in rank_bins(ranks)]
+    return plots.bars(f"Rank of the right one, {DIRECTIONS[direction]}", rows)
 
 
-def _per_cent(points: list[run_files.Point]) -> list[run_files.Point]:
-    return [(step, 100 * value) for step, value in points]
-
-
-def _figures(record: Record) -> list[html.Block]:
-    merged = record.get("duplicates") == "merge"
-    blocks: list[html.Block] = [_table(record, "Copies taken as one" if merged else "Full pool")]
-    if note := results.level(record):
-        blocks.append(Text(f"{note[0].upper()}{note[1:]}, over queries; the pool is held fixed."))
-    other = record.get("merged")
-    if other and not results.has_copies(other):
-        blocks.append(Text("No image and no caption of this pool is there twice."))
-    elif other:
-        title = f"Copies as one: {other['images']:,} images, {other['texts']:,} captions"
-        blocks.append(_table(other, title))
-    for small in record.get("pools", []):
-        title = f"Pools of {small['pool']:,}: mean of {small['draws']:,} random ones"
-        blocks.append(_table(small, title, "between_draws"))
-    ties = record.get("ties", "expected")
-    blocks.append(Text(_TIES[ties]))
-    return blocks
-
-
-_TIES = {
-    "expected": "Equal scores count as their expected rank.",
-    "optimistic": "Of equal scores the right one counts as the first.",
-    "pessimistic": "Of equal scores the right one counts as the last.",
-}
-
-
-def _table(record: Record, title: str, ranges: str = "intervals") -> Table:
-    """Scores down, directions across."""
-    rows = []
-    for name in record["image_to_text"]:
-        cells = [_cell(record, way, name, ranges) for way in DIRECTIONS]
-        chance = record.get("chance")
-        last = [results.cell(name, chance[name])] if chance else []
-        rows.append([results.words(name), *cells, *last])
-    head = ["", *DIRECTIONS.values(), *(["chance"] if record.get("chance") else [])]
-    return Table(head, rows, title=title)
-
-
-def _cell(record: Record, way: str, name: str, ranges: str = "intervals") -> str:
-    """A figure with its interval, which may stand in a second line."""
-    ends = record.get(ranges, {}).get(way)
-    parts = [results.cell(name, record[way][name])]
-    parts += [results.interval(name, ends[name])] if ends else []
-    return " ".join(part.replace(" ", "\u00a0") for part in parts)
-
-
-def _slices(record: Record) -> list[html.Block]:
-    slices = record.get("slices", [])
-    if not slices:
-        return []
-    rows = [
-        [
-            one["name"],
-            f"{one['images']:,}",
-            *(_cell(one, way, f"R@{k}") for k in (1, 10) for way in DIRECTIONS),
-        ]
-        for one in slices
-    ]
-    head = [
-        "queries",
-        "pairs",
-        *(f"R@{k}, {title}" for k in (1, 10) for title in DIRECTIONS.values()),
-    ]
-    bars = [
-        Bar(one["name"], one[way]["R@10"], f"{results.cell('R@10', one[way]['R@10'])}")
-        for one in slices
-        for way in list(DIRECTIONS)[:1]
-    ]
-    return [
-        Text("Queries of one kind; the candidates are those of the whole pool."),
-        html.Bars("R@10, image to text", bars),
-        Table(head, rows),
-    ]
-
-
-def _concepts(record: Record) -> list[html.Block]:
-    found = record.get("concepts")
-    if not found:
-        return []
-    text = (
-        f"{found['queries']:,} pairs have concepts (CUIs). A candidate's relevance is the overlap "
-        f"of its concepts with the query's; from {found['relevant']:g} on it counts as relevant."
-    )
-    return [Text(text), _table(found, "")]
-
-
-def _baseline(record: Record) -> list[html.Block]:
-    base = record.get("baseline")
-    if not base:
-        return []
-    difference = base["difference"]
-    text = "Ours less the baseline's, query by query. Lower ranks are better, higher recalls are."
-    return [
-        _table(base, f"Baseline: {base['name']}"),
-        _table(difference, "Difference"),
-        Text(text),
-    ]
+def _slice_chart(slices: Sequence[Record], direction: str) -> Figure:
+    values = [(each["name"], each[direction]["R@10"]) for each in slices]
+    rows = [(name, value, results.cell("R@10", value)) for name, value in values]
+    return plots.bars(f"R@10, {DIRECTIONS[direction]}", rows)
 
 
 def rank_bins(ranks: np.ndarray) -> list[tuple[str, int]]:
@@ -214,32 +135,74 @@ def rank_bins(ranks: np.ndarray) -> list[tuple[str, int]]:
     return bins
 
 
-def _ranks(evaluated: Evaluated) -> list[html.Block]:
-    if evaluated.arrays is None:
-        return []
-    blocks: list[html.Block] = []
-    for way, title in DIRECTIONS.items():
-        bins = rank_bins(evaluated.arrays[f"{way}_rank"])
-        most = len(evaluated.arrays["ids"])
-        bars = [Bar(name, n, f"{n:,} ({100 * n / most:.1f} %)") for name, n in bins]
-        blocks.append(html.Bars(f"Rank of the right one, {title}", bars))
-    return blocks
-
-
-def _others(evaluations: Sequence[Evaluated]) -> list[html.Block]:
-    if not evaluations:
-        return []
-    rows = [
-        [
-            one.name,
-            f"{one.record['pool']:,}",
-            *(_cell(one.record, way, f"R@{k}") for k in (1, 10) for way in DIRECTIONS),
+def _figures(record: Record) -> Record:
+    """Tiles and tables of an evaluation (see `retrieval.measure`); None for what it lacks."""
+    merged, concepts, base = (record.get(key) for key in ("merged", "concepts", "baseline"))
+    tables = [
+        _table(record, "Copies as one" if record.get("duplicates") == "merge" else "Full pool")
+    ]
+    if merged and results.has_copies(merged):
+        title = f"Copies as one: {merged['images']:,} images, {merged['texts']:,} captions"
+        tables.append(_table(merged, title))
+    for pool in record.get("pools", []):
+        title = f"Pools of {pool['pool']:,}: mean of {pool['draws']:,} random ones"
+        tables.append(_table(pool, title, "between_draws"))
+    slices = {each["name"]: each for each in record.get("slices", [])}
+    return {
+        "tiles": _tiles(record),
+        "tables": tables,
+        "level": results.level(record),
+        "no_copies": merged is not None and not results.has_copies(merged),
+        "ties": record.get("ties", "expected"),
+        "slices": _main_table("queries", slices, "images"),
+        "concepts": _table(concepts) if concepts else None,
+        "baseline": [
+            _table(base, f"Baseline: {base['name']}"),
+            _table(base["difference"], "Difference"),
         ]
-        for one in evaluations
+        if base
+        else [],
+    }
+
+
+def _tiles(record: Record) -> list[Tile]:
+    tiles = [(f"{record['pool']:,}", "pairs in the pool", "plain")]
+    for name in _MAIN:
+        for part, title in (*DIRECTIONS.items(), ("chance", "by chance")):
+            tiles.append((results.cell(name, record[part][name]), f"{name}, {title}", "plain"))
+    return tiles
+
+
+def _table(record: Record, title: str = "", ranges: str = "intervals") -> Table:
+    """Scores down, directions across."""
+    chance = record.get("chance")
+    rows = []
+    for name in record["image_to_text"]:
+        cells = [_cell(record, direction, name, ranges) for direction in DIRECTIONS]
+        last = [results.cell(name, chance[name])] if chance else []
+        rows.append([results.words(name), *cells, *last])
+    head = ["", *DIRECTIONS.values(), *(["chance"] if chance else [])]
+    return {"head": head, "rows": rows, "title": title}
+
+
+def _cell(record: Record, direction: str, name: str, ranges: str = "intervals") -> str:
+    """A figure with its interval, which may stand in a second line."""
+    ends = record.get(ranges, {}).get(direction)
+    parts = [results.cell(name, record[direction][name])]
+    parts += [results.interval(name, ends[name])] if ends else []
+    return " ".join(part.replace(" ", "\u00a0") for part in parts)
+
+
+def _main_table(title: str, records: Mapping[str, Record], size: str = "pool") -> Table:
+    """The main recalls of several records, each in a row."""
+    columns = [(name, direction) for name in _MAIN for direction in DIRECTIONS]
+    rows = [
+        [name, f"{record[size]:,}", *(_cell(record, way, recall) for recall, way in columns)]
+        for name, record in records.items()
     ]
-    head = [
-        "evaluation",
-        "pool",
-        *(f"R@{k}, {title}" for k in (1, 10) for title in DIRECTIONS.values()),
-    ]
-    return [Table(head, rows)]
+    recalls = [f"{recall}, {DIRECTIONS[way]}" for recall, way in columns]
+    return {"head": [title, "pairs", *recalls], "rows": rows}
+
+
+def _names(where: str | list[str] | None) -> str:
+    return ", ".join(where) if isinstance(where, list) else where or "unknown data"

@@ -1,8 +1,8 @@
-"""Reads pages as a browser would, and a text that tries to become markup."""
+"""Pages taken apart: their tags, attributes and text; and a text that would do harm as markup."""
 
 from html.parser import HTMLParser
 
-NASTY = """<script>alert("1")</script> & 'quoted' <img src=x onerror=alert(1)> {{ 7 * 7 }}"""
+NASTY = """<script>alert("1")</script> & 'quoted' <img src=x onerror=alert(1)> {{ 7 * 7 }} $x_$"""
 
 
 class Reader(HTMLParser):
