@@ -18,7 +18,6 @@ from PIL import Image
 from ..config.vocabulary import MODALITIES
 from ..errors import BadImage, WorkError
 from ..imaging import dicom, encode
-from ..packing.disk_table import Lookup
 from ..packing.sources import Pair, Reject, Source
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
@@ -102,7 +101,7 @@ class Notes:
     def __init__(self, splits: Sequence[str], rows: IO[bytes], words: IO[bytes]) -> None:
         self._splits, self._rows, self._words = splits, rows, words
         self._starts = array("q", [0])
-        self._texts = Lookup()
+        self._texts = dict[int, str]()
         self._unusable = {split: Counter[str]() for split in splits}
         self._concepts = {split: Counter[str]() for split in splits}
         self._read, self._usable = Counter[str](), Counter[str]()
@@ -139,7 +138,7 @@ class Notes:
         self._words.write(found.words.tobytes())
         self._starts.append(self._starts[-1] + len(found.words))
         place = len(self._starts) - 2
-        self._texts.add(str(place), json.dumps([split, found.id, found.key, found.caption]))
+        self._texts[place] = json.dumps([split, found.id, found.key, found.caption])
         self._usable[split] += 1
         self._formats[found.format] += 1
         self._modes[found.mode] += 1
@@ -194,7 +193,7 @@ class Notes:
 
     def text(self, row: int) -> tuple[str, str, str, str]:
         """Split, id, key and caption of a row."""
-        split, name, key, caption = json.loads(self._texts.get(str(row)) or "")
+        split, name, key, caption = json.loads(self._texts[int(row)])
         return split, name, key, caption
 
 

@@ -66,7 +66,7 @@ def _read(file: str, names: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for row in Table((path,)).rows(["image|id|file|path", "label|class"]):
         image, label = (str(value).strip() for value in row.values)
-        where = f"--labels: {file}: {row.where}"
+        where = f"--labels: {file}: {row.location}"
         if row.problem or not image:
             raise InputError(f"{where}: {row.problem or 'names no image'}")
         if label not in places:

@@ -99,11 +99,11 @@ def _of_file(file: str, text_column: str, label_column: str | None) -> Iterator[
     columns = [text_column] + ([label_column] if label_column else [])
     for row in table.rows(columns):
         if row.problem:
-            raise InputError(f"--texts-file: {file}: {row.where}: {row.problem}")
+            raise InputError(f"--texts-file: {file}: {row.location}: {row.problem}")
         text, name = row.values[0], row.values[-1]
         for column, value in zip(columns, row.values, strict=True):
             if not isinstance(value, str) or not value.strip():
-                raise InputError(f"--texts-file: {file}: {row.where}: no text in {column}")
+                raise InputError(f"--texts-file: {file}: {row.location}: no text in {column}")
         yield name.strip(), text.strip()
 
 
@@ -126,7 +126,7 @@ def _templates(given: str | None) -> tuple[str, ...]:
     for row in Table((Path(given),), header=("text",)).rows(["text"]):
         template = row.values[0].strip()
         if "{}" not in template:
-            raise InputError(f"--templates: {given}: {row.where}: no {{}} in {template!r}")
+            raise InputError(f"--templates: {given}: {row.location}: no {{}} in {template!r}")
         found.append(template)
     if not found:
         raise InputError(f"--templates: {given} holds no template")

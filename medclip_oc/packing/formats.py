@@ -15,12 +15,13 @@ ROCOv2 is the first three and parquet (Hugging Face); ROCO v1 is roco1.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from ..errors import InputError
 from .image_store import Archive, Folder
-from .sources import SPLIT_WORDS, SPLITS, Join, Part, Source, split_named
+from .sources import SPLIT_WORDS, SPLITS, Part, Source, by_id, parse_split
 from .tables import Table
 
 Form = Literal["kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"]
@@ -100,7 +101,8 @@ def open_source(
     parts = [_part(folder, split, found, concepts) for split in wanted]
     names = {}
     if concepts != "none" and (folder / _MAPPING).is_file():
-        names = dict(Join(Table((folder / _MAPPING,)), "CUI", "Canonical name|name").pairs())
+        mapping = Table((folder / _MAPPING,))
+        names = by_id(mapping, "CUI", ["Canonical name|name"]).iloc[:, 0].to_dict()
     return Source(found, parts, names)
 
 
@@ -138,7 +140,9 @@ def open_table(
         splits = _splits_in(table, split_column) if split_column else ("train",)
     chosen = tuple(dict.fromkeys(splits))
     _check_splits(chosen)
-    if id_column is None and table.holds_bytes(image_column):
+    if id_column is None and any(
+        isinstance(row.values[0], bytes) for row in islice(table.rows([image_column]), 1)
+    ):
         raise InputError(f"{path}: {image_column} holds the images themselves; needs --id-column")
     if not split_column and len(chosen) > 1:
         raise InputError("--splits: a table without --split-column goes to one split; name one")
@@ -170,7 +174,9 @@ def _check_splits(splits: Sequence[str]) -> None:
 
 def _splits_in(table: Table, column: str) -> list[str]:
     """The splits that a table has rows of, in the usual order."""
-    found = {split_named(table, row.where, column, row.values[0]) for row in table.rows([column])}
+    found = {
+        parse_split(table, row.location, column, row.values[0]) for row in table.rows([column])
+    }
     return [split for split in SPLITS if split in found]
 
 
@@ -242,8 +248,8 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
         "Caption",
         "ID",
         images=Archive(images) if images.suffix == ".zip" else Folder(images),
-        concepts=Join(Table((listed,), concept_header), "ID", "CUIs") if listed else None,
-        license=Join(Table((license_table,)), "ID", None) if license_table.is_file() else None,
+        concepts=Table((listed,), concept_header) if listed else None,
+        license=Table((license_table,)) if license_table.is_file() else None,
     )
 
 

@@ -9,28 +9,12 @@ import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ..errors import InputError
-from .disk_table import Lookup
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 """Of image files, in the order in which they are looked for; upper case counts as well."""
-
-
-class ImageFile(Protocol):
-    """An image, not yet read."""
-
-    @property
-    def name(self) -> str:
-        """File name, for messages."""
-
-    def read(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-            OSError: it can't be read.
-        """
 
 
 class DiskImage(NamedTuple):
@@ -44,7 +28,7 @@ class DiskImage(NamedTuple):
         return self.path.name
 
     def read(self) -> bytes:
-        """See `ImageFile`."""
+        """The encoded image."""
         with self.path.open("rb", buffering=0) as file:
             return file.readall()
 
@@ -63,7 +47,7 @@ class ZipImage(NamedTuple):
         return PurePosixPath(self.member).name
 
     def read(self) -> bytes:
-        """See `ImageFile`. The member's checksum is compared."""
+        """The encoded image. The member's checksum is compared."""
         try:
             return _open_zip(self.archive, self.stamp).read(self.member)
         except OSError:
@@ -79,8 +63,11 @@ class CellImage(NamedTuple):
     data: bytes
 
     def read(self) -> bytes:
-        """See `ImageFile`."""
+        """The encoded image."""
         return self.data
+
+
+ImageFile = DiskImage | ZipImage | CellImage
 
 
 class Folder:
@@ -111,19 +98,21 @@ class Archive:
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: not a readable zip: {error}") from None
         self.path = path
-        self._members = Lookup()
+        self._members = dict[str, str]()  # base name -> name in the archive
         for name in names:
             base = PurePosixPath(name).name
             # "__MACOSX/._a.jpg" is a Mac's note about a.jpg
-            if name.endswith("/") or base.startswith("._") or self._members.add(base, name):
+            if name.endswith("/") or base.startswith("._"):
                 continue
-            raise InputError(f"{path}: holds two images {base}: {self._members.get(base)}, {name}")
+            if self._members.setdefault(base, name) != name:
+                first = self._members[base]
+                raise InputError(f"{path}: holds two images {base}: {first}, {name}")
 
     def find(self, name: str) -> ZipImage | None:
         """The member of that name, or of that name with one of EXTENSIONS, in any folder."""
-        found = (self._members.get(each) for each in _names(name))
-        image = next(filter(None, found), None)
-        return ZipImage(str(self.path), self._stamp, image) if image else None
+        members = (self._members.get(each) for each in _names(name))
+        member = next(filter(None, members), None)
+        return ZipImage(str(self.path), self._stamp, member) if member else None
 
     def __str__(self) -> str:
         return self.path.name

@@ -3,7 +3,7 @@
 A source knows its splits, how many rows each has, and yields for each row a `Pair`, or a `Reject`
 that says why it can't be one. Nothing is skipped without a record. Every form of data comes down to
 one `Part` per split: a table of captions, a place that holds the images, tables to join by id
-(source_forms.py finds them).
+(formats.py finds them).
 
 Captions keep their meaning: Unicode NFC, outer blanks trimmed, "NA", "None" and "null" stay text,
 newlines and quotes inside survive.
@@ -16,12 +16,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+
+import pandas as pd
 
 from ..errors import InputError
-from .disk_table import Lookup
 from .image_store import Archive, CellImage, DiskImage, Folder, ImageFile, is_file, stem
-from .tables import Table
+from .tables import Row, Table
 
 SPLITS = ("train", "valid", "test")
 SPLIT_WORDS = {
@@ -37,7 +38,7 @@ Reason = Literal[
 
 # The key names tar members: a dot ends webdataset's key, a separator would leave the folder, the
 # rest is what some file system or shell pattern forbids. 200 bytes fit any file system.
-_ODD = re.compile(r'[./\\:*?"<>|]')
+_UNSAFE = re.compile(r'[./\\:*?"<>|]')
 _MAX_KEY_BYTES = 200
 _DIGEST_LETTERS = 10
 _HINT = " (--id-column names a column that tells them apart)"
@@ -73,33 +74,9 @@ class Reject:
 
     def __post_init__(self) -> None:
         for name in ("id", "detail"):
-            written = getattr(self, name).encode(errors="backslashreplace").decode()
-            if len(written) > _MAX_TOLD:
-                written = written[:_MAX_TOLD] + " ..."
-            object.__setattr__(self, name, written)
-
-
-class Join(NamedTuple):
-    """A table that says more about the ids of a caption table."""
-
-    table: Table
-    id_column: str
-    column: str | None
-    """None: all columns but the id, as one JSON object."""
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Id (without extension) and cell of every row.
-
-        Raises:
-            InputError: the table is broken; names the line.
-        """
-        others = [name for name in self.table.names() if name.lower() != self.id_column.lower()]
-        for row in self.table.rows([self.id_column, *([self.column] if self.column else others)]):
-            if row.problem:
-                raise InputError(f"{self.table}: {row.where}: {row.problem}")
-            name, *cells = row.values
-            trimmed = {other: str(cell).strip() for other, cell in zip(others, cells, strict=False)}
-            yield stem(name.strip()), cells[0] if self.column else json.dumps(trimmed)
+            text = getattr(self, name).encode(errors="backslashreplace").decode()
+            cut = text if len(text) <= _MAX_TOLD else text[:_MAX_TOLD] + " ..."
+            object.__setattr__(self, name, cut)
 
 
 @dataclass(frozen=True)
@@ -119,19 +96,30 @@ class Part:
     split_column: str | None = None
     """Says which split a row belongs to. None: all rows to this one."""
     concepts_column: str | None = None
-    concepts: Join | None = None
-    license: Join | None = None
+    concepts: Table | None = None
+    """ID and CUIs."""
+    license: Table | None = None
+    """ID and any columns."""
 
-
-class _Cells(NamedTuple):
-    """A row of a caption table; "" for what its part has no column for."""
-
-    where: str
-    problem: str | None
-    id: Any
-    caption: Any
-    image: Any
-    concepts: Any
+    def rows(self, *, with_images: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """The rows of the split, and their cells: id, caption, image, split, concepts; those that
+        it has a column for. `with_images` off leaves the images in a table unread.
+        """
+        columns = {
+            "id": self.id_column or self.image_column,
+            "caption": self.caption_column,
+            "image": self.image_column if with_images or self.id_column is None else None,
+            "split": self.split_column,
+            "concepts": self.concepts_column,
+        }
+        columns = {what: column for what, column in columns.items() if column}
+        for row in self.captions.rows([column for column in columns.values() if column]):
+            cells = dict(zip(columns, row.values, strict=True))
+            if self.split_column and self.split != parse_split(
+                self.captions, row.location, self.split_column, cells["split"]
+            ):
+                continue
+            yield row, cells
 
 
 class Source:
@@ -152,7 +140,7 @@ class Source:
         self.form, self.splits = form, tuple(part.split for part in parts)
         self._parts = {part.split: part for part in parts}
         self._concept_names = concept_names or {}
-        self._joined: dict[str, tuple[Lookup | None, Lookup | None]] = {}
+        self._joined = dict[str, tuple[dict[str, str] | None, dict[str, Any]]]()
 
     def count(self, split: str) -> int:
         """Rows of a split. Reads its tables whole, so that a broken one is found at the start.
@@ -162,7 +150,7 @@ class Source:
                 unknown split, or none is of this one.
         """
         part = self._parts[split]
-        rows = sum(1 for _ in _read(part, with_images=False))
+        rows = sum(1 for _ in part.rows(with_images=False))
         if not rows:
             which = f" whose {part.split_column} is {split}" if part.split_column else ""
             raise InputError(f"{part.captions}: no rows{which or ' under the header'}")
@@ -177,47 +165,54 @@ class Source:
         """
         part = self._parts[split]
         concepts, licenses = self._joins(part)
-        taken = Lookup()
-        for cells in _read(part, with_images=True):
-            name = cells.id.strip() if isinstance(cells.id, str) else ""
-            record = _record(part, name, cells, taken)
-            if isinstance(record, tuple):
-                yield Reject(name, split, record[0], f"{cells.where}: {record[1]}")
+        taken = dict[str, tuple[str, str]]()  # key -> location and name of its row
+        for row, cells in part.rows(with_images=True):
+            name = cells["id"]
+            if part.id_column is None and isinstance(name, dict):  # {bytes, path}
+                name = name.get("path")
+            name = name.strip() if isinstance(name, str) else ""
+            pair = _pair(part, name, row.problem, cells, taken)
+            if isinstance(pair, tuple):
+                yield Reject(name, split, pair[0], f"{row.location}: {pair[1]}")
                 continue
-            taken.add(record.key, f"{cells.where}\t{name}")
-            listed = cells.concepts if part.concepts_column else None
-            if concepts:
-                listed = concepts.get(record.id)
+            taken[pair.key] = row.location, name
+            listed = cells.get("concepts") if concepts is None else concepts.get(pair.id)
             facts = self._concept_facts(listed)
-            if licenses and (found := licenses.get(record.id)):
-                facts["license"] = json.loads(found)
-            yield Pair(record.id, record.key, split, record.image, record.caption, facts)
+            if pair.id in licenses:
+                facts["license"] = licenses[pair.id]
+            yield Pair(pair.id, pair.key, split, pair.image, pair.caption, facts)
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the `tables` and of where the `images` are: another one, another data set.
 
         The images themselves are not read.
         """
-        places = [_place(part) for part in self._parts.values()]
-        return {"tables": self._tables_digest(), "images": _digest(json.dumps(places))}
-
-    def _tables_digest(self) -> str:
-        total = hashlib.sha256()
+        tables = hashlib.sha256()
+        places = list[list[str]]()
         for part in self._parts.values():
             columns = (part.caption_column, part.id_column, part.image_column, part.split_column)
-            total.update(repr((part.split, columns, part.concepts_column)).encode())
-            joins = [join.table for join in (part.concepts, part.license) if join]
-            for table in (part.captions, *joins):
-                total.update(table.digest().encode())
-        total.update(json.dumps(self._concept_names, sort_keys=True).encode())
-        return total.hexdigest()
+            tables.update(repr((part.split, columns, part.concepts_column)).encode())
+            for table in (part.captions, part.concepts, part.license):
+                tables.update(table.digest().encode() if table else b"")
+            path = part.images.path if part.images else part.image_root
+            places.append([part.split, str(path.resolve())])
+            if isinstance(part.images, Archive):
+                places[-1] += [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+        tables.update(json.dumps(self._concept_names, sort_keys=True).encode())
+        images = json.dumps(places).encode(errors="surrogateescape")
+        return {"tables": tables.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
 
-    def _joins(self, part: Part) -> tuple[Lookup | None, Lookup | None]:
-        """Id -> its CUIs as listed, and id -> its licence as JSON; read once."""
+    def _joins(self, part: Part) -> tuple[dict[str, str] | None, dict[str, Any]]:
+        """Id -> its CUIs as listed (None: no such table), and id -> its licence; read once."""
         if part.split not in self._joined:
-            joins = (part.concepts, part.license)
-            first, second = (Lookup(join.pairs()) if join else None for join in joins)
-            self._joined[part.split] = first, second
+            listed = (
+                by_id(part.concepts, "ID", ["CUIs"])["CUIs"].to_dict() if part.concepts else None
+            )
+            license = {}
+            if part.license:
+                columns = [name for name in part.license.names() if name.lower() != "id"]
+                license = by_id(part.license, "ID", columns).map(str.strip).to_dict("index")
+            self._joined[part.split] = listed, license
         return self._joined[part.split]
 
     def _concept_facts(self, listed: Any) -> dict[str, Any]:
@@ -229,68 +224,58 @@ class Source:
         return facts
 
 
-def _place(part: Part) -> list[str]:
-    """Where a split's images are; of a zip, also which."""
-    path = part.images.path if part.images else part.image_root
-    place = [part.split, str(path.resolve())]
-    if isinstance(part.images, Archive):
-        status = path.stat()
-        place += [str(status.st_size), str(status.st_mtime_ns)]
-    return place
+def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table that is to be joined, by id (without extension); of equal ids the first.
+
+    Raises:
+        InputError: the table is broken; names the line.
+    """
+    ids, cells = list[str](), list[list[str]]()
+    for row in table.rows([id_column, *columns]):
+        if row.problem:
+            raise InputError(f"{table}: {row.location}: {row.problem}")
+        ids.append(stem(row.values[0].strip()))
+        cells.append(row.values[1:])
+    frame = pd.DataFrame(cells, index=ids, columns=list(columns), dtype=object)
+    return frame.loc[~frame.index.duplicated()]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
-def _read(part: Part, *, with_images: bool) -> Iterator[_Cells]:
-    """The rows of a part; `with_images` off leaves the images in a table unread."""
-    image = part.image_column if with_images or part.id_column is None else None
-    wanted = [part.id_column or image, part.caption_column, image, part.split_column]
-    wanted.append(part.concepts_column)
-    columns = [column for column in wanted if column]
-    for row in part.captions.rows(columns):
-        cells = iter(row.values)
-        name, caption, picture, split, cuis = (next(cells) if c else "" for c in wanted)
-        column = part.split_column
-        if column and split_named(part.captions, row.where, column, split) != part.split:
-            continue
-        if part.id_column is None and isinstance(name, dict):
-            name = name.get("path") or ""
-        yield _Cells(row.where, row.problem, name, caption, picture, cuis)
-
-
-def _record(part: Part, name: str, cells: _Cells, taken: Lookup) -> Pair | tuple[Reason, str]:
+def _pair(
+    part: Part,
+    name: str,
+    problem: str | None,
+    cells: Mapping[str, Any],
+    taken: Mapping[str, tuple[str, str]],
+) -> Pair | tuple[Reason, str]:
     """The pair of a row, without its facts; or why there is none."""
-    if cells.problem:
-        return "malformed row", cells.problem
-    if not isinstance(cells.caption, str):
-        return "malformed row", f"the caption is a {type(cells.caption).__name__}, not text"
-    caption = clean(cells.caption)
-    if not _is_unicode(caption) or not _is_unicode(name):
-        return "malformed row", "half a surrogate pair, which is not text"
+    if problem:
+        return "malformed row", problem
+    if not isinstance(cells["caption"], str):
+        return "malformed row", f"the caption is a {type(cells['caption']).__name__}, not text"
+    caption = clean(cells["caption"])
     identity = stem(name)
-    if problem := unfit_id(identity, is_path=part.id_column is None):
-        return "unsafe id", problem
+    if unfit := unfit_id(identity, is_path=part.id_column is None):
+        return "unsafe id", unfit
     key = key_of(identity)
-    if earlier := taken.get(key):
-        where, _, other = earlier.partition("\t")
-        if part.id_column or other == name:
-            return "duplicate id", f"{where} has this id" + _HINT * (part.id_column is None)
+    if key in taken:
+        location, earlier_name = taken[key]
+        if part.id_column or earlier_name == name:
+            return "duplicate id", f"{location} has this id" + _HINT * (part.id_column is None)
         identity, key = name, key_of(name)  # a.jpg and a.png: with their extensions
         if key in taken:
             return "duplicate id", f"an earlier row has this image{_HINT}"
     if not any(letter.isprintable() and not letter.isspace() for letter in caption):
         return "caption empty", "no text but blanks"
-    image = _image(part, name, cells.image)
+    cell = cells.get("image")
+    image = _find_image(part, name, cell)
     if image is None:
         if part.images:
             return "image missing", f"no {identity}.jpg, .png or other image in {part.images}"
-        return "image missing", f"no file {cells.image!r}" if cells.image else "no image in the row"
+        return "image missing", f"no file {cell!r}" if cell else "no image in the row"
     return Pair(identity, key, part.split, image, caption)
 
 
-def _image(part: Part, name: str, cell: Any) -> ImageFile | None:
+def _find_image(part: Part, name: str, cell: Any) -> ImageFile | None:
     """The image of a row: found by its id, or in the cell, or where the cell says."""
     if part.images:
         return part.images.find(name)
@@ -302,17 +287,17 @@ def _image(part: Part, name: str, cell: Any) -> ImageFile | None:
     return DiskImage(path) if cell and is_file(path) else None
 
 
-def split_named(table: Table, where: str, column: str, said: Any) -> str:
+def parse_split(table: Table, location: str, column: str, word: Any) -> str:
     """The split that a cell of a table means.
 
     Raises:
         InputError: none that is known.
     """
     for split, words in SPLIT_WORDS.items():
-        if str(said).strip().lower() in words:
+        if str(word).strip().lower() in words:
             return split
-    allowed = ", ".join(word for words in SPLIT_WORDS.values() for word in words)
-    raise InputError(f"{table}: {where}: {column} is {said!r}; allowed are {allowed}")
+    allowed = ", ".join(each for words in SPLIT_WORDS.values() for each in words)
+    raise InputError(f"{table}: {location}: {column} is {word!r}; allowed are {allowed}")
 
 
 # ----------------------------------------------------------------------------------- ids and texts
@@ -328,8 +313,7 @@ def unfit_id(identity: str, *, is_path: bool = False) -> str | None:
     if not identity or not identity.strip("/\\. "):
         return "no id"
     if not identity.isprintable():
-        bad = next(letter for letter in identity if not letter.isprintable())
-        return f"holds {bad!r}"
+        return f"holds {next(letter for letter in identity if not letter.isprintable())!r}"
     if not is_path and any(step in ("", ".", "..") for step in re.split(r"[/\\]", identity)):
         return "leads out of the image folder"
     return None
@@ -341,7 +325,7 @@ def key_of(identity: str) -> str:
     Else its odd characters become "_", and a hash of the id is appended, so that ids that differ
     stay apart: `p10/s5.1` -> `p10_s5_1-b4a0c2d9e1`.
     """
-    safe = _ODD.sub("_", identity).strip()
+    safe = _UNSAFE.sub("_", identity).strip()
     if safe == identity and len(safe.encode()) <= _MAX_KEY_BYTES:
         return safe
     digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGEST_LETTERS]
@@ -356,14 +340,6 @@ def clean(caption: str) -> str:
 
 def parse_cuis(listed: Any) -> list[str]:
     """Concept ids from a list, or from text with ";" or tabs between. "nan" is an absent one."""
-    found = listed if isinstance(listed, list) else re.split(r"[;\t]", str(listed))
-    cuis = (str(cui).strip() for cui in found)
+    parts = listed if isinstance(listed, list) else re.split(r"[;\t]", str(listed))
+    cuis = (str(cui).strip() for cui in parts)
     return [cui for cui in cuis if cui and cui.lower() != "nan"]
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,33 +1,41 @@
 """Rows of the tables that people keep captions in: CSV, tab-separated, JSON lines, Parquet.
 
-Text is UTF-8, with or without a byte-order mark, with either line ending; anything else is an error
-that names the row. "NA", "None" and "null" are text. A comma-separated name may hold tabs: the
-header tells. Rows come one by one, so a table may be larger than the memory.
+pandas reads the text files, pyarrow the Parquet ones, both in chunks: a table may be larger than
+the memory. Text is UTF-8, with or without a byte-order mark, with any line ending; anything else is
+an error that names the line. "NA", "None" and "null" are text. A comma-separated name may hold
+tabs: the header tells. A row of another length than the header, or a line that is no JSON, has a
+problem of its own; the rows after it are read as usual.
 """
 
 import csv
 import hashlib
-import json
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
+
+import pandas as pd
 
 from ..errors import InputError
 
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_PARQUET_ROWS = 64  # per read: what is in memory at once, images and all
-_NAMED_BY = 1000  # lines of JSON whose keys are the columns
+_CHUNK = 1000  # rows of text that are in memory at once
+_PARQUET_CHUNK = 64  # fewer, because they may hold images
+_PROBLEM = "\0problem"  # no key of JSON
+
+Cells = Iterator[tuple[int, Sequence[Any], str | None]]
+"""For each row its line (or number), the chosen cells, and what is wrong with it."""
 
 
 class Row(NamedTuple):
-    """The wanted cells of one row."""
+    """The chosen cells of one row."""
 
-    where: str
+    location: str
     """For messages: the line on which the row begins, or its number in a Parquet file."""
     values: list[Any]
-    """Text; of a Parquet column of another type, what pyarrow makes of it. "" for none."""
+    """Text; of a Parquet or JSON column of another type, its Python value. "" for none."""
     problem: str | None
     """What is wrong with the row; its values are then unsure."""
 
@@ -53,26 +61,10 @@ class Table:
         Raises:
             InputError: no such file, or nothing in it.
         """
-        path = self.paths[0]
-        if self.header:
-            return list(self.header)
-        if _is(path, ".parquet"):
-            return list(_parquet(path).schema_arrow.names)
-        if _is(path, ".jsonl"):
-            return _object_names(path)
-        return _header(path)[0]
-
-    def holds_bytes(self, column: str) -> bool:
-        """Whether a column is binary (Parquet). Not of a struct: that may hold a path as well."""
-        path = self.paths[0]
-        if not _is(path, ".parquet"):
-            return False
-        with _parquet(path) as file:
-            names = list(file.schema_arrow.names)
-            return "binary" in str(file.schema_arrow.types[place(path, names, column)])[:12]
+        return self._names(self.paths[0])
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """The wanted cells of every row, in order. Empty lines are no rows.
+        """The chosen cells of every row, in order. Empty lines are no rows.
 
         Args:
             columns: names; upper and lower case count the same where that is unique. "a|b" takes
@@ -82,14 +74,12 @@ class Table:
             InputError: no such file, not UTF-8, not a table, or a column absent; names the line.
         """
         for path in self.paths:
-            if self.header:
-                yield from _plain_rows(path, self.header, columns)
-            elif _is(path, ".parquet"):
-                yield from _parquet_rows(path, columns)
-            elif _is(path, ".jsonl"):
-                yield from _json_rows(path, columns)
-            else:
-                yield from _csv_rows(path, columns)
+            names = self._names(path)
+            places = [_column_index(path, names, column) for column in columns]
+            parquet = path.suffix.lower() == ".parquet"
+            unit = f"{path.name} row" if parquet else "line"
+            for number, cells, problem in self._read(path, names, places):
+                yield Row(f"{unit} {number}", [_plain_value(cell) for cell in cells], problem)
 
     def digest(self) -> str:
         """Hash of the content."""
@@ -99,182 +89,201 @@ class Table:
                 total.update(hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
 
+    def _names(self, path: Path) -> list[str]:
+        if self.header:
+            return list(self.header)
+        if path.suffix.lower() == ".parquet":
+            return list(_open_parquet(path).schema_arrow.names)
+        return _json_names(path) if path.suffix.lower() == ".jsonl" else _csv_header(path)[0]
+
+    def _read(self, path: Path, names: list[str], places: list[int]) -> Cells:
+        if self.header:
+            return _read_plain(path, names, places)
+        keys = [names[place] for place in places]
+        if path.suffix.lower() == ".parquet":
+            return _read_parquet(path, keys)
+        return _read_json(path, keys) if path.suffix.lower() == ".jsonl" else _csv(path, places)
+
     def __str__(self) -> str:
         return str(self.paths[0])
 
 
-def place(path: Path, names: Sequence[str], column: str) -> int:
-    """Index of a wanted column (see `Table.rows`).
-
-    Raises:
-        InputError: it is absent, or two columns differ only in case.
-    """
-    for wanted in column.split("|"):
-        if wanted in names:
-            return names.index(wanted)
-        alike = [index for index, name in enumerate(names) if name.lower() == wanted.lower()]
-        if len(alike) == 1:
-            return alike[0]
-    found = ", ".join(repr(name) for name in names)
-    wanted = column.replace("|", " or ")
-    raise InputError(f"{path}: no column {wanted!r}; found {found}")
+def _column_index(path: Path, names: Sequence[str], column: str) -> int:
+    """Index of a chosen column (see `Table.rows`); InputError where it is absent or ambiguous."""
+    for name in column.split("|"):
+        if name in names:
+            return names.index(name)
+        similar = [index for index, each in enumerate(names) if each.lower() == name.lower()]
+        if len(similar) == 1:
+            return similar[0]
+    listed = ", ".join(repr(name) for name in names)
+    raise InputError(f"{path}: no column {column.replace('|', ' or ')!r}; found {listed}")
 
 
-def _is(path: Path, suffix: str) -> bool:
-    return path.suffix.lower() == suffix
+def _plain_value(value: Any) -> Any:
+    """Numbers as text, an absent value as none; bytes, lists and mappings as they are."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # pandas' whole numbers of JSON, where one is absent
+    return str(value) if isinstance(value, int | float) else value
 
 
 # -------------------------------------------------------------------------------------- text files
 
 
-def _open_text(path: Path) -> Any:
-    """A text file whose bytes that aren't UTF-8 become lone surrogates: the row can be named."""
+@contextmanager
+def _open_text(path: Path) -> Iterator[TextIO]:
+    """A text file. What goes wrong while it is read is an InputError that names the line."""
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start[:2] in _UTF_16:
-            raise InputError(f"{path}: is UTF-16; save the table as UTF-8")
-        if b"\0" in start:
-            raise InputError(
-                f"{path}: holds NUL bytes: UTF-16 without its mark? Save the table as UTF-8"
-            )
-        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError:
+        with path.open("rb") as raw:
+            for number, line in enumerate(raw, start=1):
+                text = line.decode(errors="replace")
+                if "\ufffd" in text:
+                    raise InputError(
+                        f"{path}: line {number} ({text[:40]!a}) is not UTF-8; save the table as "
+                        "UTF-8"
+                    ) from None
+        raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
 
 
-def _refuse_other_encodings(path: Path, line: int, text: str, row: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(error.object[error.start]) - 0xDC00
-        raise InputError(
-            f"{path}: line {line} ({row[:40]!a}): byte 0x{byte:02x} is not UTF-8; save the table "
-            "as UTF-8"
-        ) from None
-
-
-def _header(path: Path) -> tuple[list[str], str]:
-    """Column names of a CSV file, and its delimiter: a tab where the header has one."""
+def _csv_header(path: Path) -> tuple[list[str], str, int]:
+    """Column names, the separator (a tab where there is one), and the line that they stand on."""
     with _open_text(path) as file:
-        line = next((line for line in file if line.strip()), "")
-    delimiter = "\t" if "\t" in line else ","
-    _refuse_other_encodings(path, 1, line, line.split(delimiter)[0])
-    names = next(csv.reader([line], delimiter=delimiter), [])
-    return [name.strip() for name in names], delimiter
+        numbered = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        number, line = next(numbered, (0, ""))
+    if not line or "\0" in line:
+        raise InputError(f"{path}: " + ("NUL bytes: UTF-16? Save it as UTF-8" if line else "empty"))
+    separator = "\t" if "\t" in line else ","
+    [names] = csv.reader([line], delimiter=separator)
+    return [name.strip() for name in names], separator, number
 
 
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    names, delimiter = _header(path)
-    if not names:
-        wanted = ", ".join(dict.fromkeys(columns))
-        raise InputError(f"{path}: empty; wanted columns {wanted}")
-    places = [place(path, names, column) for column in columns]
+def _csv(path: Path, places: list[int]) -> Cells:
+    names, separator, line = _csv_header(path)
     with _open_text(path) as file:
-        lines = _csv_lines(path, csv.reader(file, delimiter=delimiter, strict=True))
-        next(lines, None)
-        for line, cells in lines:
-            problem = None
-            if len(cells) != len(names):
-                problem = f"{len(cells)} fields, the header has {len(names)}"
-            values = [cells[index] if index < len(cells) else "" for index in places]
-            yield Row(f"line {line}", values, problem)
+        # pandas' Python engine alone tells a short row (NaN) from an empty cell, and refuses a
+        # quote left open. One column more than the header has shows long rows; with a function for
+        # `usecols` they neither end the table nor shift it.
+        options: dict[str, Any] = {"engine": "python", "sep": separator, "header": None}
+        options |= {"names": range(len(names) + 1), "usecols": lambda name: True}
+        options |= {"skip_blank_lines": False, "index_col": False, "skiprows": line}
+        options |= {"dtype": str, "keep_default_na": False, "chunksize": _CHUNK}
+        try:
+            for chunk in pd.read_csv(file, **options):
+                counts = chunk.notna().sum(axis=1)
+                breaks = sum(chunk[name].str.count(r"\r\n|\r|\n").fillna(0) for name in chunk)
+                chosen = chunk[places].itertuples(index=False, name=None)
+                for cells, first, count, more in zip(chosen, chunk[0], counts, breaks, strict=True):
+                    line += 1
+                    if count > 1 or (count and first.strip()):  # a line of blanks is no row
+                        problem = None
+                        if count != len(names):
+                            fields = "more" if count > len(names) else count
+                            problem = f"{fields} fields, the header has {len(names)}"
+                        yield line, cells, problem
+                    line += int(more)
+        except (pd.errors.ParserError, csv.Error) as error:
+            raise InputError(
+                f"{path}: line {_broken_line(path, separator)}: not CSV: {error} (a quote left "
+                "open?)"
+            ) from None
 
 
-def _csv_lines(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """First line and cells of each row that isn't empty."""
+def _broken_line(path: Path, separator: str) -> int:
+    """Where the row begins that is no CSV: pandas doesn't say."""
     line = 1
-    try:
-        for cells in reader:
-            whole = "".join(cells)
-            if not whole.isascii():
-                _refuse_other_encodings(path, line, whole, cells[0])
-            if len(cells) > 1 or whole.strip():  # a line of blanks is no row
-                yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}: line {line}: not CSV: {error} (a quote left open?)") from None
+    with _open_text(path) as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for _ in reader:
+                line = reader.line_num + 1
+        except csv.Error:
+            return line
+    return line
 
 
-def _plain_rows(path: Path, header: Sequence[str], columns: Sequence[str]) -> Iterator[Row]:
+def _line_batches(file: TextIO) -> Iterator[list[tuple[int, str]]]:
+    """Numbers and texts of the lines that aren't blank, a chunk at a time."""
+    numbered = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    while batch := list(islice(numbered, _CHUNK)):
+        yield batch
+
+
+def _read_plain(path: Path, names: list[str], places: list[int]) -> Cells:
     """Lines without quoting or header: all that follows the first tabs belongs to the last cell."""
-    places = [place(path, header, column) for column in columns]
     with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.isascii():
-                _refuse_other_encodings(path, number, line, line)
-            if not line.strip():
-                continue
-            cells = line.rstrip("\r\n").split("\t", len(header) - 1)
-            cells += [""] * (len(header) - len(cells))
-            yield Row(f"line {number}", [cells[index] for index in places], None)
+        for batch in _line_batches(file):
+            numbers, lines = zip(*batch, strict=True)
+            cells = pd.Series(lines).str.rstrip("\r\n")
+            split = cells.str.split("\t", n=len(names) - 1, expand=True)
+            chosen = split.reindex(columns=range(len(names)))[places]
+            for number, row in zip(numbers, chosen.itertuples(index=False), strict=True):
+                yield number, row, None
 
 
-def _object_names(path: Path) -> list[str]:
+def _json_names(path: Path) -> list[str]:
     """Keys of the first lines; one that is absent in a line counts as empty there."""
-    names = dict[str, None]()
     with _open_text(path) as file:
-        for line in islice(file, _NAMED_BY):
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # the row is told of when it is read
-            names |= dict.fromkeys(found) if isinstance(found, dict) else {}
+        batch = next(_line_batches(file), [])
+    frame = _json_frame([line for _, line in batch]) if batch else pd.DataFrame()
+    names = [str(name) for name in frame if name != _PROBLEM]
     if not names:
-        raise InputError(f"{path}: none of its first {_NAMED_BY} lines is a JSON object")
-    return list(names)
+        raise InputError(f"{path}: none of its first {_CHUNK} lines is a JSON object")
+    return names
 
 
-def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    names = _object_names(path)
-    keys = [names[place(path, names, column)] for column in columns]
+def _read_json(path: Path, keys: list[str]) -> Cells:
     with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            _refuse_other_encodings(path, number, line, line)
-            if not line.strip():
-                continue
-            try:
-                found = json.loads(line)
-                problem = None if isinstance(found, dict) else "no JSON object"
-            except (ValueError, RecursionError) as error:
-                found, problem = {}, f"not JSON: {error}"
-            values = [found.get(key) if isinstance(found, dict) else None for key in keys]
-            yield Row(f"line {number}", [_cell(value) for value in values], problem)
+        for batch in _line_batches(file):
+            frame = _json_frame([line for _, line in batch])
+            frame = frame.reindex(columns=list(dict.fromkeys([_PROBLEM, *keys])))
+            chosen = frame[keys].itertuples(index=False, name=None)
+            for (number, _), row, problem in zip(batch, chosen, frame[_PROBLEM], strict=True):
+                yield number, row, problem if isinstance(problem, str) else None
+
+
+def _json_frame(lines: list[str]) -> pd.DataFrame:
+    """One row for each line: the values of its object, or what is wrong with it."""
+    try:
+        if not all(line.lstrip().startswith("{") for line in lines):
+            raise ValueError("not an object")
+        frame = pd.read_json(io.StringIO("".join(lines)), lines=True, dtype=False)
+        if len(frame) != len(lines):
+            raise ValueError("not one object")
+    except (ValueError, RecursionError) as error:
+        if len(lines) == 1:  # the rows of one bad line can't be told apart in a chunk
+            return pd.DataFrame({_PROBLEM: [f"not JSON: {error}"]})
+        return pd.concat([_json_frame([line]) for line in lines], ignore_index=True)
+    return frame
 
 
 # ----------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet(path: Path) -> Any:
+def _open_parquet(path: Path) -> Any:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        from pyarrow import parquet  # an extra
     except ImportError:
         raise InputError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow)") from None
     try:
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (ValueError, OSError) as error:  # pyarrow's own are among them
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    import pyarrow
-
-    with _parquet(path) as file:
-        names = list(file.schema_arrow.names)
-        wanted = [names[place(path, names, column)] for column in columns]
+def _read_parquet(path: Path, keys: list[str]) -> Cells:
+    with _open_parquet(path) as file:
         number = 0
         try:
-            for batch in file.iter_batches(_PARQUET_ROWS, columns=list(dict.fromkeys(wanted))):
-                for found in batch.to_pylist():
+            for batch in file.iter_batches(_PARQUET_CHUNK, columns=list(dict.fromkeys(keys))):
+                for row in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path.name} row {number}", [_cell(found[n]) for n in wanted], None)
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                    yield number, [row[key] for key in keys], None
+        except (ValueError, OSError) as error:
             raise InputError(f"{path}: after row {number}: unreadable: {error}") from None
-
-
-def _cell(value: Any) -> Any:
-    """Numbers as text, an absent value as none; bytes, lists and mappings as they are."""
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int | float) else value

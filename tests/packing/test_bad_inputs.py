@@ -22,7 +22,7 @@ from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.pack import PackOptions, pack
-from medclip_oc.packing.sources import Source
+from medclip_oc.packing.sources import Pair, Reject, Source
 from tests.support.bad_images import IMAGES, Kept, Refused
 from tests.support.bad_tables import FILES, HEAD, LINES, TABLES, Broken
 from tests.support.tiny_dataset import jpeg
@@ -59,24 +59,31 @@ def folder(path: Path, table: bytes, files: dict[str, bytes]) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    """All images in one folder, packed together; the ids are their places in the list."""
+    rows, files = ["ID,Caption"], {}
+    for number, (file_name, data, _) in enumerate(IMAGES.values()):
+        rows.append(f"{number},caption {number}")
+        files[f"{number}{Path(file_name).suffix}"] = data
+    path = tmp_path_factory.mktemp("images")
+    source = folder(path / "in", "\n".join(rows).encode(), files)
+    return packed(open_source(source, ["test"]), path / "out")
+
+
 @pytest.mark.parametrize("name", IMAGES)
-def test_image(tmp_path: Path, name: str) -> None:
+def test_image(images: Packed, name: str) -> None:
+    key = str(list(IMAGES).index(name))
     file_name, data, outcome = IMAGES[name]
-    source = folder(
-        tmp_path / "in", b"ID,Caption\ngood,one\na,two\n", {"good.jpg": jpeg(1), file_name: data}
-    )
-    samples, rejects = packed(open_source(source, ["test"]), tmp_path / "out")
-    assert samples["good"].image == jpeg(1)
     if isinstance(outcome, Refused):
-        [row] = rejects
-        assert (row["id"], row["split"], row["reason"]) == ("a", "test", outcome.reason)
-        assert row["detail"].startswith(f"{file_name}: ")
+        [row] = [row for row in images.rejects if row["id"] == key]
+        assert (row["split"], row["reason"]) == ("test", outcome.reason)
+        assert row["detail"].startswith(f"{key}{Path(file_name).suffix}: ")
         assert re.search(outcome.detail, row["detail"])
         return
-    assert not rejects
-    sample = samples["a"]
+    sample = images.samples[key]
     shown = np.asarray(Image.open(io.BytesIO(sample.image)))
-    assert sample.caption == "two"
+    assert sample.caption == f"caption {key}"
     assert (sample.facts["height"], sample.facts["width"]) == shown.shape[:2]
     if isinstance(outcome, Kept):
         assert (sample.image, sample.extension) == (data, outcome.extension)
@@ -92,28 +99,43 @@ def test_image(tmp_path: Path, name: str) -> None:
 # ------------------------------------------------------------------------------------------- tables
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images that the tables name; a test brings its own table."""
+    pictures = {name: jpeg(n) for n, name in enumerate(FILES)}
+    return folder(tmp_path_factory.mktemp("tables"), HEAD.encode(), pictures)
+
+
 def table_folder(path: Path, table: str | bytes) -> Path:
     data = table if isinstance(table, bytes) else table.encode()
     return folder(path, data, {name: jpeg(n) for n, name in enumerate(FILES)})
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_table(tmp_path: Path, name: str) -> None:
+def test_table(files: Path, name: str) -> None:
     table, outcome = TABLES[name]
-    source = table_folder(tmp_path / "in", table)
+    (files / "test_captions.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
+    source = open_source(files, ["test"])
     if isinstance(outcome, Broken):
-        with pytest.raises((InputError, WorkError), match=outcome.message) as caught:
-            packed(open_source(source, ["test"]), tmp_path / "out")
+        with pytest.raises(InputError, match=outcome.message) as caught:
+            source.count("test")
         assert "\n" not in str(caught.value)
         return
-    samples, found = packed(open_source(source, ["test"]), tmp_path / "out")
-    assert {key: sample.caption for key, sample in samples.items()} == outcome.captions
-    assert [(row["id"], row["reason"]) for row in found] == outcome.rejects
-    assert all(row["detail"].startswith("line ") for row in found)
-    names = [path.name for path in (tmp_path / "in").rglob("*")]
-    assert sorted(names) == sorted(
-        ["test_captions.csv", "test_images", "test", "s1", *(n.split("/")[-1] for n in FILES)]
-    )
+    records = list(source.records("test"))
+    assert len(records) == source.count("test")
+    pairs = {record.id: record.caption for record in records if isinstance(record, Pair)}
+    rejects = [record for record in records if isinstance(record, Reject)]
+    assert pairs == outcome.captions
+    assert [(reject.id, reject.reason) for reject in rejects] == outcome.rejects
+    assert all(reject.detail.startswith("line ") for reject in rejects)
+
+
+def test_each_reject_names_the_line_it_begins_on(files: Path) -> None:
+    table = 'ID,Caption\r\n\r\na,"two\r\nlines"\r\n  \r\nb\r\nz,"x\n\ny"\r\nz2,x\r\n'
+    (files / "test_captions.csv").write_bytes(table.encode() + b"a,again\r\n" * 1200)
+    records = list(open_source(files, ["test"]).records("test"))
+    details = [record.detail.split(":")[0] for record in records if isinstance(record, Reject)]
+    assert details == ["line 6", "line 7", *(f"line {n}" for n in range(10, 1211))]
 
 
 def as_folder(path: Path) -> None:
@@ -173,15 +195,20 @@ def test_an_image_folder_that_is_none(tmp_path: Path, make: Callable[[Path], Non
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_json_line(tmp_path: Path, name: str) -> None:
+def test_json_line(files: Path, name: str) -> None:
     line, reason = LINES[name]
-    source = table_folder(tmp_path / "in", HEAD)
-    table = source / "table.jsonl"
-    table.write_text(json.dumps({"i": "a.jpg", "t": "heart"}) + f"\n{line}\n")
-    root = source / "test_images" / "test"
-    opened = open_table(
-        table, image_column="i", caption_column="t", image_root=root, splits=["test"]
+    good = [json.dumps({"i": name, "t": "heart"}) for name in ("a.jpg", "c.jpg")]
+    (files / "table.jsonl").write_text(f"{good[0]}\n\n{line}\n{good[1]}\n")
+    source = open_table(
+        files / "table.jsonl",
+        image_column="i",
+        caption_column="t",
+        image_root=files / "test_images" / "test",
+        splits=["test"],
     )
-    samples, found = packed(opened, tmp_path / "out")
-    assert [sample.caption for sample in samples.values()] == ["heart"]
-    assert [row["reason"] for row in found] == [reason]
+    first, reject, last = source.records("test")
+    assert isinstance(first, Pair)
+    assert isinstance(last, Pair)
+    assert isinstance(reject, Reject)
+    assert reject.reason == reason
+    assert reject.detail.startswith("line 3: ")

@@ -54,6 +54,7 @@ TABLES: dict[str, tuple[str | bytes, Rows | Broken]] = {
     "emoji and right-to-left": (f"{HEAD}a,{EMOJI}\n", Rows({"a": EMOJI})),
     "100 kB": (f"{HEAD}a,{LONG}\n", Rows({"a": LONG.strip()})),
     "NUL in a caption": (f"{HEAD}a,left\0lung\n", Rows({"a": "left\0lung"})),
+    "a number": (f"{HEAD}a,007\n", Rows({"a": "007"})),
     "a quote within": (f'{HEAD}a,5" mass\n', Rows({"a": '5" mass'})),
     "an id with dots": (f"{HEAD}1.2.840,heart\n", Rows({"1.2.840": "heart"})),
     "an id with a folder": (f"{HEAD}s1/x,heart\n", Rows({"s1/x": "heart"})),
@@ -67,6 +68,14 @@ TABLES: dict[str, tuple[str | bytes, Rows | Broken]] = {
     "caption blank": (f"{HEAD}a,heart\nb, \u2003\u00a0 \n", rejects(("b", "caption empty"))),
     "caption unseen": (f"{HEAD}a,heart\nb,\u200b\ufeff\n", rejects(("b", "caption empty"))),
     "a comma too many": (f"{HEAD}a,heart\nb,lung, left\n", rejects(("b", "malformed row"))),
+    "many commas too many": (
+        f"{HEAD}a,heart\nb,{'lung, ' * 90}\nc\n",
+        rejects(("b", "malformed row"), ("c", "malformed row")),
+    ),
+    "a comma at each end": (
+        f"{HEAD}a,heart\nb,lung,\nc,x,\n",
+        rejects(("b", "malformed row"), ("c", "malformed row")),
+    ),
     "commas alone": (f"{HEAD}a,heart\n,\n", rejects(("", "unsafe id"))),
     "twice": (f"{HEAD}a,heart\na,again\n", rejects(("a", "duplicate id"))),
     "twice, with extension": (f"{HEAD}a,heart\na.jpg,again\n", rejects(("a.jpg", "duplicate id"))),
@@ -74,7 +83,14 @@ TABLES: dict[str, tuple[str | bytes, Rows | Broken]] = {
     "up within": (f"{HEAD}a,heart\ns1/../a,x\n", rejects(("s1/../a", "unsafe id"))),
     "absolute": (f"{HEAD}a,heart\n/etc/passwd,x\n", rejects(("/etc/passwd", "unsafe id"))),
     "backslashes": (f"{HEAD}a,heart\n..\\a,x\n", rejects(("..\\a", "unsafe id"))),
-    "dots alone": (f"{HEAD}a,heart\n..,x\n", rejects(("..", "unsafe id"))),
+    "dots alone": (f"{HEAD}a,heart\n...,x\n", rejects(("...", "unsafe id"))),
+    "a blank step": (f"{HEAD}a,heart\na//b,x\n", rejects(("a//b", "unsafe id"))),
+    "an extension alone": (f"{HEAD}a,heart\n.jpg,x\n", rejects((".jpg", "unsafe id"))),
+    "an extension twice": (
+        f"{HEAD}a,heart\na.jpg.jpg,x\n",
+        rejects(("a.jpg.jpg", "image missing")),
+    ),
+    "unseen in the id": (f"{HEAD}a,heart\nb\u200b,x\n", rejects(("b\u200b", "unsafe id"))),
     "a newline in the id": (f'{HEAD}a,heart\n"b\nc",x\n', rejects(("b\nc", "unsafe id"))),
     "a bell in the id": (f"{HEAD}a,heart\nb\a,x\n", rejects(("b\a", "unsafe id"))),
     "NUL in the id": (f"{HEAD}a,heart\nb\0,x\n", rejects(("b\0", "unsafe id"))),
@@ -87,32 +103,46 @@ TABLES: dict[str, tuple[str | bytes, Rows | Broken]] = {
     "a column missing": ("ID,Text\na,heart\n", Broken("no column 'Caption'; found 'ID', 'Text'")),
     "no header": ("a,heart\nb,lung\n", Broken("no column 'ID'; found 'a', 'heart'")),
     "semicolons": ("ID;Caption\na;heart\n", Broken("no column 'ID'; found 'ID;Caption'")),
-    "UTF-16": (f"{HEAD}a,heart\n".encode("utf-16"), Broken("is UTF-16; save the table as UTF-8")),
-    "UTF-16 without mark": (
-        f"{HEAD}a,heart\n".encode("utf-16-le"),
-        Broken("NUL bytes: UTF-16 without its mark"),
+    "UTF-16": (
+        f"{HEAD}a,heart\n".encode("utf-16"),
+        Broken("line 1 .* not UTF-8; save"),
     ),
+    "UTF-16 without mark": (f"{HEAD}a,heart\n".encode("utf-16-le"), Broken("NUL bytes: UTF-16")),
     "Latin-1": (
         f"{HEAD}a,heart\nb,\u0153d\u00e8me\n".encode("cp1252"),
-        Broken(r"line 3 \('b'\): byte 0x9c is not UTF-8"),
+        Broken(r"line 3 \('b,.* is not UTF-8"),
     ),
     "half a surrogate pair": (
         HEAD.encode() + b"a,\xed\xa0\x80\n",
-        Broken(r"line 2 \('a'\): byte 0xed is not UTF-8"),
+        Broken("line 2 .* is not UTF-8"),
+    ),
+    "Latin-1 after a caption of two lines": (
+        'ID,Caption\na,"two\nlines"\nb,\u00e8\n'.encode("latin-1"),
+        Broken("line 4 .* is not UTF-8"),
+    ),
+    "a quote left open, and a huge rest": (
+        f'{HEAD}a,"lung\n' + "b,x\n" * 50_000,
+        Broken("line 2: not CSV"),
+    ),
+    "a quote left open after 1,000 rows of two lines": (
+        HEAD + 'a,"two\nlines"\n' * 1001 + 'b,"lung\n',
+        Broken("line 2004: not CSV"),
     ),
     "a quote left open": (f'{HEAD}a,heart\nb,"lung\nc,x\n', Broken("line 3: not CSV")),
     "text after a quote": (f'{HEAD}a,"heart" left\n', Broken("line 2: not CSV")),
     "200 kB": (f"{HEAD}a,{LONG * 2}\n", Broken("line 2: not CSV: field larger than field limit")),
-    "nothing usable": (f"{HEAD}z,x\n", Broken("no pair could be packed; 1 of 1: image missing")),
 }
 FILES = ("a.jpg", "b.PNG", "c.jpg", "d.jpg", "1.2.840.jpg", "s1/x.jpg", "\u00e9\U0001fac0.jpg")
 
 
 LINES: dict[str, tuple[str, str]] = {
-    "half a surrogate pair": (r'{"i": "b.PNG", "t": "\ud83e"}', "malformed row"),
+    "half a surrogate pair": (r'{"i": "b.PNG", "t": "\ud83e"}', "caption empty"),
     "half a pair in the path": (r'{"i": "\udce9.jpg", "t": "x"}', "malformed row"),
     "no JSON": ('{"i": "b.PNG", "t": ', "malformed row"),
     "a list": ('["b.PNG", "x"]', "malformed row"),
+    "a text": ('"b.PNG"', "malformed row"),
+    "two on one line": ('{"i": "b.PNG", "t": "x"}, {"i": "c.jpg", "t": "y"}', "malformed row"),
+    "nested without end": ("[" * 100_000, "malformed row"),
     "no caption": ('{"i": "b.PNG"}', "caption empty"),
     "null": ('{"i": "b.PNG", "t": null}', "caption empty"),
     "a list for a caption": ('{"i": "b.PNG", "t": ["x"]}', "malformed row"),
