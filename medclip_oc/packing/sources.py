@@ -135,12 +135,12 @@ class Source:
     """
 
     def __init__(
-        self, form: str, parts: Sequence[Part], concept_names: Mapping[str, str] | None = None
+        self, form: str, parts: Sequence[Part], concept_names: Mapping[Any, str] | None = None
     ) -> None:
         self.form, self.splits = form, tuple(part.split for part in parts)
         self._parts = {part.split: part for part in parts}
         self._concept_names = concept_names or {}
-        self._joined = dict[str, tuple[dict[str, str] | None, dict[str, Any]]]()
+        self._joined = dict[str, tuple[dict[Any, Any] | None, dict[Any, Any]]]()
 
     def count(self, split: str) -> int:
         """Rows of a split. Reads its tables whole, so that a broken one is found at the start.
@@ -202,7 +202,7 @@ class Source:
         images = json.dumps(places).encode(errors="surrogateescape")
         return {"tables": tables.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
 
-    def _joins(self, part: Part) -> tuple[dict[str, str] | None, dict[str, Any]]:
+    def _joins(self, part: Part) -> tuple[dict[Any, Any] | None, dict[Any, Any]]:
         """Id -> its CUIs as listed (None: no such table), and id -> its licence; read once."""
         if part.split not in self._joined:
             listed = (

@@ -85,9 +85,7 @@ def test_concepts(table: Table) -> None:
 
 def test_a_broken_concept_table_is_found_as_early(table: Table) -> None:
     folder = table("ID,Caption\na,one\n", ("a.jpg",), concepts="ID,CUIs\na,C1,C2\n")
-    with pytest.raises(
-        InputError, match=r"train_concepts.csv: line 2: more fields"
-    ):
+    with pytest.raises(InputError, match=r"train_concepts.csv: line 2: more fields"):
         open_source(folder, ["train"]).count("train")
 
 
