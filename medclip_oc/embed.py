@@ -30,7 +30,7 @@ def main(settings: EmbedConfig) -> None:
         Path(settings.out), len(shards), width, settings.dtype, overwrite=settings.overwrite
     )
     batches = dataset.load_batches(
-        loader.pairs(shards, clip),
+        loader.evaluation_pairs(shards, clip),
         _batches(len(shards), settings.batch_size),
         workers=embedder.processes(len(shards)),
         pin=embedder.device.type == "cuda",

@@ -138,7 +138,9 @@ def prepare(config: Config, wanted: "Resume | None", world: "World", notice: "No
         step=step,
         optimizer=optimizer,
         batches=batches,
-        valid=None if valid is None else loader.pairs(valid, clip, decode=config.valid.decode),
+        valid=None
+        if valid is None
+        else loader.evaluation_pairs(valid, clip, decode=config.valid.decode),
         log=log,
         saver=Saver(folder, config.checkpoint, main=world.main),
         notice=notice,

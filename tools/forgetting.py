@@ -209,7 +209,7 @@ def recall(file: Path, shards: str) -> float:
 
     world = World(0, 1, torch.device("cpu"))
     clip = factory.load(file)
-    pairs = loader.pairs(loader.open_shards(shards, "test", world), clip)
+    pairs = loader.evaluation_pairs(loader.open_shards(shards, "test", world), clip)
     embedded = features.embed_pairs(
         clip, pairs, world, batch_size=64, workers=0, precision="fp32", stop=lambda: False
     )

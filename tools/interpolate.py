@@ -104,7 +104,7 @@ class Scorer:
         if settings.probe is not None:
             places["probe"] = (settings.probe, settings.probe_split)
         for name, (where, split) in places.items():
-            self.sets[name] = loader.pairs(loader.open_shards(where, split, world), clip)
+            self.sets[name] = loader.evaluation_pairs(loader.open_shards(where, split, world), clip)
 
     def __call__(self, state: "State") -> dict[str, float]:
         """The mean recall of each set, in [0, 1]."""

@@ -1,6 +1,6 @@
 """Pairs as batches: which pair comes when, and how its bytes become tensors.
 
-The order is a pure function of (seed, epoch, index), see order.py. Global batch k of a run is the
+The order is a pure function of (seed, epoch, index), see sampler.py. Global batch k of a run is the
 pairs [kG, (k+1)G) of one stream, and rank r takes the r-th of the batch's equal parts. So the
 sequence of global batches is the same at any world size and worker count, and the place in it is
 one integer: the number of pairs consumed.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config.schema import Decode, LongCaptions
@@ -23,12 +24,10 @@ from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..runtime import shutdown
 from .captions import Captions, Tokenizer
-from .sampler import Order, permuted
+from .remote import ShardStream, Streamed
+from .sampler import Order, Place, permuted
 from .shards import Sample, ShardSet
-from .stream import Streamed
 
-Place = tuple[int, int]
-"""(pass, index of the pair in its shard set)."""
 Transform = Callable[[Picture, np.random.Generator], Tensor]
 """Picture and a source of randomness -> (3, H, W) uint8."""
 Batch = dict[str, Tensor]
@@ -39,35 +38,35 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _CUI = re.compile("C[0-9]{1,9}")
 _REPLACEMENTS = 1 << 32  # from here on, the numbers of the permutations that replace bad pairs
 _TRIES = 20
-"""Unreadable pairs in a row, at which nobody looks for another one any more."""
+"""Unreadable pairs in a row, at which no other one is looked for."""
 
 
-class Loaded(NamedTuple):
+class LoadedBatch(NamedTuple):
     """A batch, and what happened on the way."""
 
     batch: Batch
     bad: list[str]
-    """Pairs that couldn't be read and were replaced: where, and why."""
+    """Pairs that couldn't be read and were replaced: their location, and why."""
     long_captions: int
     """Captions longer than the context."""
 
 
-class StepSampler(Sampler[list[Place]]):
-    """Places of one rank's pairs, in loader batches that never span two optimizer steps.
+class StepSampler(Sampler[list[Place] | list[Streamed]]):
+    """One rank's pairs, in loader batches that never span two optimizer steps.
 
     Args:
-        order: position -> (pass, index).
+        source: the order of pairs that are read by position, or a stream.
         global_batch_size: G; a multiple of `world_size`.
         loader_batch_size: most pairs of a loader batch.
         steps: how many global batches.
         rank: of this process.
         world_size: number of processes.
-        start: pairs of the stream that are already done. Nothing of them is read.
+        start: pairs that are already done, and not read again; of a stream a multiple of G.
     """
 
     def __init__(
         self,
-        order: Order,
+        source: Order | ShardStream,
         *,
         global_batch_size: int,
         loader_batch_size: int,
@@ -77,20 +76,18 @@ class StepSampler(Sampler[list[Place]]):
         start: int = 0,
     ) -> None:
         assert global_batch_size % world_size == 0
-        self.order, self.steps, self.start = order, steps, start
+        self.source, self.steps, self.start = source, steps, start
         self.global_batch_size, self.loader_batch_size = global_batch_size, loader_batch_size
-        self.rank, self.share = rank, global_batch_size // world_size
+        share = global_batch_size // world_size
+        self.own = range(rank * share, (rank + 1) * share)  # places within a global batch
 
     def __len__(self) -> int:
-        return self.steps * -(-self.share // self.loader_batch_size)
+        return self.steps * -(-len(self.own) // self.loader_batch_size)
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        for step in range(self.steps):
-            begin = self.start + step * self.global_batch_size + self.rank * self.share
-            for first in range(begin, begin + self.share, self.loader_batch_size):
-                end = min(first + self.loader_batch_size, begin + self.share)
-                passes, indices = self.order.places(np.arange(first, end))
-                yield list(zip(passes.tolist(), indices.tolist(), strict=True))
+    def __iter__(self) -> Iterator[list[Place] | list[Streamed]]:
+        for share in self.source.shares(self.start, self.steps, self.global_batch_size, self.own):
+            for first in range(0, len(share), self.loader_batch_size):
+                yield share[first : first + self.loader_batch_size]
 
 
 class Pairs(Dataset[dict[str, Any]]):
@@ -103,8 +100,8 @@ class Pairs(Dataset[dict[str, Any]]):
         seed: of the transform's randomness.
         decode: "fast": JPEGs no finer than the transform needs. "exact": at full size.
         long_captions: what becomes of them, see captions.py.
-        replace: whether an unreadable pair is replaced by another, which (seed, pass, index)
-            decides, or else is an error.
+        replace: an unreadable pair is replaced by another one, which (seed, pass, index) decides;
+            or else it is an error.
     """
 
     def __init__(
@@ -145,81 +142,80 @@ class Pairs(Dataset[dict[str, Any]]):
         except OSError as error:
             return {"error": WorkError(f"{error.filename or 'shards'}: {error.strerror}")}
 
-    def _placed(self, epoch: int, index: int) -> dict[str, Any]:
-        bad = list[str]()
-        wanted = index
+    def _placed(self, epoch: int, position: int) -> dict[str, Any]:
+        bad, index = list[str](), position
         while True:
             try:
                 sample = self.shards.read(index)
                 return {**self._tensors(sample, epoch, index), "bad": bad}
             except BadImage as error:
                 bad.append(f"{self.shards.locate(index)}: {error}")
-            except InputError as error:  # the caption or the facts; says where
+            except InputError as error:  # the caption; says where
                 bad.append(str(error))
             if not self.replace:
                 raise InputError(bad[0])
             if len(bad) == _TRIES:
                 raise WorkError(f"{_TRIES} pairs in a row can't be read; the last: {bad[-1]}")
-            place, stream = np.array([wanted]), _REPLACEMENTS + len(bad)
-            index = int(permuted(self.seed, epoch, len(self), place, stream=stream)[0])
+            stream = _REPLACEMENTS + len(bad)
+            index = int(permuted(self.seed, epoch, len(self), np.array(position), stream=stream))
 
     def _streamed(self, item: Streamed) -> dict[str, Any]:
         try:
             return {**self._tensors(item.sample, item.epoch, item.index), "bad": []}
         except BadImage as error:
-            return {"bad": [f"{item.where}: {error}"]}
+            return {"bad": [f"{item.location}: {error}"]}
 
     def _tensors(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
-        place = [self.seed, epoch, index]
+        seed = [self.seed, epoch, index]
         picture = Picture(sample.image, exact=self.exact)
-        pixels = self.transform(picture, np.random.default_rng(place))
-        tokens, long = self.captions.tokens(sample.caption, [*place, 1])
+        tokens, long = self.captions.tokens(sample.caption, [*seed, 1])
+        digest = sample.facts.get("sha256")  # of the source's image; else of the stored one
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            digest = hashlib.sha256(sample.image).hexdigest()
         return {
-            "images": pixels,
-            "tokens": tokens,
+            "images": self.transform(picture, np.random.default_rng(seed)),  # (3, H, W)
+            "tokens": tokens,  # (L,)
             "index": index,
-            "caption_hash": _number(hashlib.sha256(sample.caption.encode()).hexdigest()),
-            "image_hash": _number(_image_digest(sample)),
-            "concepts": _concepts(sample.facts.get("concepts")),
+            "caption_hash": _hash(hashlib.sha256(sample.caption.encode()).hexdigest()),
+            "image_hash": _hash(digest),
+            "concepts": _concepts(sample.facts.get("concepts")),  # (k,)
             "long": long,
         }
 
 
-def collate(samples: list[dict[str, Any]]) -> Loaded | InputError | WorkError:
+def collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkError:
     """Stack samples into a batch; the first error, if any.
 
     A sample of a stream that couldn't be read is replaced by the next one of the batch.
     """
-    for sample in samples:
-        if "error" in sample:
-            error: InputError | WorkError = sample["error"]
-            return error
+    error: InputError | WorkError | None = next((s["error"] for s in samples if "error" in s), None)
+    if error is not None:
+        return error
     bad = [line for sample in samples for line in sample["bad"]]
     sound = [number for number, sample in enumerate(samples) if "images" in sample]
     if not sound:
         return WorkError(f"no pair of a whole batch can be read; the last: {bad[-1]}")
     chosen = [next((n for n in sound if n >= at), sound[0]) for at in range(len(samples))]
     samples = [samples[number] for number in chosen]
-    concepts = torch.zeros(len(samples), max(len(s["concepts"]) for s in samples)).int()
-    for row, sample in enumerate(samples):
-        found = sample["concepts"]
-        concepts[row, : len(found)] = torch.tensor(found, dtype=torch.int32)
-    stacked = {name: torch.stack([s[name] for s in samples]) for name in ("images", "tokens")}
-    numbers = {
-        name: torch.tensor([s[name] for s in samples], dtype=torch.int64)
-        for name in ("index", "caption_hash", "image_hash")
+    tensors = {
+        "images": torch.stack([s["images"] for s in samples]),  # (B, 3, H, W) uint8
+        "tokens": torch.stack([s["tokens"] for s in samples]),  # (B, L) int64
+        **{
+            name: torch.tensor([s[name] for s in samples], dtype=torch.int64)  # (B,)
+            for name in ("index", "caption_hash", "image_hash")
+        },
+        "concepts": pad_sequence([s["concepts"] for s in samples], batch_first=True),  # (B, K)
     }
-    batch = {**stacked, **numbers, "concepts": concepts}
-    return Loaded(batch, bad, sum(sample["long"] for sample in samples))
+    return LoadedBatch(tensors, bad, sum(sample["long"] for sample in samples))
 
 
 def load_batches(
     pairs: Pairs,
-    sampler: Iterable[list[Place]] | Iterable[list[Streamed]],
+    sampler: Iterable[list[Place] | list[Streamed]],
     *,
     workers: int,
     pin: bool,
-) -> Iterator[Loaded]:
+) -> Iterator[LoadedBatch]:
     """Batches in the sampler's order, prepared by `workers` processes (0: by this one).
 
     Raises:
@@ -251,47 +247,36 @@ def load_batches(
         ) from None
 
 
-def step_batches(loads: Iterator[Loaded], pairs_per_step: int) -> Iterator[Loaded]:
+def step_batches(parts: Iterator[LoadedBatch], pairs_per_step: int) -> Iterator[LoadedBatch]:
     """Join loader batches into one of `pairs_per_step` pairs per optimizer step."""
-    held: list[Loaded] = []
-    for loaded in loads:
-        held.append(loaded)
+    held: list[LoadedBatch] = []
+    for part in parts:
+        held.append(part)
         if sum(len(part.batch["index"]) for part in held) == pairs_per_step:
             yield _join(held)
             held = []
     assert not held, "the sampler ends on a whole step"
 
 
-def _join(parts: list[Loaded]) -> Loaded:
+def _join(parts: list[LoadedBatch]) -> LoadedBatch:
     if len(parts) == 1:
         return parts[0]
     batches = [part.batch for part in parts]
-    most = max(batch["concepts"].shape[1] for batch in batches)
-    concepts = [
-        torch.nn.functional.pad(batch["concepts"], (0, most - batch["concepts"].shape[1]))
-        for batch in batches
-    ]
     names = batches[0].keys() - {"concepts"}
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+    rows = [row for batch in batches for row in batch["concepts"]]
+    joined["concepts"] = pad_sequence(rows, batch_first=True)  # (B, K)
     bad = [line for part in parts for line in part.bad]
-    long = sum(part.long_captions for part in parts)
-    return Loaded(joined | {"concepts": torch.cat(concepts)}, bad, long)
+    return LoadedBatch(joined, bad, sum(part.long_captions for part in parts))
 
 
-def _number(digest: str) -> int:
+def _hash(digest: str) -> int:
     """The first 64 bits of a hexadecimal digest, as a signed integer."""
     return int.from_bytes(bytes.fromhex(digest[:16]), signed=True)
 
 
-def _image_digest(sample: Sample) -> str:
-    """SHA-256 of the source's image where it is known, else of the image as it is stored."""
-    known = sample.facts.get("sha256")
-    if isinstance(known, str) and _SHA256.fullmatch(known):
-        return known
-    return hashlib.sha256(sample.image).hexdigest()
-
-
-def _concepts(cuis: object) -> list[int]:
-    """UMLS concept ids as numbers: C0040405 -> 40405. Whatever has another form is left out."""
-    found = cuis if isinstance(cuis, list) else []
-    return [int(cui[1:]) for cui in found if isinstance(cui, str) and _CUI.fullmatch(cui)]
+def _concepts(cuis: object) -> Tensor:
+    """UMLS concept ids as numbers, C0040405 -> 40405: (k,) int32. Other forms are left out."""
+    names = cuis if isinstance(cuis, list) else []
+    numbers = [int(cui[1:]) for cui in names if isinstance(cui, str) and _CUI.fullmatch(cui)]
+    return torch.tensor(numbers, dtype=torch.int32)

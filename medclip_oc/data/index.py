@@ -1,57 +1,120 @@
-"""Shards and their indexes: which tars are meant, and where the members of each pair lie in them.
+"""Where the pairs of some shards lie: two plain numpy arrays, made once and mapped into memory.
 
-Shards of ours come with an index.json (see shards.py). Tars of another maker are walked through,
-header by header, several at once.
+Shards of ours come with an index.json (see shards.py); tars of another maker are walked through,
+header by header. The result is kept as two `.npy` files, beside the shards or, where those can't be
+written, in the user's cache folder. Their name holds a hash of the size and the time of change of
+what they were made from: a set of ten million pairs is opened at once, and never a stale one.
 
-N pairs. Offsets and sizes are in bytes.
+N pairs, S shards. Offsets and sizes are in bytes.
 """
 
 import glob
 import hashlib
 import json
 import os
-import re
 import tarfile
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import braceexpand
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, WorkError
+from ..runtime.atomic import atomic_file
 
 VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 ENTRY = {"name", "split", "samples", "bytes", "sha256", "keys", "extensions", "members"}
-ABSENT = [-1, 0]
-"""Offset and size of a member that a pair doesn't have."""
+"""What index.json says of a shard."""
 
-# webdataset's rule: the key ends at the first dot of the file name, folders belong to the key
-MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
-_BETWEEN = re.compile(r"[\s,]*")
-_CHUNK = 1 << 20
+_PLACES = ["image_offset", "image_size", "text_offset", "text_size", "json_offset", "json_size"]
+_ABSENT = (-1, 0)  # the place of the .json of a pair that has none
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 
-@dataclass
-class Shard:
-    """Where the pairs of one shard lie."""
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the pairs of some shards lie."""
 
+    folder: Path
+    file: Path
+    """Start of the names of both arrays' files."""
+    shards: np.ndarray
+    """(S,) of name (a path from `folder`), bytes, pairs, skipped (entries without an image or a
+    caption), identity (hash of the content or, without an index.json, of where its pairs lie)."""
+    pairs: np.ndarray
+    """(N,) of six offsets and sizes, shard, extension (place in IMAGE_EXTENSIONS), key (UTF-8)."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """The S shards."""
+        return [self.folder / os.fsdecode(name) for name in self.shards["name"].tolist()]
+
+    def problem(self) -> str | None:
+        """What is wrong with a shard that is missing or of another size; None: nothing."""
+        for path, size in zip(self.paths, self.shards["bytes"].tolist(), strict=True):
+            try:
+                actual = path.stat().st_size
+            except OSError:
+                return f"{path}: shard missing, and {INDEX} names it"
+            if actual != size:
+                return f"{path}: {actual} bytes, {INDEX} says {size}; damaged or changed"
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.folder, self.file)  # another process maps the files again
+
+
+class _Shard(NamedTuple):
     name: str
-    size: int
-    keys: list[str]
-    extensions: list[str]
-    members: np.ndarray
-    """(N, 6) int64: offset and size of image, text and json."""
+    split: str
+    bytes: int
     identity: str
-    """Hash of its content or, without an index.json, of its layout."""
+    pairs: np.ndarray
     skipped: int = 0
-    """Entries that are no pair: the image or the caption is absent."""
+
+
+def of_folder(folder: Path, split: str) -> ShardIndex:
+    """The index of a split of a shard folder.
+
+    Raises:
+        InputError: no index.json, a damaged one or one of another version; no such split; a shard
+            that is missing or of another size.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise InputError(f"{folder}: no {INDEX}: not a finished shard folder; pack it again")
+    return _open(folder, f"{split}-{_hash(_stamp(path))}", lambda: _of_split(folder, split))
+
+
+def of_tars(paths: Sequence[Path]) -> ShardIndex:
+    """The index of tars named one by one; an index.json beside them serves those it names.
+
+    Raises:
+        InputError: no tar at all, one that can't be read, or as `of_folder`.
+    """
+    if not paths:
+        raise InputError("no shards are named, so there is no readable pair")
+    paths = [path.absolute() for path in paths]
+    indexes = {path.parent / INDEX for path in paths if (path.parent / INDEX).is_file()}
+    name = _hash([[str(path), *_stamp(path)] for path in (*paths, *sorted(indexes))])
+    return _open(paths[0].parent, name, lambda: _of_tars(paths))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a brace pattern such as `{000..012}.tar` stands for.
+
+    Raises:
+        InputError: its braces don't match.
+    """
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise InputError(f"{pattern}: {error}") from None
 
 
 def expand(pattern: str) -> list[Path]:
@@ -60,173 +123,198 @@ def expand(pattern: str) -> list[Path]:
     Raises:
         InputError: there is no such file.
     """
-    import braceexpand
-
-    try:
-        names = list(braceexpand.braceexpand(str(Path(pattern).expanduser())))
-    except ValueError as error:
-        raise InputError(f"{pattern}: {error}") from None
-    found: list[Path] = []
-    for name in names:
+    paths: list[Path] = []
+    for name in expand_braces(str(Path(pattern).expanduser())):
         if Path(name).is_dir():
             raise InputError(f"{name}: a folder among tars; folders are joined by ::")
-        if Path(name).is_file():
-            found.append(Path(name))
-        elif matches := sorted(glob.glob(name)):  # noqa: PTH207 (the pattern may be absolute)
-            found += map(Path, matches)
-        else:
+        matches = [name] if Path(name).is_file() else sorted(glob.glob(name))  # noqa: PTH207
+        if not matches:
             kind = "no file matches" if glob.has_magic(name) else "no such shard"
             raise InputError(f"{name}: {kind}" + (f" (from {pattern})" if name != pattern else ""))
-    return found
+        paths += map(Path, matches)
+    return paths
 
 
-def read_index(folder: Path) -> Iterator[dict[str, Any]]:
-    """The entry of each shard in a folder's index.json (see shards.py), one after another.
+def image_extension(members: dict[str, Any]) -> str | None:
+    """Which of a pair's members is the image."""
+    return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
 
-    One entry is in memory at a time: the whole of ten million pairs would take many gigabytes.
 
-    Raises:
-        InputError: the file is damaged, or of another version.
-    """
-    path = folder / INDEX
-    damaged = InputError(f"{path}: damaged; pack the folder again")
+def user_cache() -> Path:
+    """Where the user's programs keep what can be made again."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(cache) / "medclip_oc"
+
+
+# ------------------------------------------------------------------------------------- the arrays
+
+
+def _open(folder: Path, name: str, read: Callable[[], list[_Shard]]) -> ShardIndex:
+    """The index under this name, made of what `read` returns if there is none."""
+    files = [folder / f".index-{name}", user_cache() / f"{_hash(str(folder.absolute()))}-{name}"]
+    index = next((index for file in files if (index := _load(folder, file))), None)
+    if index is None:
+        index = _reopen(folder, _write(files, read()))
+    if problem := index.problem():
+        raise InputError(problem)
+    return index
+
+
+def _load(folder: Path, file: Path) -> ShardIndex | None:
     try:
-        for entry in _entries_of_json(path):
-            lengths = {len(entry[name]) for name in ("keys", "extensions", "members")}
-            if lengths != {entry["samples"]} or not entry.keys() >= ENTRY:
-                raise damaged
-            yield entry
+        # viewed as plain arrays, whose rows are cheaper to take than a memmap's
+        names = (f"{file}.{name}.npy" for name in ("shards", "pairs"))
+        shards, pairs = (np.load(name, mmap_mode="r").view(np.ndarray) for name in names)
+        index = ShardIndex(folder, file, shards, pairs)
+        return index if shards["pairs"].sum() == len(pairs) else None
+    except (OSError, ValueError, EOFError):  # absent, or cut
+        return None
+
+
+def _reopen(folder: Path, file: Path) -> ShardIndex:
+    index = _load(folder, file)
+    if index is None:
+        raise InputError(f"{file}: removed or replaced while in use")
+    return index
+
+
+def _write(files: Sequence[Path], shards: Sequence[_Shard]) -> Path:
+    """Write both arrays in the first place that can be written."""
+    rows = [
+        (os.fsencode(s.name), s.bytes, len(s.pairs), s.skipped, s.identity.encode()) for s in shards
+    ]
+    names = "name,bytes,pairs,skipped,identity"
+    table = np.rec.fromrecords(rows, names=names)  # type: ignore[call-overload]  # (S,)
+    pairs = np.concatenate([shard.pairs for shard in shards])  # (N,)
+    pairs["shard"] = np.repeat(np.arange(len(shards)), table["pairs"])
+    for file in files:
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, array in (("pairs", pairs), ("shards", table)):
+                path = Path(f"{file}.{name}.npy")
+                with atomic_file(path, shared=True) as partial, partial.open("wb") as output:
+                    np.save(output, array)
+            return file
+        except (OSError, WorkError):
+            continue
+    tried = ", ".join(str(file.parent) for file in files)
+    raise InputError(f"the index of the shards can't be written in {tried}; set XDG_CACHE_HOME")
+
+
+def _pairs(keys: list[str], extensions: list[str], places: list[list[int]]) -> np.ndarray:
+    """The pairs of one shard: (n,)."""
+    columns = [
+        *np.array(places, np.int64).reshape(-1, len(_PLACES)).T,
+        np.zeros(len(keys), np.int32),  # the shard, numbered when all are there
+        np.array([IMAGE_EXTENSIONS.index(extension) for extension in extensions], np.int8),
+        np.array([key.encode() for key in keys], "S"),
+    ]
+    names = [*_PLACES, "shard", "extension", "key"]
+    return np.rec.fromarrays(columns, names=names)  # type: ignore[call-overload]
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+# -------------------------------------------------------------------------- what they are made from
+
+
+def _of_split(folder: Path, split: str) -> list[_Shard]:
+    shards = list(_read_index(folder))
+    splits = dict.fromkeys(shard.split for shard in shards)
+    if split not in splits:
+        names = ", ".join(splits) or "none"
+        raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
+    return [shard for shard in shards if shard.split == split]
+
+
+def _of_tars(paths: Sequence[Path]) -> list[_Shard]:
+    named = dict[Path, _Shard]()
+    for folder in dict.fromkeys(path.parent for path in paths):
+        if (folder / INDEX).is_file():
+            named |= {folder / shard.name: shard for shard in _read_index(folder)}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        scanned = pool.map(scan, [path for path in paths if path not in named])
+        shards = [named[path] if path in named else next(scanned) for path in paths]
+    return [shard._replace(name=str(path)) for shard, path in zip(shards, paths, strict=True)]
+
+
+def _read_index(folder: Path) -> Iterator[_Shard]:
+    """The shards in a folder's index.json."""
+    path = folder / INDEX
+    try:
+        for entry in _entries(path):
+            pairs = _pairs(entry["keys"], entry["extensions"], entry["members"])
+            if len(pairs) != entry["samples"]:
+                raise ValueError("lists of different lengths")
+            yield _Shard(entry["name"], entry["split"], entry["bytes"], entry["sha256"], pairs)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise damaged from None
+        raise InputError(f"{path}: damaged; pack the folder again") from None
 
 
-def _entries_of_json(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in the list "shards", which comes last in the file; checks the version."""
-    decoder = json.JSONDecoder()
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
-        text = file.read(_CHUNK)
-        begin = re.search(r'"shards"\s*:\s*\[', text)
-        head = json.loads(text[: begin.end()] + "]}") if begin else {}
-        if begin is None or "version" not in head:  # laid out in another way
-            content = json.loads(text + file.read())
-            _check_version(path, content["version"])
-            yield from content["shards"]
-            return
-        _check_version(path, head["version"])
-        at = begin.end()
-        while True:
-            at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it may be empty
-            if text.startswith("]", at):
-                rest = text[at + 1 :].lstrip(" \t\r\n,")
-                json.loads("{" + rest + file.read())  # it must be whole, too
+        first = file.readline()
+        # As packing writes it, a line for each shard: one is in memory at a time. As objects, the
+        # whole of ten million pairs would take many gigabytes.
+        by_line = first.endswith("[\n")
+        head = json.loads(first + ("]}" if by_line else file.read()))
+        if (version := head["version"]) != VERSION:
+            raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
+        yield from head["shards"]
+        for line in file:
+            if line.startswith("]"):
+                json.loads('{"shards": [' + line + file.read())  # the rest must be whole, too
                 return
-            try:
-                entry, at = decoder.raw_decode(text, at)
-            except json.JSONDecodeError:
-                more = file.read(max(_CHUNK, len(text) - at))
-                if not more:
-                    raise
-                text, at = text[at:] + more, 0
-                continue
-            yield entry
+            yield json.loads(line.rstrip().removesuffix(","))
+        if by_line:
+            raise ValueError("the list of shards has no end")
 
 
-def _check_version(path: Path, version: object) -> None:
-    if version != VERSION:
-        raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
-
-
-def of_split(folder: Path, split: str) -> Iterator[Shard]:
-    """The shards of a folder's split, by its index.json.
+def scan(path: Path) -> _Shard:
+    """Index a tar by its headers. As in webdataset, a pair's members follow one another.
 
     Raises:
-        InputError: as `read_index`, or there is no such split.
+        InputError: not a tar, a compressed or cut one, or one with a member twice in a pair.
     """
-    there = dict[str, None]()
-    for entry in read_index(folder):
-        there[entry["split"]] = None
-        if entry["split"] == split:
-            yield _indexed(entry)
-    if split not in there:
-        found = ", ".join(there) or "none"
-        raise InputError(f"{folder}: no split {split!r}; splits there: {found}")
+    from webdataset.tariterators import group_by_keys  # imports torch, which packing doesn't need
 
-
-def _indexed(entry: dict[str, Any]) -> Shard:
-    members = np.array(entry["members"], dtype=np.int64).reshape(-1, 6)
-    keys, extensions = entry["keys"], entry["extensions"]
-    return Shard(entry["name"], entry["bytes"], keys, extensions, members, entry["sha256"])
-
-
-def of_tars(paths: Sequence[Path]) -> Iterator[Shard]:
-    """Shards named one by one: by the index.json beside them, or else by a walk over their headers.
-
-    Raises:
-        InputError: as `read_index`, or a tar can't be read.
-    """
-    known = dict[Path, Shard]()
-    for folder in dict.fromkeys(path.parent for path in paths):
-        if (folder / INDEX).is_file():
-            wanted = {path for path in paths if path.parent == folder}
-            for entry in read_index(folder):
-                if folder / entry["name"] in wanted:
-                    known[folder / entry["name"]] = _indexed(entry)
-    scanned = _scans([path for path in paths if path not in known])
-    for path in paths:
-        yield known[path] if path in known else next(scanned)
-
-
-def _scans(paths: Sequence[Path]) -> Iterator[Shard]:
-    """`scan` of each, several at once, in order; few results wait at a time."""
-    rest, pending = iter(paths), deque[Future[Shard]]()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        pending.extend(pool.submit(scan, path) for path in islice(rest, 2 * _THREADS))
-        while pending:
-            yield pending.popleft().result()
-            pending.extend(pool.submit(scan, path) for path in islice(rest, 1))
-
-
-def scan(path: Path) -> Shard:
-    """Index a tar by its headers. As in webdataset, a pair's members follow one another."""
-    keys, extensions, rows, skipped = [], [], [], 0
-    for key, members in _runs(path):
-        image = next((e for e in IMAGE_EXTENSIONS if e in members), None)
-        if image is None or "txt" not in members:
-            skipped += 1
-            continue
-        keys.append(key)
-        extensions.append(image)
-        rows.append([*members[image], *members["txt"], *members.get("json", ABSENT)])
-    array = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    identity = hashlib.sha256("\n".join(keys).encode() + array.tobytes()).hexdigest()
-    return Shard(path.name, path.stat().st_size, keys, extensions, array, identity, skipped)
-
-
-def _runs(path: Path) -> Iterator[tuple[str, dict[str, list[int]]]]:
-    """Key and {extension: [offset, size]} of each run of members with the same key."""
-    current, members = "", dict[str, list[int]]()
+    keys, extensions, places, skipped = [], [], [], 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # or it remembers each header
-                match = MEMBER.fullmatch(member.name)
-                if not member.isfile() or match is None:
-                    continue
-                key, extension = match[1], match[2].lower()
-                if key != current and members:
-                    yield current, members
-                if key != current:
-                    current, members = key, {}
-                if extension in members:
-                    raise InputError(f"{path}: {member.name} is there twice")
-                members[extension] = [member.offset_data, member.size]
-        with path.open("rb") as file:  # tarfile takes one that is cut between members for whole
-            file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
-            if file.read().strip(b"\0"):
-                raise InputError(f"{path}: cut: a tar ends with zeros")
+        for members in group_by_keys(_headers(path)):
+            extension = image_extension(members)
+            if extension is None or "txt" not in members:
+                skipped += 1
+                continue
+            keys.append(members["__key__"])
+            extensions.append(extension)
+            places.append([*members[extension], *members["txt"], *members.get("json", _ABSENT)])
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{path}: not a readable, uncompressed tar: {error}") from None
-    if members:
-        yield current, members
+    except ValueError as error:
+        raise InputError(f"{path}: {str(error.args[0]).partition(' in tar file')[0]}") from None
+    layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
+    identity, pairs = hashlib.sha256(layout).hexdigest(), _pairs(keys, extensions, places)
+    return _Shard(path.name, "", path.stat().st_size, identity, pairs, skipped)
+
+
+def _headers(path: Path) -> Iterator[dict[str, Any]]:
+    """The members as webdataset names them, with offset and size in place of the content."""
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # or it remembers each header
+            if member.isfile():
+                place = (member.offset_data, member.size)
+                yield {"fname": member.name, "data": place, "__url__": str(path)}
+    with path.open("rb") as file:
+        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+        if file.read().strip(b"\0"):  # tarfile takes one that is cut between members for whole
+            raise tarfile.ReadError("cut; a tar ends with zeros")

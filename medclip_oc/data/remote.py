@@ -1,27 +1,215 @@
-"""Tars behind URLs and commands, read front to back through webdataset."""
+"""Shards behind URLs and `pipe:` commands: webdataset reads them front to back, in our order.
+
+Such a shard can't be read by position. So S shards are dealt to a few lanes, in a new order each
+time through the list, and every global batch takes an equal part from each lane:
+
+    shard number n of the endless sequence goes to lane n mod lanes
+    within a shard, blocks of `window` pairs are shuffled in memory
+    global batch k takes its pairs [l G / lanes, (l + 1) G / lanes) from lane l
+
+That depends on the seed, the list of shards, the number of lanes and the window, not on ranks and
+workers. A rank reads the lanes that its part of the batch touches. To resume, shards that are known
+to be over (their number of pairs is remembered when one has been read to its end) are passed over,
+and of each lane at most one shard is read again.
+
+G pairs over all ranks.
+"""
 
 import hashlib
-import json
 import re
-import shutil
 import tarfile
-import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import Any, TypeVar
 
-from ..errors import WorkError
-from .index import IMAGE_EXTENSIONS, MEMBER
-from .shards import Sample
+import numpy as np
+from webdataset.cache import FileCache
+from webdataset.gopen import gopen
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
-_BLOCK = 512
+from ..errors import InputError, WorkError
+from ..runtime.atomic import atomic_file
+from .index import expand_braces, image_extension, user_cache
+from .sampler import permuted
+from .shards import SETS, Sample, parse_facts
+
+T = TypeVar("T")
+
+_URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
+_INDEX_STEP = 1 << 32  # between the numbers of the first pairs of two shards
+_SHARDS, _BLOCKS = 1, 2  # which permutation
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
 
 
-def read_tar(
-    url: str, cache: Path | None = None, incomplete: list[str] | None = None
-) -> Iterator[Sample]:
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A pair that came out of a stream: it can't be read again by its position."""
+
+    epoch: int
+    index: int
+    """Number of its shard in the list times 2 ** 32, plus its place there."""
+    sample: Sample
+    location: str
+    """For messages: "train-000003.tar: KEY"."""
+
+
+def is_stream(where: str | Sequence[str]) -> bool:
+    """Whether the shards are behind URLs or commands.
+
+    Raises:
+        InputError: some are and some are not.
+    """
+    remote = [bool(_URL.match(name)) for name in _names(where)]
+    if any(remote) and not all(remote):
+        raise InputError(f"{where}: streamed and local shards can't be mixed")
+    return any(remote)
+
+
+def _names(where: str | Sequence[str]) -> list[str]:
+    names = [where] if isinstance(where, str) else where
+    return [part for name in names for part in name.split(SETS)]
+
+
+class ShardStream:
+    """Pairs of shards that are read front to back.
+
+    Args:
+        where: URLs and `pipe:` commands, perhaps with brace patterns, joined by `::` or in a list.
+        seed: of the order.
+        lanes: shards read at once; fewer where there are fewer shards.
+        window: pairs shuffled at once within a shard.
+        cache: folder that keeps the shards; None: they are streamed each time.
+
+    Raises:
+        InputError: a pattern that can't be expanded.
+    """
+
+    def __init__(
+        self,
+        where: str | Sequence[str],
+        *,
+        seed: int,
+        lanes: int,
+        window: int,
+        cache: Path | None = None,
+    ) -> None:
+        self.urls = [url for name in _names(where) for url in expand_braces(name)]
+        self.seed, self.window, self.cache = seed, window, cache
+        self.lanes = min(lanes, len(self.urls))
+        key = hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]
+        self._counts_folder = user_cache() / f"stream-{key}"
+        self._incomplete = list[str]()
+
+    def incomplete(self) -> list[str]:
+        """Entries met since the last call that are no pair, a line each."""
+        # one by one: the thread that reads may add another meanwhile
+        return [self._incomplete.pop(0) for _ in range(len(self._incomplete))]
+
+    def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
+        """One rank's part of each global batch, read while the model works on the one before.
+
+        Args:
+            start: pairs that are already done, a multiple of `size`.
+            steps: how many global batches.
+            size: G.
+            own: places within a global batch that are this rank's.
+
+        Raises:
+            WorkError: as `lane`.
+        """
+        return _prefetched(self._shares(start // size, steps, size, own))
+
+    def _shares(
+        self, first_step: int, steps: int, size: int, own: range
+    ) -> Iterator[list[Streamed]]:
+        lanes = min(self.lanes, size)  # or a lane would have no part in a batch
+        bounds = [lane * size // lanes for lane in range(lanes + 1)]
+        parts = {  # lane -> its places within a global batch
+            lane: range(bounds[lane], bounds[lane + 1])
+            for lane in range(lanes)
+            if bounds[lane] < own.stop and own.start < bounds[lane + 1]
+        }
+        sources = {lane: self.lane(lane, lanes, first_step * len(parts[lane])) for lane in parts}
+        for _ in range(steps):
+            share = list[Streamed]()
+            for lane, part in parts.items():
+                # all of the lane's part, so that it stands where it stands on every other rank
+                pairs = islice(sources[lane], len(part))
+                share += [pair for place, pair in zip(part, pairs, strict=True) if place in own]
+            yield share
+
+    def lane(self, number: int, lanes: int, start: int = 0) -> Iterator[Streamed]:
+        """The endless stream of one of so many lanes, without its first `start` pairs.
+
+        Raises:
+            WorkError: a shard can't be read, or not one of a whole round holds a pair.
+        """
+        place, empty = number, 0
+        while True:
+            epoch, slot = divmod(place, len(self.urls))
+            order = permuted(self.seed, epoch, len(self.urls), np.array([slot]), stream=_SHARDS)
+            shard = int(order[0])
+            count = self._count(shard)
+            if count is not None and count <= start:
+                start -= count
+            else:
+                count = 0
+                for count, pair in enumerate(self._shard(shard, epoch), start=1):
+                    if count > start:
+                        yield pair
+                start = max(0, start - count)
+                self._remember(shard, count)
+            empty = 0 if count else empty + 1
+            if empty >= len(self.urls):
+                raise WorkError(f"{self.urls[shard]}: no readable pair, nor in any other shard")
+            place += lanes
+
+    def _shard(self, shard: int, epoch: int) -> Iterator[Streamed]:
+        """The pairs of a shard, block by block, each block in an order of its own."""
+        samples = enumerate(read_tar(self.urls[shard], self.cache, self._incomplete))
+        stream = (_BLOCKS << 40) + shard
+        while block := list(islice(samples, self.window)):
+            key = epoch * _INDEX_STEP + block[0][0]
+            for at in permuted(self.seed, key, len(block), np.arange(len(block)), stream=stream):
+                row, sample = block[at]
+                location = f"{short(self.urls[shard])}: {sample.key}"
+                yield Streamed(epoch, shard * _INDEX_STEP + row, sample, location)
+
+    def _count(self, shard: int) -> int | None:
+        """Pairs of a shard that was once read to its end."""
+        try:
+            return int((self._counts_folder / str(shard)).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _remember(self, shard: int, pairs: int) -> None:
+        if self._count(shard) == pairs:
+            return
+        with suppress(OSError, WorkError):  # then a resumed run reads more again
+            self._counts_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_file(self._counts_folder / str(shard), shared=True) as partial:
+                partial.write_text(str(pairs))
+
+
+def _prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The items, each fetched by a thread while the one before it is in use."""
+    end: Any = object()
+    pool = ThreadPoolExecutor(1)
+    try:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_tar(url: str, cache: Path | None, incomplete: list[str]) -> Iterator[Sample]:
     """The pairs of a tar, front to back.
 
     Args:
@@ -32,122 +220,78 @@ def read_tar(
     Raises:
         WorkError: the URL can't be opened, its command fails, or the tar is cut.
     """
-    from webdataset.tariterators import tar_file_iterator
-
-    name, problems = short(url), incomplete if incomplete is not None else list[str]()
-    if cache is not None:
-        url = str(_fetched(url, cache))
-    stream = _opened(url)
-    ending = _Ending(stream)
-    current, members = "", dict[str, bytes]()
+    stream = _Stream(url, cache)
     try:
-        for member in tar_file_iterator(ending):
-            match = MEMBER.fullmatch(member["fname"])
-            if match is None:
+        for members in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+            extension, key = image_extension(members), members["__key__"]
+            if extension is None or "txt" not in members:
+                absent = "image" if extension is None else "caption"
+                incomplete.append(f"{short(url)}: {key}: no {absent}")
                 continue
-            if match[1] != current:
-                yield from _sample(name, current, members, problems)
-                current, members = match[1], {}
-            members[match[2].lower()] = member["data"]
-        yield from _sample(name, current, members, problems)
-        while ending.read(1 << 20):  # a command that isn't read to its end would fail
-            pass
-        stream.close()  # tells whether the command succeeded
-        ending.check()
+            try:
+                caption = members["txt"].decode()
+            except ValueError as error:
+                incomplete.append(f"{short(url)}: {key}: caption unreadable: {error}")
+                continue
+            facts = parse_facts(members.get("json", b""))
+            yield Sample(key, members[extension], extension, caption, facts)
+        stream.finish()
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
+        if cache is not None:  # the next run shall fetch it again
+            (cache / _cache_name(url)).unlink(missing_ok=True)
         reason = _reason(error)
         raise WorkError(f"{short(url)}: the shard can't be read to its end: {reason}") from None
     finally:
-        _close(stream)
+        stream.abandon()
 
 
-class _Ending:
-    """A stream that knows whether it ended as a tar does, with a block of zeros.
+class _Stream:
+    """What webdataset opens, with a check that it was read to its end."""
 
-    tarfile takes a tar that is cut at the beginning of a member for a whole one.
-    """
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, url: str, cache: Path | None) -> None:
+        try:
+            if cache is not None:
+                url = FileCache(str(cache), url_to_name=_cache_name, validator=None).get_file(url)
+            self._stream = gopen(url)
+        except Exception as error:  # each kind of URL has errors of its own
+            raise WorkError(f"{short(url)}: can't be opened: {_reason(error)}") from None
         self._first = self._last = b""
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        data: bytes = self._stream.read(size)
         self._first = self._first or data[:6]
-        self._last = (self._last + data[-_BLOCK:])[-_BLOCK:]
+        self._last = (self._last + data[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
         return data
 
-    def check(self) -> None:
-        """Raise OSError if the tar was cut. Compression has a check of its own."""
-        if not self._first.startswith(_COMPRESSED) and self._last != bytes(_BLOCK):
+    def finish(self) -> None:
+        """Raise OSError if the command failed, or the tar is cut.
+
+        tarfile takes one that is cut between members for whole. Compression has its own check.
+        """
+        while self.read(1 << 20):  # a command that isn't read to its end would fail
+            pass
+        self._stream.close()
+        if not self._first.startswith(_COMPRESSED) and self._last != bytes(tarfile.BLOCKSIZE):
             raise OSError("unexpected end of data")
 
+    def abandon(self) -> None:
+        """Close it, perhaps in its middle."""
+        if process := getattr(self._stream, "proc", None):
+            process.kill()  # or a slow command would be waited for
+        with suppress(OSError):
+            self._stream.close()
 
-def _opened(url: str) -> IO[bytes]:
-    from webdataset.gopen import gopen
 
-    try:
-        stream: IO[bytes] = gopen(url)
-    except Exception as error:  # each kind of URL has errors of its own
-        raise WorkError(f"{short(url)}: can't be opened: {_reason(error)}") from None
-    return stream
+def _cache_name(url: str, _: int = 0) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()[:16] + ".tar"
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the insides that webdataset tells of as well."""
-    if code := re.search(r"\bexit (-?\d+) \(", str(error)):
+    """What went wrong, in one line, without the insides that webdataset tells of as well."""
+    text = str((error.args or [error])[0])
+    if code := re.search(r"\bexit (-?\d+) \(", text):
         return f"the command that reads it ended with exit code {code[1]}"
-    return str(error).partition(" @ <")[0]
-
-
-def _close(stream: IO[bytes]) -> None:
-    """Close a stream that may have been left in its middle."""
-    process = getattr(stream, "proc", None)
-    if process is not None:
-        process.kill()  # or a slow command would be waited for
-        process.wait()
-        process.stdout.close()
-        return
-    stream.close()
-
-
-def _fetched(url: str, folder: Path) -> Path:
-    """The shard's copy in the folder, which appears whole or not at all."""
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
-    if path.exists():
-        return path
-    stream = _opened(url)
-    ending, file = _Ending(stream), None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            shutil.copyfileobj(ending, file, 1 << 20)
-        stream.close()  # tells whether the command succeeded
-        ending.check()
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise WorkError(f"{short(url)}: can't be kept in {folder}: {_reason(error)}") from None
-    finally:
-        _close(stream)
-        if file is not None:
-            Path(file.name).unlink(missing_ok=True)
-    return path
-
-
-def _sample(
-    where: str, key: str, members: dict[str, bytes], incomplete: list[str]
-) -> Iterator[Sample]:
-    """A pair of these members, if they make one."""
-    extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
-    try:
-        if extension is not None and "txt" in members:
-            caption, facts = members["txt"].decode(), json.loads(members.get("json") or b"{}")
-            known = facts if isinstance(facts, dict) else {}
-            yield Sample(key, members[extension], extension, caption, known)
-        elif members:
-            incomplete.append(f"{where}: {key}: no {'image' if 'txt' in members else 'caption'}")
-    except ValueError as error:
-        incomplete.append(f"{where}: {key}: caption or facts unreadable: {error}")
+    return getattr(error, "strerror", None) or text.partition(" @ <")[0]
 
 
 def short(url: str) -> str:

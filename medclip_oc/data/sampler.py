@@ -7,9 +7,12 @@ library's random stream, so another version of numpy gives the same order.
 N pairs in a set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+Place = tuple[int, int]
+"""(pass, index of the pair in its shard set)."""
 
 _ROUNDS = 8
 _LEAST_BITS = 6  # below that, a Feistel network knows few permutations
@@ -94,7 +97,7 @@ class Order:
         self.seed, self.sizes = seed, np.array(sizes, dtype=np.int64)
         self.starts = np.cumsum([0, *sizes])  # (sets + 1,)
         self.pairs_per_epoch = pairs_per_epoch or int(self.starts[-1])
-        self.shares = None if weights is None else _shares(weights, self.pairs_per_epoch)
+        self.shares_of_sets = None if weights is None else _shares(weights, self.pairs_per_epoch)
 
     def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pass and index of the pairs at these positions of the stream.
@@ -108,22 +111,36 @@ class Order:
         Returns:
             (n,) int64 each.
         """
-        if self.shares is None:
+        if self.shares_of_sets is None:
             size = int(self.starts[-1])
             passes, offsets = np.divmod(positions, size)
             return passes, permuted(self.seed, passes, size, offsets)
+        # weighted: position -> slot of the epoch -> set -> how many of the set came before
         epochs, offsets = np.divmod(positions, self.pairs_per_epoch)
         slots = permuted(self.seed, epochs, self.pairs_per_epoch, offsets)
-        bounds = np.cumsum(self.shares)
+        bounds = np.cumsum(self.shares_of_sets)
         sets = np.searchsorted(bounds, slots, side="right")
-        drawn = epochs * self.shares[sets] + slots - (bounds - self.shares)[sets]
+        drawn = epochs * self.shares_of_sets[sets] + slots - (bounds - self.shares_of_sets)[sets]
         passes, offsets = np.divmod(drawn, self.sizes[sets])
         indices = np.empty_like(offsets)
         for number in np.unique(sets):
             own, size = sets == number, int(self.sizes[number])
-            found = permuted(self.seed, passes[own], size, offsets[own], stream=int(number) + 1)
-            indices[own] = self.starts[number] + found
+            order = permuted(self.seed, passes[own], size, offsets[own], stream=int(number) + 1)
+            indices[own] = self.starts[number] + order
         return passes, indices
+
+    def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Place]]:
+        """One rank's part of each global batch.
+
+        Args:
+            start: position of the first one.
+            steps: how many global batches.
+            size: pairs in each.
+            own: places within a global batch that are this rank's.
+        """
+        for begin in range(start, start + steps * size, size):
+            passes, indices = self.places(np.arange(begin + own.start, begin + own.stop))
+            yield list(zip(passes.tolist(), indices.tolist(), strict=True))
 
 
 def _shares(weights: Sequence[float], total: int) -> np.ndarray:

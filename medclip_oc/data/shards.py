@@ -1,8 +1,8 @@
 """Reading shards: any pair by its position, through an index, without scanning.
 
-A shard folder holds `{split}-{000000..N}.tar`, each pair three members in this order: `KEY.jpg` (or
+A shard folder holds `{split}-{000000..N}.tar`, each pair three neighbouring members: `KEY.jpg` (or
 `.png`), `KEY.txt` (caption, UTF-8), `KEY.json` (facts). `index.json` beside them says where each
-member lies (packing.py writes it):
+member lies (packing writes it):
 
     {"version": 1, "options": {...}, "shards": [
       {"name": "train-000000.tar", "split": "train", "samples": 2, "bytes": 20480, "sha256": "...",
@@ -11,10 +11,7 @@ member lies (packing.py writes it):
     ], "files": {"rejects.csv": SHA-256, "sizes.json": SHA-256}, "seal": SHA-256 of all before it}
 
 Tars of another maker, without such an index, get one by a walk over their headers. There members
-may come in any order within a pair, `.json` may be absent and further ones are passed over. Either
-way the program works from arrays made once from it (see shard_layout.py).
-
-N pairs. Offsets and sizes are in bytes.
+may come in any order within a pair, `.json` may be absent and further ones are passed over.
 """
 
 import hashlib
@@ -31,15 +28,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from . import index_arrays
-from .index import IMAGE_EXTENSIONS, expand
-from .index_arrays import Layout
+from . import index
+from .index import IMAGE_EXTENSIONS, ShardIndex
 
 SETS = "::"
 """Stands between sets that are read as one."""
-
-# open tars per process: far below the 256 files that macOS allows
 _OPEN_TARS = 64
+"""Per process: far below the 256 files that macOS allows."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +64,18 @@ class ShardSet:
         skipped: entries of foreign shards that have no image or no caption.
     """
 
-    def __init__(self, layouts: Sequence[Layout]) -> None:
-        self._layouts = list(layouts)
-        self.sizes = [len(layout.members) for layout in layouts]
+    def __init__(self, indexes: Sequence[ShardIndex]) -> None:
+        self._indexes = list(indexes)
+        self._paths = [index.paths for index in indexes]
+        self.sizes = [len(index.pairs) for index in indexes]
         self._ends = np.cumsum(self.sizes)
         identities = "\n".join(
-            f"{path.name} {identity}"
-            for layout in layouts
-            for path, identity in zip(layout.paths, layout.identities, strict=True)
+            f"{path.name} {identity.decode()}"
+            for index, paths in zip(indexes, self._paths, strict=True)
+            for path, identity in zip(paths, index.shards["identity"].tolist(), strict=True)
         )
         self.fingerprint = hashlib.sha256(identities.encode()).hexdigest()
-        self.skipped = sum(layout.skipped for layout in layouts)
+        self.skipped = sum(int(index.shards["skipped"].sum()) for index in indexes)
         self._open_tar = _tar_cache()
 
     @classmethod
@@ -98,7 +94,7 @@ class ShardSet:
         sets = where.split(SETS) if isinstance(where, str) else [where]
         if "" in sets:
             raise InputError(f"{where}: no set on one side of {SETS}")
-        return cls([_open_set(one, split) for one in sets])
+        return cls([_open_set(part, split) for part in sets])
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -111,26 +107,24 @@ class ShardSet:
 
     def ids(self) -> list[str]:
         """A name for each pair, in order: its key or, where several pairs have that, SHARD/KEY."""
-        keys = [self.key(position) for position in range(len(self))]
-        taken = Counter(keys)
-        if len(taken) == len(keys):
+        keys = [key.decode() for index in self._indexes for key in index.pairs["key"].tolist()]
+        times = Counter(keys)
+        if len(times) == len(keys):
             return keys
         for position, key in enumerate(keys):
-            if taken[key] > 1:
-                layout, row = self._find(position)
-                keys[position] = f"{_path(layout, row).stem}/{key}"
-        taken = Counter(keys)  # shards of two sets may have the same names, too
-        return [f"{k}#{n}" if taken[k] > 1 else k for n, k in enumerate(keys)]
+            if times[key] > 1:
+                keys[position] = f"{self._find(position)[0].stem}/{key}"
+        times = Counter(keys)  # shards of two sets may have the same names, too
+        return [f"{k}#{n}" if times[k] > 1 else k for n, k in enumerate(keys)]
 
     def key(self, position: int) -> str:
         """Name of a pair, unique in its shard."""
-        layout, row = self._find(position)
-        return _key(layout, row)
+        return self._find(position)[1]
 
     def locate(self, position: int) -> str:
         """Where a pair lies, for messages: "train-000003.tar: KEY"."""
-        layout, row = self._find(position)
-        return f"{_path(layout, row).name}: {_key(layout, row)}"
+        path, key, *_ = self._find(position)
+        return f"{path.name}: {key}"
 
     def read(self, position: int) -> Sample:
         """One pair.
@@ -138,31 +132,20 @@ class ShardSet:
         Raises:
             IndexError: the position is not in 0..len-1.
             ShardChanged: the shard changed since the index was made.
-            InputError: the caption or the facts are no text.
+            InputError: the caption is no text.
         """
-        layout, row = self._find(position)
-        tar = self._open_tar(str(_path(layout, row)))
-        places = layout.members[row].tolist()
-        image, text, about = (tar.read(places[i], places[i + 1]) for i in (0, 2, 4))
-        if len(image) + len(text) + len(about) != places[1] + places[3] + places[5]:
-            raise ShardChanged(f"{self.locate(position)}: the shard ends before this pair does")
+        path, key, extension, places = self._find(position)
+        tar = self._open_tar(path)
+        image, text, facts = (tar.read(key, *places[n : n + 2]) for n in (0, 2, 4))
         try:
-            caption, facts = text.decode(), _facts(about)
+            return Sample(key, image, extension, text.decode(), parse_facts(facts))
         except ValueError as error:
-            where = self.locate(position)
-            raise InputError(f"{where}: caption or facts unreadable: {error}") from None
-        return Sample(
-            _key(layout, row), image, IMAGE_EXTENSIONS[layout.extensions[row]], caption, facts
-        )
+            raise InputError(f"{path.name}: {key}: caption unreadable: {error}") from None
 
     def facts(self, position: int) -> dict[str, Any]:
-        """KEY.json of a pair alone; {} without it, or where it is no JSON object."""
-        layout, row = self._find(position)
-        offset, size = layout.members[row, 4:].tolist()
-        try:
-            return _facts(self._open_tar(str(_path(layout, row))).read(offset, size))
-        except ValueError:
-            return {}
+        """KEY.json of a pair alone."""
+        path, key, _, places = self._find(position)
+        return parse_facts(self._open_tar(path).read(key, *places[4:]))
 
     def check(self) -> None:
         """Look whether every shard is still there, at its size.
@@ -170,42 +153,38 @@ class ShardSet:
         Raises:
             ShardChanged: one is not; names it.
         """
-        for layout in self._layouts:
-            for path, size in zip(layout.paths, layout.bytes.tolist(), strict=True):
-                if wrong := index_arrays.changed(path, size):
-                    raise ShardChanged(wrong)
+        for shard_index in self._indexes:
+            if problem := shard_index.problem():
+                raise ShardChanged(problem)
 
-    def _find(self, position: int) -> tuple[Layout, int]:
-        """The layout that holds a pair, and the pair's row there."""
+    def _find(self, position: int) -> tuple[Path, str, str, list[int]]:
+        """Shard, key and image extension of a pair, and the places of its members there."""
         if not 0 <= position < len(self):
             raise IndexError(f"pair {position} of {len(self)}")
-        number = int(np.searchsorted(self._ends, position, side="right"))
-        return self._layouts[number], position - int(self._ends[number]) + self.sizes[number]
+        part = int(np.searchsorted(self._ends, position, side="right"))
+        row = position - int(self._ends[part])  # from the end of the set that holds it
+        *places, shard, extension, key = self._indexes[part].pairs[row].item()
+        return self._paths[part][shard], key.decode(), IMAGE_EXTENSIONS[extension], places
 
 
-def _facts(about: bytes) -> dict[str, Any]:
-    """Other makers' .json may be anything."""
-    known = json.loads(about) if about else {}
-    return known if isinstance(known, dict) else {}
+def parse_facts(text: bytes) -> dict[str, Any]:
+    """KEY.json; {} where it is no JSON object, as other makers' may be."""
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
-def _path(layout: Layout, row: int) -> Path:
-    return layout.paths[int(np.searchsorted(layout.starts, row, side="right")) - 1]
-
-
-def _key(layout: Layout, row: int) -> str:
-    return bytes(layout.keys[layout.key_ends[row] : layout.key_ends[row + 1]]).decode()
-
-
-def _open_set(where: str | Sequence[str], split: str) -> Layout:
+def _open_set(where: str | Sequence[str], split: str) -> ShardIndex:
     if isinstance(where, str) and _is_folder(where):
-        layout = index_arrays.of_folder(Path(where).expanduser(), split)
+        opened = index.of_folder(Path(where).expanduser(), split)
     else:
         patterns = [where] if isinstance(where, str) else where
-        layout = index_arrays.of_tars([path for pattern in patterns for path in expand(pattern)])
-    if not len(layout.members):
+        opened = index.of_tars([path for pattern in patterns for path in index.expand(pattern)])
+    if not len(opened.pairs):
         raise InputError(f"{where}: no readable pair (an image, then a .txt of the same name)")
-    return layout
+    return opened
 
 
 def _is_folder(where: str) -> bool:
@@ -220,23 +199,27 @@ def _is_folder(where: str) -> bool:
 class _Tar:
     """An open tar, closed when nobody holds it: eviction can't close it under a reader."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path, self.descriptor = path, -1  # __del__ runs even if the next lines fail
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise ShardChanged(f"{path}: {error.strerror}") from None
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, key: str, offset: int, size: int) -> bytes:
+        """A member of this pair; b"" if it has none. The one place where shards are read."""
         try:  # no file position, so processes that share it after a fork don't meet
-            return os.pread(self.descriptor, size, offset) if size else b""
+            content = os.pread(self.descriptor, size, offset) if size else b""
         except OSError as error:
             raise ShardChanged(f"{self.path}: {error.strerror}") from None
+        if len(content) != size:
+            raise ShardChanged(f"{self.path.name}: {key}: the shard ends before this pair does")
+        return content
 
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
 
-def _tar_cache() -> Callable[[str], _Tar]:
+def _tar_cache() -> Callable[[Path], _Tar]:
     return lru_cache(_OPEN_TARS)(_Tar)

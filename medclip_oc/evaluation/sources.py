@@ -142,7 +142,7 @@ def _features(
     assert source.shards is not None
     return features.embed_pairs(
         what,
-        loader.pairs(source.shards, what, decode=settings.decode),
+        loader.evaluation_pairs(source.shards, what, decode=settings.decode),
         world,
         batch_size=settings.batch_size,
         workers=settings.workers,

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 from ..config.inference import ModelChoice
 from ..config.schema import ModelConfig
 from ..contrastive.micro_batches import autocast
-from ..data import loader
+from ..data.augment import Preprocess
 from ..data.captions import Captions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
@@ -196,7 +196,7 @@ class _Pixels(Dataset[tuple[int, Any]]):
     """(position, (3, H, W) uint8); in place of the pixels a BadImage, InputError or WorkError."""
 
     def __init__(self, images: ImageSet, clip: Clip) -> None:
-        self.images, self.preprocess = images, loader.preprocess(clip)
+        self.images, self.preprocess = images, Preprocess(clip)
         self.rng = np.random.default_rng(0)  # that a transform is given, and this one doesn't use
 
     def __getitem__(self, position: int) -> tuple[int, Any]:

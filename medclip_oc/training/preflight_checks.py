@@ -87,7 +87,7 @@ def _training_pairs(patient: Patient) -> "Pairs | None":
     if shard_set is None or patient.clip is None:
         return None
     config = patient.config
-    found = loader.augmented_pairs(shard_set, patient.clip, config.data, config.run.seed)
+    found = loader.training_pairs(shard_set, patient.clip, config.data, config.run.seed)
     found.replace = False
     return found
 

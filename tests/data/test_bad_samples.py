@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from medclip_oc.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.data import loader
 from medclip_oc.data.bad_samples import TrainingBatches
-from medclip_oc.data.dataset import Loaded
+from medclip_oc.data.dataset import LoadedBatch
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import factory
 from medclip_oc.runtime import distributed
@@ -24,82 +23,67 @@ from tests.support.tiny_models import TINY
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def watch(said: list[str], world: World = ALONE, **how: Any) -> TrainingBatches:
-    usual = {
-        "steps": 5,
-        "pairs_per_step": 4,
-        "pairs_per_epoch": 20,
-        "max_bad_share": 0.1,
-        "long_captions": "truncate",
-        "context": 77,
-    }
-    return TrainingBatches(world, said.append, **(usual | how))
+def policy(log: list[str], *bad: list[str], long: int = 0, **changes: Any) -> TrainingBatches:
+    """Batches of 4 pairs, with these bad ones in each; 20 pairs make an epoch."""
+    loaded = (LoadedBatch({"index": torch.zeros(4)}, lines, long) for lines in bad)
+    usual = {"steps": len(bad), "pairs_per_step": 4, "pairs_per_epoch": 20, "context": 77}
+    settings = DataConfig(max_bad_share=changes.pop("max_bad_share", 0.1))
+    return TrainingBatches(loaded, settings, ALONE, log.append, **(usual | changes))
 
 
-def loads(*bad: list[str], long: int = 0) -> Iterator[Loaded]:
-    for lines in bad:
-        yield Loaded({"index": torch.zeros(4)}, lines, long)
-
-
-def test_bad_pairs_are_said_once_and_bounded() -> None:
-    said: list[str] = []
-    kept = watch(said).over(loads([], ["a"], [], ["a"], []))
-    assert len(list(kept)) == 5
-    assert said == ["unreadable, replaced by another pair: a"]
+def test_bad_pairs_are_told_once_and_bounded() -> None:
+    log: list[str] = []
+    assert len(list(policy(log, [], ["a"], [], ["a"], []))) == 5
+    assert log == ["unreadable, replaced by another pair: a"]
     # 2 of an epoch's 20 are allowed; later, a tenth of what was seen
-    steps = watch(said, steps=10).over(loads([], ["a"], ["b"], [], [], [], [], ["c"], ["d"], []))
+    steps = iter(policy(log, [], ["a"], ["b"], [], [], [], [], ["c"], ["d"], []))
     assert [len(next(steps)["index"]) for _ in range(8)] == [4] * 8
     with pytest.raises(WorkError, match=r"^4 of the first 36 pairs .* 0\.1 allows 3; the last: d$"):
         next(steps)
-
-
-def test_no_bad_pair_is_allowed_where_none_is_asked_for() -> None:
     with pytest.raises(WorkError, match="1 of the first 4 pairs can't be read"):
-        list(watch([], max_bad_share=0.0).over(loads(["a"])))
+        list(policy([], ["a"], max_bad_share=0.0))
 
 
 def test_long_captions_are_reported_once_after_an_epoch_or_at_the_end() -> None:
-    said: list[str] = []
-    for number, _ in enumerate(watch(said, steps=12).over(loads(*[[]] * 12, long=1)), 1):
-        assert len(said) == (number >= 5)
-    assert said[0].startswith("5 of 20 captions (25.0%) are longer than 77 tokens")
-    list(watch(said, steps=1).over(loads([], long=2)))
-    assert said[1].startswith("2 of 4 captions")
+    log: list[str] = []
+    for number, _ in enumerate(policy(log, *[[]] * 12, long=1), 1):
+        assert len(log) == (number >= 5)
+    assert log[0].startswith("5 of 20 captions (25.0%) are longer than 77 tokens")
+    list(policy(log, [], long=2))
+    assert log[1].startswith("2 of 4 captions")
 
 
 def test_shards_are_looked_after_at_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    one = watch([], steps=12, check=lambda: looks.append(1))
-    counts = [len(looks) for _ in one.over(loads(*[[]] * 12))]
-    assert counts == [1] * 5 + [2] * 5 + [3] * 2
+    batches = policy([], *[[]] * 12, check=lambda: looks.append(1))
+    assert [len(looks) for _ in batches] == [1] * 5 + [2] * 5 + [3] * 2
     monkeypatch.setattr("medclip_oc.data.bad_samples.CHECK_SECONDS", 0.0)
     looks.clear()
-    one = watch([], steps=3, check=lambda: looks.append(1))
-    assert [len(looks) for _ in one.over(loads([], [], []))] == [1, 2, 3], "and after a while"
+    batches = policy([], [], [], [], check=lambda: looks.append(1))
+    assert [len(looks) for _ in batches] == [1, 2, 3], "and after a while"
 
 
-def test_further_bad_pairs_are_taken_along() -> None:
-    said: list[str] = []
-    more = iter([["x"], [], ["y", "z"]])
-    one = watch(said, steps=3, passed_over=lambda: next(more), max_bad_share=0.2)
-    assert len(list(one.over(loads([], ["a"], [])))) == 3
-    assert [line[-1] for line in said] == ["x", "a", "y", "z"]
-    assert one.bad == 4
+def test_incomplete_entries_of_a_stream_count_as_bad() -> None:
+    log: list[str] = []
+    incomplete = iter([["x"], [], ["y", "z"]])
+    batches = policy(log, [], ["a"], [], incomplete=lambda: next(incomplete), max_bad_share=0.2)
+    assert len(list(batches)) == 3
+    assert [line[-1] for line in log] == ["x", "a", "y", "z"]
+    assert batches.state_dict()["bad"] == 4
 
 
-def test_counting_goes_on_where_it_was() -> None:
-    """What was said before is not said again, and shares are of all pairs seen."""
-    said: list[str] = []
-    whole, first = watch(said, steps=10), watch([], steps=5)
-    bad = [[], ["a"], [], ["b"], [], [], [], [], ["a"], []]
-    list(whole.over(loads(*bad, long=1)))
-    list(first.over(loads(*bad[:5], long=1)))
-    rest: list[str] = []
-    second = watch(rest, steps=5, start=20)
+def test_counting_continues_from_a_state() -> None:
+    """What was told before is not told again, and shares are of all pairs seen."""
+    bad: list[list[str]] = [[], ["a"], [], ["b"], [], [], [], [], ["a"], []]
+    whole, first = policy([], *bad, long=1), policy([], *bad[:5], long=1)
+    list(whole)
+    list(first)
+    log: list[str] = []
+    second = policy(log, *bad[5:], long=1, start=20)
     second.load_state_dict(first.state_dict())
-    list(second.over(loads(*bad[5:], long=1)))
+    list(second)
     assert second.state_dict() == whole.state_dict()
-    assert rest == [], "a was named, and long captions were reported, in the first part"
+    assert log == [], "a was named, and long captions were reported, in the first part"
 
 
 # ------------------------------------------------------------------------------------- two ranks

@@ -11,6 +11,7 @@ import torch
 from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.data import loader
+from medclip_oc.data.augment import Preprocess
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError
 from medclip_oc.evaluation import features
@@ -112,7 +113,7 @@ def test_exact_is_open_clips_own_preprocessing(name: str, mode: str) -> None:
     settings = ModelConfig(arch="feed-test", definition=TINY, preprocess={"resize_mode": mode})
     clip = factory.build(settings)
     wanted = clip.open_clip_preprocess()(decoding.decode(FILES[name]).convert("RGB"))
-    found = loader._Preprocess(clip)(Picture(FILES[name], exact=True), np.random.default_rng(0))
+    found = Preprocess(clip)(Picture(FILES[name], exact=True), np.random.default_rng(0))
     assert found.dtype == torch.uint8
     normalised = (found - clip.towers.mean[0]) / clip.towers.std[0]
     assert (normalised - wanted).abs().max() < 1e-5  # a level of 255 is more than 1e-2
@@ -123,7 +124,7 @@ def test_exact_is_open_clips_own_preprocessing(name: str, mode: str) -> None:
 def test_fast_decoding_covers_the_input(size: tuple[int, int], mode: str) -> None:
     """Never enlarged because too little was decoded: near the exact pixels."""
     settings = ModelConfig(arch="feed-test", definition=TINY, preprocess={"resize_mode": mode})
-    preprocess = loader._Preprocess(factory.build(settings))
+    preprocess = Preprocess(factory.build(settings))
     data = saved(picture(3, size), quality=95)
     rng = np.random.default_rng(0)
     fast, exact = (preprocess(Picture(data, exact=e), rng).float() for e in (False, True))
@@ -134,7 +135,7 @@ def test_fast_decoding_covers_the_input(size: tuple[int, int], mode: str) -> Non
 def embed(world: World, tar: str) -> list[list[float]]:
     """Features of both pairs of a set, as every rank gets them."""
     clip = factory.build(ModelConfig(arch="feed-test", definition=TINY))
-    pairs = loader.pairs(ShardSet.open(tar, "valid"), clip)
+    pairs = loader.evaluation_pairs(ShardSet.open(tar, "valid"), clip)
     how: dict[str, Any] = {"batch_size": 4, "workers": 0, "precision": "fp32"}
     found = features.embed_pairs(clip, pairs, world, **how)
     return [distributed.all_gather_ragged(rows).tolist() for rows in (found.images, found.texts)]
@@ -165,7 +166,7 @@ def test_features_of_fast_decoding_are_near_those_of_exact(
     shards = ShardSet.open(str(tmp_path), "test")
     rows = []
     for decode in ("exact", "fast"):
-        pairs = loader.pairs(shards, clip, decode=decode)  # type: ignore[arg-type]
+        pairs = loader.evaluation_pairs(shards, clip, decode=decode)  # type: ignore[arg-type]
         with torch.inference_mode():
             batch = torch.stack([pairs[0, n]["images"] for n in range(len(shards))])
             rows.append(clip.towers.embed_images(batch))

@@ -38,7 +38,7 @@ def test_untrained_weights_are_near_chance(held_out: ShardSet, seed: int) -> Non
     words = ["--config", str(ROOT / "configs" / "tiny_cpu.yaml")]
     settings = parse.parse(Config, words, prog="", description="").model
     clip = factory.build(settings, seed=seed)
-    pairs = loader.pairs(held_out, clip)
+    pairs = loader.evaluation_pairs(held_out, clip)
     how = {"batch_size": 100, "workers": 0, "precision": "fp32"}
     record = retrieval.evaluate(clip, pairs, World(0, 1, torch.device("cpu")), **how).record
     assert record["pool"] == 300

@@ -234,7 +234,7 @@ def _ours(side: Side) -> Any:
 
     def make(number: int) -> Iterator[int]:
         shards = ShardSet.open(side.urls, "train")
-        pairs = loader.augmented_pairs(shards, clip, DataConfig(augment=augment), 0)
+        pairs = loader.training_pairs(shards, clip, DataConfig(augment=augment), 0)
         sampler = StepSampler(
             Order(shards.sizes, seed=number),
             global_batch_size=size,
