@@ -24,7 +24,6 @@ from medclip_oc.runtime import command
 
 if TYPE_CHECKING:
     from medclip_oc.audit.audit import Audit
-    from medclip_oc.packing.pack import PackReport
     from medclip_oc.packing.sources import Source
 
 MAX_PIXELS = 89_478_485  # images.MAX_PIXELS, without importing it for --help
@@ -151,8 +150,8 @@ def main(config: MakeShardsConfig) -> None:
         raise
     if audit:
         audit.write(out)
-    print(table(report))
-    print(closing(config.out, source.form, report))
+    print(report.table())
+    print(report.closing(config.out, source.form))
 
 
 def verify_folder(config: MakeShardsConfig) -> None:
@@ -258,45 +257,6 @@ def folder(name: str, given: str) -> Path:
 def option(name: str) -> str:
     """A setting as the command line has it."""
     return "--" + name.replace("_", "-")
-
-
-def closing(out: str, form: str, report: "PackReport") -> str:
-    """The last line: where the shards are, and what there is to know about them."""
-    total = report.read.total()
-    if report.before == total:
-        said = f"{out}: complete already, with this source and these settings; nothing done"
-        if report.rejected:
-            said += " (rows that were rejected then are not looked at again without --overwrite)"
-        return said
-    said = f"{out}: done (source: {form})"
-    if report.before:
-        said += f"; {report.before:,} of {total:,} rows were done by an earlier run"
-    return said + ("; see rejects.csv" if report.rejected else "")
-
-
-def table(report: "PackReport") -> str:
-    """Pairs read, packed and rejected, bytes and shards, by split; then the reasons."""
-    head = ("split", "read", "packed", "rejected", "MB", "shards")
-    rows: list[tuple[object, ...]] = [
-        (
-            split,
-            report.read[split],
-            report.packed[split],
-            report.read[split] - report.packed[split],
-            f"{report.bytes[split] / 1e6:.1f}",
-            report.shards[split],
-        )
-        for split in report.read
-    ]
-    total = [sum(counts.values()) for counts in (report.read, report.packed, report.rejected)]
-    megabytes = f"{sum(report.bytes.values()) / 1e6:.1f}"
-    rows.append(("all", *total, megabytes, sum(report.shards.values())))
-    lines = ["{:<6}{:>9}{:>9}{:>10}{:>11}{:>8}".format(*row) for row in (head, *rows)]
-    for (split, reason), number in sorted(report.rejected.items()):
-        lines.append(f"  rejected   {number:>6}  {split}: {reason}")
-    for reason, number in sorted(report.reencoded.items()):
-        lines.append(f"  re-encoded {number:>6}  {reason}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import numpy as np
 from ..errors import BadImage, WorkError
 from ..imaging import encode
 from ..packing.sources import Pair, Source
-from ..packing.tar_writer import appearing
 from ..reporting import audit_page, html
+from ..runtime.atomic import atomic_file
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
 from .hashing import require_libraries
@@ -69,13 +69,13 @@ class Audit:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with appearing(folder / JSON) as file:
-                json.dump(self.report, file, indent=1, ensure_ascii=False)
-                file.write("\n")
-            with appearing(folder / HTML) as file:
-                file.write(audit_page.render(self.report, self.pictures, self.captions))
         except OSError as error:
-            raise WorkError(f"{error.filename or folder}: {error.strerror or error}") from error
+            raise WorkError(f"{folder}: {error.strerror}") from None
+        report = json.dumps(self.report, indent=1, ensure_ascii=False) + "\n"
+        page = audit_page.render(self.report, self.pictures, self.captions)
+        for name, text in ((JSON, report), (HTML, page)):
+            with atomic_file(folder / name, durable=True) as partial:
+                partial.write_text(text, encoding="utf-8")
 
     def summary(self) -> str:
         """The main findings, a line each."""

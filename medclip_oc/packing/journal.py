@@ -1,30 +1,33 @@
-"""What a packing has done so far: one JSON line per event, so that a killed one can go on.
+"""What a packing has done so far, so that a killed one resumes; and the files made of that.
 
-    {"head": {"version": 1, "options": {...}, "source": {...}}}
-    {"reject": ["id", "split", "reason", "detail"]}
-    {"shard": {...}, "read": 1007, "reencoded": {"mode CMYK": 2}}
-    {"end": "train", "read": 1200}
+`unfinished.jsonl` holds what the shards depend on, then one line per finished shard or split:
 
-"shard" is the shard's entry in index.json, "read" counts the rows of its split until then. A line
-is written after what it tells of is on disk. Everything after the last "shard" or "end" is
-as if it had not been: a new start cuts it off, and does that work again. The files that readers
-use (index.json, sizes.json, rejects.csv) are made from the journal at the end.
+    {"journal": 2, "head": {"version": 1, "options": {...}, "source": {...}}}
+    {"split": "train", "shard": {...}, "read": 1007, "reencoded": {...}, "rejects": [[...], ...]}
+    {"split": "train", "shard": null, "read": 1200, "reencoded": {}, "rejects": []}
+
+"shard" is the shard's entry in index.json (null: the split ends), "read" counts the rows of the
+split until then, the rest is what came since the line before. A line is written once its shard is
+on disk: what a killed process did after its last whole line is done again. index.json, sizes.json
+and rejects.csv, which readers use, are made from these lines, one at a time.
 """
 
+import csv
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..data.index import INDEX, REJECTS, SIZES
 from ..errors import InputError
+from ..runtime.atomic import atomic_file
 
-NAME = "unfinished.jsonl"
-
-Event = dict[str, Any]
-
+JOURNAL = "unfinished.jsonl"
+_FORMAT = 2
 _CHANGED = {  # what stands in a head as a hash
     "tables": "the source's tables, or which of them are read, changed",
     "images": "the images are others, or in another place",
@@ -33,84 +36,126 @@ _CHANGED = {  # what stands in a head as a hash
 
 
 class Journal:
-    """The journal of a shard folder, opened to go on where it ends.
-
-    Args:
-        folder: the shard folder.
-        head: what decides the content of the shards. An earlier journal must have the same.
+    """The journal of a shard folder, opened to resume where it ends; a context manager.
 
     Raises:
-        InputError: an unfinished packing with another head is there; says how they differ. Or the
-            journal is damaged.
+        InputError: an unfinished packing that depends on other things is there (says how they
+            differ), or the journal is damaged.
     """
 
     def __init__(self, folder: Path, head: Mapping[str, Any]) -> None:
-        self.path = folder / NAME
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._file = os.fdopen(descriptor, "r+b")
+        self.folder, self.path = folder, folder / JOURNAL
+        self.path.touch()
+        self._file = self.path.open("r+b")
         try:
-            self._cut()
-            self._check(folder, head)
+            # a line that a killed process left half written is the last one
+            end = sum(len(line) for line in self._file if line.endswith(b"\n"))
+            self._file.truncate(end)
+            self._file.seek(end)
+            if not end:
+                self.write({"journal": _FORMAT, "head": head})
+            else:
+                refuse_other(folder, read_head(self.path), head)
         except BaseException:
             self._file.close()
             raise
 
-    def events(self) -> Iterator[Event]:
-        """What happened so far, the head left out."""
-        self._file.flush()
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What was done so far, the head left out."""
         with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    raise InputError(
-                        f"{self.path}: damaged; begin again with --overwrite"
-                    ) from None
-                if "head" not in event:
-                    yield event
+            next(file)
+            yield from map(json.loads, file)
 
-    def write(self, event: Event) -> None:
-        """Append an event; the end of a shard or split is on disk when this returns."""
-        self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
-        if "reject" not in event:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line; it is on disk when this returns."""
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Let another process go on."""
-        self._file.close()
+    def write_rejects(self, more: Sequence[Sequence[str]] = ()) -> None:
+        """rejects.csv: a row for each row of the source that is in no shard."""
+        with (
+            atomic_file(self.folder / REJECTS, durable=True) as partial,
+            partial.open("w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("id", "split", "reason", "detail"))
+            for line in self.lines():
+                writer.writerows(line["rejects"])
+            writer.writerows(more)
+
+    def write_index(self, head: Mapping[str, Any]) -> None:
+        """index.json and, just before it, sizes.json. A line per shard; rejects.csv is there."""
+        sizes, out = dict[str, int](), self.folder
+        with (
+            atomic_file(out / INDEX, durable=True) as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps(head).removesuffix("}") + ', "shards": [')
+            for shard in filter(None, (line["shard"] for line in self.lines())):
+                file.write(("," if sizes else "") + "\n" + json.dumps(shard, ensure_ascii=False))
+                sizes[shard["name"]] = shard["samples"]
+            with atomic_file(out / SIZES, durable=True) as other:
+                other.write_text(json.dumps(sizes, indent=1))
+            hashes = {name: file_hash(out / name) for name in (REJECTS, SIZES)}
+            file.write(f'\n], "files": {json.dumps(hashes)}}}\n')
 
     def remove(self) -> None:
-        """The work is finished: nothing to go on with."""
+        """The work is finished: nothing is left to resume."""
         self.path.unlink()
 
-    def _cut(self) -> None:
-        """Forget what stands after the last event that is on disk for sure."""
-        end = position = 0
-        for line in self._file:
-            position += len(line)
-            # a line that a killed process left half written is the last one
-            if line.endswith(b"\n") and not line.startswith(b'{"reject"'):
-                end = position
-        self._file.truncate(end)
-        self._file.seek(end)
+    def __enter__(self) -> "Journal":
+        return self
 
-    def _check(self, folder: Path, head: Mapping[str, Any]) -> None:
-        self._file.seek(0)
-        first = self._file.readline()
-        self._file.seek(0, os.SEEK_END)
-        if not first:
-            self.write({"head": head})
-            return
-        try:
-            there = dict(json.loads(first)["head"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self.path}: damaged; begin again with --overwrite") from None
-        if different := differences(there, json.loads(json.dumps(head))):
-            raise InputError(
-                f"{folder}: holds an unfinished packing with other settings: {different}; give "
-                "those again to finish it, another --out, or --overwrite"
-            )
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """All of an index.json, or the head of a journal: what the shards depend on.
+
+    Raises:
+        InputError: it is not as packing writes it.
+    """
+    try:
+        if path.name == INDEX:
+            head = json.loads(path.read_bytes())
+            for part in (head["counts"]["read"], head["counts"]["reencoded"]):
+                dict(part)
+        else:
+            with path.open("rb") as file:
+                line = json.loads(file.readline())
+            head = line["head"] if line["journal"] == _FORMAT else None
+        return dict(head, options=dict(head["options"]), source=dict(head["source"]))
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}: damaged or of another version; begin again with --overwrite"
+        ) from None
+
+
+def refuse_other(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a folder whose shards depend on other things than those given.
+
+    Raises:
+        InputError: they do; says how they differ.
+    """
+    if changes := _differences({name: there.get(name) for name in given}, given):
+        raise InputError(
+            f"{folder}: holds a packing with other settings: {changes}; give those again, choose "
+            "another --out, or --overwrite"
+        )
+
+
+def _differences(there: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Such as "samples_per_shard 500, not 1000"."""
+    changes: list[str] = []
+    for name in dict.fromkeys([*there, *given]):
+        old, new = there.get(name), given.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes.append(_differences(old, new))
+        elif old != new:
+            changes.append(_CHANGED.get(name) or f"{name} {old}, not {new}")
+    return ", ".join(filter(None, changes))
 
 
 @contextmanager
@@ -123,24 +168,14 @@ def alone_in(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(f"{folder}: another process is packing into this folder") from None
-    except OSError:
-        pass  # some network file systems have no locks
-    try:
         yield
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process is packing into this folder") from None
     finally:
         os.close(descriptor)
 
 
-def differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """How two heads differ, in words: "samples_per_shard 500, not 1000". Empty: they don't."""
-    found: list[str] = []
-    for group in dict.fromkeys([*there, *wanted]):
-        old, new = there.get(group), wanted.get(group)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found.append(differences(old, new))
-        elif old != new:
-            found.append(_CHANGED.get(group) or f"{group} {old}, not {new}")
-    return ", ".join(filter(None, found))
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

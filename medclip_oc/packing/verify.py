@@ -1,57 +1,47 @@
-"""Checking a shard folder: every byte that index.json tells of, and what stands beside it.
+"""Checking a shard folder: every tar against index.json, every pair against itself, the counts.
 
-Whatever has changed since packing is found, down to a single bit: index.json ends with a hash of
-itself (its seal) and holds the hash of every other file. The rest of the checks says what is wrong
-and where (shard_check.py), and that the numbers add up. Memory doesn't grow with the folder: the
-index is read line by line, a tar once, pair by pair.
+A tar is walked through by its headers, as any reader does it, in one pass that hashes it as well.
+Any change of a tar, of rejects.csv or of sizes.json is found by its SHA-256; the other checks say
+what is wrong, and where. Memory doesn't grow with the tars: they are read pair by pair.
 """
 
 import csv
 import hashlib
 import json
 import re
+import sys
+import tarfile
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
-from ..data.index import ENTRY, INDEX, REJECTS, SIZES, VERSION
-from ..errors import InputError
+from ..data.index import INDEX, REJECTS, SIZES, read_index
+from ..errors import BadImage, InputError
+from ..imaging import encode
+from ..runtime.atomic import PARTIAL
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
-from . import journal
-from .shard_check import Damage, check_shard
-from .sources import SPLITS
-from .tar_writer import PARTIAL
+from .journal import JOURNAL, file_hash, read_head
+from .sources import SPLITS, key_of
 
 MAX_LINES = 10
 """Damages that are told of one shard; the rest is a number."""
-
-# What follows the last shard (packing.py writes it)
-_END = re.compile(rb'\], "files": (\{.*\}), "seal": "([0-9a-f]{64})"\}\n')
+_READ_BYTES = 1 << 20
 _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
 @dataclass
 class Verified:
-    """What was looked at, and what is wrong with it."""
+    """What was looked at, and what is wrong with it, a line each."""
 
     shards: int = 0
     samples: int = 0
     bytes: int = 0
-    damages: list[Damage] = field(default_factory=list)
-
-
-class _Index(NamedTuple):
-    """What index.json holds besides the shards."""
-
-    head: dict[str, Any]
-    files: dict[str, str]
-    """Name -> SHA-256 of the other files."""
-    lines: int
+    damages: list[str] = field(default_factory=list)
 
 
 def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> Verified:
@@ -66,162 +56,175 @@ def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> Verified:
         The findings; of one shard at most MAX_LINES.
 
     Raises:
-        InputError: no finished shard folder, or one of another version.
+        InputError: no finished shard folder, or its index.json is damaged or of another version.
         WorkError: a worker died.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such shard folder")
     if not (folder / INDEX).is_file():
-        why = "its packing isn't finished" if (folder / journal.NAME).exists() else f"no {INDEX}"
-        raise InputError(f"{folder}: no shard folder to verify: {why}")
-    result, named, reencoded = Verified(), dict[str, int](), Counter[str]()
-    packed = Counter[str]()
-    index = _read_index(folder / INDEX, result.damages)
-    entries = _entries(folder / INDEX, index.lines, result.damages)
-    with Progress(max(0, index.lines - 2), "shards", "verify") as progress:
+        reason = "its packing isn't finished" if (folder / JOURNAL).exists() else f"no {INDEX}"
+        raise InputError(f"{folder}: no shard folder to verify: {reason}")
+    index = read_head(folder / INDEX)
+    entries = list(read_index(folder))
+    verified, packed = Verified(), Counter[str]()
+    with Progress(len(entries), "shards", "verify") as progress:
+        check = partial(check_shard, folder, decode)
         # one shard is work enough to hand over
-        for seen in ordered_map(partial(check_shard, folder, decode), entries, workers, batch=1):
+        checked = ordered_map(check, entries, workers, batch=1)
+        for entry, (size, damages) in zip(entries, checked, strict=True):
             progress.update()
-            named[seen.name] = seen.samples
-            packed[seen.split] += seen.samples
-            reencoded += seen.reencoded
-            result.shards += 1
-            result.samples += seen.samples
-            result.bytes += seen.bytes
-            result.damages += seen.damages[:MAX_LINES]
-            if (more := len(seen.damages) - MAX_LINES) > 0:
-                result.damages.append(Damage(seen.name, f"and {more} more damages"))
-    result.damages += _beside(folder, index, named)
-    result.damages += _numbers(folder, index, packed, None if result.damages else reencoded)
-    return result
+            verified.shards += 1
+            verified.samples += entry["samples"]
+            verified.bytes += size
+            packed[entry["split"]] += entry["samples"]
+            verified.damages += damages[:MAX_LINES]
+            if (more := len(damages) - MAX_LINES) > 0:
+                verified.damages.append(f"{entry['name']}: and {more} more damages")
+    names, hashes = {entry["name"] for entry in entries}, index.get("files", {})
+    verified.damages += _other_files(folder, names, hashes)
+    verified.damages += _counts(folder, index["counts"]["read"], packed)
+    return verified
 
 
-# --------------------------------------------------------------------------------------- the index
-
-
-def _read_index(path: Path, damages: list[Damage]) -> _Index:
-    """Compare the seal, and read what is beside the shards."""
-    digest, first, last, lines = hashlib.sha256(), b"", b"", 0
-    with path.open("rb") as file:
-        for line in file:
-            digest.update(last)
-            first, last = first or line, line
-            lines += 1
-    end = _END.fullmatch(last)
-    digest.update(last[: end.start(2)] if end else b"")
-    sealed = end is not None and end[2].decode() == digest.hexdigest()
-    if not sealed:
-        found = "SHA-256 of itself differs" if end else "doesn't end with a SHA-256 of itself"
-        damages.append(Damage(INDEX, f"{found}: changed since it was packed, or cut"))
-    try:
-        head = json.loads(first.strip() + b"]}")
-        files = json.loads(end[1]) if end else {}
-        version = head["version"]
-    except (ValueError, KeyError, TypeError):
-        damages.append(Damage(INDEX, "line 1 is not as packing writes it"))
-        return _Index({}, {}, lines)
-    if sealed and version != VERSION:
-        raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
-    return _Index(head, files if isinstance(files, dict) else {}, lines)
-
-
-def _entries(path: Path, lines: int, damages: list[Damage]) -> Iterator[dict[str, Any]]:
-    """The shards, each from its own line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1 or number == lines:
-                continue
-            try:
-                entry = json.loads(line.strip().removesuffix(b","))
-                wrong = _unsound(entry)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                wrong = str(error) or type(error).__name__
-            if wrong:
-                damages.append(Damage(INDEX, f"line {number} describes no shard ({wrong})"))
-            else:
-                yield entry
-
-
-def _unsound(entry: dict[str, Any]) -> str:
-    """What is wrong with the form of a shard's entry."""
-    if not entry.keys() >= ENTRY:
-        return f"lacks {', '.join(sorted(ENTRY - entry.keys()))}"
-    if not (match := _NAME.fullmatch(entry["name"])) or match[1] != entry["split"]:
-        return f"name {entry['name']!r}, split {entry['split']!r}"
-    if {len(entry[name]) for name in ("keys", "extensions", "members")} != {entry["samples"]}:
-        return "keys, extensions and members are not as many as samples"
-    rows = entry["members"]
-    if any(len(row) != 6 or any(type(n) is not int or n < 0 for n in row) for row in rows):
-        return "members are not six numbers each"
-    return ""
-
-
-# --------------------------------------------------------------------------------- the other files
-
-
-def _beside(folder: Path, index: _Index, named: dict[str, int]) -> Iterator[Damage]:
+def _other_files(folder: Path, shards: set[str], hashes: Mapping[str, str]) -> Iterator[str]:
     """Files that are absent, changed, or shouldn't be there."""
     for name in (REJECTS, SIZES):
         try:
-            with (folder / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_hash(folder / name)
         except OSError as error:
-            yield Damage(name, f"unreadable: {error.strerror}")
+            yield f"{name}: unreadable: {error.strerror}"
             continue
-        if digest != index.files.get(name):
-            yield Damage(name, f"SHA-256 {digest}", index.files.get(name, f"named in {INDEX}"))
-            if name == SIZES:
-                yield from _sizes(folder / SIZES, named)
+        if digest != hashes.get(name):
+            yield f"{name}: SHA-256 {digest}; should be {hashes.get(name, f'named in {INDEX}')}"
     for path in sorted(folder.iterdir()):
-        if path.suffix == ".tar" and path.name not in named:
-            yield Damage(path.name, f"{INDEX} doesn't name it")
-        if path.suffix == PARTIAL or path.name == journal.NAME:
-            yield Damage(path.name, "left by a packing that was killed", "not there")
+        if path.suffix == ".tar" and path.name not in shards:
+            yield f"{path.name}: {INDEX} doesn't name it"
+        if path.suffix == PARTIAL or path.name == JOURNAL:
+            yield f"{path.name}: left by a packing that was killed"
 
 
-def _sizes(path: Path, named: dict[str, int]) -> Iterator[Damage]:
-    """How the numbers of pairs differ from the index."""
-    try:
-        sizes = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        yield Damage(SIZES, f"no JSON object: {error}")
-        return
-    differing = [name for name in {**named, **sizes} if sizes.get(name) != named.get(name)]
-    for name in differing[:MAX_LINES]:
-        yield Damage(SIZES, f"{name}: {sizes.get(name)}", f"{named.get(name)}")
-
-
-def _numbers(
-    folder: Path, index: _Index, packed: Counter[str], reencoded: Counter[str] | None
-) -> Iterator[Damage]:
-    """Whether read = packed + rejected, and as many are re-encoded as packing counted.
-
-    Args:
-        folder: the shard folder.
-        index: see `_Index`.
-        packed: split -> pairs in its shards.
-        reencoded: reason -> images. None: not all could be read.
-    """
-    if not index.head:
-        return  # told already
-    try:
-        read = dict(index.head["counts"]["read"])
-        counted = dict(index.head["counts"]["reencoded"])
-    except (KeyError, TypeError, ValueError):
-        yield Damage(INDEX, "has no counts of what was read")
-        return
-    rejected = Counter[str]()
+def _counts(folder: Path, read: dict[str, int], packed: Counter[str]) -> Iterator[str]:
+    """Whether read = packed + rejected, split by split."""
     try:
         with (folder / REJECTS).open(newline="", encoding="utf-8") as file:
-            rejected.update(row[1] for row in islice(csv.reader(file), 1, None))
+            rejected = Counter(row["split"] for row in csv.DictReader(file))
     except OSError:
         return  # told already
-    except (ValueError, csv.Error, IndexError) as error:
-        yield Damage(REJECTS, f"not the table that packing writes: {error}")
+    except (ValueError, csv.Error, KeyError) as error:
+        yield f"{REJECTS}: not the table that packing writes: {error}"
         return
     for split in dict.fromkeys([*read, *packed, *rejected]):
-        found = f"{split}: {packed[split]} packed + {rejected[split]} rejected"
         if read.get(split, 0) != packed[split] + rejected[split]:
-            yield Damage(INDEX, found, f"{read.get(split, 0)} rows read")
-    if reencoded is not None and counted != reencoded:
-        yield Damage(INDEX, f"{dict(reencoded)} images re-encoded in the shards", f"{counted}")
+            counts = f"{packed[split]} packed + {rejected[split]} rejected"
+            yield f"{INDEX}: {split}: {counts}; should be {read.get(split, 0)} rows read"
+
+
+# --------------------------------------------------------------------------------------- one shard
+
+
+class _HashedFile:
+    """A file that tarfile reads through once, front to back."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        self.size += len(data)
+        return data
+
+
+def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> tuple[int, list[str]]:
+    """Check one shard against its entry in index.json.
+
+    Returns:
+        Its bytes, and what is wrong, a line each.
+    """
+    name = entry["name"]
+    if not (match := _NAME.fullmatch(name)) or match[1] != entry["split"]:
+        return 0, [f"{INDEX}: describes no shard (name {name!r}, split {entry['split']!r})"]
+    try:
+        with (folder / name).open("rb") as plain:
+            file = _HashedFile(plain)
+            damages = [f"{name}: {damage}" for damage in _walk(file, entry, decode)]
+            while file.read(_READ_BYTES):  # what the walk left
+                pass
+    except OSError as error:
+        return 0, [f"{name}: unreadable: {error.strerror or error}"]
+    if file.size != entry["bytes"]:
+        damages.insert(0, f"{name}: {file.size} bytes; should be {entry['bytes']}")
+    elif (digest := file.digest.hexdigest()) != entry["sha256"]:
+        damages.insert(0, f"{name}: SHA-256 {digest}; should be {entry['sha256']}")
+    return file.size, damages
+
+
+def _walk(file: _HashedFile, entry: dict[str, Any], decode: bool) -> Iterator[str]:
+    """Compare the members with the index, and look into them, until another one is met."""
+    key = ""
+    try:
+        # "|" never seeks: each byte is read once, and hashed on its way
+        with tarfile.open(fileobj=file, mode="r|", bufsize=_READ_BYTES) as tar:  # type: ignore[call-overload]
+            columns = entry["keys"], entry["extensions"], entry["members"]
+            for key, extension, places in zip(*columns, strict=True):
+                contents = list[bytes]()
+                suffixes = (extension, "txt", "json")
+                for suffix, *place in zip(suffixes, places[::2], places[1::2], strict=True):
+                    member, content = _next_member(tar, f"{key}.{suffix}")
+                    contents.append(content)
+                    if [member.offset_data, member.size] != place:
+                        yield f"{member.name} is not where {INDEX} says"
+                for damage in _pair_damages(key, entry["split"], contents, decode):
+                    yield f"{key}: {damage}"
+            if more := tar.next():
+                yield f"{INDEX} doesn't know its member {more.name}"
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises whatever its reader trips over
+        yield f"{key}: {error or 'no readable tar'}; what follows wasn't compared"
+
+
+def _next_member(tar: tarfile.TarFile, name: str) -> tuple[tarfile.TarInfo, bytes]:
+    """The next member and its content.
+
+    Raises:
+        tarfile.ReadError: it has another name, or the tar ends.
+    """
+    member = tar.next()
+    tar.members = []  # type: ignore[attr-defined]  # or it remembers each header
+    if member is None or member.name != name or not member.isreg():
+        there = f"a member {member.name}" if member else "the tar ends"
+        raise tarfile.ReadError(f"{there} where {name} should be")
+    file = tar.extractfile(member)
+    content = file.read() if file else b""
+    if len(content) != member.size:
+        raise tarfile.ReadError(f"the tar ends within {name}")
+    return member, content
+
+
+def _pair_damages(key: str, split: str, contents: list[bytes], decode: bool) -> Iterator[str]:
+    """What is wrong with the image, caption and facts of a pair."""
+    image, caption, about = contents
+    try:
+        caption.decode()
+        facts = dict(json.loads(about))
+    except (ValueError, TypeError) as error:
+        yield f"its caption is no text, or its JSON no object: {error}"
+        return
+    if key_of(str(facts.get("id"))) != key or facts.get("split") != split:
+        yield f"its JSON is of {facts.get('id')!r} in split {facts.get('split')!r}"
+    # without the word for it, these are the source's own bytes
+    if "reencoded" not in facts and hashlib.sha256(image).hexdigest() != facts.get("sha256"):
+        yield "the image's SHA-256 is another than its JSON says"
+    if not decode:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata, which packing let in as well
+            decoded = encode.decode(image, max_pixels=sys.maxsize)
+    except BadImage as error:
+        yield f"the image can't be decoded: {error}"
+        return
+    size = decoded.width, decoded.height, decoded.mode
+    if size != (told := tuple(facts.get(name) for name in ("width", "height", "mode"))):
+        yield f"the image is {size}; should be {told}"

@@ -1,7 +1,10 @@
 """Work spread over processes: in order, and never far ahead of who takes the results."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +44,25 @@ def test_results_come_in_order_and_items_only_as_they_are_taken(
 def test_a_worker_that_dies_is_an_error() -> None:
     with pytest.raises(WorkError, match="a worker process died"):
         list(parallel.ordered_map(die, range(1, 5), 2))
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import time\n"
+        "from medclip_oc.runtime.workers import ordered_map\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in ordered_map(abs, range(10**9), 2): print('on', flush=True); time.sleep(1)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    assert parent.stdout
+    assert parent.stdout.readline() == b"on\n"
+    parent.kill()
+    # its pipe closes when the last of those that inherited it ends
+    assert parent.stdout.read().replace(b"on\n", b"") == b""
+    parent.wait()
+    parent.stdout.close()

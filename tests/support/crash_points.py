@@ -1,11 +1,11 @@
-"""Dies at every point of a packing where something reaches the disk, and goes on each time.
+"""Dies at every point of a packing where something reaches the disk, and resumes each time.
 
-    python tests/support/crash_points.py SOURCE FOLDER
+    python tests/support/crash_points.py SOURCE FOLDER EVERY
 
 A process that packs SOURCE is ended, without a chance to tidy up, at its k-th call that makes
-something durable, for every k there is; another one then packs into the same folder. Prints for
-each k whether the files are those of an undisturbed packing. Run by test_pack_kills.py: a process
-of its own, for it forks.
+something durable, for every EVERY-th k there is; another one then packs into the same folder.
+Prints for each k whether the files are those of an undisturbed packing. Run by test_pack_kills.py:
+a process of its own, for it forks.
 """
 
 import os
@@ -43,13 +43,13 @@ def die_at(call: int) -> None:
     Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]
 
 
-def main(source: Path, folder: Path) -> None:
+def main(source: Path, folder: Path, every: int) -> None:
     undisturbed = folder / "undisturbed"
     pack(open_source(source), undisturbed, OPTIONS)
     expected = contents(undisturbed)
-    call, died = 0, True
+    call, died = 1 - every, True
     while died:
-        call += 1
+        call += every
         out = folder / str(call)
         child = os.fork()
         if child == 0:
@@ -63,4 +63,4 @@ def main(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
