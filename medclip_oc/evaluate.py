@@ -1,6 +1,6 @@
 """Retrieval over held-out pairs: `python -m medclip_oc.evaluate --checkpoint FILE`."""
 
-from .config.schema import EvaluateConfig
+from .config.evaluation import EvaluateConfig
 from .runtime import command
 
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .config.schema import ReportConfig
+from .config.evaluation import ReportConfig
 from .errors import BadImage, InputError
 from .runtime import command
 

@@ -201,7 +201,7 @@ def recall(file: Path, shards: str) -> float:
     """Mean of R@1, R@5 and R@10 both ways, over the test split."""
     import torch
 
-    from medclip_oc.config.schema import MeasureConfig
+    from medclip_oc.config.evaluation import MeasureConfig
     from medclip_oc.data import loader
     from medclip_oc.evaluation import features, retrieval
     from medclip_oc.models import factory

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc.config.schema import Device, ModelConfig, Precision
+from medclip_oc.config.checks import Device, Precision
+from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.runtime import command
 

@@ -1,4 +1,4 @@
-"""Dataclasses of settings: dotted names, types in plain words, help, and YAML.
+"""Dataclasses of settings: dotted names, types in plain words, the nearest name, and YAML.
 
 In YAML here 1e-5 is a number, and a key given twice an error.
 """
@@ -6,86 +6,91 @@ In YAML here 1e-5 is a number, and a key given twice an error.
 import dataclasses
 import difflib
 import re
-from argparse import Action
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import jsonargparse
 import yaml
 
 from ..errors import InputError
+from .checks import option
 
-# type -> one of it, several of it, its place in help
-_WORDS: dict[Any, tuple[str, str, str]] = {
+# type -> one value of it, several of it, its place in help
+WORDS: dict[Any, tuple[str, str, str]] = {
     bool: ("true or false", "true/false values", "{true,false}"),
     int: ("a whole number", "whole numbers", "INT"),
     float: ("a number", "numbers", "NUMBER"),
     str: ("text", "texts", "TEXT"),
     NoneType: ("null", "nulls", ""),
     Any: ("a value", "values", "VALUE"),
+    dict: ("a mapping", "mappings", "MAPPING"),
 }
-_LONGEST_CHOICES = 40  # longer ones move from the left column of help to the right
-
+# What other programs call a setting; the first that the command has is meant.
+_MEANT = {
+    "learning_rate": ("optim.lr",),
+    "wd": ("optim.weight_decay",),
+    "warmup": ("optim.warmup_steps",),
+    "batch_size": ("train.global_batch_size",),
+    "accum_freq": ("train.micro_batch_size",),
+    "grad_accum": ("train.micro_batch_size",),
+    "amp": ("train.precision", "precision"),
+    "num_workers": ("data.workers", "workers"),
+    "val_data": ("data.valid",),
+    "dataset": ("data", "data.train", "source"),
+    "weights": ("checkpoint", "model.pretrained"),
+    "ckpt": ("checkpoint", "resume"),
+    "captions": ("texts", "caption_column"),
+    "prompts": ("texts", "templates"),
+    "input": ("source", "data", "images"),
+    "output": ("out", "run.folder", "json"),
+    "output_dir": ("out", "run.folder"),
+    "name": ("run.folder",),
+}
 # YAML 1.1 wants a dot and a sign in 1.0e-5; people write 1e-5.
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
-# ------------------------------------------------------------------------------ names and types
-
-
-def _fields(config_class: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+def leaves_of(config_class: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> type and default (MISSING: required), of every setting."""
+    settings: dict[str, tuple[Any, Any]] = {}
     hints = get_type_hints(config_class)
-    return [(field, hints[field.name]) for field in dataclasses.fields(config_class)]
+    for field in dataclasses.fields(config_class):
+        key, kind = prefix + field.metadata.get("option", field.name), hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            settings |= leaves_of(kind, f"{key}.")
+        elif field.default_factory is not dataclasses.MISSING:
+            settings[key] = kind, field.default_factory()
+        else:
+            settings[key] = kind, field.default
+    return settings
 
 
-def _name(field: dataclasses.Field[Any]) -> str:
-    """As the user spells it: the field's name, or its metadata's `option`."""
-    name: str = field.metadata.get("option", field.name)
-    return name
-
-
-def leaf_types(config_class: Any, prefix: str = "") -> dict[str, Any]:
+def leaf_types(config_class: Any) -> dict[str, Any]:
     """Dotted name -> type, of every setting."""
-    found: dict[str, Any] = {}
-    for field, kind in _fields(config_class):
-        key = prefix + _name(field)
-        found |= leaf_types(kind, f"{key}.") if dataclasses.is_dataclass(kind) else {key: kind}
-    return found
+    return {key: kind for key, (kind, _) in leaves_of(config_class).items()}
 
 
-def leaves(tree: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of those settings in a nested mapping that are known."""
-    found: dict[str, Any] = {}
+def leaves(tree: Mapping[str, Any], types: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of those settings in a nested mapping that `types` knows."""
+    values: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if key in known:
-            found[key] = _plain(value)
+        if key in types:
+            values[key] = _plain(value)
         elif isinstance(value, Mapping):
-            found |= leaves(value, known, f"{key}.")
-    return found
-
-
-def required(config_class: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the settings without default."""
-    found: list[str] = []
-    for field, kind in _fields(config_class):
-        key = prefix + _name(field)
-        if dataclasses.is_dataclass(kind):
-            found += required(kind, f"{key}.")
-        elif field.default is field.default_factory is dataclasses.MISSING:
-            found.append(key)
-    return found
+            values |= leaves(value, types, f"{key}.")
+    return values
 
 
 def build(config_class: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:
     """An instance of the dataclass; what `settings` leaves out has its default."""
     values: dict[str, Any] = {}
-    for field, kind in _fields(config_class):
-        key = prefix + _name(field)
-        if dataclasses.is_dataclass(kind):
-            values[field.name] = build(kind, settings, f"{key}.")
+    hints = get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        key = prefix + field.metadata.get("option", field.name)
+        if dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = build(hints[field.name], settings, f"{key}.")
         elif key in settings:
             values[field.name] = settings[key]
     return config_class(**values)
@@ -98,137 +103,48 @@ def choices(kind: Any) -> tuple[Any, ...]:
 
 def allowed(kind: Any) -> str:
     """What a value of this type looks like: "one of fp32, bf16", "a number or null"."""
-    return " or ".join(_allowed_alone(choice) for choice in choices(kind))
-
-
-def _allowed_alone(kind: Any) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
-    if origin is list:
-        return f"a list of {_WORDS[inner[0]][1]}"
-    if origin is tuple:
-        return f"{len(inner)} {_WORDS[inner[0]][1]}"
-    if origin is dict:
-        return "a mapping"
-    return _WORDS[kind][0]
+    words = []
+    for choice in choices(kind):
+        origin, inner = get_origin(choice) or choice, get_args(choice)
+        if origin is Literal:
+            words.append(f"one of {', '.join(map(str, inner))}")
+        elif origin in (list, tuple):
+            number = "a list of" if origin is list else str(len(inner))
+            words.append(f"{number} {WORDS[inner[0]][1]}")
+        else:
+            words.append(WORDS[origin][0])
+    return " or ".join(words)
 
 
 def shorten(value: Any) -> str:
-    """A value as an error line shows it."""
+    """A value as an error line shows it: as YAML has it, and not too long."""
     text = repr(value)
+    if value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def is_group(key: str, types: Mapping[str, Any]) -> bool:
     """Whether it names several settings, such as `optim`."""
-    return any(known.startswith(f"{key}.") for known in types)
+    return any(name.startswith(f"{key}.") for name in types)
 
 
-def no_such(key: str, types: Mapping[str, Any], dashes: str = "") -> str:
-    """What to say of a name that is no setting: the nearest one that is."""
+def no_such(key: str, types: Mapping[str, Any], *, dashes: bool = False) -> str:
+    """What to say of a name that is no setting: the one that is meant, or the nearest."""
     if is_group(key, types):
         return f"a group of settings, such as {next(t for t in types if t.startswith(f'{key}.'))}"
     groups = {name.rpartition(".")[0] for name in types} - {""}
-    known = [*types, "config", "help", "version"] if dashes else [*types, *sorted(groups)]
-    last = [name.rpartition(".")[2] for name in known]
-    alike = difflib.get_close_matches(key.rpartition(".")[2], last, len(last))
-    close = (
-        [name for name, word in zip(known, last, strict=True) if word == alike[0]] if alike else []
-    )
-    near = difflib.get_close_matches(
-        key, close, 1, cutoff=0
-    )  # optim.every_steps or log.every_steps
-    return f"no such setting; {f'did you mean {dashes}{near[0]}?' if near else 'see --help'}"
-
-
-# ---------------------------------------------------------------------------------------- help
-
-
-class _Formatter(jsonargparse.DefaultHelpFormatter):
-    """Settings as they are typed: no alias, no type in Python's words."""
-
-    def _get_help_string(self, action: Action) -> str:
-        return action.help or ""
-
-    def _format_action_invocation(self, action: Action) -> str:
-        place = f" {action.metavar}" if action.metavar else ""
-        return ", ".join(action.option_strings) + place
-
-
-def help_text(config_class: Any, prog: str, description: str) -> str:
-    """The page for `--help`: every setting with its docstring, values and default."""
-    needed = [f"--{key} ..." for key in required(config_class)]
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        usage=" ".join(["%(prog)s", *needed, "[--config FILE] [--SETTING VALUE ...]"]),
-        formatter_class=_Formatter,
-    )
-    parser.add_argument("--version", action="version", version="", help="show the version and exit")
-    parser.add_argument("--config", metavar="FILE", help="settings from a YAML file; options win")
-    _add_help(parser, parser, config_class, "")
-    return parser.format_help()
-
-
-def _add_help(parser: Any, group: Any, config_class: Any, prefix: str) -> None:
-    """A line for each setting, and a group for each dataclass among them."""
-    from docstring_parser import parse_from_object  # 20 ms that only help pays
-
-    # a dataclass that extends another: each class documents its own, and its own come first
-    owners = [one for one in config_class.__mro__ if dataclasses.is_dataclass(one)]
-    params = [param for one in owners for param in parse_from_object(one).params]
-    docs: dict[str, str | None] = {}
-    for param in params:
-        docs.setdefault(param.arg_name, param.description)
-    places = {name: place for place, name in enumerate(docs)}
-    shown = sorted(_fields(config_class), key=lambda one: places.get(one[0].name, len(places)))
-    for field, kind in shown:
-        key = prefix + _name(field)
-        if dataclasses.is_dataclass(kind):
-            inner = parser.add_argument_group(key, parse_from_object(kind).description)
-            _add_help(parser, inner, kind, f"{key}.")
-        else:
-            place, note = _place(kind), _default(field)
-            if len(place) > _LONGEST_CHOICES:
-                place, note = "CHOICE", f"{allowed(kind)}; {note}"
-            doc = f"{docs.get(field.name) or ''} ({note})".strip().replace("%", "%%")
-            group.add_argument(f"--{key}", metavar=place, help=doc)
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    value: Any = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    if value is dataclasses.MISSING:
-        return "required"
-    if isinstance(value, list | tuple):
-        return f"default: {' '.join(map(str, value))}"
-    if value is None or isinstance(value, bool):
-        value = {None: "null", True: "true", False: "false"}[value]  # as YAML writes them
-    return f"default: {value}"
-
-
-def _place(kind: Any) -> str:
-    """The value's place in help: INT, {a,b}, TEXT [TEXT ...]."""
-    origins = {get_origin(choice): get_args(choice) for choice in choices(kind)}
-    if list in origins:
-        name = _WORDS[origins[list][0]][2]
-        return f"{name} [{name} ...]"
-    if tuple in origins:
-        return " ".join(_WORDS[inner][2] for inner in origins[tuple])
-    if dict in origins:
-        return "MAPPING"
-    return "|".join(_place_alone(choice) for choice in choices(kind) if choice is not NoneType)
-
-
-def _place_alone(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"{{{','.join(map(str, get_args(kind)))}}}"
-    return _WORDS[kind][2]
-
-
-# ---------------------------------------------------------------------------------------- YAML
+    names = [*types, "config", "help", "version"] if dashes else [*types, *sorted(groups)]
+    last = key.rpartition(".")[2]
+    meant = [name for name in _MEANT.get(last, ()) if name in types]
+    if not meant:  # optim.every_steps: among the settings with that last part, the nearest
+        lasts = [name.rpartition(".")[2] for name in names]
+        alike = difflib.get_close_matches(last, lasts, 1)
+        same = [name for name in names if name.rpartition(".")[2] in alike]
+        meant = difflib.get_close_matches(key, same, 1, cutoff=0)
+    if not meant:
+        return "no such setting; see --help"
+    return f"no such setting; did you mean {option(meant[0]) if dashes else meant[0]}?"
 
 
 class _Loader(yaml.SafeLoader):
@@ -253,8 +169,8 @@ class _Dumper(yaml.SafeDumper):
         return True  # a list used twice is written twice, not as *id001
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def load(path: str) -> dict[Any, Any]:

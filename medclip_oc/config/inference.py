@@ -4,14 +4,18 @@ As in `config`: no torch, and a field's help is the docstring under it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..errors import InputError
-from .schema import Device, Precision, _at_least, _require
+from .checks import Bound, Count, Device, Natural, Precision, Settings, Split
+
+AT_LEAST_2 = Bound("at least 2", lambda value: value >= 2)
+PORT = Bound("from 1 to 65535", lambda value: 1 <= value <= 65535)
+COSINE = Bound("a cosine, from -1 to 1", lambda value: -1 <= value <= 1)
 
 
 @dataclass(kw_only=True)
-class ModelChoice:
+class ModelChoice(Settings):
     """Which model works, and how."""
 
     checkpoint: str | None = None
@@ -20,10 +24,10 @@ class ModelChoice:
     """In place of a checkpoint: an open_clip name, `hf-hub:ORG/NAME` or `local-dir:FOLDER`."""
     pretrained: str | None = None
     """Weights for --model: an open_clip tag, or a file."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images or texts embedded at once."""
-    workers: int | None = None
-    """Processes that read and decode images. 0: none but this one. None: one per core, at most
+    workers: Natural | None = None
+    """Processes that read and decode images. 0: none but this one. null: one per core, at most
     8."""
     precision: Precision = "fp32"
     """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
@@ -31,16 +35,13 @@ class ModelChoice:
     """auto: CUDA where there is a GPU, else the CPU."""
 
     def __post_init__(self) -> None:
-        _at_least(1, "--", self, "batch_size")
-        _at_least(0, "--", self, "workers")
+        super().__post_init__()
         if self.model is None:
             if self.checkpoint is None:
                 raise InputError(
                     "--checkpoint: required, unless --model names a model of open_clip"
                 )
-            _require(
-                self.pretrained is None, "--pretrained", self.pretrained, "used without --model"
-            )
+            self.require(self.pretrained is None, "pretrained", "used without --model")
             return
         if self.checkpoint is not None:
             raise InputError(
@@ -56,10 +57,28 @@ class ModelChoice:
 class ZeroshotConfig(ModelChoice):
     """Rank captions for images, or search an index."""
 
+    reads = (
+        "checkpoint",
+        "model",
+        "pretrained",
+        "images",
+        "split",
+        "texts",
+        "texts_file",
+        "text_column",
+        "label_column",
+        "templates",
+        "labels",
+        "search",
+        "search_image",
+        "index",
+    )
+    writes = ("format", "top", "figures")
+
     images: list[str] = field(default_factory=list)
     """Files, folders (with those inside), globs, shard folders (see --split), tars."""
-    split: Literal["train", "valid", "test"] | None = None
-    """Split of a shard folder. None: test."""
+    split: Split | None = None
+    """Split of a shard folder. null: test."""
     texts: list[str] = field(default_factory=list)
     """Candidate captions."""
     texts_file: str | None = None
@@ -69,11 +88,11 @@ class ZeroshotConfig(ModelChoice):
     """Column of a table of texts; of several names the first that is there."""
     label_column: str | None = None
     """Column of a table of texts that names a class. The texts of a class are then one candidate,
-    the mean of their features. None: `label`, if the table has one."""
+    the mean of their features. null: `label`, if the table has one."""
     templates: str | None = None
     """Put each text (or label) into these, and take the mean: `radiology`, built in, or a file
     with one per line, {} where the text goes."""
-    threshold: float | None = None
+    threshold: Annotated[float, COSINE] | None = None
     """Cosine that a text must exceed. "none of these" is then a further candidate, whose cosine is
     this one for every image."""
     labels: str | None = None
@@ -91,15 +110,14 @@ class ZeroshotConfig(ModelChoice):
     """What is searched: the index's images, or its captions."""
     engine: Literal["exact", "faiss"] = "exact"
     """exact: every pair is looked at. faiss: for millions; needs an index made with --faiss."""
-    top: int | None = None
-    """Only the K best of each image or query. None: all texts; 10 of an index."""
+    top: Count | None = None
+    """Only the K best of each image or query. null: all texts; 10 of an index."""
     format: Literal["table", "json", "jsonl", "csv"] = "table"
     """Rows have the fields image, rank, text, cosine, probability, margin; of a search query, rank,
     id, score, caption, shard, position."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(1, "--", self, "top")
         if self.index is not None or self.search or self.search_image:
             self._check_search()
             return
@@ -110,9 +128,7 @@ class ZeroshotConfig(ModelChoice):
         if self.figures is not None and self.labels is None:
             raise InputError("--figures: there are none without --labels")
         named = self.figures is None or self.figures.endswith(".json")
-        _require(named, "--figures", self.figures, "a file name that ends in .json")
-        limit = self.threshold
-        _require(limit is None or -1 <= limit <= 1, "--threshold", limit, "a cosine, from -1 to 1")
+        self.require(named, "figures", "a file name that ends in .json")
 
     def _check_search(self) -> None:
         if self.index is None:
@@ -120,20 +136,22 @@ class ZeroshotConfig(ModelChoice):
         if not self.search and not self.search_image:
             raise InputError("--index: give --search TEXT or --search-image FILE with it")
         ranking = ("images", "texts", "texts_file", "templates", "threshold", "labels", "figures")
-        for option in ranking:
-            if getattr(self, option) not in (None, []):
-                name = option.replace("_", "-")
-                raise InputError(f"--{name}: ranks captions; it doesn't go with a search")
+        for name in ranking:
+            if getattr(self, name) not in (None, []):
+                raise InputError(f"{self.option(name)}: ranks captions; not for a search")
 
 
 @dataclass(kw_only=True)
 class EmbedConfig(ModelChoice):
     """Features of a set of pairs, as an index to search."""
 
+    reads = ("checkpoint", "model", "pretrained", "data", "split")
+    writes = ("out", "dtype", "faiss", "overwrite")
+
     data: str | list[str]
     """Shard folder, brace pattern, glob or list of tars."""
-    split: Literal["train", "valid", "test"] | None = None
-    """Split of a shard folder. None: test."""
+    split: Split | None = None
+    """Split of a shard folder. null: test."""
     out: str
     """The index: a new folder."""
     dtype: Literal["float16", "float32"] = "float16"
@@ -145,8 +163,11 @@ class EmbedConfig(ModelChoice):
 
 
 @dataclass(kw_only=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """A checkpoint for other programs."""
+
+    reads = ("checkpoint", "images")
+    writes = ("to", "out", "overwrite")
 
     checkpoint: str
     """A checkpoint written by training."""
@@ -157,26 +178,21 @@ class ExportConfig:
     """A new folder."""
     images: list[str] = field(default_factory=list)
     """Images to compare features on. None given: pairs that the run validated on."""
-    pairs: int = 8
+    pairs: Annotated[int, AT_LEAST_2] = 8
     """How many are compared."""
     overwrite: bool = False
     """Replace an earlier export."""
-
-    def __post_init__(self) -> None:
-        _at_least(2, "--", self, "pairs")
 
 
 @dataclass(kw_only=True)
 class AppConfig(ModelChoice):
     """A local page."""
 
+    reads = ("checkpoint", "model", "pretrained", "index")
+
     index: str | None = None
     """An index to search: a folder written by medclip_oc.embed."""
     host: str = "127.0.0.1"
     """Address to serve at. 0.0.0.0 lets everybody in the network in, without a password."""
-    port: int = 7860
+    port: Annotated[int, PORT] = 7860
     """Port to serve at."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(1 <= self.port <= 65535, "--port", self.port, "from 1 to 65535")

@@ -1,45 +1,41 @@
-"""Settings of a command, read from YAML files and the command line.
+"""Settings of a command: defaults < YAML (`--config FILE`) < options, wherever these stand.
 
-Settings: defaults < YAML (`--config FILE`) < command line (`--optim.lr 1e-5`), wherever the options
-stand. jsonargparse checks and converts each value and lays out the help; this module sorts the
-words, so that an error can say in one line where a value stood, what it was and what is allowed.
-
-No torch here, and nothing of ours but errors and YAML: `--help` pays for this module.
+jsonargparse checks and converts each value, argparse lays out the help; this module sorts the words
+of the command line, so that an error can say in one line where a value stood, what it was and what
+is allowed. No torch here: `--help` pays for this module.
 """
 
+import argparse
 import math
 import os
 import re
 import sys
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, is_dataclass
 from types import NoneType
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 import jsonargparse
 
 from .. import __version__
 from ..errors import InputError
-from .fields import (
-    allowed,
-    build,
-    choices,
-    help_text,
-    is_group,
-    leaf_types,
-    load,
-    no_such,
-    required,
-    shorten,
-)
-from .fields import save_yaml as save_yaml  # a command writes its settings beside its results
-from .fields import to_dict as to_dict
+from .checks import option
+from .fields import WORDS, allowed, build, choices, is_group, leaves_of, load, no_such, shorten
 
 T = TypeVar("T")
 
 # `--name`, `--name=value`, `-h`; not `-1`, not "- a caption that begins with a dash".
 _OPTION = re.compile(r"--\w|-[A-Za-z]$")
 _NULL = ("null", "None")
+_LONGEST_CHOICES = 40  # longer ones move from the left column of help to the right
+# Endings of a word without an option -> the options it may belong to; "": folders and tars.
+_POSITIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
+    (".pt", ".pth"): ("checkpoint", "resume"),
+    (".yaml", ".yml"): ("config",),
+    (".jpg", ".jpeg", ".png", ".dcm"): ("images",),
+    (".csv", ".tsv", ".parquet"): ("table", "texts_file"),
+    ("",): ("run", "source", "data", "images", "data.train", "index"),
+}
 
 
 class _Given(NamedTuple):
@@ -68,42 +64,39 @@ def parse(
         InputError: what the user gave is wrong, in one line (without `prog`).
         SystemExit: after `--help` and `--version`, with code 0.
     """
-    types = leaf_types(config_class)
+    settings = leaves_of(config_class)
+    types = {key: kind for key, (kind, _) in settings.items()}
     given: dict[str, _Given] = {}
     overrides: dict[str, _Given] = {}
-    for option, words in _split(sys.argv[1:] if arguments is None else arguments):
+    for name, words in _split(sys.argv[1:] if arguments is None else arguments, types):
         # --samples-per-shard and --samples_per_shard are one setting
-        key = option.removeprefix("--").replace("-", "_")
-        if option in ("-h", "--help"):
-            _say_and_stop(help_text(config_class, prog, description))
-        elif option == "--version":
-            _say_and_stop(f"medclip_oc {__version__}\n")
-        elif option == "--config":
-            given |= _from_file(_one_word(option, words), types)
-        elif not option.startswith("--") or key not in types:
-            raise InputError(f"{option}: {no_such(key, types, '--')}")
+        key = name.removeprefix("--").replace("-", "_")
+        if name in ("-h", "--help"):
+            _print_and_stop(help_text(config_class, prog, description))
+        elif name == "--version":
+            _print_and_stop(f"medclip_oc {__version__}\n")
+        elif name == "--config":
+            given |= _from_file(_single(name, words), types)
+        elif not name.startswith("--") or key not in types:
+            raise InputError(f"{name}: {no_such(key, types, dashes=True)}")
         else:
-            overrides[key] = _Given(option, _from_words(option, types[key], words))
+            overrides[key] = _Given(name, _from_words(name, types[key], words))
     given |= overrides
-
-    settings = {key: _convert(types[key], value) for key, value in given.items()}
-    missing = [f"--{key}" for key in required(config_class) if key not in settings]
-    if missing:
+    values = {key: _convert(types[key], value) for key, value in given.items()}
+    required = [key for key, (_, default) in settings.items() if default is MISSING]
+    if missing := [option(key) for key in required if key not in values]:
         raise InputError(f"{', '.join(missing)}: required, but not given")
-    config: T = build(config_class, settings)
+    config: T = build(config_class, values)
     return config
 
 
-def _say_and_stop(text: str) -> NoReturn:
+def _print_and_stop(text: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, end="", flush=True)
     raise SystemExit(0)
 
 
-# --------------------------------------------------------------------- from words to settings
-
-
-def _split(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _split(arguments: Sequence[str], types: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Cut the command line into options, each with the words that follow it."""
     groups: list[tuple[str, list[str]]] = []
     closed = True  # `--name=value` takes no further word
@@ -113,47 +106,51 @@ def _split(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
             groups.append((name, [value] if equals else []))
             closed = bool(equals)
         elif closed:
-            raise InputError(f"{shorten(word)}: unexpected; settings are given as --NAME VALUE")
+            hint = "settings are given as --NAME VALUE"
+            keys = next((k for ends, k in _POSITIONAL.items() if word.endswith(ends)), ())
+            if meant := [key for key in keys if key in (*types, "config")]:
+                hint = f"did you mean {option(meant[0])} {word}?"
+            raise InputError(f"{shorten(word)}: unexpected; {hint}")
         else:
             groups[-1][1].append(word)
     return groups
 
 
-def _one_word(option: str, words: list[str]) -> str:
+def _single(name: str, words: list[str]) -> str:
     if len(words) != 1:
-        got = f"not {len(words)}: {shorten(words)}" if words else "and none is given"
-        raise InputError(f"{option}: takes one value, {got}")
+        count = f"not {len(words)}: {shorten(words)}" if words else "and none is given"
+        raise InputError(f"{name}: takes one value, {count}")
     return words[0]
 
 
-def _from_words(option: str, kind: Any, words: list[str]) -> Any:
+def _from_words(name: str, kind: Any, words: list[str]) -> Any:
     """A single word or, where the type has a place for them, several."""
     kinds = choices(kind)
+    origins = {get_origin(choice) for choice in kinds}
     if bool in kinds and not words:
         return True  # a bare --log.tensorboard switches it on
     if len(words) == 1 and words[0] in _NULL and NoneType in kinds:
         return None
-    many = {list, tuple} & {get_origin(choice) for choice in kinds}
-    if many and not words:
-        raise InputError(f"{option}: takes one value or more, and none is given")
-    if len(words) > 1 and many:
-        return words
-    listed = any(get_origin(choice) is list for choice in kinds)
-    return words if listed and str not in kinds else _one_word(option, words)
+    if origins & {list, tuple}:
+        if not words:
+            raise InputError(f"{name}: takes one value or more, and none is given")
+        if len(words) > 1 or (list in origins and str not in kinds):
+            return words
+    return _single(name, words)
 
 
 def _from_file(path: str, types: Mapping[str, Any]) -> dict[str, _Given]:
     """The settings in a YAML file, by dotted name."""
-    found: dict[str, _Given] = {}
+    values: dict[str, _Given] = {}
 
     def walk(branch: Mapping[Any, Any], prefix: str) -> None:
         for name, value in branch.items():
             key = f"{prefix}{name}"
             where = f"{path}: {key}"
-            if key in found:
+            if key in values:
                 raise InputError(f"{where}: given twice")
             if key in types:
-                found[key] = _Given(where, value)
+                values[key] = _Given(where, value)
             elif not is_group(key, types):
                 raise InputError(f"{where}: {no_such(key, types)}")
             elif not isinstance(value, dict | None):
@@ -162,7 +159,7 @@ def _from_file(path: str, types: Mapping[str, Any]) -> dict[str, _Given]:
                 walk(value or {}, f"{key}.")
 
     walk(load(path), "")
-    return found
+    return values
 
 
 def _convert(kind: Any, given: _Given) -> Any:
@@ -178,9 +175,86 @@ def _convert(kind: Any, given: _Given) -> Any:
     check.add_argument("--value", type=kind)
     try:
         value = check.parse_object({"value": given.value}, defaults=False)["value"]
-    except (ArgumentError, TypeError, ValueError, OverflowError):
+    except (argparse.ArgumentError, TypeError, ValueError, OverflowError):
         raise wrong from None
     numbers = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise wrong
     return value
+
+
+# ---------------------------------------------------------------------------------------- help
+
+
+def help_text(config_class: Any, prog: str, description: str) -> str:
+    """The page for `--help`: every setting with its docstring, values and default, in groups."""
+    settings = leaves_of(config_class)
+    docs = _docs(config_class)
+    needed = [f"{option(key)} ..." for key, (_, value) in settings.items() if value is MISSING]
+    usage = " ".join(["%(prog)s", *needed, "[--config FILE] [--SETTING VALUE ...]"])
+    parser = argparse.ArgumentParser(prog=prog, description=description, usage=usage)
+    parser.add_argument("--version", action="version", help="show the version and exit")
+    parser.add_argument("--config", metavar="FILE", help="settings from a YAML file; options win")
+    groups: dict[str, Any] = {"": parser}
+    reads, writes = getattr(config_class, "reads", ()), getattr(config_class, "writes", ())
+    order = [*reads, *writes, *(key for key in settings if key not in {*reads, *writes})]
+    for key in order:
+        kind, default = settings[key]
+        if reads:
+            title = "what to read" if key in reads else "what to write" if key in writes else "how"
+        else:
+            title = key.rpartition(".")[0]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, docs.get(title))
+        _add_option(groups[title], key, kind, default, docs.get(key, ""))
+    return parser.format_help()
+
+
+def _docs(config_class: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted name -> docstring, of settings and of the dataclasses that hold them."""
+    from docstring_parser import parse_from_object  # 20 ms that only help pays
+
+    docs: dict[str, str] = {}
+    for owner in config_class.__mro__[::-1]:  # what a dataclass extends documents its own fields
+        if is_dataclass(owner):
+            parsed = parse_from_object(owner)
+            docs |= {prefix + p.arg_name: p.description or "" for p in parsed.params}
+    for name, field in config_class.__dataclass_fields__.items():
+        if is_dataclass(field.type):
+            docs |= _docs(field.type, f"{prefix}{name}.")
+            docs[prefix + name] = parse_from_object(field.type).description or ""
+        elif "option" in field.metadata:
+            docs[prefix + field.metadata["option"]] = docs[prefix + name]
+    return docs
+
+
+def _add_option(group: Any, key: str, kind: Any, default: Any, doc: str) -> None:
+    if default is False:
+        group.add_argument(option(key), action="store_true", help=doc.replace("%", "%%"))
+        return
+    place, notes = _place(kind), []
+    if len(place) > _LONGEST_CHOICES:
+        place, notes = "CHOICE", [allowed(kind)]
+    if default != []:
+        notes.append("required" if default is MISSING else f"default: {_shown(default)}")
+    note = f" ({'; '.join(notes)})" if notes else ""
+    group.add_argument(option(key), metavar=place, help=f"{doc}{note}".replace("%", "%%"))
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, list | tuple):
+        return " ".join(map(str, default))
+    return default if isinstance(default, str) else shorten(default)
+
+
+def _place(kind: Any) -> str:
+    """The value's place in help: INT, {a,b}, TEXT [TEXT ...]."""
+    places = []
+    for choice in choices(kind):
+        origin, inner = get_origin(choice) or choice, get_args(choice)
+        if origin is list:
+            return f"{WORDS[inner[0]][2]} [{WORDS[inner[0]][2]} ...]"
+        if origin is tuple:
+            return " ".join(WORDS[item][2] for item in inner)
+        places.append(f"{{{','.join(inner)}}}" if origin is Literal else WORDS[origin][2])
+    return "|".join(filter(None, places))

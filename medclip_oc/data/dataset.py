@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..config.schema import Decode, LongCaptions
+from ..config.checks import Decode
+from ..config.schema import LongCaptions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..runtime import shutdown

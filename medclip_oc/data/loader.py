@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config.schema import Config, DataConfig, Decode
+from ..config.checks import Decode
+from ..config.schema import Config, DataConfig
 from ..errors import InputError, WorkError
 from ..models.factory import Clip
 from ..runtime import distributed

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.schema import MeasureConfig
+from ..config.evaluation import MeasureConfig
 from ..config.vocabulary import DIRECTIONS, MODALITIES
 from ..errors import InputError
 from ..runtime import distributed

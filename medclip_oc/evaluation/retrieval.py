@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.schema import MeasureConfig
+from ..config.evaluation import MeasureConfig
 from ..config.vocabulary import DIRECTIONS
 from ..data.dataset import Pairs
 from ..errors import InputError, WorkError

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config.schema import EvaluateConfig
+from ..config.evaluation import EvaluateConfig
 from ..config.vocabulary import MODALITIES
 from ..data import loader
 from ..data.shards import ShardSet

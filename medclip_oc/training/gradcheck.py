@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..config.schema import Config, Precision, TrainConfig
+from ..config.checks import Precision
+from ..config.schema import Config, TrainConfig
 from ..errors import InputError, WorkError
 
 if TYPE_CHECKING:

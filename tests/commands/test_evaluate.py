@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from medclip_oc import evaluate
-from medclip_oc.config.schema import Config, EvaluateConfig, ModelConfig
+from medclip_oc.config.evaluation import EvaluateConfig
+from medclip_oc.config.schema import Config, ModelConfig
 from medclip_oc.evaluation import feature_file, sources
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
@@ -231,7 +232,7 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str], str]] = {
     "nothing to measure": (unchanged, [], "--checkpoint: required, unless --features-in"),
     "no number": (unchanged, ["--checkpoint", "BEST", "--pools", "ten"], "--pools: 'ten' is not a"),
     "pool of none": (unchanged, ["--checkpoint", "BEST", "--pools", "0"], "--pools: '0' is not a"),
-    "K": (unchanged, ["--checkpoint", "BEST", "--ks", "0"], r"--ks: \[0\] is not at least 1 each"),
+    "K": (unchanged, ["--checkpoint", "BEST", "--ks", "0"], r"--ks: \[0\] is not at least 1"),
     "no such baseline": (
         unchanged,
         ["--checkpoint", "BEST", "--baseline", "nowhere.pt"],
@@ -260,12 +261,12 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str], str]] = {
     "two files of one name": (
         unchanged,
         ["--checkpoint", "BEST", "--features-out", "x.npz", "--json", "x.json"],
-        "--features_out: 'x.npz' is not another name than that of --json",
+        "--features-out: 'x.npz' is not another name than that of --json",
     ),
     "a file of another kind": (
         unchanged,
         ["--features-in", "x.csv"],
-        r"--features_in: 'x.csv' is not a file name that ends in .npz or .parquet",
+        r"--features-in: 'x.csv' is not a file name that ends in .npz or .parquet",
     ),
 }
 

@@ -16,8 +16,9 @@ import torch
 import medclip_oc
 from medclip_oc import evaluate, train, zeroshot
 from medclip_oc.config import parse
+from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.inference import ZeroshotConfig
-from medclip_oc.config.schema import Config, EvaluateConfig, TrainCommand
+from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.imaging.encode import decode
 from medclip_oc.models import checkpoint, factory
@@ -323,7 +324,7 @@ EVALUATE = {
         ["--json", "x.npz"],
         "--json: 'x.npz' is not a file name that ends in .json",
     ),
-    "no batch": (["--batch-size", "0"], "--batch_size: 0 is not at least 1"),
+    "no batch": (["--batch-size", "0"], "--batch-size: 0 is not at least 1"),
     "fp16 on the CPU": (["--precision", "fp16"], "fp16 needs CUDA"),
     "wrong split": (["--split", "tset"], "'tset' is not .*train, valid, test"),
     "split that is not there": (["--split", "test", "--data", "HALF"], "test"),

@@ -12,7 +12,8 @@ import yaml
 from interpolate import InterpolateConfig
 
 from medclip_oc import evaluate, train
-from medclip_oc.config.schema import Config, EvaluateConfig, ModelConfig, TrainCommand
+from medclip_oc.config.evaluation import EvaluateConfig
+from medclip_oc.config.schema import Config, ModelConfig, TrainCommand
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack

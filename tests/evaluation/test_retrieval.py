@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from medclip_oc.config.schema import MeasureConfig
+from medclip_oc.config.evaluation import MeasureConfig
 from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.evaluation import candidate_pools, concepts, features, metrics, retrieval

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medclip_oc import report
-from medclip_oc.config.schema import ReportConfig
+from medclip_oc.config.evaluation import ReportConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import gallery, run_files, run_page

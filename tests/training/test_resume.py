@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from medclip_oc import evaluate, train, zeroshot
+from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.inference import ZeroshotConfig
-from medclip_oc.config.schema import EvaluateConfig, TrainCommand
+from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
 from tests.support.cli import call, one_line, records
 from tests.support.fault_injection import Payload

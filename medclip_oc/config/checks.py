@@ -1,0 +1,78 @@
+"""Bounds that stand in a setting's type, and are checked when its dataclass is made."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+
+from ..errors import InputError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+Decode = Literal["fast", "exact"]
+Split = Literal["train", "valid", "test"]
+
+
+class Bound(NamedTuple):
+    """What a number must be; of a list each."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+Count = Annotated[int, Bound("at least 1", lambda value: value >= 1)]
+Natural = Annotated[int, Bound("at least 0", lambda value: value >= 0)]
+Positive = Annotated[float, Bound("above 0", lambda value: value > 0)]
+NotNegative = Annotated[float, Bound("at least 0", lambda value: value >= 0)]
+Share = Annotated[float, Bound("in [0, 1]", lambda value: 0 <= value <= 1)]
+ShareBelowOne = Annotated[float, Bound("in [0, 1)", lambda value: 0 <= value < 1)]
+ShareAboveZero = Annotated[float, Bound("in (0, 1]", lambda value: 0 < value <= 1)]
+
+
+class Settings:
+    """Base of dataclasses of settings.
+
+    Attributes:
+        section: the dotted place in YAML, `optim.`; the options of a command have none.
+        reads: the fields that say what a command reads, in the order of its help.
+        writes: those that say what it writes; help has the rest under "how".
+
+    Raises:
+        InputError: a value is out of its bounds.
+    """
+
+    section: ClassVar[str] = ""
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        if section is not None:
+            cls.section = section
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            values = value if isinstance(value, list | tuple) else [value]
+            numbers = [number for number in values if isinstance(number, int | float)]
+            for bound in _bounds(hints[field.name]):
+                self.require(all(map(bound.holds, numbers)), field.name, bound.words)
+
+    def require(self, holds: bool, name: str, allowed: str) -> None:
+        """Refuse the value of a field; None, which means off, is for the caller to leave out."""
+        if not holds:
+            value = getattr(self, name)
+            raise InputError(f"{self.option(name)}: {value!r} is not {allowed}")
+
+    def option(self, name: str) -> str:
+        """A field as the user writes it: `optim.lr`, or `--batch-size`."""
+        return self.section + name if self.section else option(name)
+
+
+def option(key: str) -> str:
+    """A setting on the command line: hyphens, except in the dotted keys that YAML has too."""
+    return f"--{key}" if "." in key else f"--{key.replace('_', '-')}"
+
+
+def _bounds(kind: Any) -> list[Bound]:
+    own = [part for part in getattr(kind, "__metadata__", ()) if isinstance(part, Bound)]
+    return own + [bound for part in get_args(kind) for bound in _bounds(part)]

@@ -1,0 +1,137 @@
+"""Settings of the commands that measure a model: evaluate and report.
+
+No torch here, as in `schema`; a field's help is the docstring under it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import InputError
+from .checks import (
+    Count,
+    Decode,
+    Device,
+    Natural,
+    Precision,
+    Settings,
+    ShareAboveZero,
+    Split,
+)
+
+
+@dataclass(kw_only=True)
+class MeasureConfig(Settings):
+    """What is measured of the features of a set of pairs."""
+
+    ks: list[Count] = field(default_factory=lambda: [1, 5, 10])
+    """The K of R@K and of the concept figures. R@1, R@5 and R@10 are always there."""
+    ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
+    """How equal scores count: at their expected rank, or as if the right one came first or last."""
+    duplicates: Literal["both", "keep", "merge"] = "both"
+    """Copies of a right caption or image: keep counts them as wrong; merge takes copies as one, so
+    that all that came with any of them is right; both shows both figures."""
+    pools: list[str] = field(default_factory=list)
+    """Sizes of smaller pools, as in 32,1000,full: figures averaged over random ones. The full pool
+    is always measured."""
+    pool_draws: Count = 100
+    """Random pools drawn of each size."""
+    slices: list[str] = field(default_factory=list)
+    """Concepts, by name or CUI, whose pairs get figures of their own, beside the modalities."""
+    relevant: ShareAboveZero = 0.5
+    """Least overlap of concepts (Jaccard) of a relevant candidate."""
+    interval_draws: Natural = 1000
+    """Bootstrap draws behind each interval. 0: no intervals."""
+    seed: Natural = 0
+    """Seed of pools and intervals."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pool_sizes()
+
+    def pool_sizes(self) -> list[int]:
+        """The smaller pools, in order.
+
+        Raises:
+            InputError: one is no number of pairs.
+        """
+        sizes = set()
+        for word in ",".join(self.pools).split(","):
+            size = word.strip()
+            if size and size != "full":
+                if not size.isdecimal() or not int(size):
+                    raise InputError(f"--pools: {size!r} is not a number of pairs, or full")
+                sizes.add(int(size))
+        return sorted(sizes)
+
+    def all_ks(self) -> list[int]:
+        """The K in order, with those that everyone reports."""
+        return sorted({1, 5, 10, *self.ks})
+
+
+@dataclass
+class EvaluateConfig(MeasureConfig):
+    """Retrieval over held-out pairs."""
+
+    reads = ("checkpoint", "data", "split", "baseline", "features_in")
+    writes = ("json", "features_out")
+
+    checkpoint: str | None = None
+    """A checkpoint written by training. Needed unless features are read from a file."""
+    data: str | list[str] | None = None
+    """Shard folder, brace pattern, glob or list of tars. null: the shard folder that the run
+    validated on."""
+    split: Split | None = None
+    """Split of a shard folder. null: test. Tars named one by one are all taken."""
+    baseline: str | None = None
+    """Measure this too, and the difference: a checkpoint; `start`, the weights that the run began
+    from; an open_clip tag of the same architecture (`openai`), or ARCHITECTURE:TAG; or a file of
+    features."""
+    features_in: str | None = None
+    """Take the features from this file (.npz, .parquet) in place of a model."""
+    features_out: str | None = None
+    """Write the features to this file (.npz, .parquet)."""
+    json: str | None = None
+    """Write the result here too. A checkpoint in its run folder always gets
+    RUN/evaluations/CHECKPOINT-SPLIT.json."""
+    batch_size: Count = 64
+    """Pairs embedded at once on one rank."""
+    workers: Natural = 2
+    """Loader processes per rank."""
+    decode: Decode = "exact"
+    """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
+    precision: Precision = "fp32"
+    """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
+    device: Device = "auto"
+    """auto: CUDA where there is a GPU, else the CPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            (self.json or ".json").endswith(".json"), "json", "a file name that ends in .json"
+        )
+        for name in ("features_in", "features_out"):
+            file = getattr(self, name) or ".npz"
+            self.require(
+                file.endswith((".npz", ".parquet")),
+                name,
+                "a file name that ends in .npz or .parquet",
+            )
+        if self.json and self.features_out:  # --json writes an .npz of ranks beside it
+            free = self.features_out != self.json.removesuffix(".json") + ".npz"
+            self.require(free, "features_out", "another name than that of --json")
+        if self.checkpoint is None and self.features_in is None:
+            raise InputError("--checkpoint: required, unless --features-in names a file")
+
+
+@dataclass
+class ReportConfig(Settings):
+    """A page on a run."""
+
+    reads = ("run", "data")
+
+    run: str
+    """The run folder. It may stand alone, without --run."""
+    data: str | list[str] | None = None
+    """Where the evaluated pairs are now, for the pictures. null: where they were evaluated."""
+    gallery: Natural = 3
+    """Best, median and worst retrievals shown of each direction, so many of each."""

@@ -1,0 +1,96 @@
+"""Settings of tools/make_shards.py. No torch here; a field's help is the docstring under it."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from ..errors import InputError
+from .checks import Bound, Count, Settings
+
+MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
+MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
+PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
+TABLE_OPTIONS = (
+    *("image_column", "caption_column", "id_column", "split_column", "concepts_column"),
+    "image_root",
+)
+VERIFY_OPTIONS = ("verify", "workers", "no_decode_check")
+PACK_OPTIONS = ("samples_per_shard", "resize", "no_decode_check", "overwrite", "drop_leaks")
+
+
+@dataclass
+class MakeShardsConfig(Settings):
+    """What to pack, where to, and how."""
+
+    reads = ("source", "format", "splits", "concepts", "table", *TABLE_OPTIONS)
+    writes = ("out", "samples_per_shard", "resize", "overwrite", "audit", "audit_only")
+
+    out: str
+    """Shard folder to write."""
+    source: str | None = None
+    """Folder that holds a data set in a known form; or one Parquet file."""
+    format: Literal["auto", "kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"] = "auto"
+    """Form of the source. auto: told by looking."""
+    splits: list[str] | None = None
+    """Which splits to pack. null: train, valid and test; of a table those that it has, or train
+    where it has no --split-column."""
+    concepts: Literal["all", "manual", "none"] = "all"
+    """Which concept ids (CUIs) to join. manual: those checked by hand (*_concepts_manual.csv)."""
+    table: str | None = None
+    """Instead of --source: a table (.csv, .tsv, .jsonl, .parquet), one pair a row."""
+    image_column: str | None = None
+    """Of the table: path of the image; in Parquet, its bytes will do."""
+    caption_column: str | None = None
+    """Of the table: the caption."""
+    id_column: str | None = None
+    """Of the table: name of the pair. null: the path of the image."""
+    split_column: str | None = None
+    """Of the table: train, valid or test."""
+    concepts_column: str | None = None
+    """Of the table: concept ids, ";" between."""
+    image_root: str | None = None
+    """Where the table's image paths start. null: in the table's folder."""
+    samples_per_shard: Count = 1000
+    """Pairs per tar."""
+    max_pixels: Annotated[int, PIXELS] = MAX_PIXELS
+    """Reject images with more pixels than this; at most 178956970."""
+    resize: Count | None = None
+    """Store larger images with their shorter side at so many pixels, as JPEG of quality 95."""
+    no_decode_check: bool = False
+    """Keep ordinary JPEG and PNG files unseen: faster, but damaged and blank ones get in."""
+    workers: Count | None = None
+    """Processes that read and decode. null: one per CPU core. The shards are the same anyway."""
+    overwrite: bool = False
+    """Replace all shards that the folder holds, of every split."""
+    audit: bool = False
+    """Look for copies, leaks between splits, cut captions: audit.json, audit.html in the folder."""
+    audit_only: bool = False
+    """Write the audit, and no shards."""
+    drop_leaks: bool = False
+    """Leave out training pairs whose picture is in another of the splits; implies --audit."""
+    audit_arch: str = "ViT-B-16-quickgelu"
+    """The model whose tokenizer and context length the audit counts with."""
+    verify: bool = False
+    """Pack nothing: read all that --out holds again, and say what isn't as it was packed. With
+    --no-decode-check the images are compared, not decoded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.verify:
+            self._refuse("--verify", *VERIFY_OPTIONS, only=True)
+        elif (self.source is None) == (self.table is None):
+            raise InputError("--source, --table: give one of them")
+        elif self.source is not None:
+            self._refuse("--source", *TABLE_OPTIONS)
+        else:
+            self._refuse("--table", "format", "concepts")
+        if self.audit_only:
+            self._refuse("--audit-only", *PACK_OPTIONS)
+        if self.drop_leaks and self.splits and not (self.splits[1:] and "train" in self.splits):
+            raise InputError("--drop-leaks: needs train and another split to compare it with")
+
+    def _refuse(self, mode: str, *names: str, only: bool = False) -> None:
+        """Refuse settings that a mode doesn't use (or, with `only`, all but those it uses)."""
+        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        given.remove("out")  # has no default
+        if wrong := [self.option(name) for name in given if (name in names) != only]:
+            raise InputError(f"{', '.join(wrong)}: of no use with {mode}")
