@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..data.index import INDEX, REJECTS, SIZES
+from ..data.index import ENTRY, INDEX, REJECTS, SIZES, VERSION
 from ..errors import InputError
 from ..runtime.atomic import atomic_file
 
@@ -115,19 +115,27 @@ def read_head(path: Path) -> dict[str, Any]:
     """All of an index.json, or the head of a journal: what the shards depend on.
 
     Raises:
-        InputError: it is not as packing writes it.
+        InputError: it is not as packing writes it, or of another version.
     """
     try:
-        if path.name == INDEX:
-            head = json.loads(path.read_bytes())
-            for part in (head["counts"]["read"], head["counts"]["reencoded"]):
-                dict(part)
-        else:
-            with path.open("rb") as file:
-                line = json.loads(file.readline())
-            head = line["head"] if line["journal"] == _FORMAT else None
-        return dict(head, options=dict(head["options"]), source=dict(head["source"]))
-    except (ValueError, KeyError, TypeError):
+        with path.open("rb") as file:
+            content = json.loads(file.read() if path.name == INDEX else file.readline())
+        if path.name != INDEX:
+            head: Any = content["head"] if content["journal"] == _FORMAT else None
+            return dict(head, options=dict(head["options"]), source=dict(head["source"]))
+        if content["version"] != VERSION:
+            version = content["version"]
+            raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
+        for entry in content["shards"]:
+            lengths = {len(entry[name]) for name in ("keys", "extensions", "members")}
+            if not entry.keys() >= ENTRY or lengths != {entry["samples"]}:
+                raise ValueError("entry")
+        for part in (content["options"], content["source"], *content["counts"].values()):
+            dict(part)
+        return dict(content)
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path}: damaged or of another version; begin again with --overwrite"
         ) from None

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from ..data.index import INDEX, REJECTS, SIZES, read_index
+from ..data.index import INDEX, REJECTS, SIZES
 from ..errors import BadImage, InputError
 from ..imaging import encode
 from ..runtime.atomic import PARTIAL
@@ -65,7 +65,7 @@ def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> Verified:
         reason = "its packing isn't finished" if (folder / JOURNAL).exists() else f"no {INDEX}"
         raise InputError(f"{folder}: no shard folder to verify: {reason}")
     index = read_head(folder / INDEX)
-    entries = list(read_index(folder))
+    entries = index["shards"]
     verified, packed = Verified(), Counter[str]()
     with Progress(len(entries), "shards", "verify") as progress:
         check = partial(check_shard, folder, decode)
