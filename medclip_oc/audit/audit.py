@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadImage, WorkError
-from ..imaging import encode
+from ..imaging import decode
 from ..packing.sources import Pair, Source
 from ..reporting import audit_page, html
 from ..runtime.atomic import atomic_file
@@ -88,7 +88,7 @@ def audit(
     arch: str,
     token_counter: tuple[Callable[[str], int], int],
     workers: int = 1,
-    max_pixels: int = encode.MAX_PIXELS,
+    max_pixels: int = decode.MAX_PIXELS,
 ) -> Audit:
     """Look at every pair of a source.
 
@@ -294,7 +294,7 @@ def _fetch(source: Source, found: Audit, max_pixels: int) -> None:
 
 def _fetch_picture(pair: Pair, found: Audit, max_pixels: int) -> None:
     try:
-        picture = encode.decode(pair.image.read(), max_pixels=max_pixels)
+        picture = decode.decode(pair.image.read(), max_pixels=max_pixels)
     except (BadImage, OSError):  # gone meanwhile: the page shows a gap
         return
     found.pictures[pair.split, pair.id] = html.preview(picture)

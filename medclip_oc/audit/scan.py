@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..config.vocabulary import MODALITIES
 from ..errors import BadImage, WorkError
-from ..imaging import dicom, encode
+from ..imaging import decode, dicom
 from ..packing.sources import Pair, Reject, Source
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
@@ -41,7 +41,7 @@ class Inspected(NamedTuple):
     """Of the file: L, RGB, CMYK, I;16 ..."""
 
 
-def inspect(pair: Pair | Reject, *, max_pixels: int = encode.MAX_PIXELS) -> Inspected | Reject:
+def inspect(pair: Pair | Reject, *, max_pixels: int = decode.MAX_PIXELS) -> Inspected | Reject:
     """Read and decode one pair, and hash what is compared later. What packing would refuse, is."""
     if isinstance(pair, Reject):
         return pair
@@ -49,7 +49,7 @@ def inspect(pair: Pair | Reject, *, max_pixels: int = encode.MAX_PIXELS) -> Insp
         data = pair.image.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; nobody would see them
-            picture = encode.decode(data, max_pixels=max_pixels)
+            picture = decode.decode(data, max_pixels=max_pixels)
             kind, mode = _kind(data, picture)
     except BadImage as error:
         return Reject(pair.id, pair.split, error.reason, f"{pair.image.name}: {error.detail}")

@@ -7,11 +7,11 @@ program looks at:
 |------------------------------------|-------------------------------------------------------------|
 | frames or pages: GIF, APNG, WebP,  | the first one (of an APNG, the picture that readers which   |
 |   TIFF, MPO, DICOM                 |   know no animation show)                                   |
-| over 8 bits per channel: grey of   | the darkest value of the file becomes 0, the brightest 255, |
-|   any format, colour of PNG, TIFF  |   linearly: never saturated, all colours in one window.     |
-|                                    |   NaN and infinities become 0                               |
-| the same: colour of PPM, JPEG 2000 | scaled from the depth that the file states to 8 bits        |
-|   and CMYK TIFF                    |                                                             |
+| grey of over 8 bits                | the darkest value of the file becomes 0, the brightest 255, |
+|                                    |   linearly: never saturated. NaN and infinities become 0    |
+| colour of over 8 bits: PPM, CMYK   | scaled from the depth that the file states to 8 bits        |
+|   TIFF, JPEG 2000                  |                                                             |
+| the same: PNG, TIFF                | refused: Pillow drops the lower bits                        |
 | white-is-zero TIFF                 | inverted: white is bright                                   |
 | alpha, a transparent grey or colour| laid over black, the background of radiology. The fourth    |
 |                                    |   byte of a BMP counts only where its header says "alpha"   |
@@ -22,33 +22,21 @@ program looks at:
 | what follows the end of the image  | ignored: junk, a second JPEG                                |
 | DICOM                              | see dicom.py                                                |
 
-What can't be decoded, and the reason that is given (`BadImageReason`; images.py adds "blank"):
+What can't be decoded, and the reason that is given (`BadImageReason`; encode.py adds "blank"):
 
 - "empty": no bytes.
 - "over max pixels": by the header, before decoding. Shape alone is no reason: 1 x 20000 is fine.
 - "truncated": the decoder says so, or the file is shorter than its own header says.
 - "undecodable": damaged; none of the formats below, such as HEIF, AVIF, SVG, PDF, a web page; JPEG
-  of 12 bits; TIFF of 16-bit colours in separate planes; PNG with a text or profile of over 1 MiB
-  unpacked (texts together: 64 MiB), which stock readers refuse as well.
+  of 12 bits; PNG or TIFF of 16 bits per channel with colour or alpha; PNG with a text or profile of
+  over 1 MiB unpacked (texts together: 64 MiB), which stock readers refuse as well.
 
 JPEG decoders conceal some damage within the bit stream: that goes unnoticed.
 """
 
 import io
 
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import BadImage, BadImageReason
 from . import depth, dicom, signatures
@@ -58,31 +46,9 @@ MAX_PIXELS = 89_478_485
 they, and we, refuse it."""
 
 # Not every format that Pillow knows: some run other programs (EPS) or need ones.
-_FORMATS = tuple(
-    reader.format
-    for reader in (
-        JpegImagePlugin.JpegImageFile,  # MPO too
-        PngImagePlugin.PngImageFile,
-        BmpImagePlugin.BmpImageFile,
-        GifImagePlugin.GifImageFile,
-        Jpeg2KImagePlugin.Jpeg2KImageFile,
-        PpmImagePlugin.PpmImageFile,
-        TiffImagePlugin.TiffImageFile,
-        WebPImagePlugin.WebPImageFile,
-    )
-)
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")  # JPEG: MPO too
 GREY = ("1", "L", "LA", "La")
 """Pillow's modes that are grey, of 8 bits."""
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -100,7 +66,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if dicom.is_dicom(data):
         return dicom.decode(data, max_pixels)
-    return upright(load(open_image(data, max_pixels), data), data)
+    image = load(open_image(data, max_pixels), data)
+    return turn(flatten(image, data), read_orientation(image))
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -122,10 +89,12 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         detail = f"not one of {', '.join(_FORMATS)}, DICOM" + (f"; seems {seems}" if seems else "")
         raise BadImage("undecodable", detail) from None
     except Exception as error:  # a damaged file raises whatever its decoder trips over
-        raise BadImage(_broken(error, data), _said(error)) from None
+        raise _damage(error, data) from None
     if image.width * image.height > max_pixels:
-        found = f"{image.width} x {image.height}, limit {max_pixels} pixels"
-        raise BadImage("over max pixels", found)
+        size = f"{image.width} x {image.height}, limit {max_pixels} pixels"
+        raise BadImage("over max pixels", size)
+    if depth.is_deep_colour(image, data):
+        raise BadImage("undecodable", "more than 8 bits per channel with colour or alpha")
     return image
 
 
@@ -138,17 +107,14 @@ def load(image: Image.Image, data: bytes) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # as in open_image
-        raise BadImage(_broken(error, data), _said(error)) from None
+        raise _damage(error, data) from None
     return image
 
 
-def _broken(error: Exception, data: bytes) -> BadImageReason:
+def _damage(error: Exception, data: bytes) -> BadImage:
     cut = "truncated" in str(error).lower() or signatures.ends_early(data)
-    return "truncated" if cut else "undecodable"
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    reason: BadImageReason = "truncated" if cut else "undecodable"
+    return BadImage(reason, " ".join(str(error).split()) or type(error).__name__)
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -161,32 +127,27 @@ def read_orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # junk where EXIF should be: stock readers pass over it as well
         return 1
-    return orientation if orientation in _TURNS else 1
-
-
-def upright(image: Image.Image, data: bytes) -> Image.Image:
-    """Apply the rules to a loaded image: "L" or "RGB"."""
-    return turn(flatten(image, data), read_orientation(image))
+    return orientation if orientation in range(1, 9) else 1
 
 
 def flatten(image: Image.Image, data: bytes) -> Image.Image:
     """A loaded image as "L" or "RGB", not turned yet."""
-    picture = image
-    if image.mode in depth.DEEP_GREY:
-        picture = depth.grey(image)
-    elif depth.is_deep_colour(image, data):
-        picture = depth.colour(image, data, lambda other: load(other, data))
+    flat = depth.grey(image) if image.mode in depth.DEEP_GREY else image
     try:
-        if picture.has_transparency_data:
-            picture = _over_black(picture)
-        return picture.convert("L" if picture.mode in GREY else "RGB")
+        if flat.has_transparency_data:
+            flat = _over_black(flat)
+        return flat.convert("L" if flat.mode in GREY else "RGB")
     except (ValueError, OSError) as error:  # a mode with no way to RGB
-        raise BadImage("undecodable", _said(error)) from None
+        raise _damage(error, data) from None
 
 
-def turn(picture: Image.Image, orientation: int) -> Image.Image:
-    """Set a picture of an EXIF orientation upright."""
-    return picture.transpose(_TURNS[orientation]) if orientation != 1 else picture
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    """Set a decoded image of an EXIF orientation upright. It keeps nothing but pixels."""
+    if orientation == 1:
+        return image
+    image.info = {}
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(image)
 
 
 def _over_black(image: Image.Image) -> Image.Image:

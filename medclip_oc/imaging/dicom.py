@@ -19,8 +19,6 @@ read: what says who the patient is, is not even parsed.
 
 import io
 import warnings
-import zlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -48,14 +46,11 @@ _READ = [
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
 ]
-_STEADY = ("pydicom", "pillow")
-"""Plugins to try first: GDCM aborts the process on some files that these refuse."""
 _SECONDS = 600
 """To decompress a frame. A JPEG 2000 of 89 megapixels needs about one minute."""
 _OF_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
-_DEFLATED = "1.2.840.10008.1.2.1.99"  # a transfer syntax
-_BYTES_PER_PIXEL = 8  # at most: 16-bit RGBA, or doubles
-_PIXEL_TAGS = (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10")  # PixelData in either byte order
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+"""A transfer syntax that nothing in radiology writes; pydicom would unpack it without bound."""
 
 
 def is_dicom(data: bytes) -> bool:
@@ -85,33 +80,17 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         # pydicom warns wherever a file departs from the standard; what matters raises
         warnings.simplefilter("ignore", UserWarning)
         try:
-            _refuse_bomb(data, max_pixels)
+            if _DEFLATED in data[132 : 144 + int.from_bytes(data[140:144], "little")]:
+                raise BadImage("undecodable", "a deflated DICOM file is not read")
             dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_READ))
             _check(dataset, data, max_pixels)
             return _picture(dataset)
         except BadImage:
             raise
         except Exception as error:  # a damaged file raises whatever pydicom trips over
-            cut = "less than expected" in str(error) or not _closed(data)
+            cut = "less than expected" in str(error)
             words = " ".join(str(error).split())[:300] or type(error).__name__
             raise BadImage("truncated" if cut else "undecodable", words) from None
-
-
-def _refuse_bomb(data: bytes, max_pixels: int) -> None:
-    """A deflated file is unpacked whole before its Rows and Columns are known: bound that."""
-    if _DEFLATED.encode() not in data[132:4096]:
-        return
-    from pydicom.filereader import read_dataset
-
-    file = io.BytesIO(data)
-    file.seek(132)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if meta.get("TransferSyntaxUID") != _DEFLATED:
-        return
-    limit = max_pixels * _BYTES_PER_PIXEL + len(data)
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    if len(unpacker.decompress(data[file.tell() :], limit)) == limit:
-        raise BadImage("over max pixels", f"{len(data)} deflated bytes hold more than {limit}")
 
 
 def _check(dataset: Any, data: bytes, max_pixels: int) -> None:
@@ -122,9 +101,9 @@ def _check(dataset: Any, data: bytes, max_pixels: int) -> None:
     if rows and columns and rows * columns > max_pixels:
         raise BadImage("over max pixels", f"{columns} x {rows}, limit {max_pixels} pixels")
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        if any(tag in data for tag in _PIXEL_TAGS):  # pydicom drops what has no end
-            raise BadImage("truncated", "the file ends within its pixels")
-        raise BadImage("undecodable", "DICOM without pixels")
+        # pydicom drops compressed pixels that have no end
+        cut = b"\xe0\x7f\x10\0" in data
+        raise BadImage("truncated" if cut else "undecodable", "DICOM without whole pixels")
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not syntax:
         raise BadImage("undecodable", "DICOM that names no transfer syntax")
@@ -138,57 +117,34 @@ def _check(dataset: Any, data: bytes, max_pixels: int) -> None:
         raise BadImage("undecodable", f"{syntax.name} needs another package: {missing}{hint}")
 
 
-def _closed(data: bytes) -> bool:
-    """Whether compressed pixels, if the file has them, come to their end mark."""
-    start = max(data.rfind(tag) for tag in _PIXEL_TAGS)
-    undefined = data[start + 4 : start + 12].endswith(b"\xff\xff\xff\xff")
-    return start < 0 or not undefined or b"\xfe\xff\xdd\xe0" in data[start:]
-
-
 def _picture(dataset: Any) -> Image.Image:
     from pydicom.pixels import apply_color_lut
 
     _take_from_groups(dataset)
-    pixels, colours = _pixels(dataset)
+    pixels, colours = _pixels(dataset), dataset.PhotometricInterpretation
     if colours in ("MONOCHROME1", "MONOCHROME2"):
         return Image.fromarray(_grey(dataset, pixels, inverted=colours == "MONOCHROME1"))
     if colours == "PALETTE COLOR":
-        count, first = _widen_palette(dataset)
-        palette = apply_color_lut(np.arange(first, first + count), dataset)  # (entries, 3)
-        pixels = apply_color_lut(pixels.astype(np.int64).clip(first, first + count - 1), dataset)
+        count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
+        last = first + (count or 65536) - 1
+        palette = apply_color_lut(np.arange(first, last + 1), dataset)  # (entries, 3)
+        pixels = apply_color_lut(pixels.astype(np.int64).clip(first, last), dataset)
         if palette.max() > 255:
             pixels = window(pixels, limits=(0, int(palette.max())))
         return Image.fromarray(pixels.astype(np.uint8))
-    if colours != "RGB":
+    if colours != "RGB" and not colours.startswith("YBR"):
         raise BadImage("undecodable", f"DICOM of colour space {colours}")
     return Image.fromarray(pixels if pixels.dtype == np.uint8 else window(pixels))
 
 
-def _pixels(dataset: Any) -> tuple[np.ndarray, str]:
-    """The first frame as stored, (H, W) or (H, W, 3), and its colour space."""
-    from pydicom.pixels import get_decoder
-    from pydicom.pixels.utils import as_pixel_options
+def _pixels(dataset: Any) -> np.ndarray:
+    """The first frame as stored, (H, W) or (H, W, 3); YBR as RGB."""
+    from pydicom.pixels import get_decoder, pixel_array
 
-    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-    decode = partial(decoder.as_array, dataset, index=0, **as_pixel_options(dataset))
-    if decoder.is_native:
-        pixels, found = decode()
-    else:
-        # damaged frames make GDCM abort and pydicom loop for ever
-        plugins = sorted(decoder.available_plugins, key=lambda name: name not in _STEADY)
-        pixels, found = call_apart(partial(_first, decode, plugins), _SECONDS)
-    return pixels, found["photometric_interpretation"]
-
-
-def _first(decode: Callable[..., Any], plugins: list[str]) -> Any:
-    """What the first plugin that can decode a frame makes of it."""
-    failures = []
-    for plugin in plugins:
-        try:
-            return decode(decoding_plugin=plugin)
-        except Exception as error:  # pydicom's last line says what went wrong in which plugin
-            failures.append((str(error).strip().splitlines() or ["?"])[-1].strip())
-    raise ValueError("; ".join(failures))
+    decode = partial(pixel_array, dataset, index=0)
+    if get_decoder(dataset.file_meta.TransferSyntaxUID).is_native:
+        return decode()
+    return call_apart(decode, _SECONDS)  # damaged frames make GDCM abort and pydicom loop for ever
 
 
 def _take_from_groups(dataset: Any) -> None:
@@ -278,14 +234,3 @@ def _indices(table: Any, values: np.ndarray) -> np.ndarray:
     count, first, _ = table.LUTDescriptor
     table.LUTDescriptor = [count, first, 16]
     return values.astype(np.int64).clip(first, first + (count or 65536) - 1)
-
-
-def _widen_palette(dataset: Any) -> tuple[int, int]:
-    """Entries of the palette and the value of the first; long ones of 8 bits widened (as above)."""
-    count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
-    for colour in ("Red", "Green", "Blue") if count > 256 or count == 0 else ():
-        name = f"{colour}PaletteColorLookupTableData"
-        entries = dataset.get(name)
-        if entries and len(entries) < 2 * (count or 65536):
-            dataset[name].value = np.frombuffer(entries, np.uint8).astype("<u2").tobytes()
-    return count or 65536, first

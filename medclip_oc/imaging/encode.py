@@ -1,4 +1,4 @@
-"""What a shard keeps of a picture file; what is in the file, decoding.py says.
+"""What a shard keeps of a picture file; what is in the file, decode.py says.
 
 A shard keeps the original bytes where stock readers, `PIL.Image.open(...).convert("RGB")` or any
 JPEG or PNG decoder, get the same pixels as `decode` (as RGB). Of JPEG that is the Huffman-coded
@@ -15,17 +15,14 @@ An image of one value in every pixel is refused as "blank", so one pixel alone, 
 
 import io
 from dataclasses import dataclass
-from typing import Literal
 
 from PIL import Image
 
-from ..errors import BadImage as BadImage
+from ..errors import BadImage
 from . import depth, dicom, signatures
-from .decode import GREY, flatten, load, open_image, read_orientation, turn, upright
-from .decode import MAX_PIXELS as MAX_PIXELS
-from .decode import decode as decode
+from .decode import GREY, MAX_PIXELS, flatten, load, open_image, read_orientation, turn
 
-_KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
+_KEPT_FORMATS = ("JPEG", "MPO", "PNG")
 _LONGEST_JPEG = 65_500
 """Pixels; libjpeg's limit."""
 _KEPT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -36,11 +33,12 @@ class Stored:
     """An image as a shard holds it."""
 
     data: bytes
-    extension: Literal["jpg", "png"]
+    extension: str
+    """"jpg" or "png"."""
     width: int
     height: int
-    mode: Literal["L", "RGB"]
-    """Of the decoded image."""
+    mode: str
+    """"L" or "RGB": of the decoded image."""
     reencoded: str | None
     """Why these are not the source's bytes; None: they are."""
     resized_from: tuple[int, int] | None = None
@@ -78,34 +76,25 @@ def prepare(
             if jpeg:
                 _check_jpeg(image, data, max_pixels)
             else:
-                _refuse_blank(upright(image, data))
-        mode: Literal["L", "RGB"] = "L" if image.mode in GREY else "RGB"
+                _refuse_blank(flatten(image, data))
+        mode = "L" if image.mode in GREY else "RGB"
         return Stored(data, "jpg" if jpeg else "png", width, height, mode, None)
 
     if jpeg and resize is not None and _too_large(image, resize):
         return _shrunk_jpeg(image, data, max_pixels, reason, resize)
-    picture = upright(load(image, data), data)
+    picture = turn(flatten(load(image, data), data), read_orientation(image))
     _refuse_blank(picture)
     return _anew(picture, reason, jpeg=jpeg, resize=resize)
 
 
-def unsafe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> str | None:
+def _unsafe(image: Image.Image, data: bytes) -> str | None:
     """Why stock readers would get other pixels from this file than `decode`. None: the same.
 
-    Raises:
-        BadImage: as `decode`.
+    Reads pixels only to see whether an alpha channel hides some of them.
     """
-    if dicom.is_dicom(data):
-        dicom.decode(data, max_pixels)
-        return "DICOM file"
-    return _unsafe(load(open_image(data, max_pixels), data), data)
-
-
-def _unsafe(image: Image.Image, data: bytes) -> str | None:
-    """As `unsafe`; reads pixels only to see whether an alpha channel hides some of them."""
-    if image.format not in _KEPT:
+    if image.format not in _KEPT_FORMATS:
         return f"{image.format} file"
-    if depth.is_deep_colour(image, data) or image.mode in depth.DEEP_GREY:
+    if image.mode in depth.DEEP_GREY:
         return "more than 8 bits per channel"
     if image.mode not in _KEPT_MODES:
         return f"mode {image.mode}"
@@ -205,7 +194,6 @@ def _encoded(
         picture.save(buffer, "JPEG", quality=95, subsampling=0)
     else:
         picture.save(buffer, "PNG")
-    mode: Literal["L", "RGB"] = "L" if picture.mode == "L" else "RGB"
-    extension: Literal["jpg", "png"] = "jpg" if jpeg else "png"
-    why = reason or "resized"
-    return Stored(buffer.getvalue(), extension, *picture.size, mode, why, before)
+    extension = "jpg" if jpeg else "png"
+    reason = reason or "resized"
+    return Stored(buffer.getvalue(), extension, *picture.size, picture.mode, reason, before)

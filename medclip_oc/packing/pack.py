@@ -20,7 +20,7 @@ from typing import Any
 
 from ..data.index import INDEX, REJECTS, SIZES, VERSION
 from ..errors import InputError, WorkError
-from ..imaging import encode
+from ..imaging.decode import MAX_PIXELS
 from ..runtime.atomic import PARTIAL
 from ..runtime.progress import Progress
 from ..runtime.workers import BATCH, ordered_map
@@ -46,7 +46,7 @@ class PackOptions:
     """Pairs per tar; the last one of a split has the rest."""
     decode_check: bool = True
     """Decode each image, even where its bytes are kept as they are."""
-    max_pixels: int = encode.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     """Larger images are rejected."""
     resize: int | None = None
     """Store larger images with their shorter side at so many pixels. None: as they are."""

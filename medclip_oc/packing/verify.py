@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from ..data.index import INDEX, REJECTS, SIZES
 from ..errors import BadImage, InputError
-from ..imaging import encode
+from ..imaging.decode import decode as decode_image
 from ..runtime.atomic import PARTIAL
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
@@ -221,7 +221,7 @@ def _pair_damages(key: str, split: str, contents: list[bytes], decode: bool) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, which packing let in as well
-            decoded = encode.decode(image, max_pixels=sys.maxsize)
+            decoded = decode_image(image, max_pixels=sys.maxsize)
     except BadImage as error:
         yield f"the image can't be decoded: {error}"
         return

@@ -20,7 +20,7 @@ from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.inference import ZeroshotConfig
 from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.imaging.encode import decode
+from medclip_oc.imaging.decode import decode
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import WorkError
-from medclip_oc.imaging import encode
+from medclip_oc.imaging.decode import decode
 from medclip_oc.packing import tar_writer
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
@@ -122,7 +122,7 @@ def test_stock_webdataset_reads_it(packed: Path) -> None:
         assert in_order == ["jpg", "txt", "json"]
         assert (theirs["__key__"], theirs["txt"]) == (ours.key, ours.caption)
         assert theirs["json"] == ours.facts
-        assert theirs["jpg"].tobytes() == encode.decode(ours.image).convert("RGB").tobytes()
+        assert theirs["jpg"].tobytes() == decode(ours.image).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("workers", [2, 3])

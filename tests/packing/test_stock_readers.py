@@ -13,7 +13,7 @@ import open_clip
 import pytest
 
 from medclip_oc.data.shards import Sample, ShardSet
-from medclip_oc.imaging import encode
+from medclip_oc.imaging.decode import decode
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.tiny_dataset import jpeg, picture, write_kaggle
@@ -53,7 +53,7 @@ def ours(folder: Path, split: str) -> list[Sample]:
 
 
 def size_and_middle(sample: Sample) -> list[int]:
-    image = encode.decode(sample.image).convert("RGB")
+    image = decode(sample.image).convert("RGB")
     middle = image.getpixel((image.width // 2, image.height // 2))
     assert isinstance(middle, tuple)
     return [*image.size, *middle]
@@ -69,7 +69,7 @@ def test_webdataset_reads_the_same_pairs_in_order(shards: Path, split: str) -> N
         assert names == [sample.extension, "txt", "json"]
         assert (found["__key__"], found["txt"]) == (sample.key, sample.caption)
         assert found["json"] == sample.facts
-        decoded = encode.decode(sample.image).convert("RGB")
+        decoded = decode(sample.image).convert("RGB")
         assert found[sample.extension].tobytes() == decoded.tobytes()
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medclip_oc.imaging import encode
+from medclip_oc.imaging.decode import decode
 from tests.support.tiny_dataset import picture
 
 GREY = np.asarray(picture(5))  # (40, 48) uint8, 0 to about 240
@@ -12,7 +12,7 @@ COLOUR = np.stack([GREY, 255 - GREY, np.roll(GREY, 5)], axis=-1)  # (40, 48, 3)
 
 
 def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(encode.decode(data))
+    return np.asarray(decode(data))
 
 
 def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -45,35 +45,21 @@ def png_16(values: np.ndarray, *more: bytes) -> bytes:
     return png(width, height, 16, kind, rows, *more)
 
 
-def tiff_16(
-    values: np.ndarray,
-    order: str = "<",
-    *,
-    photometric: int,
-    extra: int | None = None,
-    planar: bool = False,
-) -> bytes:
+def tiff_16(values: np.ndarray, *, photometric: int) -> bytes:
     """An uncompressed TIFF of 16 bits per channel: (H, W, C) uint16; see TIFF 6.0 for the tags."""
     height, width, channels = values.shape
-    stored = values.astype(f"{order}u2")
-    planes = [stored[..., c].tobytes() for c in range(channels)] if planar else [stored.tobytes()]
+    stored = values.astype("<u2").tobytes()
     tags = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [photometric]}
-    tags |= {277: [channels], 278: [height], 284: [2 if planar else 1]}
-    tags |= {273: [0] * len(planes), 279: [len(plane) for plane in planes]}
-    if extra is not None:
-        tags[338] = [extra]
-    start = 8 + 2 + 12 * len(tags) + 4  # of the long values; the planes follow
-    begin = start + sum(4 * len(numbers) for numbers in tags.values() if len(numbers) > 1)
-    tags[273] = [begin + sum(map(len, planes[:n])) for n in range(len(planes))]
-    entries = tail = b""
+    tags |= {273: [0], 277: [channels], 278: [height], 279: [len(stored)]}
+    tail = 8 + 2 + 12 * len(tags) + 4  # the long value of tag 258; the pixels follow
+    bits = struct.pack(f"<{channels}I", *tags[258])
+    tags[273] = [tail + len(bits)]
+    entries = b""
     for tag, numbers in sorted(tags.items()):
-        content = struct.pack(f"{order}{len(numbers)}I", *numbers)
-        if len(numbers) > 1:
-            content, tail = struct.pack(f"{order}I", start + len(tail)), tail + content
-        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + content
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    head = mark + struct.pack(f"{order}I", 8) + struct.pack(f"{order}H", len(tags))
-    return head + entries + bytes(4) + tail + b"".join(planes)
+        content = tail if len(numbers) > 1 else numbers[0]
+        entries += struct.pack("<HHII", tag, 4, len(numbers), content)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + entries + bytes(4) + bits + stored
 
 
 def turned(kind: str, orientation: int, image: Image.Image) -> bytes:
