@@ -1,73 +1,55 @@
 """An index of pairs: `python -m medclip_oc.embed --checkpoint FILE --data SHARDS --out INDEX`."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from .config.inference import EmbedConfig
 from .runtime import command
-
-if TYPE_CHECKING:
-    from .data.shards import ShardSet
 
 
 def main(settings: EmbedConfig) -> None:
     """Embed every pair once and write the index; memory doesn't grow with their number."""
     from .data import dataset, loader
-    from .inference import embedder as embedding
     from .inference import feature_index
+    from .inference.embedder import check_finite, open_embedder
     from .runtime import distributed
     from .runtime.progress import Progress
 
     if settings.faiss:
-        feature_index.check_faiss()
+        feature_index.import_faiss()  # it may be missing: better said now than at the end
+    split = settings.split or "test"
     world = distributed.World(0, 1, distributed.device_of(settings.device))
-    shards = loader.open_shards(settings.data, settings.split or "test", world)
-    embedder = embedding.open_embedder(settings)
-    clip = embedder.clip
-    width = int(clip.description["definition"]["embed_dim"])
-    writer = feature_index.IndexWriter(
-        Path(settings.out), len(shards), width, settings.dtype, overwrite=settings.overwrite
-    )
+    shards = loader.open_shards(settings.data, split, world)
+    embedder = open_embedder(settings)
+    towers, size, pairs = embedder.clip.towers, settings.batch_size, len(shards)
+    starts = range(0, pairs, size)
     batches = dataset.load_batches(
-        loader.evaluation_pairs(shards, clip),
-        _batches(len(shards), settings.batch_size),
-        workers=embedder.processes(len(shards)),
+        loader.evaluation_pairs(shards, embedder.clip),
+        [[(0, n) for n in range(start, min(start + size, pairs))] for start in starts],
+        workers=embedder.processes(pairs),
         pin=embedder.device.type == "cuda",
     )
-    with writer, Progress(len(shards), "pairs", "embed") as progress:
+    about = {
+        "width": embedder.width,
+        "dtype": settings.dtype,
+        "model": embedder.clip.description["name"],
+        "data": settings.data,
+        "split": split,
+        "data_fingerprint": shards.fingerprint,
+    }
+    new = feature_index.new_index(
+        Path(settings.out), pairs, embedder.width, settings.dtype, overwrite=settings.overwrite
+    )
+    with new as writer, Progress(pairs, "pairs", "embed") as progress:
         for loaded in batches:
-            batch = loaded.batch
-            images = embedder.forward(clip.towers.embed_images, batch["images"])
-            captions = embedder.forward(clip.towers.embed_texts, batch["tokens"])
-            embedding.check_finite(images, "image")
-            embedding.check_finite(captions, "text")
-            writer.add(images, captions, [_pair(shards, n) for n in batch["index"].tolist()])
+            images = embedder.forward(towers.embed_images, loaded.batch["images"])
+            captions = embedder.forward(towers.embed_texts, loaded.batch["tokens"])
+            check_finite(images, "image")
+            check_finite(captions, "text")
+            positions = loaded.batch["index"].tolist()
+            writer.add(images, captions, [feature_index.describe(shards, n) for n in positions])
             progress.update(len(images))
-        about = {
-            "width": width,
-            "dtype": settings.dtype,
-            "model": clip.description["name"],
-            "data": settings.data,
-            "split": settings.split or "test",
-            "data_fingerprint": shards.fingerprint,
-            "probes": embedder.probes(),
-        }
-        writer.finish(about, faiss=settings.faiss)
-    print(f"{len(shards):,} pairs, {width} numbers each ({settings.dtype}): {settings.out}")
-
-
-def _batches(size: int, batch: int) -> Iterator[list[tuple[int, int]]]:
-    """Places of all pairs in order (see `data.Place`)."""
-    for first in range(0, size, batch):
-        yield [(0, index) for index in range(first, min(first + batch, size))]
-
-
-def _pair(shards: "ShardSet", position: int) -> dict[str, Any]:
-    """What an answer says of a pair."""
-    sample = shards.read(position)
-    shard = shards.locate(position).removesuffix(f": {sample.key}")
-    return {"id": sample.key, "caption": sample.caption, "shard": shard, "position": position}
+        writer.finish({**about, "probes": embedder.probes()}, faiss=settings.faiss)
+    print(f"{pairs:,} pairs, {embedder.width} numbers each ({settings.dtype}): {settings.out}")
 
 
 if __name__ == "__main__":

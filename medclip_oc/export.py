@@ -92,9 +92,8 @@ def _inputs(settings: ExportConfig, content: dict[str, Any]) -> "tuple[ImageSet,
     from .inference import image_inputs
 
     if settings.images:
-        return image_inputs.First(image_inputs.find(settings.images, None), settings.pairs), [
-            *_TEXTS
-        ]
+        parts = image_inputs.find(settings.images, None).parts
+        return image_inputs.ImageSet(parts, settings.pairs), [*_TEXTS]
     where = (content.get("config") or {}).get("data", {}).get("valid")
     try:
         if not where:
@@ -104,7 +103,7 @@ def _inputs(settings: ExportConfig, content: dict[str, Any]) -> "tuple[ImageSet,
         raise InputError(f"--images: name some to compare features on ({error})") from None
     number = min(settings.pairs, len(shards))
     texts = [shards.read(n).caption for n in range(number)]
-    return image_inputs.First(image_inputs.Shards(shards), number), texts
+    return image_inputs.ImageSet([shards], number), texts
 
 
 def _evaluations(file: Path) -> "list[Evaluated]":

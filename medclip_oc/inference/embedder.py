@@ -1,7 +1,7 @@
-"""Features of images and texts that a user names, in batches. M candidates, D embedding size.
+"""Features of images and texts that a user names, in batches.
 
 Images are read and decoded by loader processes while the model works; a batch of pixels at a time
-is in memory, whatever their number.
+is in memory, whatever their number. B images of a batch, M candidates, D embedding size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..config.inference import ModelChoice
 from ..config.schema import ModelConfig
@@ -33,6 +33,17 @@ SAME = 0.9995
 """Cosine of the features that one model gives to one input, in any precision."""
 
 
+class EmbeddedImages(NamedTuple):
+    """A batch of images."""
+
+    positions: list[int]
+    """Of the images that were embedded."""
+    features: Tensor
+    """(len(positions), D) float32, normalised."""
+    bad: list[tuple[int, str]]
+    """Position of each image that couldn't be read, and why."""
+
+
 @dataclass(frozen=True)
 class Embedder:
     """A model at work.
@@ -51,8 +62,13 @@ class Embedder:
     workers: int | None = None
     precision: str = "fp32"
 
-    def images(self, images: ImageSet) -> Iterator["EmbeddedImages"]:
-        """Features of images, batch by batch, in their order. Reading begins at once.
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.clip.description["definition"]["embed_dim"])
+
+    def images(self, images: ImageSet) -> Iterator[EmbeddedImages]:
+        """Features of images, batch by batch, in their order.
 
         Raises:
             InputError, WorkError: a shard is damaged, or gone; a worker died; features that are not
@@ -60,26 +76,22 @@ class Embedder:
         """
         batches: DataLoader[Any] = DataLoader(
             _Pixels(images, self.clip),
-            batch_sampler=BatchSampler(
-                SequentialSampler(range(len(images))), self.batch_size, drop_last=False
-            ),
+            self.batch_size,
             num_workers=self.processes(len(images)),
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
         )
-        return self._embed(iter(batches))
-
-    def _embed(self, batches: Iterator["_Loaded"]) -> Iterator["EmbeddedImages"]:
-        width = int(self.clip.description["definition"]["embed_dim"])
         try:
-            for loaded in batches:
-                if loaded.error is not None:
-                    raise loaded.error
-                features = torch.empty(0, width, device=self.device)
-                if loaded.pixels is not None:
-                    features = self.forward(self.clip.towers.embed_images, loaded.pixels)
+            for positions, pixels, errors in batches:
+                bad = [(n, str(error)) for n, error in errors if isinstance(error, BadImage)]
+                for _, error in errors:
+                    if not isinstance(error, BadImage):
+                        raise error
+                features = torch.empty(0, self.width, device=self.device)
+                if positions:
+                    features = self.forward(self.clip.towers.embed_images, pixels)  # (B, D)
                 check_finite(features, "image")
-                yield EmbeddedImages(loaded.positions, features, loaded.bad)
+                yield EmbeddedImages(positions, features, bad)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -113,6 +125,9 @@ class Embedder:
     ) -> tuple[Tensor, list[str]]:
         """Features of candidates, each prompt embedded once.
 
+        open_clip's `build_zero_shot_classifier` wants as many prompts for every class, embeds equal
+        ones again, and doesn't tell which were cut.
+
         Args:
             candidates: M of them.
             progress: told of how many prompts more are done.
@@ -128,21 +143,20 @@ class Embedder:
             for prompt in candidate.prompts:
                 owners.setdefault(prompt, []).append(m)
         captions = Captions(self.clip.tokenizer)
-        prompts, long = list(owners), list[str]()
-        width = int(self.clip.description["definition"]["embed_dim"])
-        sums = torch.zeros(len(candidates), width, device=self.device)
+        prompts, cut = list(owners), list[str]()
+        sums = torch.zeros(len(candidates), self.width, device=self.device)  # (M, D)
         for first in range(0, len(prompts), self.batch_size):
             batch = prompts[first : first + self.batch_size]
-            tokens, cut = zip(*(captions.tokens(prompt, []) for prompt in batch), strict=True)
-            long += [prompt for prompt, is_cut in zip(batch, cut, strict=True) if is_cut]
-            features = self.forward(self.clip.towers.embed_texts, torch.stack(tokens))
+            tokens, is_cut = zip(*(captions.tokens(prompt, []) for prompt in batch), strict=True)
+            cut += [prompt for prompt, too_long in zip(batch, is_cut, strict=True) if too_long]
+            features = self.forward(self.clip.towers.embed_texts, torch.stack(tokens))  # (B, D)
             links = [(row, m) for row, prompt in enumerate(batch) for m in owners[prompt]]
             rows, own = torch.tensor(links, device=self.device).T
             sums.index_add_(0, own, features[rows])
             if progress:
                 progress(len(batch))
         check_finite(sums, "text")
-        return torch.nn.functional.normalize(sums, dim=1), long
+        return torch.nn.functional.normalize(sums, dim=1), cut
 
     @torch.inference_mode()
     def forward(self, embed: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -155,41 +169,31 @@ def open_embedder(choice: ModelChoice) -> Embedder:
     """The model that a command was given, on its device.
 
     Raises:
-        InputError, WorkError: as `model.load` and `model.build`.
+        InputError, WorkError: as `trained_clip` and `factory.build`.
     """
-    world = distributed.World(0, 1, distributed.device_of(choice.device))
-    distributed.check_precision(choice.precision, world.device)
+    device = distributed.device_of(choice.device)
+    distributed.check_precision(choice.precision, device)
     if choice.checkpoint is not None:
-        clip, _ = trained_clip(choice.checkpoint, world.device)
+        clip, _ = trained_clip(choice.checkpoint, device)
     else:
         assert choice.model is not None
         try:
             clip = factory.build(ModelConfig(arch=choice.model, pretrained=choice.pretrained))
         except InputError as error:  # in the words of this command
-            said = str(error).replace("model.pretrained", "--pretrained")
-            raise InputError(said.replace("model.arch", "--model")) from error
-        clip.towers.to(world.device).eval()
-    return Embedder(clip, world.device, choice.batch_size, choice.workers, choice.precision)
+            message = str(error).replace("model.pretrained", "--pretrained")
+            raise InputError(message.replace("model.arch", "--model")) from error
+        clip.towers.to(device).eval()
+    return Embedder(clip, device, choice.batch_size, choice.workers, choice.precision)
 
 
-class EmbeddedImages(NamedTuple):
-    """A batch of images."""
+def check_finite(features: Tensor, of: str) -> None:
+    """Refuse features that can't be compared.
 
-    positions: list[int]
-    """Of the images that were embedded."""
-    features: Tensor
-    """(len(positions), D) float32, normalised."""
-    bad: list[tuple[int, str]]
-    """Position of each image that couldn't be read, and why."""
-
-
-class _Loaded(NamedTuple):
-    """A batch as the loader gives it."""
-
-    positions: list[int]
-    pixels: Tensor | None
-    bad: list[tuple[int, str]]
-    error: InputError | WorkError | None
+    Raises:
+        WorkError: NaN or infinity among them.
+    """
+    if not features.isfinite().all():
+        raise WorkError(f"{of} features hold NaN or infinity: nothing can be ranked")
 
 
 class _Pixels(Dataset[tuple[int, Any]]):
@@ -198,6 +202,9 @@ class _Pixels(Dataset[tuple[int, Any]]):
     def __init__(self, images: ImageSet, clip: Clip) -> None:
         self.images, self.preprocess = images, Preprocess(clip)
         self.rng = np.random.default_rng(0)  # that a transform is given, and this one doesn't use
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[int, Any]:
         try:
@@ -209,20 +216,9 @@ class _Pixels(Dataset[tuple[int, Any]]):
             return position, WorkError(f"{self.images.name(position)}: {error.strerror}")
 
 
-def _collate(samples: list[tuple[int, Any]]) -> _Loaded:
-    bad = [(n, str(found)) for n, found in samples if isinstance(found, BadImage)]
-    errors = [e for _, e in samples if isinstance(e, WorkError | InputError)]
-    error = next((e for e in errors if not isinstance(e, BadImage)), None)
-    good = [(position, found) for position, found in samples if isinstance(found, Tensor)]
-    pixels = torch.stack([found for _, found in good]) if good else None
-    return _Loaded([position for position, _ in good], pixels, bad, error)
-
-
-def check_finite(features: Tensor, what: str) -> None:
-    """Refuse features that can't be compared.
-
-    Raises:
-        WorkError: NaN or infinity among them.
-    """
-    if not features.isfinite().all():
-        raise WorkError(f"{what} features hold NaN or infinity: nothing can be ranked")
+def _collate(samples: list[tuple[int, Any]]) -> tuple[list[int], Tensor | None, list[Any]]:
+    """Positions and pixels (B, 3, H, W) of what was read; position and error of what wasn't."""
+    good = [(position, pixels) for position, pixels in samples if isinstance(pixels, Tensor)]
+    errors = [(n, error) for n, error in samples if not isinstance(error, Tensor)]
+    pixels = torch.stack([each for _, each in good]) if good else None
+    return [position for position, _ in good], pixels, errors

@@ -12,21 +12,22 @@ N pairs, D embedding size, Q queries, K answers.
 
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, WorkError
+from ..data.shards import ShardSet
+from ..errors import InputError
+from ..runtime.atomic import atomic_folder
 
 FORMAT = "medclip_oc-index/1"
-What = Literal["images", "captions"]
-_FILES: dict[What, str] = {"images": "image_features.npy", "captions": "caption_features.npy"}
+Target = Literal["images", "captions"]
+_FILES: dict[Target, str] = {"images": "image_features.npy", "captions": "caption_features.npy"}
 _ABOUT, _PAIRS, _ENDS = "about.json", "pairs.jsonl", "pairs.npy"
 _ROWS = 65_536
 """Looked at at once."""
@@ -36,79 +37,78 @@ _FAISS_SAMPLE = 200_000
 
 
 class IndexWriter:
-    """Writes an index row by row. The folder appears when it is whole.
+    """Writes an index row by row; see `new_index`.
 
     Args:
-        folder: a new one.
+        folder: empty.
         pairs: N.
         width: D.
         dtype: "float16" or "float32".
-        overwrite: whether it may replace an index.
-
-    Raises:
-        InputError: the folder is there, or can't be made.
     """
 
-    def __init__(
-        self, folder: Path, pairs: int, width: int, dtype: str, *, overwrite: bool = False
-    ) -> None:
-        if folder.exists() and not (overwrite and (folder / _ABOUT).is_file()):
-            hint = "--overwrite replaces it" if (folder / _ABOUT).is_file() else "it is no index"
-            raise InputError(f"--out: {folder} is there already ({hint})")
-        self.folder, self._partial = folder, folder.with_name(folder.name + ".partial")
-        try:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-            self._features = {
-                what: _reserved(self._partial / file, (pairs, width), dtype)
-                for what, file in _FILES.items()
-            }
-            self._lines = (self._partial / _PAIRS).open("wb")
-        except OSError as error:
-            raise InputError(f"--out: {folder} can't be written ({error.strerror})") from error
+    def __init__(self, folder: Path, pairs: int, width: int, dtype: str) -> None:
+        self.folder = folder
+        self._features = {
+            target: _reserved(folder / file, (pairs, width), dtype)
+            for target, file in _FILES.items()
+        }
         self._ends = np.zeros(pairs + 1, dtype=np.int64)
         self._done = 0
 
-    def add(self, images: Tensor, captions: Tensor, pairs: Sequence[dict[str, Any]]) -> None:
+    def add(self, images: Tensor, captions: Tensor, pairs: Iterable[dict[str, Any]]) -> None:
         """The next rows: features (n, D), and what is known of each pair."""
-        stop = self._done + len(pairs)
-        for what, rows in (("images", images), ("captions", captions)):
-            self._features[what][self._done : stop] = rows.cpu().numpy()  # type: ignore[index]
-        for row, pair in enumerate(pairs, self._done):
-            line = json.dumps(pair, ensure_ascii=False) + "\n"
-            data = line.encode(errors="backslashreplace")
-            self._lines.write(data)
-            self._ends[row + 1] = self._ends[row] + len(data)
+        stop = self._done + len(images)
+        self._features["images"][self._done : stop] = images.cpu().numpy()
+        self._features["captions"][self._done : stop] = captions.cpu().numpy()
+        with (self.folder / _PAIRS).open("ab") as file:
+            for row, pair in enumerate(pairs, self._done):
+                line = json.dumps(pair, ensure_ascii=False) + "\n"
+                size = file.write(line.encode(errors="backslashreplace"))
+                self._ends[row + 1] = self._ends[row] + size
         self._done = stop
 
     def finish(self, about: dict[str, Any], *, faiss: bool) -> None:
-        """Write the rest, and let the folder appear."""
+        """Write the rest."""
         assert self._done == len(self._ends) - 1
-        self._lines.close()
-        np.save(self._partial / _ENDS, self._ends)
-        for what, features in self._features.items():
+        np.save(self.folder / _ENDS, self._ends)
+        for target, features in self._features.items():
             features.flush()
             if faiss:
-                _write_faiss(features, self._partial / f"faiss-{what}.index")
+                _write_faiss(features, self.folder / f"faiss-{target}.index")
         facts = {"format": FORMAT, "pairs": self._done, "faiss": faiss, **about}
-        (self._partial / _ABOUT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self._partial.rename(self.folder)
+        (self.folder / _ABOUT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
-    def __enter__(self) -> "IndexWriter":
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._lines.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise WorkError(f"{self.folder}: can't be written ({error.strerror})") from error
+def describe(shards: ShardSet, position: int) -> dict[str, Any]:
+    """What an answer says of a pair."""
+    sample = shards.read(position)
+    shard = shards.locate(position).removesuffix(f": {sample.key}")
+    return {"id": sample.key, "caption": sample.caption, "shard": shard, "position": position}
+
+
+@contextmanager
+def new_index(
+    folder: Path, pairs: int, width: int, dtype: str, *, overwrite: bool = False
+) -> Iterator[IndexWriter]:
+    """A writer of an index, whose folder appears at the end of a `with` block.
+
+    Args:
+        folder: a new one, or an index if it may be overwritten.
+        pairs: see `IndexWriter`.
+        width: see `IndexWriter`.
+        dtype: see `IndexWriter`.
+        overwrite: whether it may replace an index.
+
+    Raises:
+        InputError: the folder is there.
+        WorkError: it can't be written.
+    """
+    is_index = (folder / _ABOUT).is_file()
+    if folder.exists() and not (overwrite and is_index):
+        hint = "--overwrite replaces it" if is_index else "it is no index"
+        raise InputError(f"--out: {folder} is there already ({hint})")
+    with atomic_folder(folder, replace=overwrite) as partial:
+        yield IndexWriter(partial, pairs, width, dtype)
 
 
 def _reserved(file: Path, shape: tuple[int, int], dtype: str) -> "np.memmap[Any, Any]":
@@ -136,13 +136,13 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / _ABOUT).is_file():
-            what = "not an index" if folder.is_dir() else "no such folder"
-            raise InputError(f"--index: {folder}: {what}; medclip_oc.embed makes one")
+            problem = "not an index" if folder.is_dir() else "no such folder"
+            raise InputError(f"--index: {folder}: {problem}; medclip_oc.embed makes one")
         try:
             self.about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
             self._features = {
-                what: np.load(folder / file, mmap_mode="r", allow_pickle=False)
-                for what, file in _FILES.items()
+                target: np.load(folder / file, mmap_mode="r", allow_pickle=False)
+                for target, file in _FILES.items()
             }
             self._ends = np.load(folder / _ENDS, mmap_mode="r", allow_pickle=False)
             shape = (self.about["pairs"], self.about["width"])
@@ -162,18 +162,18 @@ class Index:
         begin, end = self._ends[row : row + 2].tolist()
         with (self.folder / _PAIRS).open("rb") as file:
             file.seek(begin)
-            found: dict[str, Any] = json.loads(file.read(end - begin))
-        return found
+            facts: dict[str, Any] = json.loads(file.read(end - begin))
+        return facts
 
     def search(
-        self, queries: Tensor, k: int, *, what: What = "images", engine: str = "exact"
+        self, queries: Tensor, k: int, *, target: Target = "images", engine: str = "exact"
     ) -> tuple[Tensor, Tensor]:
         """The k rows of highest cosine with each query; equal ones in the order of the rows.
 
         Args:
             queries: (Q, D), normalised.
             k: how many; all rows where these are fewer.
-            what: features of images or of captions.
+            target: features of images or of captions.
             engine: "exact" looks at every row. "faiss" at the lists that promise most.
 
         Returns:
@@ -185,30 +185,32 @@ class Index:
         """
         queries, k = queries.float().cpu(), min(k, len(self))
         if engine == "faiss":
-            return self._approximate(queries, k, what)
+            return self._approximate(queries, k, target)
         scores = torch.empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64)
         for first in range(0, len(self), _ROWS):
-            block = self._rows(what, slice(first, first + _ROWS))
-            found = (queries @ block.T).topk(min(k, len(block)))
-            places = first + found.indices
-            scores, rows = _best(torch.cat([scores, found.values], 1), torch.cat([rows, places], 1))
+            block = self._rows(target, slice(first, first + _ROWS))
+            best = (queries @ block.T).topk(min(k, len(block)))  # (Q, K)
+            rows = torch.cat([rows, first + best.indices], 1)
+            scores, rows = _best(torch.cat([scores, best.values], 1), rows)
             scores, rows = scores[:, :k], rows[:, :k]
         return scores, rows
 
-    def _approximate(self, queries: Tensor, k: int, what: What) -> tuple[Tensor, Tensor]:
-        file = self.folder / f"faiss-{what}.index"
+    def _approximate(self, queries: Tensor, k: int, target: Target) -> tuple[Tensor, Tensor]:
+        file = self.folder / f"faiss-{target}.index"
         if not file.is_file():
             raise InputError(f"--engine faiss: {self.folder} has no such lists; embed it --faiss")
-        lists = _faiss().read_index(str(file), _faiss().IO_FLAG_MMAP)
+        faiss = import_faiss()
+        lists = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
         lists.nprobe = min(_PROBED, lists.nlist)
         rows = torch.from_numpy(lists.search(queries.numpy(), k)[1])
-        found = self._rows(what, rows.clamp(min=0).flatten().numpy()).view(*rows.shape, -1)
-        scores = (found @ queries.unsqueeze(2)).squeeze(2).masked_fill(rows < 0, -2.0)
+        # (Q, K, D)
+        features = self._rows(target, rows.clamp(min=0).flatten().numpy()).view(*rows.shape, -1)
+        scores = (features @ queries.unsqueeze(2)).squeeze(2).masked_fill(rows < 0, -2.0)
         return _best(scores, rows)
 
-    def _rows(self, what: What, which: Any) -> Tensor:
-        return torch.from_numpy(np.array(self._features[what][which], dtype=np.float32))
+    def _rows(self, target: Target, rows: Any) -> Tensor:
+        return torch.from_numpy(np.array(self._features[target][rows], dtype=np.float32))
 
 
 def _best(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,7 +220,12 @@ def _best(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return scores, rows.gather(1, order)
 
 
-def _faiss() -> Any:
+def import_faiss() -> Any:
+    """faiss, which is optional.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:
@@ -226,18 +233,9 @@ def _faiss() -> Any:
     return faiss
 
 
-def check_faiss() -> None:
-    """Refuse at once what would fail at the end.
-
-    Raises:
-        InputError: faiss is not installed.
-    """
-    _faiss()
-
-
 def _write_faiss(features: np.ndarray, file: Path) -> None:
     """Inverted lists around means of a sample (Jegou et al. 2011), features as they are."""
-    faiss = _faiss()
+    faiss = import_faiss()
     number, width = features.shape
     lists = max(1, min(int(4 * number**0.5), number // 39))  # faiss wants 39 points of each
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)

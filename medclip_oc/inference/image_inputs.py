@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 from ..data.index import INDEX
 from ..data.shards import ShardSet
@@ -17,103 +16,48 @@ from ..errors import BadImage, InputError
 from ..packing.image_store import EXTENSIONS, is_file
 
 
-class ImageSet(Protocol):
-    """Images by position."""
+class ImageSet:
+    """Images by position, in files and in shards.
+
+    Args:
+        parts: files or shards, one after the other.
+        limit: only so many, from the first. None: all.
+    """
+
+    def __init__(
+        self, parts: Sequence[Sequence[Path] | ShardSet], limit: int | None = None
+    ) -> None:
+        self.parts = [part for part in parts if len(part)]
+        self._ends = list(accumulate(len(part) for part in self.parts))
+        self._size = min([self._ends[-1], *([limit] if limit is not None else [])])
 
     def __len__(self) -> int:
-        """How many."""
+        return self._size
 
     def name(self, position: int) -> str:
         """What rows call an image: its path, or its key in a shard."""
+        part, inner = self._locate(position)
+        return part.key(inner) if isinstance(part, ShardSet) else str(part[inner])
 
     def read(self, position: int) -> bytes:
         """The encoded image.
 
         Raises:
-            BadImage: it can't be read.
+            BadImage: the file can't be read.
+            InputError, WorkError: as `ShardSet.read`.
         """
-
-
-class Files:
-    """Images that are files."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, position: int) -> str:
-        """See `ImageSet`."""
-        return str(self.paths[position])
-
-    def read(self, position: int) -> bytes:
-        """See `ImageSet`."""
+        part, inner = self._locate(position)
+        if isinstance(part, ShardSet):
+            return part.read(inner).image
         try:
-            return self.paths[position].read_bytes()
+            return part[inner].read_bytes()
         except OSError as error:
             raise BadImage("undecodable", error.strerror or str(error)) from None
 
-
-class Shards:
-    """Images of a shard folder, or of tars."""
-
-    def __init__(self, shards: ShardSet) -> None:
-        self.shards = shards
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def name(self, position: int) -> str:
-        """See `ImageSet`."""
-        return self.shards.key(position)
-
-    def read(self, position: int) -> bytes:
-        """See `ImageSet`."""
-        return self.shards.read(position).image
-
-
-class Joined:
-    """Several sets, one after the other."""
-
-    def __init__(self, sets: Sequence[ImageSet]) -> None:
-        self.sets = sets
-        self.ends = list(accumulate(len(one) for one in sets))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def name(self, position: int) -> str:
-        """See `ImageSet`."""
-        number, inner = self._find(position)
-        return self.sets[number].name(inner)
-
-    def read(self, position: int) -> bytes:
-        """See `ImageSet`."""
-        number, inner = self._find(position)
-        return self.sets[number].read(inner)
-
-    def _find(self, position: int) -> tuple[int, int]:
-        number = bisect_right(self.ends, position)
-        return number, position - (self.ends[number] - len(self.sets[number]))
-
-
-class First:
-    """The first images of a set."""
-
-    def __init__(self, images: ImageSet, number: int) -> None:
-        self.images, self.number = images, min(number, len(images))
-
-    def __len__(self) -> int:
-        return self.number
-
-    def name(self, position: int) -> str:
-        """See `ImageSet`."""
-        return self.images.name(position)
-
-    def read(self, position: int) -> bytes:
-        """See `ImageSet`."""
-        return self.images.read(position)
+    def _locate(self, position: int) -> tuple[Sequence[Path] | ShardSet, int]:
+        number = bisect_right(self._ends, position)
+        part = self.parts[number]
+        return part, position - (self._ends[number] - len(part))
 
 
 def find(words: Sequence[str], split: str | None, option: str = "--images") -> ImageSet:
@@ -128,23 +72,22 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
         InputError: a word that names no image, a split without a shard folder, or what
             `ShardSet.open` raises.
     """
-    sets: list[ImageSet] = []
+    parts: list[Sequence[Path] | ShardSet] = []
     seen = set[Path]()
     has_folder = False
     for word in words:
         path = Path(word).expanduser()
-        if path.is_dir() and _is_shard_folder(path):
-            has_folder = True
-            sets.append(Shards(ShardSet.open(str(path), split or "test")))
-        elif word.endswith(".tar"):
-            sets.append(Shards(ShardSet.open(word, split or "test")))
+        is_folder = path.is_dir() and _is_shard_folder(path)
+        has_folder |= is_folder
+        if is_folder or word.endswith(".tar"):
+            parts.append(ShardSet.open(str(path) if is_folder else word, split or "test"))
         else:
-            paths = [one for one in _files(path, word, option) if one not in seen]
+            paths = [file for file in _files(path, word, option) if file not in seen]
             seen.update(paths)
-            sets.append(Files(paths))
+            parts.append(paths)
     if split is not None and not has_folder:
         raise InputError(f"--split {split}: {option} names no shard folder")
-    return Joined([one for one in sets if len(one)])
+    return ImageSet(parts)
 
 
 def _files(path: Path, word: str, option: str) -> list[Path]:
@@ -152,16 +95,16 @@ def _files(path: Path, word: str, option: str) -> list[Path]:
     if is_file(path):
         return [path]
     if path.is_dir():
-        found = sorted(_images_in(path))
-        if not found:
+        images = sorted(_images_in(path))
+        if not images:
             kinds = ", ".join(EXTENSIONS)
             raise InputError(f"{option}: {word}: a folder without images ({kinds})")
-        return found
+        return images
     if not glob.has_magic(word):
         raise InputError(f"{option}: {word}: no such file or folder")
     # the pattern may be absolute
-    matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = [Path(match) for match in matches if is_file(Path(match))]
+    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    files = [match for match in matches if is_file(match)]
     if not files:
         raise InputError(f"{option}: {word}: no file matches")
     return files

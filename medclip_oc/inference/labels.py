@@ -1,19 +1,21 @@
 """The true text of each image, from a table, and how well it is found."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 
 from ..errors import InputError
 from ..evaluation import classification
 from ..packing.image_store import stem
-from ..packing.tables import Table
+from ..runtime import atomic
 from .image_inputs import ImageSet
+from .prompts import read_table
 
 
-class Truth:
+class Labels:
     """True candidates of a set of images, and the probabilities that these got.
 
     Args:
@@ -22,6 +24,9 @@ class Truth:
         names: of the M candidates.
         images: N images.
 
+    Attributes:
+        missing: images without a label: they don't count.
+
     Raises:
         InputError: no such table, a label that is no candidate, an image with two labels, or no
             image with any.
@@ -29,52 +34,53 @@ class Truth:
 
     def __init__(self, file: str, names: Sequence[str], images: ImageSet) -> None:
         self.names = names
-        labels = _read(file, names)
-        found = ((n, _label_of(labels, images.name(n))) for n in range(len(images)))
-        self._known = {n: label for n, label in found if label is not None}
-        if not self._known:
+        by_image = _read(file, names)
+        labels = ((n, _label_of(by_image, images.name(n))) for n in range(len(images)))
+        self._labels = {n: label for n, label in labels if label is not None}
+        if not self._labels:
             raise InputError(f"--labels: {file}: none of its rows names an image of --images")
-        self.unknown = len(images) - len(self._known)
-        """Images without a label: they don't count."""
-        self._labels: list[int] = []
-        self._rows: list[np.ndarray] = []
+        self.missing = len(images) - len(self._labels)
+        self._true: list[int] = []
+        self._probabilities: list[np.ndarray] = []
 
     def add(self, positions: Sequence[int], probabilities: np.ndarray) -> None:
         """Note what some images got: (len(positions), M)."""
         for position, row in zip(positions, probabilities, strict=True):
-            if position in self._known:
-                self._labels.append(self._known[position])
-                self._rows.append(row)
+            if position in self._labels:
+                self._true.append(self._labels[position])
+                self._probabilities.append(row)
 
-    def figures(self) -> dict[str, Any]:
-        """See `classification.measure`.
+    def report(self, out: TextIO, file: str | None) -> None:
+        """Print the figures of `classification.measure`; write them to a file where one is named.
 
         Raises:
             InputError: no image with a label could be read.
+            WorkError: the file can't be written.
         """
-        if not self._rows:
+        if not self._true:
             raise InputError("--labels: no image with a label can be read")
-        return classification.measure(self.names, np.array(self._labels), np.stack(self._rows))
+        probabilities = np.stack(self._probabilities)  # (N, M)
+        figures = classification.measure(self.names, np.array(self._true), probabilities)
+        print(classification.text(figures), file=out)
+        if file is not None:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            with atomic.atomic_file(Path(file)) as partial:
+                partial.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read(file: str, names: Sequence[str]) -> dict[str, int]:
-    """Image -> place of its true candidate."""
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"--labels: {file}: no such file")
-    places = {name: place for place, name in enumerate(names)}
-    found: dict[str, int] = {}
-    for row in Table((path,)).rows(["image|id|file|path", "label|class"]):
-        image, label = (str(value).strip() for value in row.values)
-        where = f"--labels: {file}: {row.location}"
-        if row.problem or not image:
-            raise InputError(f"{where}: {row.problem or 'names no image'}")
-        if label not in places:
-            some = ", ".join(list(places)[:5]) + (", ..." if len(places) > 5 else "")
+    """Image -> index of its true candidate."""
+    indices = {name: index for index, name in enumerate(names)}
+    labels: dict[str, int] = {}
+    for where, [image, label] in read_table(
+        "--labels", file, ["image|id|file|path", "label|class"]
+    ):
+        if label not in indices:
+            some = ", ".join(list(indices)[:5]) + (", ..." if len(indices) > 5 else "")
             raise InputError(f"{where}: {label!r} is no candidate; those are {some}")
-        if found.setdefault(image, places[label]) != places[label]:
+        if labels.setdefault(image, indices[label]) != indices[label]:
             raise InputError(f"{where}: {image} has another label before")
-    return found
+    return labels
 
 
 def _label_of(labels: dict[str, int], image: str) -> int | None:

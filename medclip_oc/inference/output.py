@@ -6,11 +6,10 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, Literal, TextIO
 
-Form = Literal["table", "json", "jsonl", "csv"]
+Format = Literal["table", "json", "jsonl", "csv"]
 _WIDTHS = {"rank": 4, "cosine": 7, "score": 7, "probability": 11, "margin": 8}
 _LONG = ("text", "caption")
-_DECIMALS = 4
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each row
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each row
 
 
 class RowWriter:
@@ -23,10 +22,14 @@ class RowWriter:
         fields: of each row, in their order.
     """
 
-    def __init__(self, out: TextIO, form: Form, fields: Sequence[str]) -> None:
+    def __init__(self, out: TextIO, form: Format, fields: Sequence[str]) -> None:
         self.out, self.form, self.fields = out, form, list(fields)
+        # numbers first, since they have a fixed width; what may be long comes last
+        self._columns = sorted(
+            self.fields[1:], key=lambda name: (name not in _WIDTHS, name in _LONG)
+        )
         self._heading: Any = None
-        self._started = False
+        self._separator = "[\n"
         self._width = shutil.get_terminal_size().columns if out.isatty() else None
         self._csv = csv.DictWriter(out, self.fields, lineterminator="\n")
         if form == "csv":
@@ -36,53 +39,41 @@ class RowWriter:
         """Write some rows, and let a reader see them at once."""
         if self.form == "csv":
             self._csv.writerows(rows)
-        elif self.form == "table":
-            self.out.writelines(line + "\n" for row in rows for line in self._lines(row))
-        else:
+        elif self.form == "jsonl":
+            self.out.writelines(f"{_encode(row)}\n" for row in rows)
+        elif self.form == "json":
             for row in rows:
-                self._write_json(row)
+                self.out.write(f"{self._separator}  {_encode(row)}")
+                self._separator = ",\n"
+        else:
+            self.out.writelines(f"{line}\n" for row in rows for line in self._table_lines(row))
         self.out.flush()
 
     def close(self) -> None:
         """Write what comes after the last row."""
         if self.form == "json":
-            self.out.write("\n]\n" if self._started else "[]\n")
+            self.out.write("[]\n" if self._separator == "[\n" else "\n]\n")
         self.out.flush()
 
-    def _write_json(self, row: dict[str, Any]) -> None:
-        text = _ENCODE(row)
-        if self.form == "jsonl":
-            self.out.write(f"{text}\n")
-            return
-        self.out.write(f"{',' if self._started else '['}\n  {text}")
-        self._started = True
-
-    def _lines(self, row: dict[str, Any]) -> list[str]:
+    def _table_lines(self, row: dict[str, Any]) -> list[str]:
         """A row of the table, after its heading where that is another one."""
-        heading, *names = self.fields
         lines = []
-        if row[heading] != self._heading or row["rank"] == 1:
-            self._heading = row[heading]
-            lines.append(_one_line(self._heading))
-            lines.append("  " + "  ".join(self._title(name) for name in _columns(names)))
-        line = "  " + "  ".join(self._cell(name, row[name]) for name in _columns(names))
+        heading = row[self.fields[0]]
+        if heading != self._heading or row["rank"] == 1:
+            self._heading = heading
+            titles = (f"{name:>{_WIDTHS.get(name, 0)}}" for name in self._columns)
+            lines += [_one_line(heading), "  " + "  ".join(titles)]
+        line = "  " + "  ".join(_cell(name, row[name]) for name in self._columns)
         if self._width is not None and len(line) > self._width:
             line = line[: self._width - 1] + "…"
         return [*lines, line]
 
-    def _title(self, name: str) -> str:
-        return f"{name:>{_WIDTHS[name]}}" if name in _WIDTHS else name
 
-    def _cell(self, name: str, value: Any) -> str:
-        if name not in _WIDTHS:
-            return _one_line(value)
-        width = _WIDTHS[name]
-        return f"{value:>{width}.{_DECIMALS}f}" if isinstance(value, float) else f"{value:>{width}}"
-
-
-def _columns(names: Sequence[str]) -> list[str]:
-    """Numbers first, since they have a fixed width; what may be long comes last."""
-    return sorted(names, key=lambda name: (name not in _WIDTHS, name in _LONG))
+def _cell(name: str, value: Any) -> str:
+    if name not in _WIDTHS:
+        return _one_line(value)
+    width = _WIDTHS[name]
+    return f"{value:>{width}.4f}" if isinstance(value, float) else f"{value:>{width}}"
 
 
 def _one_line(value: Any) -> str:

@@ -40,12 +40,12 @@ class Candidate(NamedTuple):
 
 def gather(
     texts: Sequence[str],
-    file: str | None,
+    file: str | None = None,
     *,
-    text_column: str,
-    label_column: str | None,
-    templates: str | None,
-    threshold: bool = False,
+    text_column: str = "text|caption",
+    label_column: str | None = None,
+    templates: str | None = None,
+    has_threshold: bool = False,
 ) -> list[Candidate]:
     """All candidates in the order in which they were given, each name once.
 
@@ -55,56 +55,72 @@ def gather(
         text_column: of a table.
         label_column: of a table. None: "label", if it has one.
         templates: see `ZeroshotConfig.templates`.
-        threshold: whether NONE will be one more.
+        has_threshold: whether NONE will be one more.
 
     Raises:
         InputError: no text, an empty one, or a file that can't be read.
     """
-    named: dict[str, dict[str, None]] = {}
+    prompts_of: dict[str, dict[str, None]] = {}
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise InputError(f"--texts: number {number} is empty")
-        named.setdefault(text, {})[text] = None
+        prompts_of.setdefault(text, {})[text] = None
     for name, text in _of_file(file, text_column, label_column) if file else ():
-        named.setdefault(name, {})[text] = None
-    if threshold and NONE in named:
+        prompts_of.setdefault(name, {})[text] = None
+    if has_threshold and NONE in prompts_of:
         raise InputError(f"--threshold: adds {NONE!r}, but that is a text already")
-    if not named:
+    if not prompts_of:
         raise InputError(f"--texts-file: {file} holds no text")
     forms = _templates(templates)
     return [
         Candidate(name, tuple(form.replace("{}", text) for text in prompts for form in forms))
-        for name, prompts in named.items()
+        for name, prompts in prompts_of.items()
     ]
+
+
+def read_table(
+    option: str, file: str, columns: Sequence[str], header: tuple[str, ...] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Rows of a table that a user named: where each stands, for errors, and its cells.
+
+    Args:
+        option: that names the file.
+        file: see `Table`.
+        columns: see `Table.rows`.
+        header: see `Table`.
+
+    Raises:
+        InputError: no such file, a damaged row, or an empty cell.
+    """
+    if not Path(file).is_file():
+        problem = "a folder, not a file" if Path(file).is_dir() else "no such file"
+        raise InputError(f"{option}: {file}: {problem}")
+    for row in Table((Path(file),), header=header).rows(columns):
+        where = f"{option}: {file}: {row.location}"
+        if row.problem:
+            raise InputError(f"{where}: {row.problem}")
+        for column, value in zip(columns, row.values, strict=True):
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"{where}: no text in {column.replace('|', ' or ')}")
+        yield where, [value.strip() for value in row.values]
 
 
 def _of_file(file: str, text_column: str, label_column: str | None) -> Iterator[tuple[str, str]]:
     """(name, text) of each row; the name is the label where there is one."""
+    columns, header = [text_column], None
     if file == STDIN:
         yield from ((line, line) for line in _standard_input())
         return
-    path = Path(file)
-    if not path.is_file():
-        what = "a folder, not a file" if path.is_dir() else "no such file"
-        raise InputError(f"--texts-file: {file}: {what}")
-    if path.suffix.lower() not in _TABLES:
-        if label_column is not None:
-            raise InputError(f"--label-column {label_column}: {file} is no table")
-        for row in Table((path,), header=("text",)).rows(["text"]):
-            yield row.values[0].strip(), row.values[0].strip()
-        return
-    table = Table((path,))
-    if label_column is None and "label" in table.names():
-        label_column = "label"
-    columns = [text_column] + ([label_column] if label_column else [])
-    for row in table.rows(columns):
-        if row.problem:
-            raise InputError(f"--texts-file: {file}: {row.location}: {row.problem}")
-        text, name = row.values[0], row.values[-1]
-        for column, value in zip(columns, row.values, strict=True):
-            if not isinstance(value, str) or not value.strip():
-                raise InputError(f"--texts-file: {file}: {row.location}: no text in {column}")
-        yield name.strip(), text.strip()
+    if Path(file).suffix.lower() in _TABLES and Path(file).is_file():
+        if label_column is None and "label" in Table((Path(file),)).names():
+            label_column = "label"
+        columns += [label_column] if label_column else []
+    elif label_column is not None:
+        raise InputError(f"--label-column {label_column}: {file} is no table")
+    else:
+        columns, header = ["text"], ("text",)
+    for _, cells in read_table("--texts-file", file, columns, header):
+        yield cells[-1], cells[0]
 
 
 def _standard_input() -> Iterator[str]:
@@ -122,12 +138,11 @@ def _templates(given: str | None) -> tuple[str, ...]:
         return RADIOLOGY
     if not Path(given).is_file():
         raise InputError(f"--templates: {given}: no such file, and not `radiology`")
-    found = []
-    for row in Table((Path(given),), header=("text",)).rows(["text"]):
-        template = row.values[0].strip()
+    templates = dict[str, None]()
+    for where, [template] in read_table("--templates", given, ["text"], ("text",)):
         if "{}" not in template:
-            raise InputError(f"--templates: {given}: {row.location}: no {{}} in {template!r}")
-        found.append(template)
-    if not found:
+            raise InputError(f"{where}: no {{}} in {template!r}")
+        templates[template] = None
+    if not templates:
         raise InputError(f"--templates: {given} holds no template")
-    return tuple(dict.fromkeys(found))
+    return tuple(templates)

@@ -1,25 +1,26 @@
 """Candidates ranked for images. N images, M candidates, D embedding size."""
 
+import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from .prompts import NONE
+from ..config.fields import shorten
+from ..errors import InputError
+from ..runtime.progress import Progress
+from .embedder import Embedder
+from .image_inputs import ImageSet
+from .labels import Labels
+from .output import RowWriter
+from .prompts import NONE, Candidate
 
 FIELDS = ("image", "rank", "text", "cosine", "probability", "margin")
 _DIGITS = 6
 """Behind the point; float32 features have no more."""
-
-
-class Scores(NamedTuple):
-    """Of N images over M candidates."""
-
-    cosines: Tensor
-    """(N, M) float32."""
-    probabilities: Tensor
-    """(N, M) float32: the softmax over the candidates at the model's temperature."""
 
 
 class Ranking:
@@ -42,15 +43,19 @@ class Ranking:
         self.features, self.scale, self.threshold = features, scale, threshold
         self.names = [*names] if threshold is None else [NONE, *names]
 
-    def scores(self, images: Tensor) -> Scores:
-        """Scores of images (N, D), normalised; on the CPU."""
-        cosines = (images @ self.features.T).float().cpu()
+    def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of images (N, D), and the softmax over the candidates at the temperature.
+
+        Returns:
+            (N, M) float32 both, on the CPU.
+        """
+        cosines = (images @ self.features.T).float().cpu()  # (N, M)
         if self.threshold is not None:
             cosines = torch.nn.functional.pad(cosines, (1, 0), value=self.threshold)
-        return Scores(cosines, (self.scale * cosines).softmax(dim=1))
+        return cosines, (self.scale * cosines).softmax(dim=1)
 
     def rows(
-        self, images: Sequence[str], scores: Scores, top: int | None = None
+        self, images: Sequence[str], scores: tuple[Tensor, Tensor], top: int | None = None
     ) -> list[dict[str, Any]]:
         """Every image's candidates, best first; equal ones keep the order they came in.
 
@@ -63,16 +68,81 @@ class Ranking:
             Rows with the keys FIELDS: rank from 1; cosine; probability; margin, the cosine less the
             best cosine of any other candidate (only the first's is positive; 0 where there is one).
         """
-        ordered, places = scores.cosines.sort(dim=1, descending=True, stable=True)
-        columns = (places, ordered, scores.probabilities.gather(1, places))
+        cosines, probabilities = scores
+        sorted_cosines, order = cosines.sort(dim=1, descending=True, stable=True)  # (N, M)
+        columns = (order, sorted_cosines, probabilities.gather(1, order))
         rows = []
-        for image, order, cosines, shares in zip(
+        for image, indices, values, shares in zip(
             images, *(column.tolist() for column in columns), strict=True
         ):
-            rivals = [cosines[min(1, len(cosines) - 1)], cosines[0]]
-            for r, m in enumerate(order[:top]):
-                cosine = round(cosines[r], _DIGITS)
-                margin = round(cosine - round(rivals[r > 0], _DIGITS), _DIGITS)
+            best_other = [values[min(1, len(values) - 1)], values[0]]
+            for r, m in enumerate(indices[:top]):
+                cosine = round(values[r], _DIGITS)
+                margin = round(cosine - round(best_other[r > 0], _DIGITS), _DIGITS)
                 row = (image, r + 1, self.names[m], cosine, float(f"{shares[r]:.6g}"), margin)
                 rows.append(dict(zip(FIELDS, row, strict=True)))
         return rows
+
+
+def embed_candidates(
+    embedder: Embedder, candidates: Sequence[Candidate], threshold: float | None = None
+) -> Ranking:
+    """The candidates, embedded; a warning for each text that the context cuts."""
+    number = len({prompt for candidate in candidates for prompt in candidate.prompts})
+    with _progress(number, "texts", embedder) as progress:
+        features, cut = embedder.candidates(candidates, progress.update if progress else None)
+    context = embedder.clip.description["context_length"]
+    for prompt in cut:
+        warn(f"cut at {context} tokens, the rest doesn't count: {shorten(prompt)}")
+    scale = embedder.clip.towers.inverse_temperature().item()
+    return Ranking([candidate.name for candidate in candidates], features, scale, threshold)
+
+
+def write_rows(
+    embedder: Embedder,
+    images: ImageSet,
+    ranking: Ranking,
+    writer: RowWriter,
+    *,
+    top: int | None = None,
+    labels: Labels | None = None,
+) -> int:
+    """Rank the candidates for every image, and write the rows batch by batch.
+
+    Returns:
+        How many images couldn't be read; each is named on standard error.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    total, unreadable = len(images), 0
+    quiet = sys.stdout.isatty()  # the rows are there to be seen
+    with nullcontext() if quiet else _progress(total, "images", embedder) as progress:
+        for batch in embedder.images(images):
+            for position, reason in batch.bad:
+                unreadable += 1
+                line = f"{images.name(position)}: {reason}"
+                if total == 1:
+                    raise InputError(line)
+                warn(line)
+            scores = ranking.scores(batch.features)
+            names = [images.name(position) for position in batch.positions]
+            writer.write(ranking.rows(names, scores, top))
+            if labels is not None:
+                labels.add(batch.positions, scores[1].numpy())
+            if progress:
+                progress.update(len(batch.positions) + len(batch.bad))
+    writer.close()
+    if unreadable == total:
+        raise InputError(f"none of the {total:,} images can be read")
+    return unreadable
+
+
+def warn(line: str) -> None:
+    """A line on standard error, which leaves a bar of progress alone."""
+    tqdm.write(f"warning: {line}", file=sys.stderr)
+
+
+def _progress(total: int, unit: str, embedder: Embedder) -> Any:
+    """A bar, where there is more than one batch."""
+    return Progress(total, unit, "embed") if total > embedder.batch_size else nullcontext()

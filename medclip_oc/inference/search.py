@@ -1,6 +1,7 @@
 """Searching an index by text or image: what `zeroshot --index` does."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from ..errors import InputError
 from . import embedder as embedding
 from . import image_inputs
 from .embedder import Embedder
-from .feature_index import Index, What
+from .feature_index import Index, Target
 from .output import RowWriter
 
 FIELDS = ("query", "rank", "id", "score", "caption", "shard", "position")
 _TOP = 10
 
 
-def main(settings: ZeroshotConfig) -> None:
-    """Answer every query, and print the rows."""
+def run(settings: ZeroshotConfig) -> None:
+    """Answer every query, and print the rows.
+
+    Raises:
+        InputError: an index or a query that can't be used.
+    """
     assert settings.index is not None
     index = Index(Path(settings.index))
     images = None
@@ -31,27 +36,29 @@ def main(settings: ZeroshotConfig) -> None:
     embedder = embedding.open_embedder(settings)
     check_model(index, embedder)
     writer = RowWriter(sys.stdout, settings.format, FIELDS)
-    how: dict[str, Any] = {"what": settings.find, "engine": settings.engine}
-    top = settings.top or _TOP
+
+    def write(queries: Sequence[str], features: torch.Tensor) -> None:
+        top = settings.top or _TOP
+        rows = answers(index, queries, features, top, target=settings.find, engine=settings.engine)
+        writer.write(rows)
+
     if settings.search:
-        features = embedder.texts(settings.search)
-        writer.write(answers(index, settings.search, features, top, **how))
+        write(settings.search, embedder.texts(settings.search))
     if images is not None:
         for batch in embedder.images(images):
             for position, reason in batch.bad:
                 raise InputError(f"{images.name(position)}: {reason}")
-            names = [images.name(position) for position in batch.positions]
-            writer.write(answers(index, names, batch.features, top, **how))
+            write([images.name(position) for position in batch.positions], batch.features)
     writer.close()
 
 
 def answers(
     index: Index,
-    queries: list[str],
+    queries: Sequence[str],
     features: torch.Tensor,
     top: int,
     *,
-    what: What = "images",
+    target: Target = "images",
     engine: str = "exact",
 ) -> list[dict[str, Any]]:
     """Rows with the keys FIELDS: each query's pairs, best first.
@@ -61,16 +68,18 @@ def answers(
         queries: Q names.
         features: (Q, D), normalised.
         top: rows of each.
-        what: see `Index.search`.
+        target: see `Index.search`.
         engine: see `Index.search`.
     """
-    scores, places = index.search(features, top, what=what, engine=engine)
+    scores, places = index.search(features, top, target=target, engine=engine)  # (Q, K)
     rows = []
-    for query, own, found in zip(queries, scores.tolist(), places.tolist(), strict=True):
-        kept = [(score, row) for score, row in zip(own, found, strict=True) if row >= 0]
-        for rank, (score, row) in enumerate(kept, 1):
-            known = {"query": query, "rank": rank, "score": round(score, 6), **index.pair(row)}
-            rows.append({name: known[name] for name in FIELDS})
+    for query, own_scores, own_places in zip(
+        queries, scores.tolist(), places.tolist(), strict=True
+    ):
+        hits = [(s, row) for s, row in zip(own_scores, own_places, strict=True) if row >= 0]
+        for rank, (score, row) in enumerate(hits, 1):
+            facts = {"query": query, "rank": rank, "score": round(score, 6), **index.pair(row)}
+            rows.append({name: facts[name] for name in FIELDS})
     return rows
 
 
@@ -80,16 +89,14 @@ def check_model(index: Index, embedder: Embedder) -> None:
     Raises:
         InputError: names both.
     """
-    ours = embedder.probes()
     theirs = index.about["probes"]
-    alike = [
-        len(theirs.get(name, [])) == len(row)
-        and float(torch.tensor(theirs[name]) @ torch.tensor(row)) > embedding.SAME
-        for name, row in ours.items()
-    ]
-    if not all(alike):
-        name = embedder.clip.description["name"]
-        raise InputError(
-            f"--index: {index.folder} was made with other weights ({index.about['model']}) than "
-            f"those at work ({name}); embed the data again"
+    for name, ours in embedder.probes().items():
+        probe = theirs.get(name, [])
+        is_same = len(probe) == len(ours) and (
+            float(torch.tensor(probe) @ torch.tensor(ours)) > embedding.SAME
         )
+        if not is_same:
+            raise InputError(
+                f"--index: {index.folder} was made with other weights ({index.about['model']}) "
+                f"than those of {embedder.clip.description['name']} now; embed the data again"
+            )

@@ -13,10 +13,10 @@ from medclip_oc import embed, zeroshot
 from medclip_oc.config.inference import EmbedConfig, ZeroshotConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.errors import InputError
+from medclip_oc.errors import WorkError
 from medclip_oc.imaging.decode import decode
 from medclip_oc.inference import feature_index
-from medclip_oc.inference.feature_index import Index, IndexWriter
+from medclip_oc.inference.feature_index import Index, new_index
 from medclip_oc.models import checkpoint, factory
 from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
@@ -127,7 +127,7 @@ def random_index(folder: Path, size: int, *, faiss: bool) -> torch.Tensor:
     rows = centres.repeat(-(-size // 40), 1)[:size]
     rows = rows + 0.5 * torch.randn(size, 16, generator=generator)
     rows = torch.nn.functional.normalize(rows, dim=1)
-    with IndexWriter(folder, size, 16, "float32") as writer:
+    with new_index(folder, size, 16, "float32") as writer:
         pairs = [{"id": str(n), "caption": "c", "shard": "s", "position": n} for n in range(size)]
         writer.add(rows, rows, pairs)
         writer.finish({"width": 16, "model": "m", "probes": {}}, faiss=faiss)
@@ -173,8 +173,8 @@ def test_another_model_is_refused(
     words = ["--index", index, "--search", "bright"]
     assert call(zeroshot.main, ZeroshotConfig, "--checkpoint", other, *words) == 2
     assert re_one_line(capsys) == (
-        f"test: --index: {index} was made with other weights (tiny-test) than those at work "
-        "(tiny-test); embed the data again"
+        f"test: --index: {index} was made with other weights (tiny-test) than those of "
+        "tiny-test now; embed the data again"
     )
 
 
@@ -221,5 +221,10 @@ def test_a_full_disk_is_told_before_the_work(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(InputError, match=r"can't be written \(No space left on device\)"):
-        IndexWriter(tmp_path / "index", 10, 4, "float32")
+    message = r"can't be written \(No space left on device\)"
+    with (
+        pytest.raises(WorkError, match=message),
+        new_index(tmp_path / "index", 10, 4, "float32"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.inference import embedder as embedding
 from medclip_oc.inference import feature_index
+from medclip_oc.inference.web_page import Handlers
 from medclip_oc.models import checkpoint, factory
 from tests.support.cli import call
 from tests.support.processes import free_port
@@ -51,35 +52,35 @@ def index(tmp_path_factory: pytest.TempPathFactory, checked: Path, packed: Path)
 
 
 @pytest.fixture(scope="module")
-def desk(checked: Path, index: Path) -> app.Desk:
+def handlers(checked: Path, index: Path) -> Handlers:
     embedder = embedding.Embedder(factory.load(checked), torch.device("cpu"))
-    return app.Desk(embedder, feature_index.Index(index))
+    return Handlers(embedder, feature_index.Index(index))
 
 
-def test_answers_without_a_browser(desk: app.Desk, packed: Path, tmp_path: Path) -> None:
+def test_answers_without_a_browser(handlers: Handlers, packed: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(3))
     (tmp_path / "b.jpg").write_bytes(b"junk")
-    message, rows = desk.rank(str(tmp_path / "a.jpg"), "\n".join(CAPTIONS) + "\n\n", "")
+    message, rows = handlers.rank(str(tmp_path / "a.jpg"), "\n".join(CAPTIONS) + "\n\n", "")
     assert message == ""
     assert [row[0] for row in rows] == [1, 2, 3]
     assert {row[1] for row in rows} == set(CAPTIONS)
     assert rows[0][2] > rows[1][2] > rows[2][2]
-    _, rows = desk.rank(str(tmp_path / "a.jpg"), "x", " 1,0 ")
+    _, rows = handlers.rank(str(tmp_path / "a.jpg"), "x", " 1,0 ")
     assert rows[0][1] == "none of these"
-    assert desk.rank(str(tmp_path / "a.jpg"), "x", "2")[0] == "'2' is no cosine, from -1 to 1"
-    assert desk.rank(None, "x", "") == ("drop an image first", [])
-    assert "type a caption" in desk.rank(str(tmp_path / "a.jpg"), " \n", "")[0]
-    assert "can't be read: undecodable" in desk.rank(str(tmp_path / "b.jpg"), "x", "")[0]
-    assert desk.preview(str(tmp_path / "b.jpg")) is None
-    picture = desk.preview(str(tmp_path / "a.jpg"))
+    assert handlers.rank(str(tmp_path / "a.jpg"), "x", "2")[0] == "'2' is no cosine, from -1 to 1"
+    assert handlers.rank(None, "x", "") == ("drop an image first", [])
+    assert "type a caption" in handlers.rank(str(tmp_path / "a.jpg"), " \n", "")[0]
+    assert "can't be read: undecodable" in handlers.rank(str(tmp_path / "b.jpg"), "x", "")[0]
+    assert handlers.preview(str(tmp_path / "b.jpg")) is None
+    picture = handlers.preview(str(tmp_path / "a.jpg"))
     assert picture is not None
     assert picture.size == (48, 40)
     (tmp_path / "q.jpg").write_bytes(ShardSet.open(str(packed), "train").read(30).image)
-    message, gallery, rows = desk.search("", str(tmp_path / "q.jpg"), 4)
+    message, gallery, rows = handlers.search("", str(tmp_path / "q.jpg"), 4)
     assert (message, len(gallery), len(rows)) == ("", 4, 4)
     assert rows[0][1] == "train_0030"
     assert gallery[0][1].startswith("1. train_0030 (1.000): number 30: ")
-    assert desk.search(" ", None, 4) == ("type a text, or drop an image", [], [])
+    assert handlers.search(" ", None, 4) == ("type a text, or drop an image", [], [])
 
 
 def test_an_index_whose_pairs_are_gone_has_no_pictures(
@@ -90,8 +91,8 @@ def test_an_index_whose_pairs_are_gone_has_no_pictures(
     assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "index") == 0
     shutil.rmtree(other)
     opened = feature_index.Index(tmp_path / "index")
-    desk = app.Desk(embedding.Embedder(factory.load(checked), torch.device("cpu")), opened)
-    message, gallery, rows = desk.search("bright", None, 3)
+    handlers = Handlers(embedding.Embedder(factory.load(checked), torch.device("cpu")), opened)
+    message, gallery, rows = handlers.search("bright", None, 3)
     assert message.startswith("no pictures: ")
     assert (gallery, len(rows)) == ([], 3)
 
@@ -135,7 +136,7 @@ def show(page: Any, name: str) -> None:
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(
-    page: Any, checked: Path, index: Path, desk: app.Desk, tmp_path: Path
+    page: Any, checked: Path, index: Path, handlers: Handlers, tmp_path: Path
 ) -> None:
     """Upload, captions, ranked result; search by text and image; nothing from elsewhere."""
     (tmp_path / "a.jpg").write_bytes(jpeg(3))
@@ -152,7 +153,7 @@ def test_the_page_in_a_browser(
         page.set_input_files("#rank-image input[type=file]", tmp_path / "a.jpg")
         page.wait_for_selector("img[src*='/file=']")
         page.click("#rank-button")
-        _, rows = desk.rank(str(tmp_path / "a.jpg"), "\n".join(CAPTIONS), "")
+        _, rows = handlers.rank(str(tmp_path / "a.jpg"), "\n".join(CAPTIONS), "")
         for row in rows:
             page.wait_for_selector(f"#rank-rows >> text={row[1]} >> visible=true")
         seen = page.inner_text("#rank-rows")
@@ -165,7 +166,7 @@ def test_the_page_in_a_browser(
         page.get_by_role("tab", name="Search").click()
         page.fill("#search-text textarea, #search-text input", "upper left bright")
         page.click("#search-button")
-        _, _, rows = desk.search("upper left bright", None, 8)
+        _, _, rows = handlers.search("upper left bright", None, 8)
         page.wait_for_selector(f"#search-rows >> text={rows[0][1]} >> visible=true")
         page.wait_for_selector("#search-gallery img")
         assert page.locator("#search-gallery .grid-wrap img").count() == 8

@@ -21,12 +21,11 @@ from side_by_side import Comparison, compare
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.inference.embedder import Embedder
-from medclip_oc.inference.image_inputs import Files, ImageSet, find
+from medclip_oc.inference.image_inputs import ImageSet, find
 from medclip_oc.inference.output import RowWriter
 from medclip_oc.inference.prompts import Candidate
-from medclip_oc.inference.ranking import FIELDS
+from medclip_oc.inference.ranking import FIELDS, embed_candidates, write_rows
 from medclip_oc.models import factory
-from medclip_oc.zeroshot import rank_of, write_ranks
 
 
 @dataclass
@@ -68,7 +67,7 @@ def run(config: Config) -> Iterator[Comparison]:
         yield timed(config, repeated(files, config.images, Path(name, "images")))
 
 
-def repeated(files: ImageSet, number: int, folder: Path) -> Files:
+def repeated(files: ImageSet, number: int, folder: Path) -> ImageSet:
     """So many image files: copies of those that are there, each a file of its own."""
     folder.mkdir()
     paths = []
@@ -76,7 +75,7 @@ def repeated(files: ImageSet, number: int, folder: Path) -> Files:
         source = Path(files.name(n % len(files)))
         paths.append(folder / f"{n:06}{source.suffix}")
         shutil.copyfile(source, paths[-1])
-    return Files(paths)
+    return ImageSet([paths])
 
 
 def texts(number: int) -> list[Candidate]:
@@ -85,7 +84,7 @@ def texts(number: int) -> list[Candidate]:
     return [Candidate(name, (name,)) for name in names]
 
 
-def timed(config: Config, images: Files) -> Comparison:
+def timed(config: Config, images: ImageSet) -> Comparison:
     """Everything against the forward passes."""
     embedder = open_model(ModelConfig(arch=config.arch), config.batch_size)
     candidates = texts(config.texts)
@@ -108,11 +107,11 @@ def open_model(settings: ModelConfig, batch_size: int, workers: int | None = Non
     return Embedder(clip, torch.device("cpu"), batch_size, workers)
 
 
-def whole(embedder: Embedder, images: Files, candidates: list[Candidate]) -> None:
+def whole(embedder: Embedder, images: ImageSet, candidates: list[Candidate]) -> None:
     """What zeroshot does once the model is loaded."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as out:
         writer = RowWriter(out, "jsonl", FIELDS)  # type: ignore[arg-type]
-        bad = write_ranks(embedder, images, rank_of(embedder, candidates), writer)
+        bad = write_rows(embedder, images, embed_candidates(embedder, candidates), writer)
         os.fsync(out.fileno())
     if bad:
         raise WorkError(f"--source: {bad} images can't be read")

@@ -1,0 +1,239 @@
+"""The local page of `medclip_oc.app`: ranks captions, and searches an index.
+
+What is dropped is deleted within two hours, and nothing leaves the machine: no telemetry, no fonts
+or scripts from elsewhere.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..config.inference import AppConfig
+from ..data.shards import ShardSet
+from ..errors import InputError, WorkError
+from ..imaging.jpeg import Picture
+from . import prompts, ranking, search
+from .embedder import Embedder, open_embedder
+from .feature_index import Index
+from .image_inputs import ImageSet
+
+TITLE = "medclip_oc"
+NOTE = "Research use only: this is not a medical device."
+_RANKED = ("rank", "text", "cosine", "probability", "margin")
+_FOUND = ("rank", "id", "score", "caption", "shard", "position")
+_KEPT_SECONDS = 3600
+_SHOWN = 512
+"""Pixels of the longer side of a picture on the page."""
+
+
+class Handlers:
+    """What the page calls. Their answers are a message, "" if all is well, and what to show.
+
+    Args:
+        embedder: the model.
+        index: what can be searched. None: nothing.
+    """
+
+    def __init__(self, embedder: Embedder, index: Index | None) -> None:
+        self.embedder, self.index = embedder, index
+        self.shards, self.problem = _shards_of(index)
+
+    def preview(self, file: str | None) -> Image.Image | None:
+        """The picture in a file as the model gets it, or None."""
+        try:
+            return _picture(Path(file).read_bytes()) if file else None
+        except (InputError, OSError):
+            return None  # ranking says why
+
+    def rank(self, file: str | None, lines: str, limit: str) -> tuple[str, list[Any]]:
+        """Captions, one a line, ranked for the picture in a file; `limit` is "" or a cosine."""
+        try:
+            features = self._image(file)
+            texts = [line.strip() for line in lines.splitlines() if line.strip()]
+            if not texts:
+                raise InputError("type a caption, or several, one per line")
+            threshold = _cosine(limit)
+            candidates = prompts.gather(texts, has_threshold=threshold is not None)
+            ranked = ranking.embed_candidates(self.embedder, candidates, threshold)
+            rows = ranked.rows(["image"], ranked.scores(features))
+        except (InputError, WorkError) as error:
+            return str(error), []
+        return "", [[row[name] for name in _RANKED] for row in rows]
+
+    def search(
+        self, text: str, file: str | None, number: float
+    ) -> tuple[str, list[Any], list[Any]]:
+        """Pairs of the index nearest to a text, or to the picture in a file where one is given."""
+        assert self.index is not None
+        try:
+            if file is None and not text.strip():
+                raise InputError("type a text, or drop an image")
+            features = self.embedder.texts([text.strip()]) if file is None else self._image(file)
+            rows = search.answers(self.index, ["query"], features, max(1, int(number)))
+        except (InputError, WorkError) as error:
+            return str(error), [], []
+        table = [[row[name] for name in _FOUND] for row in rows]
+        if self.shards is None:
+            return self.problem, [], table
+        gallery = []
+        for row in rows:
+            caption = f"{row['rank']}. {row['id']} ({row['score']:.3f}): {row['caption']}"
+            try:
+                gallery.append((_picture(self.shards.read(row["position"]).image), caption))
+            except (InputError, WorkError) as error:
+                return f"{row['id']}: {error}", gallery, table
+        return "", gallery, table
+
+    def _image(self, file: str | None) -> torch.Tensor:
+        """Features of the picture in a file: (1, D)."""
+        if file is None:
+            raise InputError("drop an image first")
+        [batch] = self.embedder.images(ImageSet([[Path(file)]]))
+        if batch.bad:
+            raise InputError(f"this image can't be read: {batch.bad[0][1]}")
+        return batch.features
+
+
+def _cosine(words: str) -> float | None:
+    """What was typed into a field that may stay empty."""
+    if not words.strip():
+        return None
+    try:
+        number = float(words.replace(",", "."))
+    except ValueError:
+        number = 2.0
+    if not -1 <= number <= 1:
+        raise InputError(f"{words.strip()!r} is no cosine, from -1 to 1")
+    return number
+
+
+def _picture(data: bytes) -> Image.Image:
+    """A picture file for the page, decoded by our rules."""
+    image = Picture(data, exact=True).image()[0].convert("RGB")
+    image.thumbnail((_SHOWN, _SHOWN))
+    return image
+
+
+def _shards_of(index: Index | None) -> tuple[ShardSet | None, str]:
+    """The pairs that an index was made of, and else why there are no pictures."""
+    if index is None:
+        return None, ""
+    try:
+        shards = ShardSet.open(index.about["data"], index.about["split"])
+    except InputError as error:
+        return None, f"no pictures: {error}"
+    if shards.fingerprint != index.about["data_fingerprint"]:
+        return None, f"no pictures: {index.about['data']} has changed since it was embedded"
+    return shards, ""
+
+
+def page(handlers: Handlers, title: str) -> Any:
+    """The page, as gradio's Blocks."""
+    import gradio
+
+    with gradio.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)
+    ) as blocks:
+        gradio.Markdown(f"# {title}\n{NOTE}")
+        with gradio.Tab("Rank captions"):
+            _rank_tab(gradio, handlers)
+        if handlers.index is not None:
+            with gradio.Tab("Search"):
+                _search_tab(gradio, handlers)
+    return blocks
+
+
+def _rank_tab(gradio: Any, handlers: Handlers) -> None:
+    with gradio.Row():
+        with gradio.Column():
+            # not gradio.Image: that one decodes by rules of its own
+            file = gradio.File(label=Image, elem_id="rank-image", height=140)
+            shown = gradio.Image(
+                label="As it is decoded",
+                interactive=False,
+                format="png",
+                height=340,
+                buttons=["fullscreen"],  # none that shares
+            )
+        with gradio.Column():
+            lines = gradio.Textbox(label="Captions, one per line", lines=8, elem_id="rank-captions")
+            # not gradio.Number: an empty one is 0
+            threshold = gradio.Textbox(
+                label='Cosine below which it is "none of these" (may be empty)',
+                elem_id="rank-threshold",
+            )
+            button = gradio.Button("Rank", variant="primary", elem_id="rank-button")
+            message = gradio.Markdown(elem_id="rank-message")
+    rows = gradio.Dataframe(
+        headers=list(_RANKED), label="Best first", elem_id="rank-rows", interactive=False, wrap=True
+    )
+    file.change(handlers.preview, file, shown, api_visibility="private")
+    button.click(handlers.rank, [file, lines, threshold], [message, rows], api_visibility="private")
+
+
+def _search_tab(gradio: Any, handlers: Handlers) -> None:
+    with gradio.Row():
+        text = gradio.Textbox(label="Text", elem_id="search-text")
+        file = gradio.File(label="or an image", elem_id="search-image", height=140)
+        number = gradio.Slider(1, 50, value=8, step=1, label="How many")
+    button = gradio.Button("Search", variant="primary", elem_id="search-button")
+    message = gradio.Markdown(elem_id="search-message")
+    gallery = gradio.Gallery(
+        label="Pictures",
+        columns=4,
+        height="auto",
+        object_fit="contain",  # whole, not cut to squares
+        format="png",
+        elem_id="search-gallery",
+        interactive=False,
+        buttons=["fullscreen"],
+    )
+    rows = gradio.Dataframe(
+        headers=list(_FOUND),
+        label="Best first",
+        elem_id="search-rows",
+        interactive=False,
+        wrap=True,
+    )
+    where = [message, gallery, rows]
+    button.click(handlers.search, [text, file, number], where, api_visibility="private")
+
+
+def serve(settings: AppConfig) -> None:
+    """Serve the page until it is interrupted.
+
+    Raises:
+        InputError: gradio is missing, or the index, the model or the address can't be used.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio
+    except ImportError as error:
+        raise InputError("the page needs gradio: pip install 'medclip_oc[app]'") from error
+    index = Index(Path(settings.index)) if settings.index else None
+    embedder = open_embedder(settings)
+    if index is not None:
+        search.check_model(index, embedder)
+    name = embedder.clip.description["name"]
+    blocks = page(Handlers(embedder, index), f"{TITLE}: {name}")
+    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    try:
+        _, url, _ = blocks.launch(
+            server_name=settings.host,
+            server_port=settings.port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme,
+        )
+    except OSError as error:  # the port is taken, or the host is not ours
+        where = f"--host {settings.host} --port {settings.port}"
+        raise InputError(f"{where}: {' '.join(str(error).split())}") from error
+    print(f"{name} at {url} (Ctrl-C ends it)", flush=True)
+    blocks.block_thread()
