@@ -24,7 +24,7 @@ def main(settings: EmbedConfig) -> None:
     starts = range(0, pairs, size)
     batches = dataset.load_batches(
         loader.evaluation_pairs(shards, embedder.clip),
-        [[(0, n) for n in range(start, min(start + size, pairs))] for start in starts],
+        ([(0, n) for n in range(start, min(start + size, pairs))] for start in starts),
         workers=embedder.processes(pairs),
         pin=embedder.device.type == "cuda",
     )

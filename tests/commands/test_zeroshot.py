@@ -416,7 +416,7 @@ def test_mistakes_are_one_line(
         (["--checkpoint", "c", "--index", "d"], "--index: give --search TEXT or --search-image"),
         (
             ["--checkpoint", "c", "--index", "d", "--search", "a", "--texts", "b"],
-            "--texts: ranks captions; it doesn't go with a search",
+            "--texts: ranks captions; not for a search",
         ),
     ],
 )
