@@ -14,7 +14,7 @@ from tests.support.tiny_dataset import write_kaggle
 from tests.support.tiny_models import TINY
 
 if TYPE_CHECKING:
-    from tests.support.interrupted import Nursery
+    from tests.support.interrupted import ForkServer
 
 # More threads than free cores spin against each other: small models run ten times slower.
 torch.set_num_threads(1)
@@ -47,11 +47,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator["Nursery"]:
-    """Starts training processes in a moment; see nursery.py."""
-    from tests.support.interrupted import Nursery
+def fork_server() -> Iterator["ForkServer"]:
+    """Starts training processes in a moment; see fork_server.py."""
+    from tests.support.interrupted import ForkServer
 
-    one = Nursery()
+    one = ForkServer()
     with one.process as process:
         yield one
     assert process.returncode == 0

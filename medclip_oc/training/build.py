@@ -1,17 +1,26 @@
-"""From a configuration to the things a command works with. G pairs over all ranks."""
+"""From a configuration to what a run works with: pairs, plan, model, step. All of a run's parts
+are built here and nowhere else: the training, `--doctor` and `--selfcheck` see the same ones.
+
+G pairs over all ranks.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ..config.schema import Config, LossConfig, TrainConfig
+from ..config.schema import Config, TrainConfig
 from ..contrastive.grad_cache import CachedStep
 from ..contrastive.recompute import live_batch_norms
 from ..contrastive.soft_targets import Rule
-from ..errors import InputError
-from ..models import freezing, lora
+from ..data import loader
+from ..data.loader import TrainingData
+from ..data.shards import ShardSet
+from ..errors import InputError, WorkError
+from ..models import factory, freezing, lora
 from ..models.factory import Clip
 from ..runtime import distributed
+from ..runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,9 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
     steps = settings.epochs * pairs // batch
     warmup = max(1, steps // 10) if warmup_steps is None else warmup_steps
     if warmup > steps:
-        raise InputError(f"optim.warmup_steps: {warmup} is more than the run's {steps} steps")
+        raise InputError(
+            f"optim.warmup_steps: {warmup} is more than the run's {steps} steps; null takes a tenth"
+        )
     share = batch // world_size
     return Plan(
         pairs=pairs,
@@ -79,73 +90,107 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
     )
 
 
-def tune(clip: Clip, config: Config) -> None:
-    """Freeze what is not to train, and put adapters into what is left, if asked for.
+@dataclass(frozen=True)
+class RunData:
+    """The pairs of a run, opened."""
+
+    train: TrainingData
+    valid: ShardSet | None
+    plan: Plan
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Of the shards, by setting; None for a stream."""
+        valid = None if self.valid is None else self.valid.fingerprint
+        return {"data.train": self.train.fingerprint, "data.valid": valid}
+
+
+def open_data(config: Config, world: World) -> RunData:
+    """Find the pairs and work out the steps; what is cheapest to refuse comes first.
 
     Raises:
-        InputError: the model has no such parts, or can't take such adapters.
+        InputError: fp16 without CUDA, shards that can't be opened, numbers that don't fit.
     """
+    distributed.check_precision(config.train.precision, world.device)
+    setting = "data.train"
+    try:
+        train = loader.open_training(config.data, config.run.seed, world)
+        pairs, warmup = train.pairs_per_epoch, config.optim.warmup_steps
+        steps = plan(config.train, warmup, pairs, world.size)
+        setting, valid = "data.valid", None
+        if config.data.valid is not None:
+            valid = loader.open_shards(config.data.valid, "valid", world)
+    except (InputError, WorkError) as error:
+        named = str(error).startswith(("data.", "train.", "optim."))
+        raise type(error)(str(error) if named else f"{setting}: {error}") from error
+    return RunData(train, valid, steps)
+
+
+def model(
+    config: Config, world: World, content: dict[str, Any] | None = None, file: str = ""
+) -> Clip:
+    """The model on its device, with what doesn't train frozen and any adapters in place.
+
+    Args:
+        config: of the run.
+        world: whose device it goes to.
+        content: of the checkpoint whose weights it takes. None: as `model` in the configuration.
+        file: the checkpoint's name, for errors.
+
+    Raises:
+        InputError: the model can't be built, has no such parts, or can't take such adapters.
+    """
+    if content is None:
+        clip = factory.build(config.model, seed=config.run.seed)
+    else:
+        clip = factory.restore(content, file, config.model)
     freezing.freeze(clip.towers, config.optim)
-    if config.lora.rank is None:
-        return
-    if config.train.compile:
-        raise InputError("train.compile: not with adapters (lora.rank)")
-    torch.manual_seed(config.run.seed)
-    lora.insert(clip.towers, config.lora)
+    if config.lora.rank is not None:
+        if config.train.compile:
+            raise InputError("train.compile: not with adapters (lora.rank)")
+        torch.manual_seed(config.run.seed)
+        lora.insert(clip.towers, config.lora)
+    clip.towers.to(world.device)
+    return clip
 
 
-def cached_step(clip: Clip, config: Config, world: distributed.World) -> CachedStep:
+def cached_step(clip: Clip, config: Config, world: World) -> CachedStep:
     """The step that the settings ask for, with loss scaling for fp16.
 
     Raises:
-        InputError: the loss needs a bias that the model lacks, or fp16 without CUDA.
+        InputError: the loss needs a bias that the model lacks.
     """
-    settings = config.train
-    if config.loss.name == "siglip":
+    settings, loss = config.train, config.loss
+    if loss.name == "siglip":
         clip.towers.train_bias()
+    fp16 = settings.precision == "fp16"
     return CachedStep(
         clip.towers,
-        config.loss.name,
+        loss.name,
         world,
         micro_batch_size=settings.micro_batch_size,
         text_micro_batch_size=settings.text_micro_batch_size,
         keep_chunks=settings.keep_chunks,
         precision=settings.precision,
-        scaler=gradient_scaler(settings.precision, world.device),
+        scaler=torch.amp.GradScaler(world.device.type) if fp16 else None,
         compiled=settings.compile,
-        rule=rule(config.loss),
+        rule=Rule(loss.positives, loss.concept_strength, loss.label_smoothing),
     )
 
 
-def rule(settings: LossConfig) -> Rule:
-    """What is right for an image, as the settings say."""
-    return Rule(settings.positives, settings.concept_strength, settings.label_smoothing)
-
-
-def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
-    """Loss scaling for fp16; None for the other precisions."""
-    distributed.check_precision(precision, device)
-    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
-
-
-def has_live_batch_norm(clip: Clip) -> bool:
-    """Whether a layer normalises by the batch it sees in training."""
-    return bool(live_batch_norms(clip.towers.train()))
-
-
-def describe(clip: Clip, config: Config, plan: Plan, world: distributed.World) -> list[str]:
+def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
     """The model, where its weights began, the machine and the plan, a line each."""
-    freezing = sum(p.numel() for p in clip.towers.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in clip.towers.parameters() if p.requires_grad)
     given = (config.model.pretrained, config.model.pretrained_image, config.model.pretrained_text)
     weights = " and ".join(source for source in given if source) or "random weights"
     if config.model.arch.startswith(("hf-hub:", "local-dir:")):
         weights = "its own weights"
     lines = [
-        f"{config.model.arch} from {weights}, {freezing / 1e6:.1f} M trainable parameters, "
+        f"{config.model.arch} from {weights}, {trained / 1e6:.1f} M trainable parameters, "
         f"{config.train.precision}, {world.size} process(es) on {world.device.type}",
         *plan.lines(),
     ]
-    if plan.chunks * world.size > 1 and has_live_batch_norm(clip):
+    if plan.chunks * world.size > 1 and live_batch_norms(clip.towers.train()):
         lines.append(
             "batch norm is live: each chunk is normalised by itself, so the step equals one big "
             "batch of the same chunks, not one that is normalised whole (model.freeze_batch_norm)"

@@ -5,9 +5,9 @@ most one is written at a time. best.pt comes before the state that knows of it, 
 is killed in between writes it once more.
 """
 
-import threading
 import time
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..models import checkpoint
 from .run_dir import RunFolder
 
 
-class Saver:
+class Checkpointer:
     """Writes a run's checkpoints, on the main rank; elsewhere it does nothing.
 
     Args:
@@ -33,17 +33,16 @@ class Saver:
     def __init__(self, folder: RunFolder, settings: CheckpointConfig, *, main: bool) -> None:
         self.folder, self.settings, self.main = folder, settings, main
         self.step = 0
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._writing: futures.Future[None] | None = None
         self._lines: list[str] = []
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Whether a state is to be saved after this step: the main rank's clock decides."""
         steps, minutes = self.settings.every_steps, self.settings.every_minutes
         if steps is not None and step % steps == 0:
             return True
-        late = minutes is not None and time.monotonic() - self._saved > 60 * minutes
+        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
         return self.main and late
 
     def save(self, content: dict[str, Any], *, best: bool, since: float) -> None:
@@ -62,24 +61,22 @@ class Saver:
             return
         self.wait()
         background = self.settings.background
-        copy = _copy(content) if background else content
-        self._saved = time.monotonic()
-        still = time.perf_counter() - since
-
-        def write() -> None:
-            try:
-                self._write(copy, best=best, still=still)
-            except Exception as error:  # for the thread that trains
-                self._error = error
-
-        self._thread = threading.Thread(target=write, name="checkpoint")
-        self._thread.start()
+        content = _copy(content) if background else content
+        self._saved_at = time.monotonic()
+        paused = time.perf_counter() - since
+        # one thread for one state: no idle one stands by while loader processes are forked
+        with_thread = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing = with_thread.submit(self._write, content, best=best, paused=paused)
+        with_thread.shutdown(wait=not background)
         if not background:
             self.wait()
 
     def error(self) -> WorkError | None:
         """What went wrong with a state that was being written."""
-        return self._error if isinstance(self._error, WorkError) else None
+        if self._writing is None or not self._writing.done():
+            return None
+        error = self._writing.exception()
+        return error if isinstance(error, WorkError) else None
 
     def wait(self) -> None:
         """Return when the last state is on the disk.
@@ -87,23 +84,20 @@ class Saver:
         Raises:
             WorkError: it can't be.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            raise self._error
+        if self._writing is not None:
+            self._writing.result()
 
     def close(self) -> None:
         """Let the last state get to the disk, whatever ends the run."""
-        if self._thread is not None:
-            self._thread.join()
+        if self._writing is not None:
+            futures.wait([self._writing])
 
     def lines(self) -> list[str]:
-        """What to say of the states written since the last call."""
-        found, self._lines = self._lines, []
-        return found
+        """What the log should say of the states written since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
 
-    def _write(self, content: dict[str, Any], *, best: bool, still: float) -> None:
+    def _write(self, content: dict[str, Any], *, best: bool, paused: float) -> None:
         began = time.perf_counter()
         if best:
             plain = {key: value for key, value in content.items() if key != "training"}
@@ -112,12 +106,10 @@ class Saver:
         size = checkpoint.save(file, content)
         self.folder.keep(content["step"], self.settings.keep_last)
         seconds = time.perf_counter() - began
-        if not self.settings.background:
-            still += seconds
+        paused += 0.0 if self.settings.background else seconds
         self._lines.append(
             f"saved {file.name}{' and best.pt' if best else ''}: {size / 1e6:,.1f} MB in "
-            f"{seconds:.2f} s; "
-            f"the training stood still for {still:.2f} s"
+            f"{seconds:.2f} s; the training paused for {paused:.2f} s"
         )
 
 

@@ -45,24 +45,21 @@ class Measured:
     """Whether the rows were embedded in chunks, not all at once."""
 
 
-def main(config: Config) -> int:
+def check(config: Config) -> int:
     """Compare, print, and return 0 if the cached step is exact in fp32.
 
     Raises:
         WorkError: it is not; names the parameter.
     """
     from ..data import loader
-    from ..models import factory
     from ..runtime import distributed
     from . import build
 
     with distributed.process_group(config.run.device) as world:
-        distributed.check_precision(config.train.precision, world.device)
-        data = loader.open_training(config.data, config.run.seed, world)
-        plan = build.plan(config.train, config.optim.warmup_steps, data.pairs_per_epoch, world.size)
-        clip = factory.build(config.model, seed=config.run.seed)
-        build.tune(clip, config)
-        clip.towers.to(world.device).train()
+        opened = build.open_data(config, world)
+        data, plan = opened.train, opened.plan
+        clip = build.model(config, world)
+        clip.towers.train()
         tell = partial(say, world)
         batches = loader.training_batches(data, clip, config, world, tell, steps=plan.steps)
         batch = next(iter(batches))

@@ -1,8 +1,10 @@
-"""AdamW over groups of parameters: each with the learning rate of its tower and layer."""
+"""AdamW over groups of parameters, each with the learning rate of its tower and layer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from open_clip_train.scheduler import cosine_lr
 from torch import nn
 
 from ..config.schema import OptimConfig
@@ -33,12 +35,12 @@ def parameter_groups(towers: Towers, settings: OptimConfig) -> list[dict[str, An
     Matrices decay. A parameter of fewer than two dimensions is a gain, a bias, a class token, the
     temperature or the logits' bias, and doesn't.
     """
-    where = freezing.places(towers)
+    places = freezing.places(towers)
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in towers.named_parameters():
         if not parameter.requires_grad:
             continue
-        place = where[name]
+        place = places[name]
         title = _TITLES[place.tower]
         if place.tower != "both" and getattr(settings, f"{place.tower}_layer_decay") != 1:
             title += f", layer {place.layer} of {place.blocks + 1}"
@@ -56,10 +58,23 @@ def adamw(towers: Towers, settings: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group this part of its peak learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = factor * group["peak_lr"]
+def schedule(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
+) -> Callable[[int], float]:
+    """A function that sets every group's rate for a step (0-based), a pure function of it, and
+    returns the factor of the peak: linear warm-up, then a cosine to zero (SGDR, Loshchilov &
+    Hutter 2017, eq. 5, no restart). The first step already moves, and the last one still does.
+    """
+    # open_clip's knows one rate for all groups, so it gives the factor, and each group its peak
+    factor_of = cosine_lr(optimizer, 1.0, warmup_steps, total_steps)
+
+    def set_lr(step: int) -> float:
+        factor = float(factor_of(step))
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["peak_lr"]
+        return factor
+
+    return set_lr
 
 
 def describe(optimizer: torch.optim.Optimizer, towers: Towers) -> list[str]:
@@ -77,21 +92,16 @@ def describe(optimizer: torch.optim.Optimizer, towers: Towers) -> list[str]:
             f"lr {groups[0]['peak_lr']:.3g}, weight decay "
             + (f"{decay:g} on {freezing.count(decayed):,}" if decayed else "0")
         )
-    where = freezing.places(towers)
+    places = freezing.places(towers)
     for tower, title in _TITLES.items():
-        frozen = [
-            p
-            for name, p in towers.named_parameters()
-            if where[name].tower == tower and not p.requires_grad
-        ]
+        own = [p for name, p in towers.named_parameters() if places[name].tower == tower]
+        frozen = [p for p in own if not p.requires_grad]
         if frozen:
             lines.append(f"frozen: {title}: {freezing.count(frozen):,} parameters")
     return lines
 
 
-def clip(model: nn.Module, largest: float | None) -> float:
-    """Scale the gradients down to a total norm of at most `largest`; returns the norm before."""
-    norm = nn.utils.clip_grad_norm_(
-        model.parameters(), float("inf") if largest is None else largest
-    )
-    return norm.item()
+def clip(model: nn.Module, max_norm: float | None) -> float:
+    """Scale the gradients down to a total norm of at most `max_norm`; returns the norm before."""
+    limit = float("inf") if max_norm is None else max_norm
+    return nn.utils.clip_grad_norm_(model.parameters(), limit).item()

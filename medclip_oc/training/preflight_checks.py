@@ -1,25 +1,29 @@
-"""What the doctor tries: a few pairs, the starting loss, memory, and the pace of loader and step.
+"""The checks of preflight.py that read pairs and run the model: shards, captions, loss, memory,
+speed. Each yields its findings.
 
-See doctor.py. Each trial yields what it found; where something it needs could not be opened, it
-finds nothing, because that was told before.
+B pairs, C pairs per micro batch, D embedding size.
 """
 
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from itertools import islice
+
+import torch
+from torch import Tensor
 
 from ..config.schema import Config
+from ..contrastive.loss import clip_loss
+from ..contrastive.micro_batches import autocast
+from ..data import loader
+from ..data.dataset import Pairs
+from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
-
-if TYPE_CHECKING:
-    from ..data.dataset import Pairs
-    from ..data.loader import TrainingData
-    from ..data.shards import ShardSet
-    from ..models.factory import Clip
-    from ..runtime.distributed import World
-    from .build import Plan
+from ..models.factory import Clip
+from ..runtime import distributed, memory
+from ..runtime.distributed import World
+from .build import RunData
 
 PAIRS_READ = 64
 """Pairs that are read and decoded, spread over the whole set, by all ranks together."""
@@ -28,269 +32,207 @@ LONG_SHARE = 0.10
 """Captions cut, above which a warning is given: of ROCOv2's 2 % pass 77 tokens."""
 STATE_COPIES = 3
 """Of weights that train: they, and AdamW's two averages."""
-_LOSS_PAIRS = 64
 _LOSS_SLACK = 2.0
-"""How far above ln(G) a model that fits may start: confident, and wrong about a new domain."""
+"""How far above ln(B) a model that fits may start: confident, and wrong about a new domain."""
 _MEMORY_SHARE = 0.9
-_SECONDS = 2.0  # of steps that are timed
+_STEP_SECONDS = 2.0
 
 
-class Finding(NamedTuple):
-    """What is wrong, and what to do about it."""
-
-    level: Literal["error", "warning"]
-    text: str
-
-
-@dataclass
-class Patient:
-    """What could be opened of the run so far."""
+@dataclass(frozen=True)
+class Opened:
+    """The run that is examined."""
 
     config: Config
-    world: "World"
-    data: "TrainingData | None" = None
-    plan: "Plan | None" = None
-    clip: "Clip | None" = None
-    most_rows: int | None = None
-    """Rows of a micro batch that fit into memory, where those asked for don't."""
+    world: World
+    data: RunData
+    clip: Clip
 
 
-def shards(patient: Patient) -> Iterator[Finding]:
+def examine(run: Opened) -> Iterator[str]:
+    """All checks of this module; without shards of its own to read, as a stream has none, less."""
+    source = run.data.train.source
+    if isinstance(source, ShardSet):
+        yield from shards(source)
+        pairs = loader.training_pairs(source, run.clip, run.config.data, run.config.run.seed)
+        pairs.replace = False  # an unreadable pair is to be seen
+        samples = [pairs[(0, at)] for at in _spread(len(pairs), PAIRS_READ, run.world)]
+        reasons = [str(sample["error"]) for sample in samples if "error" in sample]
+        counts = [len(reasons), len(samples)]
+        bad, total = distributed.all_reduce_sum(counts, run.world.device)
+        yield from unreadable(reasons, bad, total, run.config.data.max_bad_share)
+        if bad == total:
+            return  # what comes after would only say the same
+        yield from captions(pairs, run)
+        sound = [sample for sample in samples if "images" in sample]
+        if run.config.loss.name == "clip" and len(sound) > 1:
+            images, tokens = (torch.stack([s[n] for s in sound]) for n in ("images", "tokens"))
+            yield from loss(images, tokens, run)
+    fitting = run.config.train.micro_batch_size
+    for setting, size, fit in too_large(run):
+        yield (
+            f"error: train.{setting}: {size} need more memory than is free; take {fit} or fewer, "
+            "the result is the same"
+        )
+        fitting = min(fitting, fit)
+    if isinstance(source, ShardSet):
+        yield from speed(run, fitting)
+
+
+def shards(source: ShardSet) -> Iterator[str]:
     """Whether every shard is there, at its size."""
-    shard_set = _shard_set(patient)
-    if shard_set is None:
-        return
     try:
-        shard_set.check()
+        source.check()
     except WorkError as error:
-        yield Finding("error", f"data.train: {error}; restore it, or pack the folder again")
+        yield f"error: data.train: {error}; restore it, or pack the folder again"
 
 
-def _shard_set(patient: Patient) -> "ShardSet | None":
-    from ..data.shards import ShardSet
-
-    source = None if patient.data is None else patient.data.source
-    return source if isinstance(source, ShardSet) else None
-
-
-def _spread(count: int, wanted: int, world: "World") -> list[int]:
-    """This rank's share of `wanted` positions, evenly spread over `count`."""
-    wanted = min(count, wanted)
-    return [place * count // wanted for place in range(wanted)][world.rank :: world.size]
-
-
-def _training_pairs(patient: Patient) -> "Pairs | None":
-    """As the run reads them, but without putting others in the place of unreadable ones."""
-    from ..data import loader
-
-    shard_set = _shard_set(patient)
-    if shard_set is None or patient.clip is None:
-        return None
-    config = patient.config
-    found = loader.training_pairs(shard_set, patient.clip, config.data, config.run.seed)
-    found.replace = False
-    return found
-
-
-def pairs(patient: Patient) -> Iterator[Finding]:
-    """Whether pairs can be read and decoded."""
-    from ..runtime import distributed
-
-    read = _training_pairs(patient)
-    if read is None:
-        return
-    items = [read[(0, at)] for at in _spread(len(read), PAIRS_READ, patient.world)]
-    reasons = [str(item["error"]) for item in items if "error" in item]
-    bad, total = distributed.all_reduce_sum([len(reasons), len(items)], patient.world.device)
-    if bad == total:
-        patient.data = None  # what comes after would only say the same
+def unreadable(reasons: list[str], bad: int, total: int, allowed: float) -> Iterator[str]:
+    """Whether pairs can be read and decoded: this rank's reasons, and the counts over all."""
     if not reasons:
         return  # another rank names one
-    allowed = patient.config.data.max_bad_share
     if bad == total:
-        yield Finding(
-            "error",
-            f"data.train: none of {total} pairs can be read ({reasons[0]}); see what "
-            "tools/make_shards.py --verify says",
+        yield (
+            f"error: data.train: none of {total} pairs can be read ({reasons[0]}); see what "
+            "tools/make_shards.py --verify says"
         )
     elif bad / total > allowed:
-        yield Finding(
-            "warning",
-            f"data.train: {bad} of {total} pairs can't be read ({reasons[0]}); the run stops past "
-            f"data.max_bad_share {allowed:g}: pack again with the decode check",
+        yield (
+            f"warning: data.train: {bad} of {total} pairs can't be read ({reasons[0]}); the run "
+            f"stops past data.max_bad_share {allowed:g}: pack again with the decode check"
         )
 
 
-def captions(patient: Patient) -> Iterator[Finding]:
+def captions(pairs: Pairs, run: Opened) -> Iterator[str]:
     """How many captions the model cuts."""
-    from ..runtime import distributed
-
-    read = _training_pairs(patient)
-    if read is None or patient.config.data.long_captions != "truncate":
+    if run.config.data.long_captions != "truncate":
         return
+    assert pairs.shards is not None
     long = seen = 0
-    for at in _spread(len(read), CAPTIONS_READ, patient.world):
+    for at in _spread(len(pairs), CAPTIONS_READ, run.world):
         try:
-            caption = read.shards.read(at).caption
+            caption = pairs.shards.read(at).caption
         except (InputError, WorkError):  # told by the check before
             continue
-        long += read.captions.tokens(caption, [0])[1]
+        long += pairs.captions.tokens(caption, [0])[1]
         seen += 1
-    long, seen = distributed.all_reduce_sum([long, seen], patient.world.device)
+    long, seen = distributed.all_reduce_sum([long, seen], run.world.device)
     if seen and long / seen > LONG_SHARE:
-        yield Finding(
-            "warning",
-            f"data.long_captions: {long / seen:.0%} of the captions are longer than "
-            f"{read.captions.context} tokens and would be cut; take `sentences`, or a model with a "
-            "longer context",
+        yield (
+            f"warning: data.long_captions: {long / seen:.0%} of the captions are longer than "
+            f"{pairs.captions.context} tokens and would be cut; take `sentences`, or a model with "
+            "a longer context"
         )
 
 
-def loss(patient: Patient) -> Iterator[Finding]:
-    """The starting loss against that of features that say nothing, ln(G)."""
-    import torch
-
-    from ..contrastive import loss as losses
-    from ..contrastive.micro_batches import autocast
-
-    read, clip, config = _training_pairs(patient), patient.clip, patient.config
-    if read is None or clip is None or config.loss.name != "clip":
-        return
-    items = [read[(0, at)] for at in _spread(len(read), _LOSS_PAIRS, patient.world)]
-    sound = [item for item in items if "images" in item]
-    if len(sound) < 2:
-        return
-    clip.towers.eval()
-    parts = []
-    with torch.inference_mode(), autocast(patient.world.device, config.train.precision):
-        for first in range(0, len(sound), config.train.micro_batch_size):
-            some = sound[first : first + config.train.micro_batch_size]
-            sides = [torch.stack([i[n] for i in some]) for n in ("images", "tokens")]
-            parts.append(clip.towers(*[side.to(patient.world.device) for side in sides])[:2])
-    images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
-    value = losses.clip_loss(
-        images.float(), texts.float(), clip.towers.inverse_temperature()
-    ).item()
-    chance = math.log(len(sound))
+def loss(images: Tensor, tokens: Tensor, run: Opened) -> Iterator[str]:
+    """The starting loss of B pairs against that of features that say nothing, ln(B)."""
+    towers, train, device = run.clip.towers.eval(), run.config.train, run.world.device
+    chunks = zip(
+        images.split(train.micro_batch_size), tokens.split(train.micro_batch_size), strict=True
+    )
+    with torch.inference_mode(), autocast(device, train.precision):
+        parts = [towers(image.to(device), token.to(device))[:2] for image, token in chunks]
+    image_features, text_features = (torch.cat(side).float() for side in zip(*parts, strict=True))
+    scale = towers.inverse_temperature()
+    value = clip_loss(image_features, text_features, scale).item()
+    chance = math.log(len(images))
     if not value <= chance + _LOSS_SLACK:
-        yield Finding(
-            "warning",
-            f"the loss of {len(sound)} pairs starts at {value:.2f}, above ln({len(sound)}) = "
-            f"{chance:.2f} of features that say nothing: weights, activation (quickgelu) and "
-            "model.preprocess may not belong together",
+        yield (
+            f"warning: the loss of {len(images)} pairs starts at {value:.2f}, above "
+            f"ln({len(images)}) = {chance:.2f} of features that say nothing: weights, activation "
+            "(quickgelu) and model.preprocess may not belong together"
         )
 
 
-def memory_use(patient: Patient) -> Iterator[Finding]:
-    """The largest micro batch whose graph fits, by what a few pairs take."""
-    from ..runtime import memory
-
-    clip, train, world = patient.clip, patient.config.train, patient.world
-    if clip is None:
-        return
+def too_large(run: Opened) -> Iterator[tuple[str, str, int]]:
+    """Micro batches whose graph doesn't fit, by what a few rows take: (setting, "48 images", the
+    largest that fits).
+    """
+    train, world = run.config.train, run.world
     free = memory.free_bytes(world.device)
     if free is None:
         return
-    trained = sum(p.numel() * p.element_size() for p in clip.towers.parameters() if p.requires_grad)
+    _, trained = parameter_bytes(run.clip)
     room = int(_MEMORY_SHARE * free) - STATE_COPIES * trained  # gradients and AdamW's averages
     if world.device.type == "cpu":
         room //= world.size
+    images, tokens = _rows(run, 8)
+    towers = run.clip.towers.train()
     texts = train.text_micro_batch_size or train.micro_batch_size
-    for side, setting, size in (
-        ("images", "micro_batch_size", train.micro_batch_size),
-        ("tokens", "text_micro_batch_size", texts),
+    for setting, size, name, embed, rows in (
+        ("micro_batch_size", train.micro_batch_size, "images", towers.embed_images, images),
+        ("text_micro_batch_size", texts, "texts", towers.embed_texts, tokens),
     ):
-        each = _graph_bytes(patient, side)
-        if each and each * min(size, patient.plan.pairs_per_rank if patient.plan else size) > room:
-            fit = max(1, room // each)
-            patient.most_rows = min(fit, patient.most_rows or fit)
-            yield Finding(
-                "error",
-                f"train.{setting}: {size} {'images' if side == 'images' else 'texts'} need "
-                f"{size * each / 1e9:.3g} GB, and {max(0, room) / 1e9:.3g} GB are free; take "
-                f"{fit} or fewer, the result is the same",
-            )
+        with autocast(world.device, train.precision):
+            embed(rows[:1])  # one-time costs
+            before = memory.allocated_bytes(world.device)
+            graph = embed(rows)
+            after = memory.allocated_bytes(world.device)
+            del graph
+        each = 0 if before is None or after is None else max(0, after - before) // len(rows)
+        if each * min(size, run.data.plan.pairs_per_rank) > room:
+            yield setting, f"{size} {name}", max(1, room // each)
 
 
-def _graph_bytes(patient: Patient, side: str) -> int:
-    """Memory that one row takes in a forward with gradients; 0: none, or unknown."""
-    import torch
-
-    from ..contrastive.micro_batches import autocast
-    from ..runtime import memory
-
-    assert patient.clip is not None
-    towers, device, few = patient.clip.towers.train(), patient.world.device, 8
-    if side == "images":
-        rows = torch.zeros(few, 3, *patient.clip.image_size, dtype=torch.uint8, device=device)
-    else:
-        rows = patient.clip.tokenizer(["a chest radiograph"] * few).to(device)
-    embed = towers.embed_images if side == "images" else towers.embed_texts
-    with autocast(device, patient.config.train.precision):
-        embed(rows[:1])  # one-time costs
-        before = memory.allocated_bytes(device)
-        kept = embed(rows)
-        after = memory.allocated_bytes(device)
-        del kept
-    return 0 if before is None or after is None else max(0, after - before) // few
-
-
-def speed(patient: Patient) -> Iterator[Finding]:
+def speed(run: Opened, rows: int) -> Iterator[str]:
     """What the loader gives against what a step takes, on this rank."""
-    if patient.plan is None or patient.clip is None or _shard_set(patient) is None:
-        return
-    given, taken = loader_rate(patient), step_rate(patient)
+    given, taken = loader_rate(run), step_rate(run, rows)
     if given < taken:
-        yield Finding(
-            "warning",
-            f"data.workers: {patient.config.data.workers} give {given:.0f} pairs/s, and a step "
-            f"takes {taken:.0f} pairs/s: give more workers, or pack with --resize 256",
+        yield (
+            f"warning: data.workers: {run.config.data.workers} give {given:.0f} pairs/s, and a "
+            f"step takes {taken:.0f} pairs/s: give more workers, or pack with --resize 256"
         )
 
 
-def loader_rate(patient: Patient) -> float:
+def loader_rate(run: Opened) -> float:
     """Pairs per second that this rank's loader gives, once it runs."""
-    from ..data import loader
-
-    assert patient.data is not None
-    assert patient.clip is not None
-    assert patient.plan is not None
-    config, world, steps = patient.config, patient.world, patient.plan.steps
-    every = loader.training_batches(
-        patient.data, patient.clip, config, world, lambda line: None, steps=steps
+    steps = run.data.plan.steps
+    batches = iter(
+        loader.training_batches(
+            run.data.train, run.clip, run.config, run.world, lambda line: None, steps=steps
+        )
     )
-    batches = iter(every)
     next(batches)  # starts the workers
-    began, given = time.perf_counter(), 0
-    for _, batch in zip(range(3), batches, strict=False):
-        given += len(batch["index"])
+    began = time.perf_counter()
+    given = sum(len(batch["index"]) for batch in islice(batches, 3))
     return given / (time.perf_counter() - began) if given else math.inf
 
 
-def step_rate(patient: Patient) -> float:
+def step_rate(run: Opened, most_rows: int) -> float:
     """Pairs per second that this rank's share of a step takes: two forwards and a backward."""
-    import torch
-
-    from ..contrastive.micro_batches import autocast
-
-    assert patient.clip is not None
-    assert patient.plan is not None
-    clip, device, train = patient.clip, patient.world.device, patient.config.train
-    few = min(train.micro_batch_size, patient.plan.pairs_per_rank)
-    few = min(few, patient.most_rows or few)  # more would end the doctor, not the run
-    images = torch.zeros(few, 3, *clip.image_size, dtype=torch.uint8, device=device)
-    tokens = clip.tokenizer(["a chest radiograph"] * few).to(device)
-    towers = clip.towers.train()
-    began, taken = 0.0, -few  # the first one warms up
-    while taken < 0 or (time.perf_counter() - began < _SECONDS and taken < 8 * few):
-        with autocast(device, train.precision):
+    device, precision = run.world.device, run.config.train.precision
+    rows = min(most_rows, run.data.plan.pairs_per_rank)
+    images, tokens = _rows(run, rows)
+    towers = run.clip.towers.train()
+    began, taken = 0.0, -rows  # the first one warms up
+    while taken < 0 or (time.perf_counter() - began < _STEP_SECONDS and taken < 8 * rows):
+        with autocast(device, precision):
             with torch.no_grad():
                 towers(images, tokens)
-            image_features, text_features, _ = towers(images, tokens)
+            image_features, text_features, _ = towers(images, tokens)  # (C, D) each
             value = (image_features * text_features).sum()
         value.backward()
         value.item()  # waits for a GPU
         towers.zero_grad()
-        taken += few
+        taken += rows
         began = time.perf_counter() if taken == 0 else began
     return taken / (time.perf_counter() - began)
+
+
+def parameter_bytes(clip: Clip) -> tuple[int, int]:
+    """Of all weights, and of those that train."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in clip.towers.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def _rows(run: Opened, count: int) -> tuple[Tensor, Tensor]:
+    """So many blank images and equal texts, on the device."""
+    device, size = run.world.device, run.clip.image_size
+    images = torch.zeros(count, 3, *size, dtype=torch.uint8, device=device)  # (C, 3, H, W)
+    return images, run.clip.tokenizer(["a chest radiograph"] * count).to(device)
+
+
+def _spread(count: int, wanted: int, world: World) -> list[int]:
+    """This rank's share of `wanted` positions, evenly spread over `count`."""
+    wanted = min(count, wanted)
+    return [place * count // wanted for place in range(wanted)][world.rank :: world.size]

@@ -1,6 +1,6 @@
 """What a run starts from: a state of its own, a file, or nothing; and whether it may.
 
-A run goes on only as the run that it was: with other settings, or other shards, its figures would
+A run resumes only as the run that it was: with other settings, or other shards, its figures would
 belong to neither. What can't change the result may differ; the rest has to be allowed by name.
 """
 
@@ -15,29 +15,18 @@ from ..errors import DamagedCheckpoint, InputError, Stopped, WorkError
 from ..models import checkpoint
 from ..runtime import distributed
 from ..runtime.distributed import World
+from .build import RunData
 from .run_dir import RunFolder
 
 # settings that change no figure
 _FREE = {"run.folder", "run.device", "run.overwrite", "run.timeout_seconds", "data.workers"}
 _FREE |= {"data.cache_folder"}
 _FREE_GROUPS = ("log.", "checkpoint.")
+# of these the pairs decide, not the words
 _DATA = ("data.train", "data.valid")
-# on these hang the weights, and the count of steps
+# the weights and the count of steps depend on these
 _FIXED = ("train.global_batch_size",)
 _MODEL_NOT_FIXED = ("model.freeze_batch_norm", "model.grad_checkpointing")
-
-
-@dataclass(frozen=True)
-class Resume:
-    """What the user asks for.
-
-    Attributes:
-        how: "auto", "never", or a checkpoint file.
-        allow: settings that may differ.
-    """
-
-    how: str = "auto"
-    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,81 +37,62 @@ class Origin:
     content: dict[str, Any] | None = None
     """Of the checkpoint."""
     lines: tuple[str, ...] = ()
-    """What to say about it."""
+    """For the log."""
     damaged: tuple[Path, ...] = ()
     """Newer states, which can't be used."""
 
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return 0 if self.content is None else int(self.content["step"])
-
-    @property
-    def position(self) -> int:
-        """Pairs done."""
-        return 0 if self.content is None else int(self.content["position"])
-
-    @property
-    def best(self) -> float:
-        """Highest validation metric so far."""
-        return float("-inf") if self.content is None else float(self.content["training"]["best"])
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Of the last validation."""
-        return {} if self.content is None else dict(self.content["metrics"])
-
-    @property
-    def validated(self) -> bool:
-        """Whether the validation that is due after the last step was done."""
-        return self.content is None or bool(self.content["training"]["validated"])
-
 
 def start(
-    wanted: Resume,
+    source: str,
+    allow: Sequence[str],
     config: Config,
     folder: RunFolder,
-    fingerprints: Mapping[str, str | None],
-    steps: int,
+    data: RunData,
     world: World,
 ) -> Origin:
     """Find what the run starts from, and have its folder ready.
 
-    The main rank looks, and decides for all; the others read what it found.
+    The main rank looks, and decides for all; the others read the same file.
 
     Args:
-        wanted: what the user asks for.
+        source: "auto", "never", or a checkpoint file.
+        allow: settings that may differ from those of the state.
         config: of this run.
         folder: of this run.
-        fingerprints: of the shards that data.train and data.valid stand for; None for a stream.
-        steps: of the whole run.
+        data: of this run.
         world: the ranks.
 
     Raises:
-        InputError: the folder holds a run that can't be gone on with; what to do about it.
+        InputError: the folder holds a run that can't be resumed; says what to do about it.
         Stopped: the launcher starts again what was told to stop.
     """
-    _check_names(wanted.allow)
+    _check_names(allow)
     if distributed.restarts() and folder.marker.exists():
         raise Stopped("the run was told to stop, and has saved; not started again")
     origin = Origin()
     error: InputError | WorkError | None = None
     if world.main:
         try:
-            origin = _choose(wanted, config, folder)
+            origin = _choose(source, allow, config, folder)
             if origin.content is not None:
-                _check_data(origin, config, fingerprints, wanted.allow)
-                _check_steps(origin, steps)
-                line = f"goes on from {origin.file}, step {origin.step:,} of {steps:,}"
+                step, steps = origin.content["step"], data.plan.steps
+                _check_data(origin, config, data.fingerprints, allow)
+                if step > steps:
+                    raise InputError(
+                        f"train.epochs: the run ends after {steps} steps, but {origin.file} is "
+                        f"{step} steps old"
+                    )
+                line = f"resumes from {origin.file}, step {step:,} of {steps:,}"
                 origin = replace(origin, lines=(*origin.lines, line))
             _make_ready(folder, origin, config.run.overwrite)
         except (InputError, WorkError) as caught:
             error = caught
     distributed.raise_together(error, world.device)
-    found = distributed.all_gather_texts([str(origin.file)] if origin.file else [], world.device)[0]
-    if found and not world.main:
+    texts = [str(origin.file)] if origin.file else []
+    main_file = distributed.all_gather_texts(texts, world.device)[0]
+    if main_file and not world.main:
         try:
-            origin = Origin(Path(found[0]), checkpoint.load(found[0], verify=False))
+            origin = Origin(Path(main_file[0]), checkpoint.load(main_file[0], verify=False))
         except InputError as caught:
             error = InputError(f"{caught}; every node must see the run folder")
     distributed.raise_together(error, world.device)
@@ -130,41 +100,41 @@ def start(
 
 
 def _make_ready(folder: RunFolder, origin: Origin, overwrite: bool) -> None:
-    """The folder without what belongs to no run, or to the one that isn't gone on with."""
+    """The folder without what belongs to no run, or to one that isn't resumed."""
     if origin.file is None:
         # one that was never saved begins again, and keeps its log
         folder.prepare(clear=overwrite and not distributed.restarts())
     elif folder.owns(origin.file):
+        assert origin.content is not None
         folder.prepare(clear=False)
         for file in origin.damaged:
             folder.set_aside(file, "damaged")
-        folder.set_aside_after(origin.step)
+        folder.set_aside_after(origin.content["step"])
     else:
         folder.prepare(clear=overwrite)
 
 
-def _choose(wanted: Resume, config: Config, folder: RunFolder) -> Origin:
-    """A state that this run may go on from, or none."""
-    again = distributed.restarts() > 0  # it isn't the user who starts it now, but the launcher
-    if wanted.how not in ("auto", "never") and not (again and folder.states()):
-        return _from_file(wanted, config, folder)
-    if not folder.begun() or (config.run.overwrite and not again):
+def _choose(source: str, allow: Sequence[str], config: Config, folder: RunFolder) -> Origin:
+    """A state that this run may resume from, or none."""
+    restarted = distributed.restarts() > 0  # by the launcher, not by the user
+    if source not in ("auto", "never") and not (restarted and folder.states()):
+        return _from_file(Path(source), allow, config, folder)
+    if not folder.begun() or (config.run.overwrite and not restarted):
         return Origin()
-    if wanted.how == "never" and not again:
+    if source == "never" and not restarted:
         raise InputError(
-            f"run.folder: {folder.path} holds an earlier run; go on with it (--resume auto), "
+            f"run.folder: {folder.path} holds an earlier run; resume it (--resume auto), "
             "replace it (--run.overwrite true), or choose another folder"
         )
     origin = _newest(folder)
     if origin.content is not None:
-        changes = _compare(origin.content["config"], config, wanted.allow, folder.path)
+        changes = _compare(origin.content["config"], config, allow, folder.path)
         return replace(origin, lines=(*origin.lines, *changes))
-    changes = _compare(_saved_config(folder), config, wanted.allow, folder.path)
+    changes = _compare(_saved_config(folder), config, allow, folder.path)
     return Origin(lines=(f"{folder.path}: nothing was saved yet; it begins again", *changes))
 
 
-def _from_file(wanted: Resume, config: Config, folder: RunFolder) -> Origin:
-    file = Path(wanted.how)
+def _from_file(file: Path, allow: Sequence[str], config: Config, folder: RunFolder) -> Origin:
     content = _open(file)
     own = folder.owns(file)
     if not own and folder.begun() and not config.run.overwrite:
@@ -174,12 +144,11 @@ def _from_file(wanted: Resume, config: Config, folder: RunFolder) -> Origin:
         )
     if own and config.run.overwrite:
         raise InputError(f"--resume {file}: run.overwrite would remove it with its run")
-    changes = _compare(content["config"], config, wanted.allow, file)
-    return Origin(file, content, tuple(changes))
+    return Origin(file, content, tuple(_compare(content["config"], config, allow, file)))
 
 
 def _newest(folder: RunFolder) -> Origin:
-    """The newest state that is sound; damaged ones are said."""
+    """The newest state that is sound, with a line for each damaged one."""
     damaged: dict[Path, str] = {}
     for file in folder.states():
         try:
@@ -191,7 +160,7 @@ def _newest(folder: RunFolder) -> Origin:
         return Origin(file, content, tuple(lines), tuple(damaged))
     if damaged:
         raise InputError(
-            f"run.folder: {folder.path} has no sound checkpoint to go on from "
+            f"run.folder: {folder.path} has no sound checkpoint to resume from "
             f"({'; '.join(damaged.values())}); replace the run with --run.overwrite true"
         )
     return Origin()
@@ -201,7 +170,7 @@ def _open(file: Path) -> dict[str, Any]:
     content = checkpoint.load(file)
     if "training" not in content:
         raise InputError(
-            f"{file}: holds a model, and nothing to go on training from; use a step-*.pt or "
+            f"{file}: holds a model, and no training state to resume from; use a step-*.pt or "
             "last.pt, or start a new run from it with model.pretrained"
         )
     return content
@@ -222,48 +191,51 @@ def _saved_config(folder: RunFolder) -> dict[str, Any]:
 
 def _check_names(allow: Sequence[str]) -> None:
     """Refuse a name that is no setting, and one that can't be allowed."""
-    known = fields.leaf_types(Config)
+    names = fields.leaf_types(Config)
     for key in allow:
-        if key not in known:
-            raise InputError(f"--resume.allow {key}: {fields.no_such(key, known)}")
+        if key not in names:
+            raise InputError(f"--resume.allow {key}: {fields.no_such(key, names)}")
         if _is_fixed(key):
             raise InputError(
-                f"--resume.allow {key}: a run can't go on with another one; start a new run from "
+                f"--resume.allow {key}: a run can't resume with another one; start a new run from "
                 "its weights with model.pretrained"
             )
 
 
-def differences(before: Mapping[str, Any], now: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings that had another value: name -> (then, now).
+def differences(before: Mapping[str, Any], now: Config) -> dict[str, str]:
+    """Settings that had another value: name -> "NAME THEN, now NOW".
 
     A setting that was unknown then had what is its default today.
     """
-    known = fields.leaf_types(Config)
-    usual, today = (fields.leaves(fields.to_dict(c), known) for c in (Config(), now))
-    then = usual | fields.leaves(before, known)
-    return {key: (then[key], today[key]) for key in known if then[key] != today[key]}
+    names = fields.leaf_types(Config)
+    usual, today = (fields.leaves(fields.to_dict(c), names) for c in (Config(), now))
+    then = usual | fields.leaves(before, names)
+    return {
+        key: f"{key} {_shown(then[key])}, now {_shown(today[key])}"
+        for key in names
+        if then[key] != today[key]
+    }
 
 
 def _compare(
-    before: Mapping[str, Any], now: Config, allow: Sequence[str], where: Path
+    before: Mapping[str, Any], now: Config, allow: Sequence[str], source: Path
 ) -> list[str]:
-    """What to say of settings that differ.
+    """Lines for the log about settings that differ.
 
     Raises:
         InputError: they matter, and nobody allowed it.
     """
     changed = differences(before, now)
-    said = {key: f"{key} {_shown(then)}, now {_shown(new)}" for key, (then, new) in changed.items()}
-    # of data.train and data.valid the pairs decide, see _check_data
-    wrong = [key for key in changed if not _is_free(key) and key not in (*_DATA, *allow)]
+    free = {key for key in changed if key in _FREE or key.startswith(_FREE_GROUPS)}
+    wrong = [key for key in changed if key not in free and key not in (*_DATA, *allow)]
     if wrong:
-        what = f"{where} was made with other settings: {'; '.join(said[key] for key in wrong)}"
-        rest = "take another run.folder for another run"
+        advice = "take another run.folder for another run"
         if not any(map(_is_fixed, wrong)):
-            rest = f"go on all the same with --resume.allow {' '.join(wrong)}, or {rest}"
-        raise InputError(f"{what}; {rest}")
-    tell = [words for key, words in said.items() if not key.startswith("run.")]
-    return [f"goes on with other settings: {'; '.join(tell)}"] if tell else []
+            advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {advice}"
+        listed = "; ".join(changed[key] for key in wrong)
+        raise InputError(f"{source} was made with other settings: {listed}; {advice}")
+    told = [words for key, words in changed.items() if not key.startswith("run.")]
+    return [f"resumes with other settings: {'; '.join(told)}"] if told else []
 
 
 def _check_data(
@@ -282,27 +254,13 @@ def _check_data(
         same = before[key] == now[key] and (now[key] is not None or key not in changed)
         if same or key in allow:
             continue
-        what = "the shards have changed since"
+        change = f"{key}: the shards have changed since"
         if key in changed:
-            what = (
-                f"{_shown(changed[key][0])}, now {_shown(changed[key][1])}: other pairs than when"
-            )
+            change = f"{changed[key].replace(' ', ': ', 1)}: other pairs than when"
         raise InputError(
-            f"{key}: {what} {origin.file} was saved; go on all the same with --resume.allow {key}, "
+            f"{change} {origin.file} was saved; resume all the same with --resume.allow {key}, "
             "or take another run.folder for another run"
         )
-
-
-def _check_steps(origin: Origin, steps: int) -> None:
-    if origin.step > steps:
-        raise InputError(
-            f"train.epochs: the run ends after {steps} steps, but {origin.file} is {origin.step} "
-            "steps old"
-        )
-
-
-def _is_free(key: str) -> bool:
-    return key in _FREE or key.startswith(_FREE_GROUPS)
 
 
 def _is_fixed(key: str) -> bool:

@@ -1,6 +1,6 @@
-"""The run folder: what is in it, and what becomes of it when a run begins there or goes on.
+"""The run folder: what is in it, and what becomes of it when a run begins there or resumes.
 
-RUN/checkpoints/step-00000120.pt   the newest states, to go on from
+RUN/checkpoints/step-00000120.pt   the newest states, to resume from
 RUN/checkpoints/last.pt            the newest of them, under a name that stays
 RUN/checkpoints/best.pt            the best model by the validation metric, without training state
 RUN/interrupted                    the run was told to stop and has saved: start it again
@@ -16,10 +16,14 @@ from pathlib import Path
 from ..errors import InputError, WorkError
 from ..models import checkpoint
 
-_OWN = (
-    *("config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"),
-    *("interrupted", "report.html"),
+_OWN_FILES: tuple[str, ...] = (
+    "config.yaml",
+    "environment.txt",
+    "log.txt",
+    "metrics.jsonl",
+    "wandb_id.txt",
 )
+_OWN_FILES += ("interrupted", "report.html")
 _OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
 _STATE = re.compile(r"step-(\d{8,})\.pt")
 
@@ -45,11 +49,19 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """Files of states, the newest first; then last.pt, where it is none of them."""
-        found = {int(m[1]): path for path in _files(self.checkpoints) if (m := _name(path))}
-        states = [found[step] for step in sorted(found, reverse=True)]
+        states = [path for _, path in self._numbered()]
         if self.last.is_file() and not any(self.last.samefile(state) for state in states):
             states.append(self.last)
         return states
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        """(step, file) of each step-*.pt, the newest first."""
+        try:
+            files = list(self.checkpoints.iterdir())
+        except OSError:
+            return []
+        named = ((_STATE.fullmatch(file.name), file) for file in files)
+        return sorted(((int(name[1]), file) for name, file in named if name), reverse=True)
 
     def owns(self, file: Path) -> bool:
         """Whether a checkpoint lies in this folder."""
@@ -63,7 +75,7 @@ class RunFolder:
         return bool(self.states())
 
     def prepare(self, *, clear: bool) -> None:
-        """Make the folders, or have them ready for a run that goes on.
+        """Make the folders, or have them ready for a run that resumes.
 
         Args:
             clear: remove an earlier run's own files, and nothing else.
@@ -73,13 +85,13 @@ class RunFolder:
         """
         try:
             if clear:
-                for name in _OWN:
+                for name in _OWN_FILES:
                     (self.path / name).unlink(missing_ok=True)
                 for name in _OWN_FOLDERS:
                     shutil.rmtree(self.path / name, ignore_errors=True)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for cut in self.checkpoints.glob("*.partial"):
-                cut.unlink()
+            for partial in self.checkpoints.glob("*.partial"):
+                partial.unlink()
             self.marker.unlink(missing_ok=True)
             (self.path / "environment.txt").write_text(environment())
         except OSError as error:
@@ -101,53 +113,40 @@ class RunFolder:
                 shutil.copyfile(self.state(step), link)
             link.replace(self.last)
             link.unlink(missing_ok=True)  # a link that replaces itself stays
-            for old in [path for path in self.states() if _name(path)][newest:]:
-                if old != self.state(step):
-                    old.unlink(missing_ok=True)
+            for old_step, file in self._numbered()[newest:]:
+                if old_step != step:
+                    file.unlink(missing_ok=True)
         except OSError as error:
             raise WorkError(f"{self.checkpoints}: can't be written ({error.strerror})") from error
 
-    def set_aside(self, file: Path, why: str) -> None:
-        """Give a state another ending, so that no run goes on from it; it may be looked at."""
+    def set_aside(self, file: Path, reason: str) -> None:
+        """Give a state another ending, so that no run resumes from it; it may be looked at."""
         with suppress(OSError):
-            moved = file.replace(file.with_name(f"{file.name}.{why}"))
+            moved = file.replace(file.with_name(f"{file.name}.{reason}"))
             if moved.samefile(self.last):
                 self.last.unlink()
 
     def set_aside_after(self, step: int) -> None:
-        """What comes after `step` belongs to a run that isn't gone on with."""
-        for file in self.states():
-            name = _name(file)
-            if name and int(name[1]) > step:
+        """What comes after `step` belongs to a run that isn't resumed."""
+        for later, file in self._numbered():
+            if later > step:
                 self.set_aside(file, "left")
 
     def mark(self, text: str) -> None:
-        """Leave word that the run was told to stop, and has saved."""
+        """Write down that the run was told to stop, and has saved."""
         try:
             self.marker.write_text(f"{text}\n")
         except OSError as error:
             raise WorkError(f"{self.marker}: {error.strerror}") from error
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _name(path: Path) -> re.Match[str] | None:
-    return _STATE.fullmatch(path.name)
-
-
 def environment() -> str:
     """The commit of the working tree and the versions that decide a result, one a line."""
     lines = [f"{name} {version}" for name, version in checkpoint.versions().items()]
-    root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-        lines.insert(0, f"commit {commit}")
+        done = subprocess.run([*git, "--abbrev=40"], capture_output=True, text=True, check=True)
+        lines.insert(0, f"commit {done.stdout.strip()}")
     except (OSError, subprocess.CalledProcessError):
         pass  # installed from a package, or no git here
     return "\n".join(lines) + "\n"

@@ -1,201 +1,351 @@
-"""A training run in progress: measured, saved and stopped, between its steps (train.py)."""
+"""A training run: one object, built whole, whose loop is `Trainer.run`.
+
+G pairs over all ranks.
+"""
 
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, NoReturn
 
+import torch
+
+from ..config import fields
 from ..config.schema import Config
+from ..contrastive.soft_targets import Labels
+from ..data import loader
+from ..data.dataset import Batch
 from ..errors import InputError, Stopped, WorkError
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..contrastive.grad_cache import CachedStep
-    from ..data.bad_samples import TrainingBatches
-    from ..data.dataset import Pairs
-    from ..models.ema import Ema
-    from ..models.factory import Clip
-    from ..runtime.distributed import World
-    from ..runtime.shutdown import Notice
-    from .build import Plan
-    from .checkpointer import Saver
-    from .logger import RunLog
-    from .resume import Origin
-    from .run_dir import RunFolder
-    from .run_state import Part, Progress
+from ..evaluation import metrics, retrieval
+from ..models import checkpoint, lora
+from ..models.ema import Ema
+from ..reporting import results
+from ..runtime import distributed, shutdown
+from ..runtime.distributed import World
+from ..runtime.progress import Progress
+from ..runtime.shutdown import Notice
+from . import build, logger, resume, run_state
+from . import optimizer as optim
+from .checkpointer import Checkpointer
+from .logger import RunLog
+from .run_dir import RunFolder
 
 
-@dataclass
-class Run:
-    """A training run in progress."""
+def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> None:
+    """Run the configured training from where it stands to its last step.
 
-    config: Config
-    world: "World"
-    folder: "RunFolder"
-    plan: "Plan"
-    clip: "Clip"
-    step: "CachedStep"
-    optimizer: "torch.optim.Optimizer"
-    batches: "TrainingBatches"
-    valid: "Pairs | None"
-    log: "RunLog"
-    saver: "Saver"
-    notice: "Notice"
-    parts: "dict[str, Part]"
-    """What a checkpoint holds besides the weights, by name."""
-    fingerprints: "dict[str, str | None]"
-    """Of the shards, by setting."""
-    origin: "Origin | None"
-    """What it starts from, until that is restored: it may be large."""
-    progress: "Progress"
-    scores: dict[str, float]
-    """Of the last validation."""
-    ema: "Ema | None" = None
-
-
-def check_finite(what: str, value: float, step: int, folder: "RunFolder") -> None:
-    """Stop a run that is lost.
+    Args:
+        config: of the run.
+        source: what to start from: "auto", "never", or a checkpoint file; see resume.start.
+        allow: settings that may differ from those of the run that is resumed.
 
     Raises:
-        WorkError: the value is infinite or not a number; names the step.
+        Stopped: a signal came, and the state was saved.
     """
-    if math.isfinite(value):
-        return
-    states = folder.states()
-    kept = f"{states[0]} is the newest saved state" if states else "nothing was saved yet"
-    raise WorkError(
-        f"step {step}: the {what} is {value}; {kept}. "
-        "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
-    )
+    seconds = config.run.timeout_seconds
+    with (
+        shutdown.noticed() as notice,
+        distributed.process_group(config.run.device, timeout_seconds=seconds) as world,
+        closing(Trainer(config, world, notice, source, allow)) as trainer,
+    ):
+        trainer.run()
 
 
-def validation_due(run: Run, number: int) -> bool:
-    """After the last step, and as often as the configuration says."""
-    settings = run.config.valid
-    steps = settings.every_steps is not None and number % settings.every_steps == 0
-    epoch = run.plan.steps_per_epoch * (settings.every_epochs or float("inf"))
-    return number == run.plan.steps or steps or number // epoch > (number - 1) // epoch
+class Trainer:
+    """A training run on this rank: what it works with, and how far it is.
 
+    Args:
+        config: of the run.
+        world: the ranks.
+        notice: whether a signal asks for the end.
+        source, allow: see `train`.
 
-def validate(run: Run) -> None:
-    """Measure retrieval on the validation pairs, and save; best.pt too, if it's the best so far.
-
-    So with the running average of the weights, if there is one: ema.pt.
+    Raises:
+        InputError: data, model, settings or an earlier run in the folder don't allow the run.
     """
-    from ..models import checkpoint
 
-    run.saver.wait()  # loader processes are not to be forked while it is written
-    try:
-        scores = measured(run, "valid")
-        if run.ema is not None:
-            with run.ema.in_place():
-                average = plain(run, measured(run, "valid_ema"))
-                if run.world.main:
-                    checkpoint.save(run.folder.average, average)
-    except (InputError, WorkError) as error:
-        run.progress.validated = False
-        save(run)  # none of the training is lost
-        run.saver.wait()
-        raise type(error)(f"step {run.progress.step}: data.valid: {error}") from error
-    except Stopped:
-        run.progress.validated = False
-        stop(run)
-    run.scores = scores
-    run.progress.validated = True
-    score = run.scores.get(run.config.valid.metric, float("-inf"))
-    better = score > run.progress.best
-    run.progress.best = max(run.progress.best, score)
-    save(run, best=better)
+    def __init__(
+        self, config: Config, world: World, notice: Notice, source: str, allow: Sequence[str]
+    ) -> None:
+        self.config, self.world, self.notice = config, world, notice
+        self.folder = RunFolder(Path(config.run.folder))
+        self.data = build.open_data(config, world)
+        self.plan = self.data.plan
+        origin = resume.start(source, allow, config, self.folder, self.data, world)
+        self.progress = run_state.Progress.of(origin.content)
+        self.clip = build.model(config, world, origin.content, str(origin.file))
+        self.cached_step = build.cached_step(self.clip, config, world)
+        self.optimizer = optim.adamw(self.clip.towers, config.optim)
+        self.set_lr = optim.schedule(self.optimizer, self.plan.warmup_steps, self.plan.steps)
+        self.ema = None if config.ema.decay is None else Ema(self.clip.towers, config.ema.decay)
+        valid = self.data.valid
+        decode = config.valid.decode
+        self.valid = (
+            None if valid is None else loader.evaluation_pairs(valid, self.clip, decode=decode)
+        )
+        with ExitStack() as opened:  # closed here if the rest fails
+            self.log = opened.enter_context(closing(self._open_log()))
+            for line in (*self._describe(), *origin.lines):
+                self.log.message(line)
+            self.checkpointer = opened.enter_context(
+                closing(Checkpointer(self.folder, config.checkpoint, main=world.main))
+            )
+            position = self.progress.step * self.plan.global_batch
+            steps, say = self.plan.steps, self.log.message
+            self.batches = loader.training_batches(
+                self.data.train, self.clip, config, world, say, steps=steps, start=position
+            )
+            self.parts = self._parts()
+            # dropout differs between ranks; of open_clip_train's random_seed this is all that is
+            # drawn from, and its module imports wandb, tensorboard and torchvision
+            torch.manual_seed(config.run.seed + world.rank)
+            if origin.content is not None and origin.file is not None:
+                seed = config.run.seed
+                run_state.restore(origin.content, origin.file, self.parts, seed=seed, world=world)
+            self._opened = opened.pop_all()
 
+    def close(self) -> None:
+        """Let the last checkpoint and the last records get to the disk."""
+        self._opened.close()
 
-def measured(run: Run, name: str) -> dict[str, float]:
-    """Retrieval with the weights as they are, logged under `name`; {} without validation pairs."""
-    from ..evaluation import metrics, retrieval
-    from ..reporting import results
+    # ------------------------------------------------------------------------------- the loop
 
-    if run.valid is None:
-        return {}
-    number = run.progress.step
-    record = retrieval.evaluate(
-        run.clip,
-        run.valid,
-        run.world,
-        batch_size=run.config.train.micro_batch_size,
-        workers=run.config.data.workers,
-        precision=run.config.train.precision,
-        stop=run.notice.given,
-    ).record
-    scores = metrics.flat(record)
-    run.log.record(number, {f"{name}/{key}": value for key, value in scores.items()})
-    average = " of the average" if name == "valid_ema" else ""
-    run.log.message(
-        f"step {number}: validation{average} over {record['pool']:,} pairs, "
-        + results.brief(record)
-    )
-    return scores
+    def run(self) -> None:
+        """The steps that are left: a step, its record, validation, saving, stopping.
 
+        Raises:
+            Stopped: a signal came, and the state was saved.
+            WorkError: the loss or the weights are no longer finite, or a checkpoint can't be
+                written.
+        """
+        progress, last = self.progress, self.plan.steps
+        if not progress.validated:  # a signal came in the middle of it
+            self.validate()
+        with Progress(
+            last, "steps", "training", progress.step, shown=self.world.main, lines=False
+        ) as bar:
+            counted_from, since = progress.step, time.perf_counter()
+            for step, batch in enumerate(self.batches, progress.step + 1):
+                values = self.optimizer_step(step, batch)
+                progress.step = step
+                bar.update()
 
-def save_or_stop(run: Run) -> None:
-    """After a step: save if it is time to, and stop if a signal asks for it; all ranks alike."""
-    from ..runtime import distributed
+                if step % self.config.log.every_steps == 0 or step in (1, last):
+                    pairs = (step - counted_from) * self.plan.global_batch
+                    values["pairs_per_second"] = pairs / (time.perf_counter() - since)
+                    self.log.record(step, values)
+                    self.log.message(f"step {step}/{last}  {logger.describe(values)}")
+                    counted_from, since = step, time.perf_counter()
 
-    failure = run.saver.error()
-    flags = [run.notice.given(), run.saver.due(run.progress.step), failure is not None]
-    asked, due, failed = distributed.all_reduce_sum([int(flag) for flag in flags], run.world.device)
-    if failed:
-        distributed.raise_together(failure, run.world.device)
-    if asked and run.progress.step < run.plan.steps:
-        stop(run)
-    if due and run.saver.step < run.progress.step:
-        save(run)
-    for line in run.saver.lines():
-        run.log.message(line)
+                if self.validation_due(step):
+                    self.validate()
+                    counted_from, since = step, time.perf_counter()
 
+                asked_to_stop, save_due = self.agree()
+                if asked_to_stop and step < last:
+                    self.stop()
+                if save_due and self.checkpointer.step < step:
+                    self.save()
+                for line in self.checkpointer.lines():
+                    self.log.message(line)
 
-def stop(run: Run) -> NoReturn:
-    """Save, leave word in the run folder, and end."""
-    from ..runtime import distributed
+        self.checkpointer.wait()
+        for line in self.checkpointer.lines():
+            self.log.message(line)
+        name = self.config.valid.metric
+        self.log.message(
+            f"done: {self.folder.last} (no validation data, so no best.pt)"
+            if self.valid is None
+            else f"done: best valid/{name} {progress.best:.4f} in {self.folder.best}"
+        )
 
-    step = run.progress.step
-    if run.saver.step < step:
-        save(run)
-    run.saver.wait()
-    signal = run.notice.name or "a signal on another rank"
-    words = f"{signal}: stopped after step {step} of {run.plan.steps}, and saved"
-    if run.world.main:
-        run.folder.mark(words)
-    run.log.message(words)
-    distributed.barrier()
-    raise Stopped(f"{words}; the same command goes on from there")
+    def optimizer_step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One step (1-based) over one global batch; returns what is logged of it."""
+        settings, towers = self.config.optim, self.clip.towers
+        towers.train()
+        factor = self.set_lr(step - 1)
+        loss = self.cached_step(batch["images"], batch["tokens"], Labels.of(batch)).item()
+        for line in self.cached_step.notices():
+            self.log.message(line)
+        self.require_finite("loss", loss, step)
+        scaler = self.cached_step.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = optim.clip(towers, settings.clip_norm)
+        if scaler is None:
+            self.require_finite("norm of the gradient", norm, step)
+            self.optimizer.step()
+        else:  # leaves the step out where scaling overflowed
+            scaler.step(self.optimizer)
+            scaler.update()
+        towers.clamp_temperature()
+        if self.ema is not None:
+            self.ema.update()
+        temperature = 1 / towers.inverse_temperature().item()
+        lr = settings.lr * factor
+        return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
 
+    def agree(self) -> tuple[bool, bool]:
+        """Whether any rank is asked to stop, and whether a state is due; the same on every rank.
 
-def save(run: Run, *, best: bool = False) -> None:
-    """Have the run's state written, and best.pt where it is the best."""
-    from . import run_state
+        Raises:
+            WorkError: the state before could not be written; on every rank.
+        """
+        failure, device = self.checkpointer.error(), self.world.device
+        flags = [self.notice.given(), self.checkpointer.due(self.progress.step), bool(failure)]
+        asked, due, failed = distributed.all_reduce_sum([int(flag) for flag in flags], device)
+        if failed:
+            distributed.raise_together(failure, device)
+        return asked > 0, due > 0
 
-    since = time.perf_counter()
-    weights = math.fsum(p.detach().sum().item() for p in run.clip.towers.parameters())
-    check_finite("sum of the weights", weights, run.progress.step, run.folder)
-    training = run_state.capture(run.parts, run.progress, run.fingerprints, run.world)
-    run.log.store()
-    run.saver.save(plain(run, run.scores) | {"training": training}, best=best, since=since)
+    # ------------------------------------------------------------------------------- validation
 
+    def validation_due(self, step: int) -> bool:
+        """After the last step, and as often as the configuration says."""
+        settings = self.config.valid
+        if step == self.plan.steps:
+            return True
+        if settings.every_steps is not None and step % settings.every_steps == 0:
+            return True
+        period = self.plan.steps_per_epoch * (settings.every_epochs or float("inf"))
+        return step // period > (step - 1) // period
 
-def plain(run: Run, scores: dict[str, float]) -> dict[str, Any]:
-    """What a checkpoint holds of the model as it is: the plain one, any adapters merged."""
-    from ..models import checkpoint, lora
+    def validate(self) -> None:
+        """Measure retrieval on the validation pairs, and save; best.pt too, if it's the best yet.
 
-    number = run.progress.step
-    position = number * run.config.train.global_batch_size
-    return {
-        "state_dict": lora.plain_state(run.clip.towers),
-        "model": run.clip.description,
-        "config": dataclasses.asdict(run.config),
-        "step": number,
-        "epoch": position / run.plan.pairs,
-        "position": position,
-        "metrics": scores,
-        "versions": checkpoint.versions(),
-    }
+        So with the running average of the weights, if there is one: ema.pt.
+        """
+        progress = self.progress
+        self.checkpointer.wait()  # loader processes are not to be forked while it is written
+        try:
+            scores = self.measure("valid")
+            if self.ema is not None:
+                with self.ema.in_place():
+                    average = self.content(self.measure("valid_ema"))
+                    if self.world.main:
+                        checkpoint.save(self.folder.average, average)
+        except (InputError, WorkError) as error:
+            progress.validated = False
+            self.save()  # none of the training is lost
+            self.checkpointer.wait()
+            raise type(error)(f"step {progress.step}: data.valid: {error}") from error
+        except Stopped:
+            progress.validated = False
+            self.stop()
+        progress.scores, progress.validated = scores, True
+        score = scores.get(self.config.valid.metric, float("-inf"))
+        better = score > progress.best
+        progress.best = max(progress.best, score)
+        self.save(best=better)
+
+    def measure(self, name: str) -> dict[str, float]:
+        """Retrieval with the weights as they are, logged under `name`; {} without pairs."""
+        if self.valid is None:
+            return {}
+        step, config = self.progress.step, self.config
+        record = retrieval.evaluate(
+            self.clip,
+            self.valid,
+            self.world,
+            batch_size=config.train.micro_batch_size,
+            workers=config.data.workers,
+            precision=config.train.precision,
+            stop=self.notice.given,
+        ).record
+        scores = metrics.flat(record)
+        self.log.record(step, {f"{name}/{key}": value for key, value in scores.items()})
+        average = " of the average" if name == "valid_ema" else ""
+        pairs = f"validation{average} over {record['pool']:,} pairs"
+        self.log.message(f"step {step}: {pairs}, {results.brief(record)}")
+        return scores
+
+    # ------------------------------------------------------------------------ saving, stopping
+
+    def save(self, *, best: bool = False) -> None:
+        """Have the run's state written, and best.pt where it is the best."""
+        since = time.perf_counter()
+        total = math.fsum(p.detach().sum().item() for p in self.clip.towers.parameters())
+        self.require_finite("sum of the weights", total, self.progress.step)
+        fingerprints = self.data.fingerprints
+        training = run_state.capture(self.parts, self.progress, fingerprints, self.world)
+        self.log.flush()
+        content = self.content(self.progress.scores) | {"training": training}
+        self.checkpointer.save(content, best=best, since=since)
+
+    def content(self, scores: dict[str, float]) -> dict[str, Any]:
+        """What a checkpoint holds of the model as it is: the plain one, any adapters merged."""
+        step = self.progress.step
+        position = step * self.plan.global_batch
+        return {
+            "state_dict": lora.plain_state(self.clip.towers),
+            "model": self.clip.description,
+            "config": dataclasses.asdict(self.config),
+            "step": step,
+            "epoch": position / self.plan.pairs,
+            "position": position,
+            "metrics": scores,
+            "versions": checkpoint.versions(),
+        }
+
+    def stop(self) -> NoReturn:
+        """Save, leave the marker in the run folder, and end."""
+        step = self.progress.step
+        if self.checkpointer.step < step:
+            self.save()
+        self.checkpointer.wait()
+        signal = self.notice.name or "a signal on another rank"
+        words = f"{signal}: stopped after step {step} of {self.plan.steps}, and saved"
+        if self.world.main:
+            self.folder.mark(words)
+        self.log.message(words)
+        distributed.barrier()
+        raise Stopped(f"{words}; the same command resumes it")
+
+    def require_finite(self, name: str, value: float, step: int) -> None:
+        """Stop a run that is lost.
+
+        Raises:
+            WorkError: the value is infinite or not a number; names the step.
+        """
+        if math.isfinite(value):
+            return
+        states = self.folder.states()
+        kept = f"{states[0]} is the newest saved state" if states else "nothing was saved yet"
+        raise WorkError(
+            f"step {step}: the {name} is {value}; {kept}. "
+            "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
+        )
+
+    # ----------------------------------------------------------------------------- its building
+
+    def _open_log(self) -> RunLog:
+        """The log of the run, and its configuration beside it."""
+        if self.world.main:
+            fields.save_yaml(self.config, self.folder.config)
+        return RunLog(
+            self.folder.path,
+            self.config.log,
+            config=dataclasses.asdict(self.config),
+            main=self.world.main,
+            done=self.progress.step,
+            validated=self.progress.validated,
+        )
+
+    def _describe(self) -> list[str]:
+        """What the log says first: model, machine, plan, and what trains."""
+        lines = build.describe(self.clip, self.config, self.plan, self.world)
+        return lines + optim.describe(self.optimizer, self.clip.towers)
+
+    def _parts(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the weights, by name; see run_state."""
+        parts = {
+            "optimizer": run_state.OptimizerState(self.optimizer),
+            "data": self.batches,
+            "scaler": self.cached_step.scaler,
+            "adapters": None if self.config.lora.rank is None else lora.Adapters(self.clip.towers),
+            "ema": self.ema,
+        }
+        return {name: part for name, part in parts.items() if part is not None}

@@ -35,7 +35,7 @@ def run(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of one process."""
     folder = tmp_path_factory.mktemp("run")
     file = write(settings(packed, folder / "run"), folder / "config.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     return folder / "run"
 
 
@@ -66,7 +66,7 @@ def test_the_resolved_configuration_can_be_run_again(run: Path) -> None:
 
 def test_runs_are_repeatable(run: Path, packed: Path, tmp_path: Path) -> None:
     file = write(settings(packed, tmp_path / "again"), tmp_path / "config.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     one, two = (checkpoint.load(f / "checkpoints" / "last.pt") for f in (run, tmp_path / "again"))
     assert all(two["state_dict"][name].equal(value) for name, value in one["state_dict"].items())
 
@@ -244,7 +244,7 @@ def test_mistakes_end_in_one_line(
 ) -> None:
     change, code, message = MISTAKES[name]
     file = write(settings(packed, tmp_path / "run", **change), tmp_path / "config.yaml")
-    assert call(train.train, Config, "--config", file) == code
+    assert call(train.main, TrainCommand, "--config", file) == code
     shown = capsys.readouterr().err
     assert re.search(message, one_line(shown)), shown
     assert "Traceback" not in shown
@@ -263,9 +263,9 @@ def test_an_earlier_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixt
 def test_overwriting_removes_only_the_run(packed: Path, tmp_path: Path) -> None:
     tree = settings(packed, tmp_path / "run", train__epochs=1)
     file = write(tree, tmp_path / "config.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert call(train.train, Config, "--config", file, "--run.overwrite") == 0
+    assert call(train.main, TrainCommand, "--config", file, "--run.overwrite") == 0
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert [r["step"] for r in records(tmp_path / "run") if "loss" in r] == [1, 2, 3]
 
@@ -281,7 +281,7 @@ def broken(packed: Path, tmp_path: Path) -> Path:
 
 def test_a_missing_shard(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(settings(broken, tmp_path / "run"), tmp_path / "config.yaml")
-    assert call(train.train, Config, "--config", file) == 2
+    assert call(train.main, TrainCommand, "--config", file) == 2
     assert "train-000001.tar" in one_line(capsys.readouterr().err)
 
 
@@ -303,16 +303,16 @@ def test_a_run_that_never_began_is_no_obstacle(packed: Path, tmp_path: Path) -> 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
     file = write(settings(packed, tmp_path / "run", train__epochs=1), tmp_path / "config.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
 
 
 def test_validation_does_not_change_the_training(run: Path, packed: Path, tmp_path: Path) -> None:
     """Not even through the random numbers that dropout draws."""
     tree = settings(packed, tmp_path / "often", valid__every_steps=1)
     tree["model"] = {"arch": "dropout-test", "definition": DROPOUT}
-    assert call(train.train, Config, "--config", write(tree, tmp_path / "a.yaml")) == 0
+    assert call(train.main, TrainCommand, "--config", write(tree, tmp_path / "a.yaml")) == 0
     tree["run"]["folder"], tree["valid"] = str(tmp_path / "once"), {"every_epochs": None}
-    assert call(train.train, Config, "--config", write(tree, tmp_path / "b.yaml")) == 0
+    assert call(train.main, TrainCommand, "--config", write(tree, tmp_path / "b.yaml")) == 0
     often, once = (
         [r["loss"] for r in records(tmp_path / f) if "loss" in r] for f in ("often", "once")
     )
@@ -437,7 +437,7 @@ def test_kept_chunks_change_nothing_but_memory(run: Path, packed: Path, tmp_path
     tree = settings(packed, tmp_path / "run", train__keep_chunks="auto")
     tree["train"] |= {"text_micro_batch_size": 16, "epochs": 10}
     file = write(tree, tmp_path / "c.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     losses = [[r["loss"] for r in records(f) if "loss" in r] for f in (run, tmp_path / "run")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -451,7 +451,7 @@ def test_siglip_trains(packed: Path, tmp_path: Path) -> None:
     tree = settings(packed, tmp_path / "run", model__definition=biased, loss={"name": "siglip"})
     tree["model"]["arch"] = "sigmoid-test"
     file = write(tree, tmp_path / "c.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
     assert fmean(losses[-6:]) < 0.8 * fmean(losses[:3])
     bias = factory.load(tmp_path / "run" / "checkpoints" / "last.pt").towers.logit_bias()
@@ -461,6 +461,6 @@ def test_siglip_trains(packed: Path, tmp_path: Path) -> None:
 
 def test_bf16_trains(packed: Path, tmp_path: Path) -> None:
     file = write(settings(packed, tmp_path / "run", train__precision="bf16"), tmp_path / "c.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
     assert fmean(losses[-6:]) < fmean(losses[:3]) - 0.8

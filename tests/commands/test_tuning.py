@@ -13,7 +13,7 @@ from interpolate import InterpolateConfig
 
 from medclip_oc import evaluate, train
 from medclip_oc.config.evaluation import EvaluateConfig
-from medclip_oc.config.schema import Config, ModelConfig, TrainCommand
+from medclip_oc.config.schema import ModelConfig, TrainCommand
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
@@ -26,7 +26,7 @@ LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "capti
 def trained(packed: Path, folder: Path, **changes: Any) -> Path:
     """The folder of a run of 6 steps."""
     file = write(settings(packed, folder / "run", train__epochs=2, **changes), folder / "c.yaml")
-    assert call(train.train, Config, "--config", file) == 0
+    assert call(train.main, TrainCommand, "--config", file) == 0
     return folder / "run"
 
 
@@ -139,7 +139,7 @@ def test_mistakes(
     message: str,
 ) -> None:
     file = write(settings(packed, tmp_path / "run", **change), tmp_path / "config.yaml")
-    assert call(train.train, Config, "--config", file) == 2
+    assert call(train.main, TrainCommand, "--config", file) == 2
     assert message in one_line(capsys.readouterr().err)
 
 

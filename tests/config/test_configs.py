@@ -7,10 +7,10 @@ import open_clip
 import pytest
 import torch
 
-from medclip_oc import train
 from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, ModelConfig
 from medclip_oc.models import factory
+from medclip_oc.training import trainer
 from tests.support.tiny_models import TINY
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -58,7 +58,7 @@ def test_a_recipe_trains(name: str, packed: Path, tmp_path: Path) -> None:
         data=replace(config.data, train=str(packed), valid=str(packed), workers=0),
         train=replace(config.train, global_batch_size=16, micro_batch_size=8, epochs=1),
     )
-    train.train(config)
+    trainer.train(config)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "48 training pairs, 3 steps" in log
     assert "each step contrasts 16 pairs: 16 per rank in 2 chunk(s); warm-up 1 steps (33%" in log

@@ -1,28 +1,25 @@
 """Training processes that start in a moment: this process imports everything, then forks.
 
-A test that kills a run twenty times would wait for imports otherwise. Each line on stdin is a JSON
+A test that kills a run many times would wait for imports otherwise. Each line on stdin is a JSON
 list: [words of the command line, number of ranks, port, folder for stderr]. Each answer is a line:
 first the process ids, then, once all have ended, their exit codes (-9: killed).
 """
 
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-MODULES = ("torch", "open_clip", "tqdm", "numpy", "PIL.Image")
-TRAINING = ("build", "checkpointer", "run_state", "logger", "optimizer")
-MODULES += ("medclip_oc.train", "medclip_oc.data.loader", "medclip_oc.evaluate")
-MODULES += tuple(f"medclip_oc.training.{name}" for name in TRAINING)
+import torch
+
+from medclip_oc import train
+from medclip_oc.config.schema import TrainCommand
+from medclip_oc.runtime import command
+from medclip_oc.training import trainer as _imported_before_forking  # noqa: F401
 
 
 def main() -> None:
-    for name in MODULES:
-        importlib.import_module(name)
-    import torch
-
     torch.set_num_threads(1)
     for line in sys.stdin:
         words, ranks, port, folder = json.loads(line)
@@ -40,10 +37,6 @@ def start(words: list[str], rank: int, ranks: int, port: int, folder: Path) -> i
 
 
 def run(words: list[str], rank: int, ranks: int, port: int, folder: Path) -> NoReturn:
-    from medclip_oc import train
-    from medclip_oc.config.schema import TrainCommand
-    from medclip_oc.runtime import command
-
     code = 99
     try:
         with (folder / f"rank{rank}.txt").open("w", buffering=1) as log:

@@ -20,7 +20,7 @@ from tests.support.cli import records, settings, write
 TIMED = ("pairs_per_second",)
 
 
-class Nursery:
+class ForkServer:
     """See fork_server.py."""
 
     def __init__(self) -> None:

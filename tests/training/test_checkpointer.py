@@ -11,17 +11,16 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import run_state
-from medclip_oc.training.checkpointer import Saver
-from medclip_oc.training.resume import Origin
+from medclip_oc.training.checkpointer import Checkpointer
 from medclip_oc.training.run_dir import RunFolder
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def saver(folder: Path, *, main: bool = True, **settings: Any) -> Saver:
+def saver(folder: Path, *, main: bool = True, **settings: Any) -> Checkpointer:
     one = RunFolder(folder / "run")
     one.prepare(clear=False)
-    return Saver(one, CheckpointConfig(**settings), main=main)
+    return Checkpointer(one, CheckpointConfig(**settings), main=main)
 
 
 def test_steps_and_the_main_ranks_clock_decide(
@@ -83,24 +82,31 @@ class Average:
         self.value = state["value"]
 
 
-def origin(parts: dict[str, Any]) -> Origin:
-    progress = run_state.Progress(step=7)
-    return Origin(
-        Path("x.pt"), {"step": 7, "training": run_state.capture(parts, progress, {}, ALONE)}
-    )
+def state_of(parts: dict[str, Any]) -> dict[str, Any]:
+    progress = run_state.Progress(7, 0.25, validated=False, scores={"mrr": 0.5})
+    training = run_state.capture(parts, progress, {}, ALONE)
+    content = {"step": 7, "training": training, "metrics": progress.scores}
+    assert run_state.Progress.of(content) == progress
+    return content
+
+
+def restore(
+    content: dict[str, Any], parts: dict[str, Any], seed: int = 0, world: World = ALONE
+) -> None:
+    run_state.restore(content, Path("x.pt"), parts, seed=seed, world=world)
 
 
 def test_parts_go_on_and_new_ones_begin(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    state = origin({"average": Average(2.0)})
+    state = state_of({"average": Average(2.0)})
     drawn = torch.rand(4)
     known, new = Average(0.0), Average(5.0)
     torch.manual_seed(4)
-    run_state.restore(state, {"average": known, "new": new}, seed=0, world=ALONE)
+    restore(state, {"average": known, "new": new})
     assert (known.value, new.value) == (2.0, 5.0)
     assert torch.rand(4).equal(drawn)
     other = World(1, 2, torch.device("cpu"))  # a rank that the saved run didn't have
-    run_state.restore(state, {}, seed=0, world=other)
+    restore(state, {}, world=other)
     assert not torch.rand(4).equal(drawn)
 
 
@@ -112,11 +118,11 @@ def test_the_optimizer_takes_averages_from_the_state_and_rates_from_the_configur
     weight, one = adamw(0.1)
     weight.grad = torch.full((3,), 0.5)
     one.step()
-    state = origin({"optimizer": run_state.Optimizer(one)})
+    state = state_of({"optimizer": run_state.OptimizerState(one)})
     again, two = adamw(0.3)
-    run_state.restore(state, {"optimizer": run_state.Optimizer(two)}, seed=0, world=ALONE)
+    restore(state, {"optimizer": run_state.OptimizerState(two)})
     assert two.param_groups[0]["weight_decay"] == 0.3
     assert two.state[again]["exp_avg"].equal(one.state[weight]["exp_avg"])
     _, larger = adamw(0.1, size=4)
     with pytest.raises(InputError, match=r"x\.pt: its optimizer doesn't fit this run"):
-        run_state.restore(state, {"optimizer": run_state.Optimizer(larger)}, seed=0, world=ALONE)
+        restore(state, {"optimizer": run_state.OptimizerState(larger)})

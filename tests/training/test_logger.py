@@ -1,10 +1,6 @@
-import io
 import json
-import os
 import re
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,20 +17,17 @@ STEP = {"loss": 3.2123, "lr": 1e-5, "temperature": 0.07, "pairs_per_second": 123
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
 
 
-def opened(folder: Path, *, main: bool = True, **settings: Any) -> RunLog:
-    log = LogConfig(**settings)
-    return RunLog(folder, log, config={"optim": {"lr": 1e-5}}, name="run-a", main=main)
+def opened(
+    folder: Path, *, main: bool = True, done: int = 0, validated: bool = True, **settings: Any
+) -> RunLog:
+    how: dict[str, Any] = {"main": main, "done": done, "validated": validated}
+    return RunLog(folder, LogConfig(**settings), config={"optim": {"lr": 1e-5}}, **how)
 
 
 def undated(text: str) -> list[str]:
     lines = text.splitlines()
     assert all(DATED.match(line) for line in lines), lines
     return [DATED.sub("", line) for line in lines]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 # ---------------------------------------------------------------------------------- files
@@ -62,34 +55,39 @@ def test_messages_go_to_the_file_and_to_stderr(
     assert undated(said.err) == ["warm-up: 20 steps, é"]
 
 
-def test_a_resumed_run_goes_on_in_the_same_files(tmp_path: Path) -> None:
-    for step in (1, 2):
-        with closing(opened(tmp_path)) as log:
+def test_a_resumed_run_takes_back_what_comes_again(tmp_path: Path) -> None:
+    """Records of later steps, of a validation that is done again, and one that was cut short."""
+    with closing(opened(tmp_path)) as log:
+        for step in (1, 2, 3):
             log.record(step, {"loss": 1.0})
-            log.message("hello")
-    records = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in records] == [1, 2]
+        log.record(2, {"valid/mean_recall": 0.5})
+        log.record(2, {"valid_ema/mean_recall": 0.5})
+        log.message("hello")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')
+    for validated, steps in ((True, [1, 2, 2, 2]), (False, [1, 2])):
+        opened(tmp_path, done=2, validated=validated).close()
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == steps
+    with closing(opened(tmp_path, done=2)) as log:
+        log.record(3, {"loss": 1.0})
+        log.message("hello")
+    assert (tmp_path / "metrics.jsonl").read_text().endswith('\n{"step": 3, "loss": 1.0}\n')
     assert undated((tmp_path / "log.txt").read_text()) == ["hello", "hello"]
 
 
-@pytest.mark.parametrize("cut", ['{"step": 2, "lo', "{"])
-def test_a_record_cut_short_by_a_crash_is_taken_back(tmp_path: Path, cut: str) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + cut)
-    with closing(opened(tmp_path)) as log:
-        log.record(2, {"loss": 1.0})
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2, "loss": 1.0}\n'
+def test_a_line_has_what_a_reader_follows() -> None:
+    values = {**STEP, "grad_norm": 9.0}
+    assert logger.describe(values) == "loss 3.212  lr 1.0e-05  temperature 0.07  1,234 pairs/s"
+    assert logger.describe({}) == ""
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    with (
-        closing(opened(folder, main=False, tensorboard=True, wandb="online")) as log,
-        log.progress(2) as progress,
-    ):
+    with closing(opened(folder, main=False, tensorboard=True, wandb="online")) as log:
         log.message("hello")
         log.record(1, {"loss": 1.0})
-        progress.update(STEP)
-        progress.update(STEP)
+        log.flush()
     assert not folder.exists()
     assert capsys.readouterr() == ("", "")
 
@@ -106,87 +104,6 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     full = re.escape(f"{tmp_path}/log.txt: No space left on device")
     with pytest.raises(WorkError, match=full), closing(opened(tmp_path)) as log:
         log.message("hello")
-
-
-def test_nothing_heavy_is_imported_when_nothing_is_asked_for(tmp_path: Path) -> None:
-    program = """
-import sys
-from pathlib import Path
-from medclip_oc.config.schema import LogConfig
-from medclip_oc.training.logger import RunLog
-
-log = RunLog(Path(sys.argv[1]), LogConfig(), config={}, name="x", main=True)
-log.record(1, {"loss": 1.0})
-with log.progress(1) as progress:
-    progress.update({"loss": 1.0})
-log.close()
-print(sorted({"wandb", "tensorboard", "torch"} & set(sys.modules)))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"
-
-
-# ---------------------------------------------------------------------------------- progress
-
-
-def test_without_a_terminal_a_line_now_and_then(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter(range(0, 1000, 60))  # a minute passes at each look
-    monkeypatch.setattr("medclip_oc.training.logger.time.monotonic", lambda: next(clock))
-    with (
-        closing(opened(tmp_path, every_steps=2)) as log,
-        log.progress(7, initial=2) as progress,
-    ):
-        for _ in range(5):
-            progress.update(STEP | {"grad_norm": 9.0})
-    values = "loss 3.212  lr 1.0e-05  temperature 0.07  1,234 pairs/s"
-    lines = [
-        f"step 4/7  {values}  2 min left",  # 2 steps took 1 minute
-        f"step 6/7  {values}  30 s left",
-        f"step 7/7  {values}",
-    ]
-    assert undated((tmp_path / "log.txt").read_text()) == lines
-    assert undated(capsys.readouterr().err) == lines
-
-
-def test_on_a_terminal_a_bar_and_messages_above_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    with closing(opened(tmp_path, every_steps=1)) as log, log.progress(40, initial=39) as progress:
-        log.message("hello")
-        progress.update(STEP)
-    shown = terminal.getvalue()
-    assert re.search(r"\r *\r\d{4}-.*  hello\n", shown)  # the bar is wiped first
-    assert "40/40" in shown
-    assert "loss 3.212  lr 1.0e-05  temperature 0.07  1,234 pairs/s" in shown
-    assert "step 40/40" not in shown  # that line is for the file
-    assert "step 40/40  loss 3.212" in (tmp_path / "log.txt").read_text()
-
-
-def test_progress_with_nothing_to_tell_yet(tmp_path: Path) -> None:
-    with closing(opened(tmp_path)) as log, log.progress(1) as progress:
-        progress.update({})
-    assert undated((tmp_path / "log.txt").read_text()) == ["step 1/1"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min"),
-        (3569, "59 min"),
-        (3571, "1 h 0 min"),
-        (7500, "2 h 5 min"),
-        (86400 + 3 * 3600, "1 d 3 h"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert logger.duration(seconds) == text
 
 
 # ---------------------------------------------------------------------------------- tensorboard
@@ -245,7 +162,7 @@ def test_wandb_offline_keeps_the_records_and_the_run(
     # what is configured wins over the surroundings, but for a node that is said to be offline
     for start, mode, around in ((1, "offline", "disabled"), (3, "online", "offline")):
         monkeypatch.setenv("WANDB_MODE", around)
-        with closing(opened(tmp_path, wandb=mode, wandb_project="radiology")) as log:
+        with closing(opened(tmp_path, done=start, wandb=mode, wandb_project="radiology")) as log:
             log.record(start, {"loss": 3.5})
             log.record(start, {"valid/image_to_text/R@1": 0.25})
             log.record(start + 1, {"loss": 2.5})
@@ -257,7 +174,7 @@ def test_wandb_offline_keeps_the_records_and_the_run(
     files = sorted(tmp_path.glob(f"wandb-*/offline-run-*-{name}/run-{name}.wandb"))
     assert len(files) == 2
     run = next(record.run for record in wandb_records(files[0]) if record.HasField("run"))
-    assert (run.run_id, run.project, run.display_name) == (name, "radiology", "run-a")
+    assert (run.run_id, run.project, run.display_name) == (name, "radiology", tmp_path.name)
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["optim"] == {"lr": 1e-5}
     rows = [
@@ -274,48 +191,16 @@ def test_wandb_offline_keeps_the_records_and_the_run(
 
 
 @pytest.mark.parametrize("key", ["", "0" * 40])
-def test_wandb_online_without_login_or_network_is_one_line(tmp_path: Path, key: str) -> None:
-    program = """
-import sys
-from pathlib import Path
-from medclip_oc.runtime import command
-from medclip_oc.training import logger as run_log
-from medclip_oc.config.schema import Config, LogConfig
-
-run_log._WANDB_WAIT_SECONDS = 1.0
-
-def work(config):
-    run_log.RunLog(Path(sys.argv[1]), LogConfig(wandb="online"), config={}, name="x", main=True)
-
-command.run(work, Config, prog="train", description="", arguments=[])
-"""
+def test_wandb_online_without_login_or_network_is_one_line(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = {"HOME": str(tmp_path), "WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        env=os.environ | alone,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("train: log.wandb: online does not work here: ")
-    assert "--log.wandb offline" in done.stderr
-    assert ("not logged in" in done.stderr) == (key == "")
-
-
-def test_records_of_steps_that_come_again_are_taken_back(tmp_path: Path) -> None:
-    """Also those of a validation that is done again, and a record that was cut short."""
-    with closing(opened(tmp_path)) as log:
-        for step in (1, 2, 3):
-            log.record(step, {"loss": 1.0})
-        log.record(2, {"valid/mean_recall": 0.5})
-        log.record(2, {"valid_ema/mean_recall": 0.5})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1')
-    for validated, steps in ((True, [1, 2, 2, 2]), (False, [1, 2])):
-        how: dict[str, Any] = {"config": {}, "name": "x", "main": True, "validated": validated}
-        RunLog(tmp_path, LogConfig(), done=2, **how).close()
-        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == steps
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(logger, "_WANDB_SECONDS", 1.0)
+    with pytest.raises(WorkError, match="online does not work here: ") as caught:
+        opened(tmp_path / "run", wandb="online")
+    assert "--log.wandb offline" in str(caught.value)
+    assert ("not logged in" in str(caught.value)) == (key == "")
+    trouble = "not logged in" if key == "" else "http://127.0.0.1:9 can't be reached"
+    assert trouble in str(logger.wandb_trouble())

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from medclip_oc import train
-from medclip_oc.config.schema import TrainCommand
+from medclip_oc.config import parse
+from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.runtime import memory
-from medclip_oc.training import preflight, preflight_checks
+from medclip_oc.runtime.distributed import World
+from medclip_oc.training import build, preflight, preflight_checks
 from tests.support.cli import call, settings, torchrun, write
 from tests.support.tiny_dataset import write_tar
 
@@ -26,8 +28,8 @@ LOADER_RATE, STEP_RATE = preflight_checks.loader_rate, preflight_checks.step_rat
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast loader and a slow step, but where a test looks at these."""
-    monkeypatch.setattr(preflight_checks, "loader_rate", lambda patient: 1000.0)
-    monkeypatch.setattr(preflight_checks, "step_rate", lambda patient: 100.0)
+    monkeypatch.setattr(preflight_checks, "loader_rate", lambda *_: 1000.0)
+    monkeypatch.setattr(preflight_checks, "step_rate", lambda *_: 100.0)
 
 
 def examined(folder: Path, shards: Path, **changes: Any) -> int:
@@ -102,7 +104,7 @@ def slow_loader(shards: Path, patch: pytest.MonkeyPatch) -> None:
         return pixels(self, *args)
 
     patch.undo()
-    patch.setattr(preflight_checks, "step_rate", lambda patient: 100.0)
+    patch.setattr(preflight_checks, "step_rate", lambda *_: 100.0)
     patch.setattr(Picture, "pixels", slow)
 
 
@@ -112,7 +114,7 @@ def full_disk(shards: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def no_memory_left(shards: Path, patch: pytest.MonkeyPatch) -> None:
-    def fail(patient: preflight_checks.Patient) -> float:
+    def fail(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     patch.setattr(preflight_checks, "step_rate", fail)
@@ -145,7 +147,7 @@ FAULTS = {
     ),
     "warm-up beyond the run": Fault(
         1,
-        r"error: optim.warmup_steps: 99 is more than the run's 30 steps; change it",
+        r"error: optim.warmup_steps: 99 is more than the run's 30 steps; null takes a tenth",
         {"optim__warmup_steps": 99},
     ),
     "rate of another method": Fault(
@@ -160,7 +162,7 @@ FAULTS = {
     ),
     "micro batch too large": Fault(
         1,
-        r"error: train.micro_batch_size: 48 images need .* GB are free; take \d+ or fewer",
+        r"error: train.micro_batch_size: 48 images need more .* take \d+ or fewer",
         {
             "train__global_batch_size": 48,
             "train__micro_batch_size": 48,
@@ -175,7 +177,7 @@ FAULTS = {
         slow_loader,
     ),
     "memory that runs out": Fault(
-        1, r"error: train.micro_batch_size: the GPU's memory", None, no_memory_left
+        1, r"error: train.micro_batch_size: the GPU runs out of memory", None, no_memory_left
     ),
     "no disk space": Fault(
         1, r"error: run.folder: .* has 0.001 GB free, .* need about .* make room", None, full_disk
@@ -230,41 +232,20 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
     assert done.stdout.count("\n") == 1, done.stdout
 
 
-def a_patient(packed: Path, tmp_path: Path) -> preflight_checks.Patient:
-    """As the doctor meets it: one process, the data open, the model built."""
-    from medclip_oc.config import parse
-    from medclip_oc.config.schema import Config
-    from medclip_oc.data import loader
-    from medclip_oc.models import factory
-    from medclip_oc.runtime.distributed import World
-    from medclip_oc.training import build
-
+def test_rates_are_measured_with_what_fits(packed: Path, tmp_path: Path) -> None:
+    """Of the real loader and a real step: positive numbers, and nothing more can be promised."""
     file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
     config = parse.parse(Config, ["--config", str(file)], prog="", description="")
-    world = World(0, 1, torch.device("cpu"))
-    data = loader.open_training(config.data, 0, world)
-    plan = build.plan(config.train, None, data.pairs_per_epoch, 1)
-    return preflight_checks.Patient(config, world, data, plan, factory.build(config.model))
-
-
-def test_rates_that_are_measured(packed: Path, tmp_path: Path) -> None:
-    """Of the real loader and a real step: positive numbers, and nothing more can be promised."""
-    patient = a_patient(packed, tmp_path)
-    assert LOADER_RATE(patient) > 0
-    assert STEP_RATE(patient) > 0
-
-
-def test_a_step_is_timed_with_what_fits(packed: Path, tmp_path: Path) -> None:
-    """Rather than end the doctor by what it just warned of."""
-    patient, rows = a_patient(packed, tmp_path), list[int]()
-    assert patient.clip is not None
-    patient.clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    assert STEP_RATE(patient) > 0
-    assert set(rows) == {4}
+    world, rows = World(0, 1, torch.device("cpu")), list[int]()
+    data, clip = build.open_data(config, world), build.model(config, world)
+    run = preflight_checks.Opened(config, world, data, clip)
+    assert LOADER_RATE(run) > 0
+    clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    assert STEP_RATE(run, 3) > 0
+    assert set(rows) == {3}, "not with what would be out of memory"
     rows.clear()
-    patient.most_rows = 3
-    assert STEP_RATE(patient) > 0
-    assert set(rows) == {3}
+    assert STEP_RATE(run, 99) > 0
+    assert set(rows) == {16}, "a step has no more"
 
 
 @pytest.mark.parametrize(
@@ -280,9 +261,6 @@ def test_a_step_is_timed_with_what_fits(packed: Path, tmp_path: Path) -> None:
     ],
 )
 def test_methods(tmp_path: Path, changes: dict[str, Any], wanted: str) -> None:
-    from medclip_oc.config import parse
-    from medclip_oc.config.schema import Config
-
     file = write(settings(tmp_path, tmp_path / "run", **changes), tmp_path / "c.yaml")
     config = parse.parse(Config, ["--config", str(file)], prog="", description="")
     assert preflight.method_of(config).startswith(wanted)

@@ -1,6 +1,7 @@
 """Interrupted and resumed == never interrupted; and a run goes on only as the run that it was."""
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,10 +16,10 @@ from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.inference import ZeroshotConfig
 from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
-from tests.support.cli import call, one_line, records
+from tests.support.cli import call, one_line, records, settings, write
 from tests.support.fault_injection import Payload
 from tests.support.interrupted import (
-    Nursery,
+    ForkServer,
     alive,
     configure,
     lines_of,
@@ -37,13 +38,13 @@ DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 
 
 def kill_and_resume(
-    nursery: Nursery, config: Path, run: Path, *, kills: int, seed: int, ranks: int = 2
+    fork_server: ForkServer, config: Path, run: Path, *, kills: int, seed: int, ranks: int = 2
 ) -> int:
     """Run to the end, killing all ranks at random moments; returns how often it was killed."""
     rng = np.random.default_rng(seed)
     killed = 0
     for _ in range(kills):
-        pids = nursery.start(ranks, config.parent, "--config", config)
+        pids = fork_server.start(ranks, config.parent, "--config", config)
         more = lines_of(run / "metrics.jsonl") + int(rng.integers(0, 4))
         wait_for(
             lambda more=more, pids=pids: lines_of(run / "metrics.jsonl") >= more or not alive(pids)
@@ -51,17 +52,17 @@ def kill_and_resume(
         time.sleep(float(rng.uniform(0, 0.3)))
         for pid in rng.permutation(pids).tolist():
             os.kill(pid, signal.SIGKILL)
-        killed += set(nursery.answer()) == {-signal.SIGKILL}
-    assert nursery.train(ranks, config.parent, "--config", config) == [0] * ranks
+        killed += set(fork_server.answer()) == {-signal.SIGKILL}
+    assert fork_server.train(ranks, config.parent, "--config", config) == [0] * ranks
     return killed
 
 
-def check_kills(nursery: Nursery, packed: Path, folder: Path, kills: int) -> None:
+def check_kills(fork_server: ForkServer, packed: Path, folder: Path, kills: int) -> None:
     model = {"arch": "resume-dropout", "definition": DROPOUT}
     configs = [configure(packed, folder, name, model=model) for name in ("whole", "cut")]
     whole, cut = folder / "whole", folder / "cut"
-    assert nursery.train(2, folder, "--config", configs[0]) == [0, 0]
-    killed = kill_and_resume(nursery, configs[1], cut, kills=kills, seed=kills)
+    assert fork_server.train(2, folder, "--config", configs[0]) == [0, 0]
+    killed = kill_and_resume(fork_server, configs[1], cut, kills=kills, seed=kills)
     assert killed >= kills - 1, "the last may come after the end"
     for name in ("last", "best"):
         assert same(weights(whole, name), weights(cut, name)), name
@@ -74,29 +75,29 @@ def check_kills(nursery: Nursery, packed: Path, folder: Path, kills: int) -> Non
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_never_interrupted(
-    nursery: Nursery, packed: Path, tmp_path: Path
+    fork_server: ForkServer, packed: Path, tmp_path: Path
 ) -> None:
     """Two ranks with dropout, killed five times: the same weights, state and records, bitwise."""
-    check_kills(nursery, packed, tmp_path, 5)
+    check_kills(fork_server, packed, tmp_path, 5)
 
 
 @pytest.mark.soak
-def test_killed_twenty_times(nursery: Nursery, packed: Path, tmp_path: Path) -> None:
-    check_kills(nursery, packed, tmp_path, 20)
+def test_killed_twenty_times(fork_server: ForkServer, packed: Path, tmp_path: Path) -> None:
+    check_kills(fork_server, packed, tmp_path, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_another_number_of_processes(
-    nursery: Nursery, packed: Path, tmp_path: Path, before: int, after: int
+    fork_server: ForkServer, packed: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     """The same batches in the same order, and the losses of fp32 rounding."""
     whole = configure(packed, tmp_path, "whole", checkpoint={"keep_last": 99})
-    assert nursery.train(before, tmp_path, "--config", whole) == [0] * before
+    assert fork_server.train(before, tmp_path, "--config", whole) == [0] * before
     file = tmp_path / "whole" / "checkpoints" / "step-00000010.pt"
     other = configure(packed, tmp_path, "other")
     words = ("--config", other, "--resume", file)
-    assert nursery.train(after, tmp_path, *words) == [0] * after
+    assert fork_server.train(after, tmp_path, *words) == [0] * after
     one, two = (
         [r["loss"] for r in records(tmp_path / name) if "loss" in r and r["step"] > 10]
         for name in ("whole", "other")
@@ -107,18 +108,6 @@ def test_another_number_of_processes(
 
 
 # -------------------------------------------------------------------- what is gone on with, or not
-
-
-@pytest.fixture(scope="module")
-def finished(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 3 epochs, 9 steps, with states after each."""
-    folder = tmp_path_factory.mktemp("finished")
-    file = configure(packed, folder, "run", **THREE)
-    assert call(train.main, TrainCommand, "--config", file) == 0
-    return folder / "run"
-
-
-THREE = {"train__epochs": 3, "checkpoint": {"every_steps": 1, "keep_last": 3}}
 
 
 @pytest.fixture
@@ -143,7 +132,7 @@ def test_the_newest_states_are_kept(finished: Path) -> None:
     assert (finished / "checkpoints" / "last.pt").samefile(
         finished / "checkpoints" / "step-00000009.pt"
     )
-    assert "the training stood still for" in (finished / "log.txt").read_text()
+    assert "the training paused for" in (finished / "log.txt").read_text()
 
 
 def flip(file: Path) -> None:
@@ -165,7 +154,7 @@ def test_a_damaged_state_is_said_and_the_one_before_it_used(
     shown = capsys.readouterr().err
     assert "step-00000009.pt: damaged" in shown
     assert "the state before it is used" in shown
-    assert "goes on from" in shown
+    assert "resumes from" in shown
     assert "step-00000008.pt, step 8 of 9" in shown
     assert measured(run) == measured(finished)
     assert same(weights(run), weights(finished))
@@ -180,7 +169,7 @@ def test_without_a_sound_state_nothing_is_overwritten(
         flip(file)
     before = (run / "metrics.jsonl").read_bytes()
     assert again(run) == 2
-    assert "has no sound checkpoint to go on from" in one_line(capsys.readouterr().err)
+    assert "has no sound checkpoint to resume from" in one_line(capsys.readouterr().err)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -195,13 +184,13 @@ def test_pickled_code_is_refused(
     checkpoint.save(bad, {k: v for k, v in content.items() if k != "format"})
     image = tmp_path / "a.jpg"
     image.write_bytes(jpeg(1))
-    for work, config, *words in (
+    for main, config, *words in (
         (train.main, TrainCommand, "--config", run.with_suffix(".yaml")),
         (train.main, TrainCommand, "--config", run.with_suffix(".yaml"), "--resume", bad),
         (evaluate.main, EvaluateConfig, "--checkpoint", bad),
         (zeroshot.main, ZeroshotConfig, "--checkpoint", bad, "--images", image, "--texts", "x"),
     ):
-        assert call(work, config, *words) == 2
+        assert call(main, config, *words) == 2
         assert "refused: it holds pickled Python objects" in one_line(capsys.readouterr().err)
     assert not marker.exists()
 
@@ -209,7 +198,7 @@ def test_pickled_code_is_refused(
 CHANGES = {
     "rate": (
         ["--optim.lr", "2e-3"],
-        r"optim.lr 0.001, now 0.002; go on all the same with --resume.allow optim.lr, or take an",
+        r"optim.lr 0.001, now 0.002; resume all the same with --resume.allow optim.lr, or take an",
     ),
     "two settings": (
         ["--optim.lr", "2e-3", "--train.epochs", "4"],
@@ -221,7 +210,7 @@ CHANGES = {
     ),
     "batch, allowed": (
         ["--train.global_batch_size", "12", "--resume.allow", "train.global_batch_size"],
-        "--resume.allow train.global_batch_size: a run can't go on with another one",
+        "--resume.allow train.global_batch_size: a run can't resume with another one",
     ),
     "no such setting": (
         ["--resume.allow", "optim.lrr"],
@@ -231,9 +220,9 @@ CHANGES = {
         ["--train.epochs", "1", "--resume.allow", "train.epochs"],
         "train.epochs: the run ends after 3 steps, but .*step-00000009.pt is 9 steps old",
     ),
-    "never": (["--resume", "never"], "holds an earlier run; go on with it .--resume auto."),
+    "never": (["--resume", "never"], "holds an earlier run; resume it .--resume auto."),
     "no such file": (["--resume", "nowhere.pt"], "nowhere.pt: no such file"),
-    "a model alone": (["--resume", "BEST"], "best.pt: holds a model, and nothing to go on"),
+    "a model alone": (["--resume", "BEST"], "best.pt: holds a model, and no training state"),
     "another run's": (
         ["--resume", "LAST", "--run.folder", "OTHER"],
         "holds another run than --resume",
@@ -249,8 +238,6 @@ CHANGES = {
 def test_what_a_run_does_not_go_on_with(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     words, message = CHANGES[name]
     other = run.with_name("other")
     (other / "checkpoints").mkdir(parents=True)
@@ -272,7 +259,7 @@ def test_allowed_by_name_and_free(run: Path) -> None:
     assert [r["step"] for r in found if "loss" in r] == [*range(1, 10), 10, 12]
     assert found[-1]["step"] == 12
     log = (run / "log.txt").read_text()
-    assert "goes on with other settings: train.epochs 3, now 4; optim.lr 0.001, now 0.002" in log
+    assert "resumes with other settings: train.epochs 3, now 4; optim.lr 0.001, now 0.002" in log
     assert "log.every_steps 1, now 2" in log
 
 
@@ -303,7 +290,7 @@ def test_shards_that_changed_and_shards_that_moved(
 
 
 def test_an_earlier_state_by_name(run: Path, finished: Path) -> None:
-    """What came after it is set aside, so that no later start goes on from there."""
+    """What came after it is set aside, so that no later start resumes from there."""
     early = run / "checkpoints" / "step-00000007.pt"
     assert again(run, "--resume", early, "--train.epochs", 3) == 0
     names = {file.name for file in (run / "checkpoints").iterdir()}
@@ -359,3 +346,42 @@ def test_a_validation_that_fails_loses_no_step(
     assert call(train.main, TrainCommand, *words) == 0
     steps = [r["step"] for r in records(tmp_path / "run") if "loss" in r]
     assert steps == list(range(1, 7)), "no step was done twice"
+
+
+# ------------------------------------------------------------- parts of every kind
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "adapters and average": {"lora": {"rank": 4}, "ema": {"decay": 0.9}},
+    "layer decay": {"optim__image_layer_decay": 0.5, "loss": {"positives": "captions"}},
+    "frozen images": {"optim__freeze": "image", "ema": {"decay": 0.9}},
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_going_on_is_bit_for_bit(name: str, packed: Path, tmp_path: Path) -> None:
+    def run(folder: str, *words: object) -> Path:
+        kept = {"checkpoint": {"every_steps": 2, "keep_last": 9}, "train__epochs": 2}
+        tree = settings(packed, tmp_path / folder, **kept, **WAYS[name])
+        file = write(tree, tmp_path / f"{folder}.yaml")
+        assert call(train.main, TrainCommand, "--config", file, *words) == 0
+        return tmp_path / folder
+
+    whole = run("whole")
+    [middle] = [f for f in (whole / "checkpoints").glob("step-*.pt") if "2" in f.stem[-2:]]
+    rest = run("rest", "--resume", middle)
+    for kept in ("last", "ema") if "ema" in WAYS[name] else ("last",):
+        one, two = (
+            checkpoint.load(folder / "checkpoints" / f"{kept}.pt")["state_dict"]
+            for folder in (whole, rest)
+        )
+        assert all(value.equal(two[key]) for key, value in one.items()), kept
+    timeless = [
+        [
+            {k: v for k, v in r.items() if k != "pairs_per_second"}
+            for r in records(f)
+            if r["step"] > 2
+        ]
+        for f in (whole, rest)
+    ]
+    assert timeless[0] == timeless[1]

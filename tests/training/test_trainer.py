@@ -1,21 +1,24 @@
-"""Signals and faults: what a run leaves behind, and what it says."""
+"""A run that goes well, and one that signals and faults interrupt: what it leaves and says."""
 
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from math import cos, pi
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medclip_oc import train
-from medclip_oc.config.schema import TrainCommand
+from medclip_oc.config.schema import Config, TrainCommand, ValidConfig
 from medclip_oc.models import checkpoint
+from medclip_oc.training.trainer import Trainer
 from tests.support.cli import call, one_line, records, settings, write
 from tests.support.interrupted import (
-    Nursery,
+    ForkServer,
     alive,
     configure,
     lines_of,
@@ -24,6 +27,60 @@ from tests.support.interrupted import (
     wait_for,
     weights,
 )
+
+# --------------------------------------------------------------------------- a run that goes well
+
+
+def test_records_of_every_step(finished: Path) -> None:
+    steps = [r for r in records(finished) if "loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, 10))
+    names = {"step", "loss", "lr", "temperature", "grad_norm", "pairs_per_second"}
+    assert all(r.keys() == names for r in steps)
+    rates = [1e-3 * 0.5 * (1 + cos(pi * n / 8)) for n in range(8)]  # a tenth of 9 steps warms up
+    assert [r["lr"] for r in steps] == pytest.approx([1e-3, *rates])
+    assert all(0.06 < r["temperature"] < 0.08 for r in steps), "CLIP's starts at 0.07"
+    assert all(1 < r["pairs_per_second"] < 100_000 for r in steps)
+    log = (finished / "log.txt").read_text()
+    assert "48 training pairs, 9 steps (3.0 per epoch)" in log
+    assert f"step 9/9  loss {steps[-1]['loss']:.4g}  lr " in log
+
+
+def test_validation_and_the_best_checkpoint(finished: Path) -> None:
+    """Each epoch of 3 steps, each fifth step, and the end."""
+    scores = {r["step"]: r for r in records(finished) if "valid/mean_recall" in r}
+    assert list(scores) == [3, 5, 6, 9]
+    best, last = (checkpoint.load(finished / "checkpoints" / f"{n}.pt") for n in ("best", "last"))
+    highest = max(scores.values(), key=lambda r: r["valid/mean_recall"])
+    assert best["step"] == highest["step"]
+    assert best["metrics"]["mean_recall"] == highest["valid/mean_recall"]
+    assert last["training"]["best"] == highest["valid/mean_recall"]
+    assert (last["step"], last["position"], last["epoch"]) == (9, 144, 3)
+    said = f"done: best valid/mean_recall {highest['valid/mean_recall']:.4f} in {finished}"
+    assert said in (finished / "log.txt").read_text()
+
+
+def test_when_it_validates() -> None:
+    def steps(total: int, per_epoch: float, **valid: Any) -> list[int]:
+        run = SimpleNamespace(
+            config=Config(valid=ValidConfig(**valid)),
+            plan=SimpleNamespace(steps=total, steps_per_epoch=per_epoch),
+        )
+        return [n for n in range(1, total + 1) if Trainer.validation_due(run, n)]  # type: ignore
+
+    assert steps(10, 2.5) == [3, 5, 8, 10]
+    assert steps(10, 2.5, every_epochs=2) == [5, 10]
+    assert steps(7, 2.5, every_epochs=None) == [7]
+    assert steps(7, 2.5, every_epochs=None, every_steps=3) == [3, 6, 7]
+
+
+def test_without_validation_nothing_is_best(packed: Path, tmp_path: Path) -> None:
+    changes = {"data__valid": None, "train__epochs": 1, "log": {"every_steps": 2}}
+    config = configure(packed, tmp_path, "run", **changes)
+    assert call(train.main, TrainCommand, "--config", config) == 0
+    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3]
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+    assert "(no validation data, so no best.pt)" in (tmp_path / "run" / "log.txt").read_text()
+
 
 # ------------------------------------------------------------------------------------- signals
 
@@ -40,26 +97,26 @@ def _handlers() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_with_everything_saved(
-    nursery: Nursery, packed: Path, tmp_path: Path
+    fork_server: ForkServer, packed: Path, tmp_path: Path
 ) -> None:
     """Each of the three signals, and one that its loader process gets as well."""
     config = configure(packed, tmp_path, "run", data__workers=1, checkpoint={"every_minutes": None})
     run = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        pids = nursery.start(2, tmp_path, "--config", config)
+        pids = fork_server.start(2, tmp_path, "--config", config)
         begun = lines_of(run / "metrics.jsonl")
         wait_for(lambda begun=begun: lines_of(run / "metrics.jsonl") >= begun + 2)
         children = Path(f"/proc/{pids[1]}/task/{pids[1]}/children").read_text().split()
         for pid in (*map(int, children), pids[1]):
             os.kill(pid, number)
-        assert nursery.answer() == [75, 75]
+        assert fork_server.answer() == [75, 75]
         said = "".join((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
         assert said.count("\ntrain: ") + said.startswith("train: ") == 1
-        assert "and saved; the same command goes on from there" in said
+        assert "and saved; the same command resumes it" in said
         step = measured(run)[-1]["step"]
         assert f"stopped after step {step} of 30" in (run / "interrupted").read_text()
         assert checkpoint.load(run / "checkpoints" / "last.pt")["step"] == step
-    assert nursery.train(2, tmp_path, "--config", config) == [0, 0]
+    assert fork_server.train(2, tmp_path, "--config", config) == [0, 0]
     assert not (run / "interrupted").exists()
     assert [r["step"] for r in records(run) if "loss" in r] == list(range(1, 31))
 
@@ -74,16 +131,16 @@ def test_a_signal_in_the_middle_of_a_validation(
     whole = configure(packed, tmp_path, "whole", train__epochs=4)
     assert call(train.main, TrainCommand, "--config", whole) == 0
     cut = configure(packed, tmp_path, "cut", train__epochs=4)
-    loader, batches = features.loader, list[int]()
+    load_batches, batches = features.load_batches, list[int]()
 
     def interrupting(*words: Any, **named: Any) -> Iterator[Any]:
-        for loaded in loader(*words, **named):
+        for loaded in load_batches(*words, **named):
             batches.append(len(loaded.batch["index"]))
             if len(batches) == 5:  # of three a validation: the second one's second
                 os.kill(os.getpid(), signal.SIGTERM)
             yield loaded
 
-    monkeypatch.setattr(features, "loader", interrupting)
+    monkeypatch.setattr(features, "load_batches", interrupting)
     assert call(train.main, TrainCommand, "--config", cut) == 75
     assert len(batches) == 5
     state = checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")
@@ -94,42 +151,27 @@ def test_a_signal_in_the_middle_of_a_validation(
         assert same(weights(tmp_path / "whole", name), weights(tmp_path / "cut", name))
 
 
-def test_a_second_interrupt_ends_at_once() -> None:
-    code = (
-        "import os, signal\n"
-        "from medclip_oc.runtime import shutdown as signals\n"
-        "with signals.noticed() as notice:\n"
-        "    assert not notice.given()\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    assert notice.name == 'SIGINT'\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    assert notice.name == 'SIGINT'\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('still here')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
 # -------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_or_hangs_ends_all(nursery: Nursery, packed: Path, tmp_path: Path) -> None:
+def test_a_rank_that_dies_or_hangs_ends_all(
+    fork_server: ForkServer, packed: Path, tmp_path: Path
+) -> None:
     config = configure(packed, tmp_path, "run", train__epochs=1000)
     run, words = tmp_path / "run", ("--run.timeout_seconds", 4)
     for number, said in (
         (signal.SIGKILL, "another rank ended"),
         (signal.SIGSTOP, "another rank did not answer for 4 s (run.timeout_seconds)"),
     ):
-        pids = nursery.start(2, tmp_path, "--config", config, *words)
+        pids = fork_server.start(2, tmp_path, "--config", config, *words)
         begun = lines_of(run / "metrics.jsonl")
         wait_for(lambda begun=begun: lines_of(run / "metrics.jsonl") >= begun + 4)
         os.kill(pids[1], number)
         wait_for(lambda pids=pids: not alive(pids[:1]))
         if number == signal.SIGSTOP:  # the launcher would, 30 s later
             os.kill(pids[1], signal.SIGKILL)
-        assert nursery.answer() == [1, -signal.SIGKILL]
+        assert fork_server.answer() == [1, -signal.SIGKILL]
         shown = (tmp_path / "rank0.txt").read_text()
         assert f"\ntrain: {said}" in shown
         assert "Traceback" not in shown
@@ -156,7 +198,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(packed: Path, tmp_path: Pa
         assert launcher.stderr is not None
         said = launcher.stderr.read()
     assert launcher.returncode == 0, said
-    assert "goes on from" in said
+    assert "resumes from" in said
     assert [r["step"] for r in records(run) if "loss" in r] == list(range(1, 16))
 
 
@@ -195,12 +237,12 @@ def test_a_full_disk(
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_goes_away(nursery: Nursery, packed: Path, tmp_path: Path) -> None:
+def test_a_run_folder_that_goes_away(fork_server: ForkServer, packed: Path, tmp_path: Path) -> None:
     config = configure(packed, tmp_path, "run", train__epochs=1000)
-    nursery.start(1, tmp_path, "--config", config)
+    fork_server.start(1, tmp_path, "--config", config)
     wait_for(lambda: lines_of(tmp_path / "run" / "metrics.jsonl") >= 4)
     (tmp_path / "run").rename(tmp_path / "gone")  # at once, where removing takes a while
-    assert nursery.answer() == [1]
+    assert fork_server.answer() == [1]
     shown = (tmp_path / "rank0.txt").read_text()
     assert "checkpoints" in shown.splitlines()[-1]
     assert "No such file or directory" in shown.splitlines()[-1]
