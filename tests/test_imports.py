@@ -62,7 +62,8 @@ def test_only_the_seam_imports(package: str, allowed: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "report", "zeroshot", "embed", "export", "app"]
+    "command",
+    ["train", "evaluate", "report", "zeroshot", "embed", "export", "app", "make_shards"],
 )
 def test_help_needs_no_torch(command: str) -> None:
     """What `--help` imports; the time it takes follows from that."""
@@ -76,5 +77,5 @@ def test_help_needs_no_torch(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    options = ("--checkpoint", "--optim.lr", "--gallery")
+    options = ("--checkpoint", "--optim.lr", "--gallery", "--samples-per-shard")
     assert any(option in done.stdout for option in options)

@@ -1,6 +1,7 @@
 """Settings of tools/make_shards.py. No torch here; a field's help is the docstring under it."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Literal
 
 from ..errors import InputError
@@ -79,6 +80,8 @@ class MakeShardsConfig(Settings):
             self._refuse("--verify", *VERIFY_OPTIONS, only=True)
         elif (self.source is None) == (self.table is None):
             raise InputError("--source, --table: give one of them")
+        elif self.table is not None and not (self.image_column and self.caption_column):
+            raise InputError("--table: needs --image-column and --caption-column")
         elif self.source is not None:
             self._refuse("--source", *TABLE_OPTIONS)
         else:
@@ -87,6 +90,23 @@ class MakeShardsConfig(Settings):
             self._refuse("--audit-only", *PACK_OPTIONS)
         if self.drop_leaks and self.splits and not (self.splits[1:] and "train" in self.splits):
             raise InputError("--drop-leaks: needs train and another split to compare it with")
+
+    def path(self, name: str) -> Path:
+        """A field that is a path.
+
+        Raises:
+            InputError: none that a file system can have.
+        """
+        text: str = getattr(self, name)
+        try:
+            path = Path(text).expanduser()
+            path.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = getattr(error, "strerror", error)
+            raise InputError(f"{self.option(name)} {text[:60]!r}: {reason}") from None
+        if not text.strip():
+            raise InputError(f"{self.option(name)}: is empty; give a path")
+        return path
 
     def _refuse(self, mode: str, *names: str, only: bool = False) -> None:
         """Refuse settings that a mode doesn't use (or, with `only`, all but those it uses)."""

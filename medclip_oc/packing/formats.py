@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from ..config.packing import MakeShardsConfig
 from ..errors import InputError
 from .image_store import Archive, Folder
 from .sources import SPLIT_WORDS, SPLITS, Part, Source, by_id, parse_split
@@ -69,6 +70,29 @@ _PARQUET = (
     "data/{split}.parquet",
 )
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
+
+
+def from_settings(config: MakeShardsConfig) -> Source:
+    """The source that the settings of make_shards name.
+
+    Raises:
+        InputError: none that can be read.
+    """
+    if config.source is not None:
+        form = None if config.format == "auto" else config.format
+        return open_source(config.path("source"), config.splits, form, config.concepts)
+    assert config.image_column
+    assert config.caption_column
+    return open_table(
+        config.path("table"),
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        id_column=config.id_column,
+        split_column=config.split_column,
+        concepts_column=config.concepts_column,
+        image_root=config.path("image_root") if config.image_root else None,
+        splits=config.splits,
+    )
 
 
 def open_source(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..data.index import INDEX, REJECTS, SIZES
-from ..errors import BadImage, InputError
+from ..errors import BadImage, InputError, WorkError
 from ..imaging.decode import decode as decode_image
 from ..runtime.atomic import PARTIAL
 from ..runtime.progress import Progress
@@ -84,6 +84,23 @@ def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> Verified:
     verified.damages += _other_files(folder, names, hashes)
     verified.damages += _counts(folder, index["counts"]["read"], packed)
     return verified
+
+
+def report(folder: Path, *, workers: int = 1, decode: bool = True) -> None:
+    """Check a shard folder, and print what is damaged and how much was looked at.
+
+    Raises:
+        WorkError: something is damaged.
+        InputError: see `verify`.
+    """
+    verified = verify(folder, workers=workers, decode=decode)
+    for damage in verified.damages:
+        print(damage)
+    size = verified.bytes / 1e6
+    amount = f"{verified.shards:,} shards, {verified.samples:,} samples, {size:,.1f} MB"
+    if verified.damages:
+        raise WorkError(f"{folder}: damaged: {len(verified.damages)} findings in {amount}")
+    print(f"{folder}: {amount}: all well")
 
 
 def _other_files(folder: Path, shards: set[str], hashes: Mapping[str, str]) -> Iterator[str]:

@@ -1,0 +1,60 @@
+"""Pack images and captions into tar shards: what `tools/make_shards.py` runs."""
+
+from .config.packing import MakeShardsConfig
+from .errors import InputError, WorkError
+from .runtime import command
+
+
+def main(config: MakeShardsConfig) -> None:
+    """Pack, and print the closing table; or audit alone, or verify."""
+    from .packing import formats, verify
+    from .packing.pack import PackOptions, check_folder, pack
+    from .runtime.workers import cores
+
+    workers, out = config.workers or cores(), config.path("out")
+    if config.verify:
+        verify.report(out, workers=workers, decode=not config.no_decode_check)
+        return
+    source = formats.from_settings(config)
+    options = PackOptions(
+        config.samples_per_shard,
+        decode_check=not config.no_decode_check,
+        max_pixels=config.max_pixels,
+        resize=config.resize,
+        drop_leaks=config.drop_leaks,
+    )
+    if config.source and out.resolve() == config.path("source").resolve():
+        raise InputError("--out: the source itself; the shards need a folder of their own")
+    if not config.audit_only:
+        check_folder(out, options, overwrite=config.overwrite)  # before an audit takes its time
+    audit = None
+    if config.audit or config.audit_only or config.drop_leaks:
+        from .audit.before_packing import audit_source
+
+        source, audit = audit_source(source, config, workers)
+    if config.audit_only:
+        return
+    try:
+        report = pack(source, out, options, workers=workers, overwrite=config.overwrite)
+    except WorkError:
+        if audit:  # it may tell why
+            audit.write(out)
+        raise
+    if audit:
+        audit.write(out)
+    print(report.table())
+    print(report.closing(config.out, source.form))
+
+
+def run() -> None:
+    """The command line."""
+    command.run(
+        main,
+        MakeShardsConfig,
+        prog="make_shards.py",
+        description="Pack radiology images and captions into tar shards.",
+    )
+
+
+if __name__ == "__main__":
+    run()
