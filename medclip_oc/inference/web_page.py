@@ -208,13 +208,13 @@ def serve(settings: AppConfig) -> None:
     Raises:
         InputError: gradio is missing, or the index, the model or the address can't be used.
     """
+    index = Index(Path(settings.index)) if settings.index else None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
         import gradio
     except ImportError as error:
         raise InputError("the page needs gradio: pip install 'medclip_oc[app]'") from error
-    index = Index(Path(settings.index)) if settings.index else None
     embedder = open_embedder(settings)
     if index is not None:
         search.check_model(index, embedder)

@@ -30,8 +30,8 @@ COLOURS = {
 }
 """Of the light theme; the page has variables of these names."""
 _FURTHER_LINES = ("#8a63c9", "#b8860b", "#3b97a8")
-_WIDTH = 4.2  # inches
-_LABEL_LETTERS = 44
+_WIDTH = 3.6  # inches
+_LABEL_LETTERS = 38
 _STYLE = {
     "font.size": 8.5,
     "axes.titlesize": 9.5,
@@ -56,7 +56,7 @@ _STYLE = {
 @rc_context(_STYLE)
 def lines(title: str, series: Mapping[str, Sequence[Point]], *, xlabel: str = "step") -> Figure:
     """Lines over a common axis: each name's (x, y), x ascending."""
-    figure, axes = _axes(title, 2.2 if len(series) == 1 else 3.1)
+    figure, axes = _axes(title, 2.0 if len(series) == 1 else 2.8)
     colours = (*(COLOURS[name] for name in ("bar", "warn", "fine")), *_FURTHER_LINES)
     for (label, points), colour in zip(series.items(), colours, strict=False):
         marker = "o" if len(points) == 1 else None  # a line of one point can't be seen
@@ -94,7 +94,7 @@ def histogram(
     title: str, counts: Sequence[tuple[str, int]], marked_from: int | None = None
 ) -> Figure:
     """Standing bars, side by side; those from `marked_from` on in the colour of a warning."""
-    figure, axes = _axes(title, 2.2)
+    figure, axes = _axes(title, 2.0)
     marked = len(counts) if marked_from is None else marked_from
     colours = [COLOURS["warn" if n >= marked else "bar"] for n in range(len(counts))]
     axes.bar(range(len(counts)), [number for _, number in counts], width=0.92, color=colours)
@@ -123,7 +123,7 @@ def save_png(figure: Figure, folder: Path) -> Path:
     """A figure as a file, named by its title."""
     title = figure.axes[0].get_title("left").lower()
     file = folder / (re.sub(r"\W+", "_", title).strip("_") + ".png")
-    _save(figure, file, dpi=200)
+    _save(figure, file, dpi=150)
     return file
 
 
