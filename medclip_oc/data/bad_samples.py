@@ -5,7 +5,8 @@ three numbers before each step (errors, unreadable pairs, long captions) and act
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ..config.schema import DataConfig
@@ -19,43 +20,32 @@ CHECK_SECONDS = 20.0
 """Between two looks at whether the shards are still there, besides one at each epoch."""
 
 
+@dataclass(kw_only=True)
 class TrainingBatches:
-    """This rank's batches, one per step, under the policy; to be iterated over once.
+    """This rank's batches, one per step, under the policy; to be iterated over once."""
 
-    Args:
-        loaded: where they come from.
-        settings: the policy (`max_bad_share`, of the pairs seen or of an epoch's, whichever are
-            more), and what becomes of long captions.
-        world: the ranks.
-        log: where a line for the user goes; called on every rank with the same lines.
-        steps: batches to come.
-        pairs_per_step: G.
-        pairs_per_epoch: of the training pairs.
-        context: tokens of a caption that fit.
-        start: pairs that were done before the first of them.
-        check: raises ShardChanged if a shard is gone.
-        incomplete: further unreadable pairs of this rank, since it was called last.
-    """
+    loaded: Iterator[LoadedBatch]
+    """Where they come from."""
+    settings: DataConfig
+    """The policy: `max_bad_share`, of the pairs seen or of an epoch's, whichever are more."""
+    world: World
+    log: Callable[[str], None]
+    """Where a line for the user goes; called on every rank with the same lines."""
+    steps: int
+    """Batches to come."""
+    pairs_per_step: int
+    """G."""
+    pairs_per_epoch: int
+    context: int
+    """Tokens of a caption that fit."""
+    start: int = 0
+    """Pairs that were done before the first of them."""
+    check: Callable[[], None] = lambda: None
+    """Raises ShardChanged if a shard is gone."""
+    incomplete: Callable[[], list[str]] = list
+    """Further unreadable pairs of this rank, since it was called last."""
 
-    def __init__(
-        self,
-        loaded: Iterable[LoadedBatch],
-        settings: DataConfig,
-        world: World,
-        log: Callable[[str], None],
-        *,
-        steps: int,
-        pairs_per_step: int,
-        pairs_per_epoch: int,
-        context: int,
-        start: int = 0,
-        check: Callable[[], None] = lambda: None,
-        incomplete: Callable[[], list[str]] = list,
-    ) -> None:
-        self.settings, self.world, self.log, self.context = settings, world, log, context
-        self.steps, self.pairs_per_step, self.start = steps, pairs_per_step, start
-        self.pairs_per_epoch = pairs_per_epoch
-        self._loaded, self._check, self._incomplete = iter(loaded), check, incomplete
+    def __post_init__(self) -> None:
         self._checked = time.monotonic()
         self._state: dict[str, Any] = {"bad": 0, "long": 0, "named": set(), "reported": False}
 
@@ -76,7 +66,7 @@ class TrainingBatches:
         for step in range(self.steps):  # not to the end: a late error would be alone
             seen = self.start + (step + 1) * self.pairs_per_step
             loaded, error = self._next(seen - self.pairs_per_step)
-            bad_lines = [*loaded.bad, *self._incomplete()] if loaded else []
+            bad_lines = [*loaded.bad, *self.incomplete()] if loaded else []
             counts = [int(error is not None), len(bad_lines), loaded.long_captions if loaded else 0]
             failed, bad, long = distributed.all_reduce_sum(counts, self.world.device)
             if failed:
@@ -95,9 +85,9 @@ class TrainingBatches:
             epoch_begins = seen % self.pairs_per_epoch < self.pairs_per_step
             due = epoch_begins or time.monotonic() - self._checked > CHECK_SECONDS
             if self.world.main and due:  # the others hear of it with everything else
-                self._check()
+                self.check()
                 self._checked = time.monotonic()
-            return next(self._loaded), None
+            return next(self.loaded), None
         except (InputError, WorkError) as error:
             return None, error
 
@@ -118,8 +108,8 @@ class TrainingBatches:
             )
 
     def _report_long(self, seen: int) -> None:
-        state, policy = self._state, self.settings.long_captions
-        line = captions.report(state["long"], seen, policy, self.context)
-        if line and not state["reported"]:
+        policy, long = self.settings.long_captions, self._state["long"]
+        line = captions.report(long, seen, policy, self.context)
+        if line and not self._state["reported"]:
             self.log(line)
-        state["reported"] = True
+        self._state["reported"] = True

@@ -11,13 +11,14 @@ G pairs over all ranks, B pairs per rank, L context length, K most concepts of a
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..config.checks import Decode
 from ..config.schema import LongCaptions
@@ -52,41 +53,32 @@ class LoadedBatch(NamedTuple):
     """Captions longer than the context."""
 
 
-class StepSampler(Sampler[list[Place] | list[Streamed]]):
-    """One rank's pairs, in loader batches that never span two optimizer steps.
+@dataclass
+class StepSampler:
+    """One rank's pairs, in loader batches that never span two optimizer steps."""
 
-    Args:
-        source: the order of pairs that are read by position, or a stream.
-        global_batch_size: G; a multiple of `world_size`.
-        loader_batch_size: most pairs of a loader batch.
-        steps: how many global batches.
-        rank: of this process.
-        world_size: number of processes.
-        start: pairs that are already done, and not read again; of a stream a multiple of G.
-    """
-
-    def __init__(
-        self,
-        source: Order | ShardStream,
-        *,
-        global_batch_size: int,
-        loader_batch_size: int,
-        steps: int,
-        rank: int,
-        world_size: int,
-        start: int = 0,
-    ) -> None:
-        assert global_batch_size % world_size == 0
-        self.source, self.steps, self.start = source, steps, start
-        self.global_batch_size, self.loader_batch_size = global_batch_size, loader_batch_size
-        share = global_batch_size // world_size
-        self.own = range(rank * share, (rank + 1) * share)  # places within a global batch
+    source: Order | ShardStream
+    """The order of pairs that are read by position, or a stream."""
+    _: KW_ONLY
+    global_batch_size: int
+    """G; a multiple of `world_size`."""
+    loader_batch_size: int
+    """Most pairs of a loader batch."""
+    steps: int
+    """How many global batches."""
+    rank: int
+    world_size: int
+    start: int = 0
+    """Pairs that are already done, and not read again; of a stream a multiple of G."""
 
     def __len__(self) -> int:
-        return self.steps * -(-len(self.own) // self.loader_batch_size)
+        share = self.global_batch_size // self.world_size
+        return self.steps * -(-share // self.loader_batch_size)
 
     def __iter__(self) -> Iterator[list[Place] | list[Streamed]]:
-        for share in self.source.shares(self.start, self.steps, self.global_batch_size, self.own):
+        size = self.global_batch_size // self.world_size
+        own = range(self.rank * size, (self.rank + 1) * size)  # places within a global batch
+        for share in self.source.shares(self.start, self.steps, self.global_batch_size, own):
             for first in range(0, len(share), self.loader_batch_size):
                 yield share[first : first + self.loader_batch_size]
 
@@ -135,9 +127,7 @@ class Pairs(Dataset[dict[str, Any]]):
         A worker's exception would reach the user as a traceback; the error travels as a value.
         """
         try:
-            if isinstance(item, Streamed):
-                return self._streamed(item)
-            return self._placed(*item)
+            return self._streamed(item) if isinstance(item, Streamed) else self._placed(*item)
         except (InputError, WorkError) as error:
             return {"error": error}
         except OSError as error:
@@ -189,33 +179,27 @@ def collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkErr
 
     A sample of a stream that couldn't be read is replaced by the next one of the batch.
     """
-    error: InputError | WorkError | None = next((s["error"] for s in samples if "error" in s), None)
-    if error is not None:
-        return error
+    errors: list[InputError | WorkError] = [s["error"] for s in samples if "error" in s]
+    if errors:
+        return errors[0]
     bad = [line for sample in samples for line in sample["bad"]]
     sound = [number for number, sample in enumerate(samples) if "images" in sample]
     if not sound:
         return WorkError(f"no pair of a whole batch can be read; the last: {bad[-1]}")
     chosen = [next((n for n in sound if n >= at), sound[0]) for at in range(len(samples))]
     samples = [samples[number] for number in chosen]
-    tensors = {
+    batch = {
         "images": torch.stack([s["images"] for s in samples]),  # (B, 3, H, W) uint8
         "tokens": torch.stack([s["tokens"] for s in samples]),  # (B, L) int64
-        **{
-            name: torch.tensor([s[name] for s in samples], dtype=torch.int64)  # (B,)
-            for name in ("index", "caption_hash", "image_hash")
-        },
         "concepts": pad_sequence([s["concepts"] for s in samples], batch_first=True),  # (B, K)
     }
-    return LoadedBatch(tensors, bad, sum(sample["long"] for sample in samples))
+    for name in ("index", "caption_hash", "image_hash"):
+        batch[name] = torch.tensor([s[name] for s in samples], dtype=torch.int64)  # (B,)
+    return LoadedBatch(batch, bad, sum(sample["long"] for sample in samples))
 
 
 def load_batches(
-    pairs: Pairs,
-    sampler: Iterable[list[Place] | list[Streamed]],
-    *,
-    workers: int,
-    pin: bool,
+    pairs: Pairs, sampler: Iterable[list[Place] | list[Streamed]], *, workers: int, pin: bool
 ) -> Iterator[LoadedBatch]:
     """Batches in the sampler's order, prepared by `workers` processes (0: by this one).
 
@@ -243,9 +227,8 @@ def load_batches(
         if "DataLoader worker" not in str(error):
             raise
         reason = str(error).splitlines()[0]
-        raise WorkError(
-            f"a loader process died; out of memory? Try fewer data.workers ({reason})"
-        ) from None
+        advice = f"out of memory? Try fewer data.workers ({reason})"
+        raise WorkError(f"a loader process died; {advice}") from None
 
 
 def step_batches(parts: Iterator[LoadedBatch], pairs_per_step: int) -> Iterator[LoadedBatch]:

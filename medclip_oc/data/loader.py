@@ -112,13 +112,9 @@ def evaluation_pairs(shards: ShardSet, clip: Clip, *, decode: Decode = "exact") 
 
 def training_pairs(shards: ShardSet | None, clip: Clip, settings: DataConfig, seed: int) -> Pairs:
     """Pairs as this model trains on them, augmented. `shards` is None for a stream."""
-    preprocess = clip.description["preprocess"]
-    transform = TrainingTransform(
-        clip.image_size,
-        preprocess["interpolation"],
-        settings.augment,
-        squash=preprocess["resize_mode"] != "shortest",
-    )
+    about, augment = clip.description["preprocess"], settings.augment
+    squash = about["resize_mode"] != "shortest"
+    transform = TrainingTransform(clip.image_size, about["interpolation"], augment, squash)
     return Pairs(
         shards,
         transform,
@@ -159,13 +155,13 @@ def training_batches(
         InputError, WorkError: while it is iterated over, on every rank.
     """
     size, source, policy = config.train.global_batch_size, data.source, dict[str, Any]()
+    shards = source if isinstance(source, ShardSet) else None
+    pairs = training_pairs(shards, clip, config.data, config.run.seed)
     if isinstance(source, ShardSet):
-        pairs = training_pairs(source, clip, config.data, config.run.seed)
         policy["check"] = source.check
         if source.skipped:
             log(f"{source.skipped:,} entries of the shards have no image or no caption")
     else:
-        pairs = training_pairs(None, clip, config.data, config.run.seed)
         policy["incomplete"] = source.incomplete
         if start % size:
             raise InputError(
@@ -190,10 +186,10 @@ def training_batches(
     pin = world.device.type == "cuda"
     loaded = load_batches(pairs, sampler, workers=config.data.workers, pin=pin)
     return TrainingBatches(
-        step_batches(loaded, share),
-        config.data,
-        world,
-        log,
+        loaded=step_batches(loaded, share),
+        settings=config.data,
+        world=world,
+        log=log,
         steps=left,
         pairs_per_step=size,
         pairs_per_epoch=data.pairs_per_epoch,

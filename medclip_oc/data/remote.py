@@ -124,23 +124,21 @@ class ShardStream:
         """
         return _prefetched(self._shares(start // size, steps, size, own))
 
-    def _shares(
-        self, first_step: int, steps: int, size: int, own: range
-    ) -> Iterator[list[Streamed]]:
+    def _shares(self, done: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
         lanes = min(self.lanes, size)  # or a lane would have no part in a batch
         bounds = [lane * size // lanes for lane in range(lanes + 1)]
-        parts = {  # lane -> its places within a global batch
-            lane: range(bounds[lane], bounds[lane + 1])
-            for lane in range(lanes)
-            if bounds[lane] < own.stop and own.start < bounds[lane + 1]
+        parts = [range(*bounds[lane : lane + 2]) for lane in range(lanes)]  # places in a batch
+        sources = {
+            lane: self.lane(lane, lanes, done * len(part))
+            for lane, part in enumerate(parts)
+            if part.start < own.stop and own.start < part.stop
         }
-        sources = {lane: self.lane(lane, lanes, first_step * len(parts[lane])) for lane in parts}
         for _ in range(steps):
             share = list[Streamed]()
-            for lane, part in parts.items():
+            for lane, source in sources.items():
                 # all of the lane's part, so that it stands where it stands on every other rank
-                pairs = islice(sources[lane], len(part))
-                share += [pair for place, pair in zip(part, pairs, strict=True) if place in own]
+                pairs = zip(parts[lane], source, strict=False)
+                share += [pair for place, pair in pairs if place in own]
             yield share
 
     def lane(self, number: int, lanes: int, start: int = 0) -> Iterator[Streamed]:

@@ -28,7 +28,8 @@ def policy(log: list[str], *bad: list[str], long: int = 0, **changes: Any) -> Tr
     loaded = (LoadedBatch({"index": torch.zeros(4)}, lines, long) for lines in bad)
     usual = {"steps": len(bad), "pairs_per_step": 4, "pairs_per_epoch": 20, "context": 77}
     settings = DataConfig(max_bad_share=changes.pop("max_bad_share", 0.1))
-    return TrainingBatches(loaded, settings, ALONE, log.append, **(usual | changes))
+    rest = usual | changes
+    return TrainingBatches(loaded=loaded, settings=settings, world=ALONE, log=log.append, **rest)
 
 
 def test_bad_pairs_are_told_once_and_bounded() -> None:
