@@ -94,29 +94,23 @@ class Preprocess:
         self.resample = Image.Resampling[preprocess["interpolation"].upper()]
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> Tensor:
-        size = self._resized(picture.size)
-        reduction = 1.0
-        if size is not None:
-            reduction = (
-                min(full / own for full, own in zip(picture.size, size, strict=True)) / _MARGIN
-            )
-        image, scale = picture.image(reduction)
-        if size is not None and scale < 1:
-            whole = (0, 0, picture.size[0] * scale, picture.size[1] * scale)
-            image = image.resize(size, self.resample, box=whole)
+        """Picture -> (3, height, width) uint8; nothing is drawn from `rng`."""
+        full, size = picture.size, self._resized(picture.size)
+        image, scale = picture.image(min(full[0] / size[0], full[1] / size[1]) / _MARGIN)
+        if scale < 1:
+            image = image.resize(size, self.resample, box=(0, 0, full[0] * scale, full[1] * scale))
         # Padding may have a colour; otherwise grey stays grey, and the result is the same.
         return self.preprocess(image.convert("RGB") if self.mode == "longest" else image)
 
-    def _resized(self, full: tuple[int, int]) -> tuple[int, int] | None:
-        """(width, height) to which the preprocessing resizes a picture; None: not worked out."""
+    def _resized(self, full: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) to which the preprocessing resizes a picture, or `full` for any."""
         height, width = self.size
         if self.mode == "squash":
             return width, height
         if self.mode != "shortest" or width != height:
-            return None
-        shortest = min(full)
+            return full
         # as torchvision's Resize rounds
-        return int(width * full[0] / shortest), int(height * full[1] / shortest)
+        return int(width * full[0] / min(full)), int(height * full[1] / min(full))
 
 
 def _turn_and_tone(

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -30,8 +29,7 @@ class Captions:
 
     def __init__(self, tokenizer: Tokenizer, long: LongCaptions = "truncate") -> None:
         self.tokenizer, self.long = tokenizer, long
-        empty = tokenizer([""])[0]
-        self.context = len(empty)
+        self.context = len(tokenizer([""])[0])
         self._pad = int(tokenizer([""], context_length=self.context + 1)[0, -1])
 
     def tokens(self, caption: str, seed: list[int]) -> tuple[Tensor, bool]:
@@ -44,13 +42,12 @@ class Captions:
         Returns:
             (L,) int64, and whether the caption is longer than L tokens.
         """
-        row = self.tokenizer([caption])[0]
-        if not self._too_long(caption, row):
-            return row, False
-        if self.long == "sentences":
+        row = self.tokenizer([caption])[0]  # (L,)
+        long = self._too_long(caption, row)
+        if long and self.long == "sentences":
             chosen = self._run(sentences(caption), np.random.default_rng(seed))
-            return self.tokenizer([chosen])[0], True
-        return row, True
+            row = self.tokenizer([chosen])[0]  # (L,)
+        return row, long
 
     def _run(self, parts: list[str], rng: np.random.Generator) -> str:
         """Consecutive sentences from a random one on, as many as fit; earlier ones if room is left.
@@ -88,8 +85,8 @@ def report(long: int, seen: int, policy: str, context: int) -> str | None:
     """A line that says how many captions are too long; None if none is."""
     if not long:
         return None
-    done: dict[str, Any] = {"truncate": "cut there", "sentences": "given in runs of sentences"}
+    treated = "cut there" if policy == "truncate" else "given in runs of sentences"
     return (
         f"{long:,} of {seen:,} captions ({long / seen:.1%}) are longer than {context} tokens, and "
-        f"{done[policy]} (data.long_captions: {policy})"
+        f"{treated} (data.long_captions: {policy})"
     )

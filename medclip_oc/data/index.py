@@ -146,9 +146,6 @@ def user_cache() -> Path:
     return Path(cache) / "medclip_oc"
 
 
-# ------------------------------------------------------------------------------------- the arrays
-
-
 def _open(folder: Path, name: str, read: Callable[[], list[_Shard]]) -> ShardIndex:
     """The index under this name, made of what `read` returns if there is none."""
     files = [folder / f".index-{name}", user_cache() / f"{_hash(str(folder.absolute()))}-{name}"]
@@ -220,9 +217,6 @@ def _stamp(path: Path) -> list[int]:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-# -------------------------------------------------------------------------- what they are made from
 
 
 def _of_split(folder: Path, split: str) -> list[_Shard]:

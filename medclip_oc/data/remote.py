@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
 from .index import expand_braces, image_extension, user_cache
 from .sampler import permuted
-from .shards import SETS, Sample, parse_facts
+from .shards import SETS, Sample, parse_facts, read_caption
 
 T = TypeVar("T")
 
@@ -75,32 +75,28 @@ def _names(where: str | Sequence[str]) -> list[str]:
     return [part for name in names for part in name.split(SETS)]
 
 
+@dataclass
 class ShardStream:
     """Pairs of shards that are read front to back.
-
-    Args:
-        where: URLs and `pipe:` commands, perhaps with brace patterns, joined by `::` or in a list.
-        seed: of the order.
-        lanes: shards read at once; fewer where there are fewer shards.
-        window: pairs shuffled at once within a shard.
-        cache: folder that keeps the shards; None: they are streamed each time.
 
     Raises:
         InputError: a pattern that can't be expanded.
     """
 
-    def __init__(
-        self,
-        where: str | Sequence[str],
-        *,
-        seed: int,
-        lanes: int,
-        window: int,
-        cache: Path | None = None,
-    ) -> None:
-        self.urls = [url for name in _names(where) for url in expand_braces(name)]
-        self.seed, self.window, self.cache = seed, window, cache
-        self.lanes = min(lanes, len(self.urls))
+    where: str | Sequence[str]
+    """URLs and `pipe:` commands, perhaps with brace patterns, joined by `::` or in a list."""
+    _: KW_ONLY
+    seed: int
+    lanes: int
+    """Shards read at once; fewer where there are fewer shards."""
+    window: int
+    """Pairs shuffled at once within a shard."""
+    cache: Path | None = None
+    """Folder that keeps the shards; None: they are streamed each time."""
+
+    def __post_init__(self) -> None:
+        self.urls = [url for name in _names(self.where) for url in expand_braces(name)]
+        self.lanes = min(self.lanes, len(self.urls))
         key = hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]
         self._counts_folder = user_cache() / f"stream-{key}"
         self._incomplete = list[str]()
@@ -111,13 +107,7 @@ class ShardStream:
         return [self._incomplete.pop(0) for _ in range(len(self._incomplete))]
 
     def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
-        """One rank's part of each global batch, read while the model works on the one before.
-
-        Args:
-            start: pairs that are already done, a multiple of `size`.
-            steps: how many global batches.
-            size: G.
-            own: places within a global batch that are this rank's.
+        """As `Order.shares`, read while the model works on the batch before.
 
         Raises:
             WorkError: as `lane`.
@@ -221,18 +211,10 @@ def read_tar(url: str, cache: Path | None, incomplete: list[str]) -> Iterator[Sa
     stream = _Stream(url, cache)
     try:
         for members in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
-            extension, key = image_extension(members), members["__key__"]
-            if extension is None or "txt" not in members:
-                absent = "image" if extension is None else "caption"
-                incomplete.append(f"{short(url)}: {key}: no {absent}")
-                continue
             try:
-                caption = members["txt"].decode()
+                yield _sample(members)
             except ValueError as error:
-                incomplete.append(f"{short(url)}: {key}: caption unreadable: {error}")
-                continue
-            facts = parse_facts(members.get("json", b""))
-            yield Sample(key, members[extension], extension, caption, facts)
+                incomplete.append(f"{short(url)}: {members['__key__']}: {error}")
         stream.finish()
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         if cache is not None:  # the next run shall fetch it again
@@ -241,6 +223,15 @@ def read_tar(url: str, cache: Path | None, incomplete: list[str]) -> Iterator[Sa
         raise WorkError(f"{short(url)}: the shard can't be read to its end: {reason}") from None
     finally:
         stream.abandon()
+
+
+def _sample(members: dict[str, Any]) -> Sample:
+    """The pair that these members make; ValueError if they don't."""
+    extension = image_extension(members)
+    if extension is None or "txt" not in members:
+        raise ValueError(f"no {'image' if extension is None else 'caption'}")
+    caption, facts = read_caption(members["txt"]), parse_facts(members.get("json", b""))
+    return Sample(members["__key__"], members[extension], extension, caption, facts)
 
 
 class _Stream:

@@ -138,9 +138,9 @@ class ShardSet:
         tar = self._open_tar(path)
         image, text, facts = (tar.read(key, *places[n : n + 2]) for n in (0, 2, 4))
         try:
-            return Sample(key, image, extension, text.decode(), parse_facts(facts))
+            return Sample(key, image, extension, read_caption(text), parse_facts(facts))
         except ValueError as error:
-            raise InputError(f"{path.name}: {key}: caption unreadable: {error}") from None
+            raise InputError(f"{path.name}: {key}: {error}") from None
 
     def facts(self, position: int) -> dict[str, Any]:
         """KEY.json of a pair alone."""
@@ -165,6 +165,14 @@ class ShardSet:
         row = position - int(self._ends[part])  # from the end of the set that holds it
         *places, shard, extension, key = self._indexes[part].pairs[row].item()
         return self._paths[part][shard], key.decode(), IMAGE_EXTENSIONS[extension], places
+
+
+def read_caption(text: bytes) -> str:
+    """KEY.txt; ValueError where it is no UTF-8."""
+    try:
+        return text.decode()
+    except ValueError as error:
+        raise ValueError(f"caption unreadable: {error}") from None
 
 
 def parse_facts(text: bytes) -> dict[str, Any]:

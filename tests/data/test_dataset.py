@@ -2,14 +2,13 @@
 
 import hashlib
 import io
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,6 +20,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.models import factory
 from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
+from tests.support.tiny_models import TINY
 
 # DataLoader forks; nothing here has threads that matter to the children
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -103,24 +103,7 @@ def shards(tmp_path: Path) -> ShardSet:
 
 @pytest.fixture(scope="module")
 def clip() -> factory.Clip:
-    definition = {
-        "embed_dim": 8,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 1,
-            "width": 16,
-            "head_width": 8,
-            "patch_size": 8,
-        },
-        "text_cfg": {
-            "context_length": 10,
-            "vocab_size": 49408,
-            "width": 16,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
-    return factory.build(ModelConfig(arch="data-test", definition=definition))
+    return factory.build(ModelConfig(arch="data-test", definition=TINY))
 
 
 def batches(
@@ -254,69 +237,3 @@ def _die(picture: Picture, rng: np.random.Generator) -> torch.Tensor:
 
     os.kill(os.getpid(), 9)
     raise AssertionError
-
-
-class Tiny:
-    """A transform and a tokenizer that cost nothing: the draw, and the length."""
-
-    def __call__(self, picture: Picture, rng: np.random.Generator) -> torch.Tensor:
-        return torch.tensor([rng.integers(256)], dtype=torch.uint8)
-
-    def tokens(self, texts: list[str], context_length: int = 4) -> torch.Tensor:
-        return torch.zeros(len(texts), context_length, dtype=torch.int64)
-
-
-@FORKS
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # few cores
-@pytest.mark.slow
-@given(
-    counts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
-    world_size=st.integers(1, 8),
-    workers=st.integers(0, 4),
-    per_rank=st.integers(1, 3),
-    loader_batch_size=st.integers(1, 4),
-    done=st.integers(0, 3),
-)
-@settings(
-    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_batches_of_real_loaders_are_equal_across_ranks_and_workers(
-    tmp_path_factory: pytest.TempPathFactory,
-    counts: list[int],
-    world_size: int,
-    workers: int,
-    per_rank: int,
-    loader_batch_size: int,
-    done: int,
-) -> None:
-    """Shards of random sizes (also a single one), read by real loader processes."""
-    folder, first = tmp_path_factory.mktemp("shards"), 0
-    for number, count in enumerate(counts):
-        write_pairs(folder / f"{number}.tar", range(first, first + count))
-        first += count
-    shards = ShardSet.open(str(folder / "*.tar"), "train")
-    pairs = dataset.Pairs(shards, Tiny(), Tiny().tokens, seed=4, replace=True)
-    order, size = Order(shards.sizes, seed=4), world_size * per_rank
-    steps = -(-2 * len(shards) // size)
-
-    def run(ranks: int, workers: int, **how: int) -> list[list[list[int]]]:
-        parts = []
-        for rank in range(ranks):
-            sampler = dataset.StepSampler(
-                order, global_batch_size=size, rank=rank, world_size=ranks, **how
-            )
-            loads = dataset.load_batches(pairs, sampler, workers=workers, pin=False)
-            rows = [
-                torch.stack([b["index"], b["images"][:, 0], b["caption_hash"]], dim=1).tolist()
-                for b in (load.batch for load in dataset.step_batches(loads, size // ranks))
-            ]
-            parts.append(rows)
-        return [[row for part in step for row in part] for step in zip(*parts, strict=True)]
-
-    whole = run(1, 0, steps=done + steps, loader_batch_size=size)
-    seen = Counter(row[0] for step in whole for row in step)
-    assert set(seen) == set(range(len(shards)))
-    resumed = run(
-        world_size, workers, steps=steps, loader_batch_size=loader_batch_size, start=done * size
-    )
-    assert resumed == whole[done:]

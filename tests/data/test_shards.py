@@ -8,12 +8,12 @@ import pickle
 import shutil
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import webdataset
 
 from medclip_oc.data import index as shard_index
 from medclip_oc.data import shards
@@ -21,7 +21,7 @@ from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.errors import InputError, ShardChanged, WorkError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
+from tests.support.tiny_dataset import write_kaggle, write_pairs, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -105,25 +105,6 @@ def test_fingerprint_tells_data_apart(made: Path, tmp_path: Path) -> None:
     assert len(prints) == 7
 
 
-def test_shards_of_webdataset(tmp_path: Path) -> None:
-    path = tmp_path / "foreign.tar"
-    with webdataset.TarWriter(str(path)) as sink:
-        for n in range(3):
-            sink.write(
-                {
-                    "__key__": f"folder/pair{n}",
-                    "cls": b"1",
-                    "png": jpeg(n),  # bytes are taken as they are
-                    "txt": f"caption {n} é",
-                }
-            )
-    shard_set = ShardSet.open(str(path), "train")
-    assert [(s.key, s.image, s.caption, s.facts) for s in samples(shard_set)] == [
-        (f"folder/pair{n}", jpeg(n), f"caption {n} é", {}) for n in range(3)
-    ]
-    assert shard_set.read(0).extension == "png"
-
-
 def test_tars_of_other_tools(tmp_path: Path) -> None:
     """Any order within a pair, long names, folders, strays."""
     long = "deep/" * 30 + "é" * 60
@@ -151,40 +132,36 @@ def test_tars_of_other_tools(tmp_path: Path) -> None:
     assert shard_set.skipped == 3
 
 
-def damage(folder: Path, how: str) -> None:
+def edit_index(folder: Path, edit: Callable[[str], str]) -> None:
     index = folder / "index.json"
-    if how == "no index":
-        index.unlink()
-    elif how == "index cut":
-        index.write_bytes(index.read_bytes()[:-100])
-    elif how == "no list":
-        index.write_text("[]")
-    elif how == "other version":
-        index.write_text(json.dumps({"version": 9}))
-    elif how == "lists differ":
-        content = json.loads(index.read_text())
-        content["shards"][1]["keys"].pop()
-        index.write_text(json.dumps(content))
-    elif how == "shard missing":
-        (folder / "train-000001.tar").unlink()
-    elif how == "shard cut":
-        os.truncate(folder / "train-000001.tar", 3000)
+    index.write_text(edit(index.read_text()))
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("damage", "message"),
     [
-        ("no index", r"shards: no index.json"),
-        ("index cut", r"index.json: damaged"),
-        ("no list", r"index.json: damaged"),
-        ("other version", r"index.json: version 9, this program reads version 1"),
-        ("lists differ", r"index.json: damaged"),
-        ("shard missing", r"train-000001.tar: shard missing, and index.json names it"),
-        ("shard cut", r"train-000001.tar: 3000 bytes, index.json says \d+"),
+        (lambda f: (f / "index.json").unlink(), r"shards: no index.json"),
+        (lambda f: edit_index(f, lambda text: text[:-100]), r"index.json: damaged"),
+        (lambda f: edit_index(f, lambda _: "[]"), r"index.json: damaged"),
+        (lambda f: edit_index(f, lambda _: '{"version": 9}'), r"index.json: version 9, .* 1$"),
+        (
+            lambda f: edit_index(f, lambda text: text.replace('"samples": 3', '"samples": 4', 1)),
+            r"index.json: damaged",
+        ),
+        (
+            lambda f: (f / "train-000001.tar").unlink(),
+            r"train-000001.tar: shard missing, and index.json names it",
+        ),
+        (
+            lambda f: os.truncate(f / "train-000001.tar", 3000),
+            r"train-000001.tar: 3000 bytes, index.json says \d+",
+        ),
     ],
 )
-def test_a_damaged_folder_is_an_error_on_opening(folder: Path, how: str, message: str) -> None:
-    damage(folder, how)
+def test_a_damaged_folder_is_an_error_on_opening(
+    folder: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(folder)
     with pytest.raises(InputError, match=message):
         ShardSet.open(str(folder), "train")
 
@@ -214,17 +191,13 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
         ShardSet.open([], "train")
 
 
-def test_a_member_twice_is_an_error(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"one"})
-    with tarfile.open(path, "a") as tar:
-        tar.addfile(tarfile.TarInfo("a.jpg"))
-    with pytest.raises(InputError, match=r"a.tar: a.jpg: duplicate file name$"):
-        ShardSet.open(str(path), "train")
-
-
-def test_a_tar_cut_between_members_is_named(tmp_path: Path) -> None:
+def test_a_member_twice_or_a_tar_cut_between_members_is_an_error(tmp_path: Path) -> None:
     members = {f"{name}.{end}": b"x" * 600 for name in "abc" for end in ("jpg", "txt")}
     path = write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("c.jpg"))
+    with pytest.raises(InputError, match=r"a.tar: c.jpg: duplicate file name$"):
+        ShardSet.open(str(path), "train")
     os.truncate(path, 4 * (512 + 1024))  # a and b in full
     with pytest.raises(InputError, match=r"a.tar: not a readable, .*: cut; a tar ends with zeros"):
         ShardSet.open(str(path), "train")
@@ -258,18 +231,6 @@ def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
         shard_set.check()
 
 
-def test_a_disk_that_fails_is_told_with_the_shard(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> bytes:
-        raise OSError(5, "Input/output error")
-
-    shards = ShardSet.open(str(made), "train")
-    monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(ShardChanged, match=r"train-000000.tar: Input/output error"):
-        shards.read(0)
-
-
 def test_captions_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"\xff\xfe", "b.jpg": b""})
     with pytest.raises(InputError, match=r"a.tar: a: caption unreadable"):
@@ -287,18 +248,7 @@ def test_other_processes_read_the_same(made: Path, method: str) -> None:
     assert samples(pickle.loads(pickle.dumps(shard_set))) == expected
 
 
-def test_threads_may_share_it_beyond_the_limit_of_open_files(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "_OPEN_TARS", 1)
-    shard_set = ShardSet.open(str(made), "train")
-    expected = samples(shard_set)
-    wanted = [n * 4 % 7 for n in range(400)]  # the next pair is always in another tar
-    with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(shard_set.read, wanted)) == [expected[n] for n in wanted]
-
-
-def test_open_files_stay_few_and_are_closed(
+def test_open_files_stay_few_are_shared_by_threads_and_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "_OPEN_TARS", 3)
@@ -306,7 +256,9 @@ def test_open_files_stay_few_and_are_closed(
     descriptors = Path("/dev/fd")
     before = len(list(descriptors.iterdir()))
     shard_set = ShardSet.open(names, "train")
-    assert len(samples(shard_set)) == 8
+    expected = samples(shard_set)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(shard_set.read, [*range(8)] * 20)) == expected * 20
     assert len(list(descriptors.iterdir())) == before + 3 + 2  # the mapped arrays
     del shard_set
     assert len(list(descriptors.iterdir())) == before
@@ -337,18 +289,18 @@ def test_foreign_tars_are_walked_through_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walked = count_scans(monkeypatch)
-    names = [f"{n:02}.tar" for n in range(40)]
+    names = [f"{n:02}.tar" for n in range(20)]
     for n, name in enumerate(names):
         write_pairs(tmp_path / name, range(n, n + 2))
     first = ShardSet.open(f"{tmp_path}/*.tar", "train")
     assert sorted(walked) == names
-    assert [s.key for s in samples(first)] == [f"pair{k}" for n in range(40) for k in (n, n + 1)]
+    assert [s.key for s in samples(first)] == [f"pair{k}" for n in range(20) for k in (n, n + 1)]
     again = ShardSet.open(f"{tmp_path}/*.tar", "train")
     assert sorted(walked) == names
     assert samples(again) == samples(first)
     assert again.fingerprint == first.fingerprint
     write_pairs(tmp_path / names[3], range(70, 75))
-    assert len(ShardSet.open(f"{tmp_path}/*.tar", "train")) == 83
+    assert len(ShardSet.open(f"{tmp_path}/*.tar", "train")) == 43
 
 
 def test_an_index_is_read_once_and_again_when_it_changed(
@@ -442,8 +394,8 @@ def test_sets_can_be_joined(made: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_of_many_pairs_is_opened_without_being_read(tmp_path: Path) -> None:
-    """300,000 pairs here. What is held grows with a shard, not with the set."""
-    per, number = 2_000, 150
+    """150,000 pairs here. What is held grows with a shard, not with the set."""
+    per, number = 2_000, 75
     with (tmp_path / "index.json").open("w") as file:
         file.write('{"version": 1, "shards": [')
         for shard in range(number):
@@ -471,5 +423,5 @@ def test_an_index_of_many_pairs_is_opened_without_being_read(tmp_path: Path) -> 
     assert peak < 1_000_000, "mapped, not read"
     for shard_set in (opened, again):
         assert len(shard_set) == per * number
-        assert shard_set.key(299_999) == "k299999"
+        assert shard_set.key(149_999) == "k149999"
         assert shard_set.locate(123_456) == "train-000061.tar: k123456"
