@@ -100,12 +100,6 @@ def test_incomplete_entries_of_foreign_shards_are_said(tmp_path: Path) -> None:
     assert said == ["2 entries of the shards have no image or no caption"]
 
 
-@pytest.mark.parametrize("value", [[0.0, 1.0], [-1.0]])
-def test_weights_are_above_zero(value: list[float]) -> None:
-    with pytest.raises(InputError, match=r"data.weights: .* is not numbers above 0"):
-        DataConfig(weights=value)
-
-
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("name", FILES)
 def test_exact_is_open_clips_own_preprocessing(name: str, mode: str) -> None:
