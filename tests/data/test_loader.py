@@ -72,6 +72,7 @@ def test_without_weights_every_pair_comes_once_an_epoch(sets: str) -> None:
     ("data", "message"),
     [
         ({"weights": [1.0]}, "data.weights: 1 numbers for 2 set"),
+        ({"weights": [0.0, 1.0]}, "data.weights: .* is not above 0"),
         ({"weights": [1.0, 99.0]}, "set 1 gets less than one of an epoch's 36 pairs"),
         ({"train": "nowhere"}, "nowhere: no such shard folder"),
     ],
