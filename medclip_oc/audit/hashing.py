@@ -1,8 +1,7 @@
-"""What pictures and captions are compared by: digests, perceptual hashes, thumbnails, words."""
+"""What images and captions are compared by: digests, perceptual hashes, thumbnails, words."""
 
 import hashlib
 import re
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,6 @@ from PIL import Image
 from ..errors import InputError
 
 THUMBNAIL_SIDE = 48
-PERMUTATIONS = 64
-"""Values in a MinHash signature."""
 _GREY_SIDE = 64  # what the hashes and the thumbnail are made from
 _WORD = re.compile(r"\w+")
 
@@ -28,11 +25,10 @@ ROW = np.dtype(
         ("words", "u8", 2),  # of its set of words
         ("phash", "u8"),
         ("fine_phash", "u8", 4),
-        ("signature", "u4", PERMUTATIONS),
         ("thumbnail", "u1", (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),
     ]
 )
-"""All that is kept of a pair but its text: 2.7 kB."""
+"""All that is kept of a pair but its text: 2.5 kB."""
 
 
 def require_libraries() -> None:
@@ -50,12 +46,12 @@ def require_libraries() -> None:
         ) from None
 
 
-def hash_picture(picture: Image.Image, row: np.ndarray) -> None:
+def hash_image(image: Image.Image, row: np.ndarray) -> None:
     """Fill in the perceptual hashes (pHash of 64 and 256 bits) and the thumbnail."""
     import imagehash
 
     size = (_GREY_SIDE, _GREY_SIDE)
-    grey = picture.convert("L").resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+    grey = image.convert("L").resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
     row["phash"] = _packed(imagehash.phash(grey, 8))[0]
     row["fine_phash"] = _packed(imagehash.phash(grey, 16))
     row["thumbnail"] = np.asarray(
@@ -63,13 +59,13 @@ def hash_picture(picture: Image.Image, row: np.ndarray) -> None:
     )
 
 
-def pixel_digest(picture: Image.Image) -> np.ndarray:
-    """(2,) uint64 of size and pixels; a grey picture equals the same one stored as RGB."""
-    if picture.mode == "RGB":
-        red, green, blue = (band.tobytes() for band in picture.split())
+def pixel_digest(image: Image.Image) -> np.ndarray:
+    """(2,) uint64 of size and pixels; a grey image equals the same one stored as RGB."""
+    if image.mode == "RGB":
+        red, green, blue = (band.tobytes() for band in image.split())
         if red == green == blue:
-            picture = picture.getchannel(0)
-    return digest(repr((picture.mode, picture.size)).encode() + picture.tobytes())
+            image = image.getchannel(0)
+    return digest(repr((image.mode, image.size)).encode() + image.tobytes())
 
 
 def word_hashes(caption: str) -> np.ndarray:
@@ -79,23 +75,9 @@ def word_hashes(caption: str) -> np.ndarray:
     return np.unique(np.frombuffer(b"".join(hashes), np.uint64))
 
 
-def word_signature(words: np.ndarray) -> np.ndarray:
-    """MinHash (Broder 1997) of hashed words: (W,) uint64 -> (PERMUTATIONS,) uint32."""
-    signature = _empty_signature().copy()
-    signature.update_batch([word.tobytes() for word in words])
-    return signature.hashvalues.astype(np.uint32)
-
-
-@lru_cache
-def _empty_signature() -> Any:
-    from datasketch import MinHash
-
-    return MinHash(PERMUTATIONS, seed=1)
-
-
-def _packed(found: Any) -> np.ndarray:
+def _packed(image_hash: Any) -> np.ndarray:
     """Bits of an ImageHash as uint64."""
-    return np.packbits(found.hash.ravel()).view(">u8").astype(np.uint64)
+    return np.packbits(image_hash.hash.ravel()).view(">u8").astype(np.uint64)
 
 
 def digest(data: bytes) -> np.ndarray:

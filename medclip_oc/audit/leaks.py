@@ -1,18 +1,10 @@
-"""A source without the pairs that would leak into training.
-
-A leak: a picture of one split that is also in another, as the same file, the same pixels, or nearly
-so. The rule: the training side is left out, so that validation and test stay what others measure
-on. Of a leak between validation and test nothing is left out, but it is reported.
-"""
+"""A source without the pairs that would leak into training (audit.py says which do)."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
 from ..packing.sources import Pair, Reject, Source
-
-DROPPED_FROM = "train"
-REASON = "leak"
 
 
 class Without(Source):
@@ -34,10 +26,10 @@ class Without(Source):
     def records(self, split: str) -> Iterator[Pair | Reject]:
         """As many records as the whole source has."""
         for record in self._source.records(split):
-            why = None
+            reason = None
             if isinstance(record, Pair):
-                why = self._dropped.get((record.split, record.key))
-            yield Reject(record.id, split, REASON, why) if why is not None else record
+                reason = self._dropped.get((record.split, record.key))
+            yield Reject(record.id, split, "leak", reason) if reason is not None else record
 
     def fingerprints(self) -> dict[str, str]:
         """Those of the whole source, and a hash of which pairs are `dropped`."""

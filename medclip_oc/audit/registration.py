@@ -1,7 +1,7 @@
-"""How alike two pictures are once one is laid over the other.
+"""How similar two images are once one is laid over the other.
 
-Plain correlation of thumbnails calls different chest films alike and a slightly cropped copy
-different. So the one picture is first moved and stretched, along each axis, to lie on the other
+Plain correlation of thumbnails finds different chest films similar and a slightly cropped copy
+different. So the one image is first moved and stretched, along each axis, to lie on the other
 (Lucas and Kanade 1981, in the compositional form of Baker and Matthews 2004), brightness and
 contrast left free; then they are correlated where they overlap. P pairs, n pixels a side.
 """
@@ -10,13 +10,13 @@ import numpy as np
 
 _COARSE_SIDE, _COARSE_STEPS, _FINE_STEPS = 16, 6, 4  # pixels, steps on them, steps on all pixels
 _PIECE = 128  # pairs at once, for the cache
-_MAX_STRETCH, _MAX_SHIFT = 1.25, 0.2  # shift in half sides: a tenth of the picture
+_MAX_STRETCH, _MAX_SHIFT = 1.25, 0.2  # shift in half sides: a tenth of the image
 _MAX_STEP = 0.1
 _PARAMETERS = 6  # stretch and shift down, stretch and shift across, contrast, brightness
 
 
-def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Correlation of two thumbnails of grey pictures: the best of as they are, and each laid over
+def aligned_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Correlation of two thumbnails of grey images: the best of as they are, and each laid over
     the other.
 
     Args:
@@ -24,14 +24,14 @@ def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         other: the same.
 
     Returns:
-        (P,) float32, at most 1; 0 where a picture is of one value.
+        (P,) float32, at most 1; 0 where an image is of one value.
     """
-    found = np.zeros(len(one), np.float32)
+    best = np.zeros(len(one), np.float32)
     for begin in range(0, len(one), _PIECE):
         a, b = one[begin : begin + _PIECE], other[begin : begin + _PIECE]
         ways = (_as_they_are(a, b), _over(a, b), _over(b, a))
-        found[begin : begin + _PIECE] = np.max(ways, axis=0)
-    return found
+        best[begin : begin + _PIECE] = np.max(ways, axis=0)
+    return best
 
 
 def _as_they_are(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -51,27 +51,27 @@ def _over(still: np.ndarray, moved: np.ndarray) -> np.ndarray:
     return _correlation(fixed, warped, inside)
 
 
-def _reduced(pictures: np.ndarray, side: int) -> np.ndarray:
+def _reduced(images: np.ndarray, side: int) -> np.ndarray:
     """Means over squares: (P, n, n) -> (P, side, side) float32."""
-    factor = pictures.shape[-1] // side
-    return pictures.reshape(-1, side, factor, side, factor).mean((2, 4), dtype=np.float32)
+    factor = images.shape[-1] // side
+    return images.reshape(-1, side, factor, side, factor).mean((2, 4), dtype=np.float32)
 
 
-def _warped(pictures: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures (P, n, n) seen from the given place, and where they have pixels, as 0 or 1."""
-    side = pictures.shape[-1]
+def _warped(images: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images (P, n, n) seen from the given place, and where they have pixels, as 0 or 1."""
+    side = images.shape[-1]
     down, in_down = _interpolation(place[:, 0], place[:, 1], side)
     across, in_across = _interpolation(place[:, 2], place[:, 3], side)
     inside = in_down[:, :, None] & in_across[:, None, :]
-    return down @ pictures @ across.transpose(0, 2, 1), inside.astype(np.float32)
+    return down @ images @ across.transpose(0, 2, 1), inside.astype(np.float32)
 
 
 def _interpolation(
     stretch: np.ndarray, shift: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matrices (P, n, n) that resample an axis, and whether each new pixel lies inside (P, n)."""
-    wanted = stretch[:, None] * _grid(side) + shift[:, None]  # (P, n), -1 to 1 over the picture
-    pixel = (wanted + 1) * side / 2 - 0.5
+    position = stretch[:, None] * _grid(side) + shift[:, None]  # (P, n), -1 to 1 over the image
+    pixel = (position + 1) * side / 2 - 0.5
     inside = (pixel > -0.51) & (pixel < side - 0.49)
     distance = np.abs(np.clip(pixel, 0, side - 1)[:, :, None] - np.arange(side))
     return np.maximum(0, 1 - distance).astype(np.float32), inside
@@ -111,5 +111,5 @@ def _correlation(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.n
     ]
     length = [np.sqrt((each**2).sum((1, 2))) for each in centred]
     product = (centred[0] * centred[1]).sum((1, 2))
-    found = product / np.maximum(length[0] * length[1], 1e-6)
-    return np.where(np.minimum(*length) > 1e-3, found, 0).astype(np.float32)
+    correlation = product / np.maximum(length[0] * length[1], 1e-6)
+    return np.where(np.minimum(*length) > 1e-3, correlation, 0).astype(np.float32)

@@ -143,7 +143,8 @@ def test_counts_kinds_and_sizes(found: Audit) -> None:
     assert bins[64] == 1  # the resized one
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2])
 def test_workers_change_no_byte(
     planted: Path, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:

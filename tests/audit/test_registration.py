@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medclip_oc.audit.audit import FINE_RADIUS, HASH_RADIUS, LIKENESS
-from medclip_oc.audit.hashing import ROW, hash_picture, pixel_digest
-from medclip_oc.audit.registration import likeness
+from medclip_oc.audit.audit import CORRELATION, FINE_RADIUS, HASH_RADIUS
+from medclip_oc.audit.hashing import ROW, hash_image, pixel_digest
+from medclip_oc.audit.registration import aligned_correlation
 from tests.support.synthetic_images import CHANGES, KINDS, phantom
 
 
 def rows(pictures: list[Image.Image]) -> np.ndarray:
     found = np.zeros(len(pictures), ROW)
     for number, picture in enumerate(pictures):
-        hash_picture(picture, found[number : number + 1].reshape(()))
+        hash_image(picture, found[number : number + 1].reshape(()))
     return found
 
 
@@ -27,14 +27,14 @@ def test_changed_copies_pass_every_threshold(drawings: list[Image.Image], change
     before, after = rows(drawings), rows([CHANGES[change](each) for each in drawings])
     near = np.bitwise_count(before["phash"] ^ after["phash"]) <= HASH_RADIUS
     near &= np.bitwise_count(before["fine_phash"] ^ after["fine_phash"]).sum(1) <= FINE_RADIUS
-    alike = near & (likeness(before["thumbnail"], after["thumbnail"]) >= LIKENESS)
+    alike = near & (aligned_correlation(before["thumbnail"], after["thumbnail"]) >= CORRELATION)
     assert alike.mean() >= 0.9, np.flatnonzero(~alike)
 
 
 def test_other_drawings_are_less_alike(drawings: list[Image.Image]) -> None:
     thumbnails = rows(drawings)["thumbnail"]
     one, other = np.triu_indices(len(drawings), 1)
-    assert likeness(thumbnails[one], thumbnails[other]).max() < LIKENESS
+    assert aligned_correlation(thumbnails[one], thumbnails[other]).max() < CORRELATION
 
 
 def test_a_shift_that_plain_correlation_misses() -> None:
@@ -43,14 +43,14 @@ def test_a_shift_that_plain_correlation_misses() -> None:
     whole = np.asarray(coarse.resize((52, 52), Image.Resampling.BICUBIC))
     one, other = whole[None, :48, :48], whole[None, 4:, 3:51]
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.5
-    assert likeness(one, other)[0] > 0.97
-    assert likeness(one, other) == likeness(other, one)
+    assert aligned_correlation(one, other)[0] > 0.97
+    assert aligned_correlation(one, other) == aligned_correlation(other, one)
 
 
 def test_one_value_is_like_nothing() -> None:
     blank, full = np.zeros((2, 48, 48), np.uint8), np.full((2, 48, 48), 200, np.uint8)
-    assert likeness(blank, full).tolist() == [0, 0]
-    assert likeness(blank[:0], full[:0]).shape == (0,)
+    assert aligned_correlation(blank, full).tolist() == [0, 0]
+    assert aligned_correlation(blank[:0], full[:0]).shape == (0,)
 
 
 def test_pixel_digest_sees_pixels_not_how_they_are_stored(drawings: list[Image.Image]) -> None:
