@@ -1,18 +1,19 @@
 # Two commands: `make demo` and `make test`. Both install into .venv first, from setup.cfg, at the
-# versions of constraints.txt. `make demo PYTHON=python3.12` picks another interpreter.
+# versions of constraints.txt. `make test-all` adds the slow tests. `make demo PYTHON=python3.12` picks another interpreter.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-all lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    install, then the whole path on synthetic data (under 5 minutes)"
-	@echo "make test    install, then format, lint, types and every test"
-	@echo "make clean   remove the environment and the demo's files"
+	@echo "make demo      install, then the whole path on synthetic data (a few minutes)"
+	@echo "make test      install, then format, lint, types and the tests"
+	@echo "make test-all  the same with the slow tests: kills, Slurm, a browser, the documentation"
+	@echo "make clean     remove the environment and the demo's files"
 
 .venv/base: setup.cfg constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 (name it: make PYTHON=...)" >&2; exit 1; }
@@ -34,7 +35,10 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
+
+test-all: lint
+	$(BIN)/python -m pytest --numprocesses 2 -m "not soak"
 
 clean:
 	rm -rf .venv runs/demo shards/phantoms shards/phantoms-source

@@ -4,6 +4,7 @@ Every step is the command a user would type; this script only types them, and at
 whether the result holds what the README promises.
 """
 
+import csv
 import json
 import os
 import shlex
@@ -31,59 +32,52 @@ def step(title: str, *words: str) -> None:
 
 
 def main() -> int:
-    """Make data, pack, train, evaluate, rank; 0 if the held-out recall is what it should be."""
+    """Make data, pack, train, evaluate, rank, report; 0 if the recall is what it should be."""
     os.chdir(ROOT)
     began = time.monotonic()
     step("Draw synthetic phantoms", "tools/make_phantoms.py", "--out", SOURCE, "--overwrite")
     pack = ["--source", SOURCE, "--out", SHARDS, "--samples-per-shard", "500", "--overwrite"]
     step("Pack them into shards", "tools/make_shards.py", *pack)
-    train = [
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "medclip_oc.train",
-        "--config",
-        "configs/tiny_cpu.yaml",
-    ]
-    step("Train", "-m", "torch.distributed.run", *train, "--run.folder", RUN, "--run.overwrite")
-    where = ["--data", SHARDS, "--split", "test"]
-    step("Evaluate on held-out pairs", "-m", "medclip_oc.evaluate", "--checkpoint", BEST, *where)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    train = ["-m", "medclip_oc.train", "--config", "configs/tiny_cpu.yaml"]
+    step("Train on two processes", *launch, *train, "--run.folder", RUN, "--run.overwrite")
+    data = ["--data", SHARDS, "--split", "test"]
+    step("Evaluate on held-out pairs", "-m", "medclip_oc.evaluate", "--checkpoint", BEST, *data)
     image, texts = candidates()
-    step(
-        "Rank captions for one image",
-        *("-m", "medclip_oc.zeroshot", "--checkpoint", BEST, "--images", image, "--texts", *texts),
-    )
+    rank = ["--checkpoint", BEST, "--images", image, "--texts", *texts]
+    step("Rank captions for one image", "-m", "medclip_oc.zeroshot", *rank)
+    step("Make the run's page", "-m", "medclip_oc.report", RUN)
     return conclude(time.monotonic() - began)
 
 
 def candidates() -> tuple[str, list[str]]:
     """The first test image, and five test captions of which the first is its own."""
-    import csv
-
     with Path(SOURCE, "test_captions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return f"{SOURCE}/test_images/test/{rows[0]['ID']}.jpg", [row["Caption"] for row in rows[:5]]
 
 
 def conclude(seconds: float) -> int:
-    """Print where everything is and a small table; 1 if recall stayed below the promise."""
+    """Say what the figures mean and what to do next; 1 if recall stayed below the promise."""
     record = json.loads(RESULT.read_text())
-    chance = record["chance"]["R@10"]
-    print(f"\n=== Done in {seconds:.0f} s. Results in {RUN}/ (synthetic data, no medical meaning)")
-    print(f"  checkpoint   {BEST}")
-    print(f"  figures      {RESULT}")
-    print(f"  log          {RUN}/log.txt, metrics.jsonl, tensorboard/")
-    print(f"\n  {record['pool']} held-out pairs     R@10    times chance ({100 * chance:.1f} %)")
-    code = 0
-    for way in ("image_to_text", "text_to_image"):
-        recall = record[way]["R@10"]
-        print(f"  {way.replace('_', ' '):<20} {100 * recall:6.1f} %    {recall / chance:.1f}")
-        if recall < TIMES_CHANCE * chance:
-            code = 1
-    if code:
+    chance, pool = record["chance"]["R@10"], record["pool"]
+    print(f"\n=== Done in {seconds:.0f} s (synthetic data, no medical meaning)")
+    print(f"R@10 is how often the right one of {pool} held-out pairs is among the first 10 of the")
+    print(f"ranking; by chance that is {100 * chance:.1f} %.")
+    recalls = {way: record[way]["R@10"] for way in ("image_to_text", "text_to_image")}
+    for way, recall in recalls.items():
+        words = f"{100 * recall:5.1f} %, {recall / chance:.0f} times chance"
+        print(f"  {way.replace('_', ' ')}   R@10 {words}")
+    print("\nWhat to do next:")
+    print(f"  open the page of this run   {RUN}/report.html")
+    rank = f"-m medclip_oc.zeroshot --checkpoint {BEST} --images YOUR.jpg --texts CT MRI"
+    print(f"  rank your own image         .venv/bin/python {rank}")
+    pack = "tools/make_shards.py --source YOUR_FOLDER --out shards/yours"
+    print(f"  pack your own data          .venv/bin/python {pack}")
+    if min(recalls.values()) < TIMES_CHANCE * chance:
         print(f"demo: R@10 is below {TIMES_CHANCE} times chance", file=sys.stderr)
-    return code
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

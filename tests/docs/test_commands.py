@@ -81,7 +81,9 @@ def run(folder: Path, command: str) -> None:
     if "--nproc_per_node" in command:
         words = shlex.split(command.replace("_node 4", "_node 2"))
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        code = subprocess.run([*launch, *words[1:], "--run.overwrite"], cwd=folder, env=ENVIRONMENT).returncode
+        code = subprocess.run(
+            [*launch, *words[1:], "--run.overwrite"], cwd=folder, env=ENVIRONMENT
+        ).returncode
     else:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "open_clip", "pandas"])
@@ -101,6 +103,7 @@ def _enter(folder: Path, words: list[str]) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
