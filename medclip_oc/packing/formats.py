@@ -63,12 +63,9 @@ _LAYOUTS = {
 }
 _ROCOV2 = ("kaggle", "flat", "zenodo")
 """Forms that differ in the place of the images only."""
-_PARQUET = (
-    "{split}-*.parquet",
-    "data/{split}-*.parquet",
-    "{split}.parquet",
-    "data/{split}.parquet",
-)
+_PARQUET = ("{split}-*.parquet", "data/{split}-*.parquet")
+_PARQUET += ("{split}.parquet", "data/{split}.parquet")
+_LEAVE_OUT = "(to leave {split} out, name the other splits with --splits)"
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
 
 
@@ -112,22 +109,21 @@ def open_source(
     Raises:
         InputError: a wrong split name, no known form, or a folder, table or column not there.
     """
-    wanted = tuple(dict.fromkeys(SPLITS if splits is None else splits))
-    _check_splits(wanted)
+    chosen = _check_splits(SPLITS if splits is None else splits)
     if not folder.exists():
         raise InputError(f"{folder}: no such source folder")
     if folder.is_file():
-        found, wanted = "parquet", _splits_of_file(folder, wanted)
+        kind, chosen = "parquet", _splits_of_file(folder, chosen)
     else:
-        found = form or _recognise(folder, wanted)
-    if found == "parquet":
-        return Source(found, [_parquet_part(folder, split, concepts) for split in wanted])
-    parts = [_part(folder, split, found, concepts) for split in wanted]
+        kind = form or _recognise(folder, chosen)
+    if kind == "parquet":
+        return Source(kind, [_parquet_part(folder, split, concepts) for split in chosen])
+    parts = [_part(folder, split, kind, concepts) for split in chosen]
     names = {}
     if concepts != "none" and (folder / _MAPPING).is_file():
         mapping = Table((folder / _MAPPING,))
         names = by_id(mapping, "CUI", ["Canonical name|name"]).iloc[:, 0].to_dict()
-    return Source(found, parts, names)
+    return Source(kind, parts, names)
 
 
 def open_table(
@@ -162,8 +158,7 @@ def open_table(
     table = Table((path,))
     if splits is None:
         splits = _splits_in(table, split_column) if split_column else ("train",)
-    chosen = tuple(dict.fromkeys(splits))
-    _check_splits(chosen)
+    chosen = _check_splits(splits)
     if id_column is None and any(
         isinstance(row.values[0], bytes) for row in islice(table.rows([image_column]), 1)
     ):
@@ -189,11 +184,12 @@ def open_table(
     return Source("table", parts)
 
 
-def _check_splits(splits: Sequence[str]) -> None:
+def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
     wrong = [split for split in splits if split not in SPLITS]
     if wrong or not splits:
         given = ", ".join(wrong) or "none"
         raise InputError(f"--splits: {given}; allowed are {', '.join(SPLITS)}, blanks between")
+    return tuple(dict.fromkeys(splits))
 
 
 def _splits_in(table: Table, column: str) -> list[str]:
@@ -206,13 +202,13 @@ def _splits_in(table: Table, column: str) -> list[str]:
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:
     """The form of which most is there; of equals, the first of the table above."""
-    found = dict.fromkeys(_LAYOUTS, 0)
+    parts = dict.fromkeys(_LAYOUTS, 0)
     for form, layout in _LAYOUTS.items():
         for split in splits:
             captions = _find(folder, split, layout.captions)
-            found[form] += bool(captions) + bool(captions and _find(folder, split, layout.images))
-    best = max(found, key=lambda form: found[form])
-    if found[best]:
+            parts[form] += bool(captions) + bool(captions and _find(folder, split, layout.images))
+    best = max(parts, key=lambda form: parts[form])
+    if parts[best]:
         return best
     if any(_find(folder, split, _PARQUET) for split in splits):
         return "parquet"
@@ -248,18 +244,14 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
     layout = _LAYOUTS[form]
     captions = _find(folder, split, layout.captions)
     if captions is None:
-        raise InputError(
-            f"{folder / layout.captions[0].format(split=split)}: no such file (to leave {split} "
-            "out, name the other splits with --splits)"
-        )
+        table = folder / layout.captions[0].format(split=split)
+        raise InputError(f"{table}: no such file {_LEAVE_OUT.format(split=split)}")
     # a download may be half extracted: the images of one split in a folder, of another in a zip
     others = [_LAYOUTS[other].images for other in _ROCOV2 if form in _ROCOV2]
     images = next(filter(None, (_find(folder, split, p) for p in [layout.images, *others])), None)
     if images is None:
-        looked = folder / layout.images[0].format(split=split)
-        raise InputError(
-            f"{looked}: no such image folder" + (" or zip" if form == "zenodo" else "")
-        )
+        expected = folder / layout.images[0].format(split=split)
+        raise InputError(f"{expected}: no such image folder or zip")
     patterns = layout.manual if concepts == "manual" else layout.concepts
     listed = None if concepts == "none" else _find(folder, split, patterns)
     if concepts == "manual" and listed is None:
@@ -279,18 +271,13 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
 
 def _parquet_part(folder: Path, split: str, concepts: Concepts) -> Part:
     if concepts == "manual":
-        raise InputError(
-            "--concepts manual: form parquet has one list of concepts; use all or none"
-        )
+        raise InputError("--concepts manual: Parquet has one list of concepts; use all or none")
     if folder.is_file():
         files, root = [folder], folder.parent
     else:
         files, root = list(dict.fromkeys(_matches(folder, split, _PARQUET))), folder
     if not files:
-        raise InputError(
-            f"{folder}: no {split}-*.parquet (to leave {split} out, name the other splits with "
-            "--splits)"
-        )
+        raise InputError(f"{folder}: no {split}-*.parquet {_LEAVE_OUT.format(split=split)}")
     table = Table(tuple(files))
     listed = {name.lower() for name in table.names()} & {"cui", "cuis", "concepts"}
     return Part(

@@ -1,13 +1,12 @@
 """Where an image's bytes lie: in a file, in a member of a zip, in a cell of a table.
 
-Each kind has a `name`, for messages, and `read()`, which a worker process calls and which raises
-OSError. `Folder` and `Archive` find the image that an id names.
+`Folder` and `Archive` find the image that an id names.
 """
 
 import os
 import zipfile
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,57 +16,23 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".gif", 
 """Of image files, in the order in which they are looked for; upper case counts as well."""
 
 
-class DiskImage(NamedTuple):
-    """An image that is a file."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """File name, for messages."""
-        return self.path.name
-
-    def read(self) -> bytes:
-        """The encoded image."""
-        with self.path.open("rb", buffering=0) as file:
-            return file.readall()
-
-
-class ZipImage(NamedTuple):
-    """An image that is a member of a zip."""
-
-    archive: str
-    stamp: int
-    """When the archive was last changed, in ns: a file that is open already may be an older one."""
-    member: str
-
-    @property
-    def name(self) -> str:
-        """File name, for messages."""
-        return PurePosixPath(self.member).name
-
-    def read(self) -> bytes:
-        """The encoded image. The member's checksum is compared."""
-        try:
-            return _open_zip(self.archive, self.stamp).read(self.member)
-        except OSError:
-            raise
-        except Exception as error:  # encrypted, damaged: each decompressor has errors of its own
-            raise OSError(None, f"in {Path(self.archive).name}: {error}") from None
-
-
-class CellImage(NamedTuple):
-    """An image whose bytes stand in a table."""
+class ImageFile(NamedTuple):
+    """An image, not yet read."""
 
     name: str
-    data: bytes
-
-    def read(self) -> bytes:
-        """The encoded image."""
-        return self.data
+    """File name, for messages."""
+    read: Callable[[], bytes]
+    """Gives the encoded image, in any process; raises OSError."""
 
 
-ImageFile = DiskImage | ZipImage | CellImage
+def image_on_disk(path: Path) -> ImageFile | None:
+    """An image that is a file. None: there is none; a name that no file can have is none, too."""
+    return ImageFile(path.name, partial(_read_file, path)) if is_file(path) else None
+
+
+def image_in_cell(name: str, data: bytes) -> ImageFile:
+    """An image whose bytes stand in a table."""
+    return ImageFile(name, partial(bytes, data))
 
 
 class Folder:
@@ -78,10 +43,10 @@ class Folder:
             raise InputError(f"{path}: no such image folder")
         self.path = path
 
-    def find(self, name: str) -> DiskImage | None:
+    def find(self, name: str) -> ImageFile | None:
         """The file of that name, or of that name with one of EXTENSIONS."""
-        paths = (self.path / each for each in _names(name))
-        return next((DiskImage(path) for path in paths if is_file(path)), None)
+        images = (image_on_disk(self.path / each) for each in _names(name))
+        return next(filter(None, images), None)
 
     def __str__(self) -> str:
         return self.path.name
@@ -108,11 +73,12 @@ class Archive:
                 first = self._members[base]
                 raise InputError(f"{path}: holds two images {base}: {first}, {name}")
 
-    def find(self, name: str) -> ZipImage | None:
+    def find(self, name: str) -> ImageFile | None:
         """The member of that name, or of that name with one of EXTENSIONS, in any folder."""
-        members = (self._members.get(each) for each in _names(name))
-        member = next(filter(None, members), None)
-        return ZipImage(str(self.path), self._stamp, member) if member else None
+        for each in _names(name):
+            if member := self._members.get(each):
+                return ImageFile(each, partial(_read_member, self.path, self._stamp, member))
+        return None
 
     def __str__(self) -> str:
         return self.path.name
@@ -139,7 +105,22 @@ def _names(name: str) -> Iterator[str]:
         yield bare + extension.upper()
 
 
+def _read_file(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.readall()
+
+
+def _read_member(archive: Path, stamp: int, member: str) -> bytes:
+    """The member's checksum is compared."""
+    try:
+        return _open_zip(archive, stamp).read(member)
+    except OSError:
+        raise
+    except Exception as error:  # encrypted, damaged: each decompressor has errors of its own
+        raise OSError(None, f"in {archive.name}: {error}") from None
+
+
 @lru_cache(8)
-def _open_zip(path: str, stamp: int) -> zipfile.ZipFile:
-    """One open file per archive and process."""
-    return zipfile.ZipFile(path)
+def _open_zip(archive: Path, stamp: int) -> zipfile.ZipFile:
+    """One open file per archive and process; `stamp` (ns): an older one may be open."""
+    return zipfile.ZipFile(archive)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..errors import InputError
-from .image_store import Archive, CellImage, DiskImage, Folder, ImageFile, is_file, stem
+from .image_store import Archive, Folder, ImageFile, image_in_cell, image_on_disk, stem
 from .tables import Row, Table
 
 SPLITS = ("train", "valid", "test")
@@ -282,9 +282,8 @@ def _find_image(part: Part, name: str, cell: Any) -> ImageFile | None:
     if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
         cell = cell.get("bytes") or cell.get("path") or ""
     if isinstance(cell, bytes):
-        return CellImage(name, cell)
-    path = part.image_root / str(cell).strip()
-    return DiskImage(path) if cell and is_file(path) else None
+        return image_in_cell(name, cell)
+    return image_on_disk(part.image_root / str(cell).strip()) if cell else None
 
 
 def parse_split(table: Table, location: str, column: str, word: Any) -> str:

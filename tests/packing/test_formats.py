@@ -410,14 +410,6 @@ def test_fingerprints_tell_sources_apart(tmp_path: Path) -> None:
     assert len(found) == 6
 
 
-def test_a_caption_changed_in_parquet_is_seen(tmp_path: Path) -> None:
-    path = tmp_path / "train.parquet"
-    pq.write_table(hugging_face(range(2)), path)
-    before = open_source(path).fingerprints()
-    path.write_bytes(path.read_bytes().replace(b"number 1", b"number 7"))
-    assert open_source(path).fingerprints()["tables"] != before["tables"]
-
-
 def test_a_half_extracted_download_is_read(tmp_path: Path) -> None:
     zenodo(tmp_path)
     (tmp_path / "train_images.zip").unlink()
