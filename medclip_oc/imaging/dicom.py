@@ -34,18 +34,15 @@ INSTALL = "pip install pydicom python-gdcm"
 _READ = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration"),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType"),
-    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *(
-        f"{segmented}{colour}PaletteColorLookupTable{what}"
-        for colour in ("Red", "Green", "Blue")
-        for segmented, what in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
-    ),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth"),
+    *("VOILUTFunction", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
 ]
+for _colour in ("Red", "Green", "Blue"):
+    _READ += [f"{_colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data")]
+    _READ += [f"Segmented{_colour}PaletteColorLookupTableData"]
 _SECONDS = 600
 """To decompress a frame. A JPEG 2000 of 89 megapixels needs about one minute."""
 _OF_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
@@ -82,7 +79,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         try:
             if _DEFLATED in data[132 : 144 + int.from_bytes(data[140:144], "little")]:
                 raise BadImage("undecodable", "a deflated DICOM file is not read")
-            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_READ))
+            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_READ])
             _check(dataset, data, max_pixels)
             return _picture(dataset)
         except BadImage:

@@ -103,8 +103,9 @@ def _unsafe(image: Image.Image, data: bytes) -> str | None:
         return "arithmetic-coded JPEG" if frame[0] > 7 else "lossless JPEG"
     if (orientation := read_orientation(image)) != 1:
         return f"EXIF orientation {orientation}"
-    if image.has_transparency_data and not _opaque(load(image, data)):
-        return "transparency"
+    if image.has_transparency_data:
+        alpha = load(image, data).convert("RGBA").getchannel("A")
+        return "transparency" if alpha.getextrema() != (255, 255) else None
     return None
 
 
@@ -132,11 +133,6 @@ def _one_value(image: Image.Image) -> bool:
     extrema = image.getextrema()
     pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
     return all(low == high for low, high in pairs)
-
-
-def _opaque(image: Image.Image) -> bool:
-    alpha = image if image.mode in ("LA", "PA", "RGBA") else image.convert("RGBA")
-    return alpha.getchannel("A").getextrema() == (255, 255)
 
 
 # ------------------------------------------------------------------------------------- a new file

@@ -63,7 +63,7 @@ _LAYOUTS = {
 }
 _ROCOV2 = ("kaggle", "flat", "zenodo")
 """Forms that differ in the place of the images only."""
-_PARQUET = ("{split}-*.parquet", "data/{split}-*.parquet")
+_PARQUET: tuple[str, ...] = ("{split}-*.parquet", "data/{split}-*.parquet")
 _PARQUET += ("{split}.parquet", "data/{split}.parquet")
 _LEAVE_OUT = "(to leave {split} out, name the other splits with --splits)"
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
@@ -194,10 +194,9 @@ def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
 
 def _splits_in(table: Table, column: str) -> list[str]:
     """The splits that a table has rows of, in the usual order."""
-    found = {
-        parse_split(table, row.location, column, row.values[0]) for row in table.rows([column])
-    }
-    return [split for split in SPLITS if split in found]
+    rows = table.rows([column])
+    present = {parse_split(table, row.location, column, row.values[0]) for row in rows}
+    return [split for split in SPLITS if split in present]
 
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:
@@ -247,13 +246,15 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
         table = folder / layout.captions[0].format(split=split)
         raise InputError(f"{table}: no such file {_LEAVE_OUT.format(split=split)}")
     # a download may be half extracted: the images of one split in a folder, of another in a zip
-    others = [_LAYOUTS[other].images for other in _ROCOV2 if form in _ROCOV2]
-    images = next(filter(None, (_find(folder, split, p) for p in [layout.images, *others])), None)
+    patterns = list(layout.images)
+    if form in _ROCOV2:
+        patterns += [pattern for name in _ROCOV2 for pattern in _LAYOUTS[name].images]
+    images = _find(folder, split, patterns)
     if images is None:
         expected = folder / layout.images[0].format(split=split)
         raise InputError(f"{expected}: no such image folder or zip")
-    patterns = layout.manual if concepts == "manual" else layout.concepts
-    listed = None if concepts == "none" else _find(folder, split, patterns)
+    tables = layout.manual if concepts == "manual" else layout.concepts
+    listed = None if concepts == "none" else _find(folder, split, tables)
     if concepts == "manual" and listed is None:
         raise InputError(f"{folder}: no table of manual concepts of {split} (form {form})")
     concept_header = ("ID", "CUIs") if layout.header else None
