@@ -7,7 +7,8 @@ would fail, or be wasted, and the exit code is 1; a `warning` that it may. A sou
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from ..models.factory import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
 from . import build, logger, preflight_checks
-from .build import Plan, RunData
+from .build import RunData
 
 # usual peak learning rates: by what trains, lowest and highest
 USUAL_LR: dict[str, tuple[float, float]] = {
@@ -58,20 +59,12 @@ def examine(config: Config, world: World) -> Iterator[str]:
         build.cached_step(clip, config, world)
     except (InputError, WorkError) as error:
         yield f"error: {error}"
-    checks: list[Callable[[], Iterator[str]]] = [
-        lambda: ranks(world),
-        lambda: rates(config),
-        lambda: wandb_mode(config, world),
-    ]
-    if data is not None:
-        plan = data.plan
-        checks += [lambda: warmup(plan)]
+    checks = [partial(rates, config), partial(wandb_mode, config, world)]
     if clip is not None:
-        model = clip
-        checks += [lambda: disk(config, model, world)]
+        checks.append(partial(disk, config, clip, world))
     if data is not None and clip is not None:
         opened = preflight_checks.Opened(config, world, data, clip)
-        checks += [lambda: preflight_checks.examine(opened)]
+        checks.append(partial(preflight_checks.examine, opened))
     for one_check in checks:
         try:
             yield from one_check()
@@ -79,23 +72,6 @@ def examine(config: Config, world: World) -> Iterator[str]:
             yield f"error: {error}"
         except torch.OutOfMemoryError:
             yield "error: train.micro_batch_size: the GPU runs out of memory; take a smaller one"
-
-
-def ranks(world: World) -> Iterator[str]:
-    """Whether all ranks hear each other."""
-    answered = distributed.all_reduce_sum([1], world.device)[0]
-    if answered != world.size:
-        yield f"error: {answered} of {world.size} ranks answer; check the network"
-
-
-def warmup(plan: Plan) -> Iterator[str]:
-    """The share of the run that warms up."""
-    share = plan.warmup_steps / plan.steps
-    if share > 0.5 and plan.steps > 10:
-        yield (
-            f"warning: optim.warmup_steps: {plan.warmup_steps} of {plan.steps} steps ({share:.0%}) "
-            "warm up; null takes a tenth"
-        )
 
 
 def rates(config: Config) -> Iterator[str]:

@@ -52,7 +52,7 @@ def examine(run: Opened) -> Iterator[str]:
     """All checks of this module; without shards of its own to read, as a stream has none, less."""
     source = run.data.train.source
     if isinstance(source, ShardSet):
-        yield from shards(source)
+        source.check()  # says which shard is gone, or has another size
         pairs = loader.training_pairs(source, run.clip, run.config.data, run.config.run.seed)
         pairs.replace = False  # an unreadable pair is to be seen
         samples = [pairs[(0, at)] for at in _spread(len(pairs), PAIRS_READ, run.world)]
@@ -76,14 +76,6 @@ def examine(run: Opened) -> Iterator[str]:
         fitting = min(fitting, fit)
     if isinstance(source, ShardSet):
         yield from speed(run, fitting)
-
-
-def shards(source: ShardSet) -> Iterator[str]:
-    """Whether every shard is there, at its size."""
-    try:
-        source.check()
-    except WorkError as error:
-        yield f"error: data.train: {error}; restore it, or pack the folder again"
 
 
 def unreadable(reasons: list[str], bad: int, total: int, allowed: float) -> Iterator[str]:

@@ -130,8 +130,7 @@ def _choose(source: str, allow: Sequence[str], config: Config, folder: RunFolder
     if origin.content is not None:
         changes = _compare(origin.content["config"], config, allow, folder.path)
         return replace(origin, lines=(*origin.lines, *changes))
-    changes = _compare(_saved_config(folder), config, allow, folder.path)
-    return Origin(lines=(f"{folder.path}: nothing was saved yet; it begins again", *changes))
+    return Origin(lines=(f"{folder.path}: nothing was saved yet; it begins again",))
 
 
 def _from_file(file: Path, allow: Sequence[str], config: Config, folder: RunFolder) -> Origin:
@@ -174,16 +173,6 @@ def _open(file: Path) -> dict[str, Any]:
             "last.pt, or start a new run from it with model.pretrained"
         )
     return content
-
-
-def _saved_config(folder: RunFolder) -> dict[str, Any]:
-    try:
-        return fields.load(str(folder.config))
-    except InputError as error:
-        raise InputError(
-            f"run.folder: {folder.path} holds an earlier run without a checkpoint ({error}); "
-            "replace it with --run.overwrite true"
-        ) from error
 
 
 # ----------------------------------------------------------------------------- what has changed

@@ -88,7 +88,9 @@ class Trainer:
         )
         with ExitStack() as opened:  # closed here if the rest fails
             self.log = opened.enter_context(closing(self._open_log()))
-            for line in (*self._describe(), *origin.lines):
+            told = build.describe(self.clip, config, self.plan, world)
+            told += optim.describe(self.optimizer, self.clip.towers)
+            for line in (*told, *origin.lines):
                 self.log.message(line)
             self.checkpointer = opened.enter_context(
                 closing(Checkpointer(self.folder, config.checkpoint, main=world.main))
@@ -333,11 +335,6 @@ class Trainer:
             done=self.progress.step,
             validated=self.progress.validated,
         )
-
-    def _describe(self) -> list[str]:
-        """What the log says first: model, machine, plan, and what trains."""
-        lines = build.describe(self.clip, self.config, self.plan, self.world)
-        return lines + optim.describe(self.optimizer, self.clip.towers)
 
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint holds besides the weights, by name; see run_state."""

@@ -25,9 +25,16 @@ LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "capti
 
 def trained(packed: Path, folder: Path, **changes: Any) -> Path:
     """The folder of a run of 6 steps."""
-    file = write(settings(packed, folder / "run", train__epochs=2, **changes), folder / "c.yaml")
+    tree = settings(packed, folder / "run", **{"train__epochs": 2, **changes})
+    file = write(tree, folder / "c.yaml")
     assert call(train.main, TrainCommand, "--config", file) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def adapted(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with adapters and a running average."""
+    return trained(packed, tmp_path_factory.mktemp("adapted"), **LORA)
 
 
 def start() -> dict[str, torch.Tensor]:
@@ -42,13 +49,12 @@ def start() -> dict[str, torch.Tensor]:
         {"optim__freeze": "image"},
         {"optim__freeze": ["text", "^logit_scale$"], "optim__image_last_blocks": 1},
         LORA,
-        {**LORA, "optim__image_layer_decay": 0.5, "train__precision": "bf16"},
         {"loss": {"positives": "concepts", "label_smoothing": 0.1}},
     ],
-    ids=["layer decay", "frozen images", "last block", "adapters", "adapters bf16", "concepts"],
+    ids=["layer decay", "frozen images", "last block", "adapters", "concepts"],
 )
-def test_a_run(packed: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    run = trained(packed, tmp_path, **changes)
+def test_a_run(packed: Path, tmp_path: Path, adapted: Path, changes: dict[str, Any]) -> None:
+    run = adapted if changes is LORA else trained(packed, tmp_path, **changes)
     last = run / "checkpoints" / "last.pt"
     state = checkpoint.load(last)["state_dict"]
     theirs = open_clip.create_model("train-test", pretrained=str(last)).state_dict()
@@ -69,13 +75,11 @@ def test_a_run(packed: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
         assert set(is_image) == {tower == "text"}
         assert ("logit_scale" in moved) == (tower == "image")
     else:
-        unused = start()["token_embedding.weight"]
         assert moved == set(state)
-        assert unused.shape == state["token_embedding.weight"].shape
 
 
-def test_the_average_is_evaluated_and_saved(packed: Path, tmp_path: Path) -> None:
-    run = trained(packed, tmp_path, **LORA)
+def test_the_average_is_evaluated_and_saved(adapted: Path) -> None:
+    run = adapted
     file = run / "checkpoints" / "ema.pt"
     [last] = [r for r in records(run) if "valid_ema/mean_recall" in r]
     assert last["step"] == 6
@@ -90,10 +94,11 @@ def test_the_average_is_evaluated_and_saved(packed: Path, tmp_path: Path) -> Non
 
 
 def test_averaging_leaves_the_run_as_it_is(packed: Path, tmp_path: Path) -> None:
+    often = {"train__epochs": 1, "valid__every_steps": 2}
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    with_it = trained(packed, tmp_path / "a", ema={"decay": 0.9}, valid__every_steps=2)
-    without = trained(packed, tmp_path / "b", valid__every_steps=2)
+    with_it = trained(packed, tmp_path / "a", ema={"decay": 0.9}, **often)
+    without = trained(packed, tmp_path / "b", **often)
     one, two = (
         checkpoint.load(run / "checkpoints" / "last.pt")["state_dict"] for run in (with_it, without)
     )
@@ -101,12 +106,11 @@ def test_averaging_leaves_the_run_as_it_is(packed: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path) -> None:
-    one = trained(packed, tmp_path, **LORA)
+def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path, adapted: Path) -> None:
     file = write(settings(packed, tmp_path / "two", train__epochs=2, **LORA), tmp_path / "two.yaml")
     done = torchrun(2, "-m", "medclip_oc.train", "--config", file)
     assert done.returncode == 0, done.stderr
-    losses = ([r["loss"] for r in records(f) if "loss" in r] for f in (one, tmp_path / "two"))
+    losses = ([r["loss"] for r in records(f) if "loss" in r] for f in (adapted, tmp_path / "two"))
     alone, both = losses
     assert both == pytest.approx(alone, rel=1e-3)
 
@@ -116,19 +120,8 @@ def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path) -> No
     [
         ({"optim__freeze": "resblok"}, "optim.freeze: 'resblok' is neither image, text nor"),
         ({"optim__image_last_blocks": 9}, "optim.image_last_blocks: 9, but the image tower has 2"),
-        ({"optim__text_layer_decay": 1.5}, "optim.text_layer_decay: 1.5 is not in (0, 1]"),
-        ({"lora": {"rank": 0}}, "lora.rank: 0 is not at least 1"),
         ({"lora": {"rank": 4, "dropout": 0.1}}, "lora.dropout: no such setting"),
-        ({"lora": {"rank": 4, "dora": True}}, "lora.dora: no such setting"),
         ({"lora": {"rank": 4}, "train__compile": True}, "train.compile: not with adapters"),
-        ({"ema": {"decay": 1.0}}, "ema.decay: 1.0 is not in (0, 1)"),
-        ({"loss": {"positives": "images"}}, "one of pairs, captions, concepts"),
-        ({"loss": {"label_smoothing": 1.0}}, "loss.label_smoothing: 1.0 is not in [0, 1)"),
-        (
-            {"loss": {"name": "siglip", "label_smoothing": 0.1}},
-            "loss.label_smoothing: 0.1 is not 0, as loss.name: siglip needs",
-        ),
-        ({"loss": {"concept_strength": 2.0}}, "loss.concept_strength: 2.0 is not in [0, 1]"),
     ],
 )
 def test_mistakes(
@@ -144,15 +137,6 @@ def test_mistakes(
 
 
 WARM = yaml.safe_load((ROOT / "configs" / "warm_towers.yaml").read_text())["model"]
-METHODS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "layer decay": {"optim__image_layer_decay": 0.7, "optim__text_layer_decay": 0.7},
-    "adapters": {"lora": {"rank": 8, "alpha": 16}, "optim__lr": 1e-3},
-    "frozen images": {"optim__freeze": "image"},
-    "projections": {"optim__freeze": "all_but_projections"},
-    "average": {"ema": {"decay": 0.5}},
-    "concepts": {"loss": {"positives": "concepts", "label_smoothing": 0.05}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -163,29 +147,25 @@ def real(rocov2_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    # one in CI: the others differ in what the tests above cover, and cost as much
-    [n if n == "adapters" else pytest.param(n, marks=pytest.mark.soak) for n in METHODS],
-)
-def test_on_real_pairs(name: str, real: Path, tmp_path: Path) -> None:
-    """Warm towers, images of 96 pixels: trains, goes on from a state, merges, evaluates, mixes."""
+def test_on_real_pairs(real: Path, tmp_path: Path) -> None:
+    """Warm towers, images of 96 pixels: trains, resumes, merges, evaluates, mixes."""
     definition = {**WARM["definition"], "vision_cfg": {**WARM["definition"]["vision_cfg"]}}
     definition["vision_cfg"]["image_size"] = 96
     changes = {
         "model": {**WARM, "arch": "warm-small", "definition": definition},
-        "optim__lr": 3e-4,
+        "optim__lr": 1e-3,
         "train__global_batch_size": 40,
         "train__micro_batch_size": 20,
         "checkpoint": {"every_steps": 1, "keep_last": 2},
-        **METHODS[name],
+        "lora": {"rank": 8, "alpha": 16},
+        "ema": {"decay": 0.5},
     }
     run = tmp_path / "run"
     file = write(settings(real, run, **changes), tmp_path / "config.yaml")
     words = ("--config", file, "--data.samples_per_epoch", 80, "--train.epochs", 1)
     assert call(train.main, TrainCommand, *words) == 0
     files = {kept.name: kept for kept in (run / "checkpoints").iterdir()}
-    kept = [files["last.pt"], *([files["ema.pt"]] if name == "average" else [])]
+    kept = [files["last.pt"], files["ema.pt"]]
     through = [checkpoint.load(path)["state_dict"] for path in kept]
     losses = [r["loss"] for r in records(run) if "loss" in r]
     assert len(losses) == 2

@@ -199,3 +199,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ],
     ),
 }
+
+
+class Payload:
+    """What a malicious file holds: opening it would run this."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.marker,))

@@ -1,11 +1,13 @@
 """`--doctor` finds each planted fault, in one line with its remedy, and nothing in a sound run."""
 
 import json
+import math
 import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 
 from medclip_oc import train
 from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, TrainCommand
+from medclip_oc.config.schema import Config, OptimConfig, TrainCommand
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.runtime import memory
@@ -232,20 +234,63 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
     assert done.stdout.count("\n") == 1, done.stdout
 
 
-def test_rates_are_measured_with_what_fits(packed: Path, tmp_path: Path) -> None:
-    """Of the real loader and a real step: positive numbers, and nothing more can be promised."""
+def opened(packed: Path, tmp_path: Path) -> preflight_checks.Opened:
     file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
     config = parse.parse(Config, ["--config", str(file)], prog="", description="")
-    world, rows = World(0, 1, torch.device("cpu")), list[int]()
+    world = World(0, 1, torch.device("cpu"))
     data, clip = build.open_data(config, world), build.model(config, world)
-    run = preflight_checks.Opened(config, world, data, clip)
+    return preflight_checks.Opened(config, world, data, clip)
+
+
+def test_rates_are_measured_with_what_fits(packed: Path, tmp_path: Path) -> None:
+    """Of the real loader and a real step: positive numbers, and nothing more can be promised."""
+    run, rows = opened(packed, tmp_path), list[int]()
     assert LOADER_RATE(run) > 0
-    clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    run.clip.towers.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     assert STEP_RATE(run, 3) > 0
     assert set(rows) == {3}, "not with what would be out of memory"
     rows.clear()
     assert STEP_RATE(run, 99) > 0
     assert set(rows) == {16}, "a step has no more"
+
+
+# --------------------------------------------------------------------------------- by the numbers
+
+
+def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    run = opened(packed, tmp_path)
+    two = [preflight_checks._spread(10, 4, World(rank, 2, run.world.device)) for rank in (0, 1)]
+    assert two == [[0, 5], [2, 7]]
+
+    images, tokens = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.ones(4, 32).long()
+    for above_chance, findings in ((1.99, 0), (2.01, 1), (math.nan, 1)):
+        value = torch.tensor(math.log(4) + above_chance)
+        monkeypatch.setattr(preflight_checks, "clip_loss", lambda *_, value=value: value)
+        assert len(list(preflight_checks.loss(images, tokens, run))) == findings
+
+    _, trained = preflight_checks.parameter_bytes(run.clip)
+    free = math.ceil((350 + 3 * trained) / 0.9)  # 350 bytes besides gradients and averages
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    allocated = iter([0, 800, 0, 80])
+    monkeypatch.setattr(memory, "allocated_bytes", lambda device: next(allocated))
+    # an image takes 100 bytes, a text 10, and a micro batch has 4 of each
+    assert list(preflight_checks.too_large(run)) == [("micro_batch_size", "4 images", 3)]
+
+    small = SimpleNamespace(towers=torch.nn.Linear(10, 1))  # 44 bytes, which all train
+    usage = shutil.disk_usage("/")
+    for room, findings in ((439, 1), (440, 0)):  # best.pt, one being written, two states of 176
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, room=room: usage._replace(free=room))
+        config, world = run.config, run.world
+        assert len(list(preflight.disk(config, small, world))) == findings  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("lr", "level"), [(4e-5, "warning"), (5e-5, ""), (5e-3, ""), (6e-3, "warning"), (0.03, "error")]
+)
+def test_rates_from_scratch(lr: float, level: str) -> None:
+    config = Config(optim=OptimConfig(lr=1e-3, text_lr=lr))
+    found = [line.partition(":")[0] for line in preflight.rates(config)]
+    assert found == ([level] if level else [])
 
 
 @pytest.mark.parametrize(

@@ -125,12 +125,13 @@ def test_a_signal_to_one_rank_stops_all_with_everything_saved(
 def test_a_signal_in_the_middle_of_a_validation(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is left after the batch, and done again by the run that goes on; nothing else changes."""
+    """It is left after the batch, and done again by the run that resumes; nothing else changes."""
     from medclip_oc.evaluation import features
 
-    whole = configure(packed, tmp_path, "whole", train__epochs=4)
+    quick = {"train__epochs": 2, "valid": {"every_epochs": 1}, "checkpoint": {"every_steps": 5}}
+    whole = configure(packed, tmp_path, "whole", **quick)
     assert call(train.main, TrainCommand, "--config", whole) == 0
-    cut = configure(packed, tmp_path, "cut", train__epochs=4)
+    cut = configure(packed, tmp_path, "cut", **quick)
     load_batches, batches = features.load_batches, list[int]()
 
     def interrupting(*words: Any, **named: Any) -> Iterator[Any]:
@@ -215,6 +216,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(
     small_disk: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
