@@ -14,7 +14,7 @@ from .runtime import command
 if TYPE_CHECKING:
     from .exporters.parity import Reader
     from .inference.image_inputs import ImageSet
-    from .models.factory import Clip
+    from .models.clip import Clip
     from .reporting.run_files import Evaluated
 
 _TEXTS = (

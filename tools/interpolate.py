@@ -26,7 +26,7 @@ from medclip_oc.runtime import command
 if TYPE_CHECKING:
     from medclip_oc.data.dataset import Pairs
     from medclip_oc.models.averaging import State
-    from medclip_oc.models.factory import Clip
+    from medclip_oc.models.clip import Clip
     from medclip_oc.runtime.distributed import World
 
 Split = Literal["train", "valid", "test"]

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ..runtime import distributed, memory
 from . import recompute
 from .loss import Block, Gradients, LossName, contrast, tile_side
-from .micro_batches import ChunkedTower, fitting
+from .micro_batched_tower import MicroBatchedTower, fitting
 from .soft_targets import Labels, Rule, Targets
 
 # Of the memory that is free: what kept graphs may take. A CPU's memory is not ours alone.
@@ -112,7 +112,7 @@ class CachedStep:
             )
         sizes = (micro_batch_size, text_micro_batch_size or micro_batch_size)
         self.images, self.texts = (
-            ChunkedTower(embed, world.device, chunk=size, precision=precision, blocks=own)
+            MicroBatchedTower(embed, world.device, chunk=size, precision=precision, blocks=own)
             for embed, size, own in zip((images, texts), sizes, blocks, strict=True)
         )
         if keep_chunks != "auto":

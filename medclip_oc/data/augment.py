@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config.schema import AugmentConfig
 from ..imaging.jpeg import Picture
-from ..models.factory import Clip
+from ..models.clip import Clip
 
 _MARGIN = 3.0
 """Features move with the decoder's scale: over 280 ROCOv2 files, EfficientNet-Lite0, the lowest

@@ -14,7 +14,7 @@ import numpy as np
 from ..config.checks import Decode
 from ..config.schema import Config, DataConfig
 from ..errors import InputError, WorkError
-from ..models.factory import Clip
+from ..models.clip import Clip
 from ..runtime import distributed
 from .augment import Preprocess, TrainingTransform
 from .bad_samples import TrainingBatches

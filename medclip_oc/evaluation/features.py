@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..contrastive.micro_batches import autocast
 from ..data.dataset import Pairs, load_batches
 from ..errors import InputError, Stopped, WorkError
-from ..models.factory import Clip
+from ..models.clip import Clip
 from ..runtime import distributed
+from ..runtime.precision import autocast
 from . import feature_file
 
 

@@ -18,7 +18,7 @@ from ..config.evaluation import MeasureConfig
 from ..config.vocabulary import DIRECTIONS
 from ..data.dataset import Pairs
 from ..errors import InputError, WorkError
-from ..models.factory import Clip
+from ..models.clip import Clip
 from ..runtime import distributed
 from . import bootstrap, candidate_pools, metrics
 from . import ranks as counting

@@ -11,8 +11,8 @@ from ..data import loader
 from ..data.shards import ShardSet
 from ..errors import InputError
 from ..models import checkpoint
-from ..models.factory import Clip
-from ..models.trained import baseline_clip, trained_clip
+from ..models.clip import Clip
+from ..models.factory import baseline_clip, trained_clip
 from ..runtime import distributed
 from ..runtime.distributed import World
 from . import concepts, feature_file, features, retrieval

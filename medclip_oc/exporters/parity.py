@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..inference.image_inputs import ImageSet
-from ..models.factory import Clip
+from ..models.clip import Clip
 
 LIMIT = 1e-4
 """Largest difference of a number in the normalised features."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.factory import Clip
+from ..models.clip import Clip
 from . import tokenizer_files
 from .parity import Found, Inputs, Reader
 

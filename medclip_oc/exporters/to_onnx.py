@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, WorkError
-from ..models.factory import Clip
+from ..models.clip import Clip
 from . import tokenizer_files
 from .parity import Found, Inputs, Reader
 

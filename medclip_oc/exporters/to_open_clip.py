@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..models.factory import TEXT_MODEL, Clip, quiet, resolved
+from ..models.clip import Clip
+from ..models.definition import TEXT_MODEL, quiet, resolved
 from . import tokenizer_files
 from .parity import Found, Inputs, Reader
 

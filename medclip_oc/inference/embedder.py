@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config.inference import ModelChoice
 from ..config.schema import ModelConfig
-from ..contrastive.micro_batches import autocast
 from ..data.augment import Preprocess
 from ..data.captions import Captions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..models import factory
-from ..models.factory import Clip
-from ..models.trained import trained_clip
+from ..models.clip import Clip
+from ..models.factory import trained_clip
 from ..runtime import distributed
+from ..runtime.precision import autocast
 from ..runtime.workers import cores
 from .image_inputs import ImageSet
 from .prompts import Candidate

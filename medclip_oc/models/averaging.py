@@ -1,18 +1,79 @@
-"""Averages of the weights of models with the same start: WiSE-FT and soups, on state dicts.
+"""Averages of weights: over the steps of a run (EMA), and of models with the same start.
+
+EMA (Polyak & Juditsky 1992): after each step, average = decay * average + (1 - decay) * weights,
+from the weights of the start; smoother than the last step's.
 
 Fine-tuning forgets; on the straight line between the weights before and after lie models that
 remember more and know nearly as much of the new (WiSE-FT, Wortsman et al. 2022a). Models of several
 runs from the same start can be averaged as well (model soups, Wortsman et al. 2022b).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 
 State = Mapping[str, Tensor]
+
+
+class Ema:
+    """The running average of what trains of a model; with adapters, of their matrices.
+
+    Args:
+        model: in training, on its device.
+        decay: d, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.average = {name: p.detach().clone() for name, p in self._parameters().items()}
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        weights = self._parameters()
+        # d a + (1 - d) w, as one fused pass
+        torch._foreach_lerp_(
+            list(self.average.values()), [weights[name] for name in self.average], 1 - self.decay
+        )
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the average for weights; its own are put back after, bit for bit."""
+        weights = self._parameters()
+        before = {name: weights[name].detach().clone() for name in self.average}
+        _copy(self.average, weights)
+        try:
+            yield
+        finally:
+            _copy(before, weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average, by the parameters' names."""
+        return {name: value.clone() for name, value in self.average.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Resume from there.
+
+        Raises:
+            ValueError: other parameters train.
+        """
+        shapes = {name: value.shape for name, value in self.average.items()}
+        if shapes != {name: value.shape for name, value in state.items()}:
+            raise ValueError("it is an average of other parameters")
+        _copy(state, self.average)
+
+
+@torch.no_grad()
+def _copy(values: State, into: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        into[name].copy_(value)
 
 
 def check_alike(states: Mapping[str, State]) -> None:
@@ -21,10 +82,10 @@ def check_alike(states: Mapping[str, State]) -> None:
     Raises:
         InputError: names both files, and what differs.
     """
-    (first, one), *others = states.items()
-    for name, other in others:
-        odd = sorted(one.keys() ^ other.keys())
-        odd += [key for key in one if key in other and one[key].shape != other[key].shape]
+    (first, start), *others = states.items()
+    for name, state in others:
+        odd = sorted(start.keys() ^ state.keys())
+        odd += [key for key in start if key in state and start[key].shape != state[key].shape]
         if odd:
             raise InputError(f"{first} and {name} are not of one model: {odd[0]} differs")
 
@@ -49,12 +110,11 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
 @torch.no_grad()
 def mean(states: Sequence[State]) -> dict[str, Tensor]:
     """The uniform soup. Whole numbers are those of the first."""
-    first = states[0]
     return {
         name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
         if value.is_floating_point()
         else value
-        for name, value in first.items()
+        for name, value in states[0].items()
     }
 
 
@@ -76,7 +136,7 @@ def greedy(
     order = sorted(range(len(states)), key=lambda number: -alone[number])
     chosen, best = order[:1], alone[order[0]]
     for number in order[1:]:
-        found = score(mean([states[n] for n in (*chosen, number)]))
-        if found >= best:
-            chosen, best = [*chosen, number], found
+        joint = score(mean([states[n] for n in (*chosen, number)]))
+        if joint >= best:
+            chosen, best = [*chosen, number], joint
     return chosen, alone

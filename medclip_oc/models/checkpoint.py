@@ -5,38 +5,30 @@ opens. Its `state_dict` has open_clip's names, so open_clip loads the file as it
 
     format      FORMAT
     state_dict  the plain model
-    model       what it is: arch, name, definition, preprocess, quick_gelu (see model.Description)
+    model       what it is: arch, name, definition, preprocess, quick_gelu (see factory.py)
     config      the resolved configuration of the run
     step, epoch, position (pairs consumed), metrics, versions
-    training    what going on needs besides (see run_state.py); best.pt is without it
-
-torch doesn't notice a changed byte: it would be another weight. So the file, a zip archive, ends
-with a comment that holds the SHA-256 of all before it, which readers of zip archives pass over.
+    training    what resuming needs besides (see training); best.pt is without it
 """
 
-import hashlib
-import os
 import pickle
 import re
 import zipfile
-from contextlib import suppress
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from ..errors import DamagedCheckpoint, InputError, WorkError
+from ..errors import DamagedCheckpoint, InputError
+from ..runtime.atomic import atomic_file
 
 FORMAT = "medclip_oc/1"
 _PACKAGES = ("medclip_oc", "torch", "torchvision", "open_clip_torch")
-
-# a zip archive's last field, the length of its comment, and that comment
-_COMMENT = b"medclip_oc sha256 %s"
-_SEAL_BYTES = 2 + len(_COMMENT % bytes(64))
-_LENGTH = (_SEAL_BYTES - 2).to_bytes(2, "little")
-_SEAL = re.compile(re.escape(_LENGTH) + _COMMENT % b"([0-9a-f]{64})")
-_BLOCK_BYTES = 1 << 22
+_PROBE = "Chest X-ray: 3.5 cm mass, pleural effusion"
+_ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 
 
 def versions() -> dict[str, str]:
@@ -53,69 +45,21 @@ def save(path: Path, content: dict[str, Any]) -> int:
     Raises:
         WorkError: the disk is full, or the folder is gone or can't be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with atomic_file(path, durable=True) as partial:
         with partial.open("wb") as file:
-            sealed = _Sealed(file)
-            torch.save({"format": FORMAT, **content}, sealed)  # type: ignore[arg-type]
-            sealed.close()
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        partial.replace(path)
-        _store(path.parent)
-        return size
-    # torch reports a failed write of its zip stream as RuntimeError
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise WorkError(
-            f"{path}: the checkpoint could not be written ({_reason(error)})"
-        ) from error
+            try:
+                torch.save({"format": FORMAT, **content}, file)
+            except RuntimeError as error:  # torch's own, around that of the system
+                raise _system_error(error) from error
+        return partial.stat().st_size
 
 
-class _Sealed:
-    """A file that torch writes an archive into, hashed on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hashed, self._held = file, hashlib.sha256(), b""
-
-    def write(self, data: bytes) -> int:
-        """Pass bytes on, all but the last two."""
-        size = len(data)
-        if size < 2:
-            data, self._held = self._held + bytes(data), b""
-        for part in (self._held, memoryview(data)[:-2]):
-            self._file.write(part)
-            self._hashed.update(part)
-        self._held = bytes(data[-2:])
-        return size
-
-    def flush(self) -> None:
-        """For torch, which asks for it."""
-
-    def close(self) -> None:
-        """Put the hash in place of the empty comment."""
-        assert self._held == b"\0\0", "torch writes no comment"
-        self._file.write(_LENGTH + _COMMENT % self._hashed.hexdigest().encode())
-
-
-def _store(folder: Path) -> None:
-    """Have the names of a folder's files on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems can't, and need not
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    """The system's own words; torch reports a failed write as one of its own, which hides them."""
-    while not isinstance(error, OSError) and isinstance(error.__context__, Exception):
-        error = error.__context__
-    return (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
+def _system_error(error: BaseException) -> BaseException:
+    """The error that the system gave, where torch reports a failed write as one of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause or OSError(str(error).partition("\n")[0])
 
 
 def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
@@ -123,7 +67,7 @@ def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
 
     Args:
         path: the file.
-        verify: whether to compare it with its hash; off where another rank has.
+        verify: whether to compare all of it with its checksums; off where another rank has.
 
     Raises:
         DamagedCheckpoint: it is cut, or a byte of it has changed.
@@ -132,10 +76,10 @@ def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
     if verify:
         _verify(Path(path))
     content = _read(Path(path))
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    form = content.get("format") if isinstance(content, dict) else None
+    if form != FORMAT:
         raise InputError(
-            f"{path}: not a medclip_oc checkpoint (format {found!r}, expected {FORMAT!r}); "
+            f"{path}: not a medclip_oc checkpoint (format {form!r}, expected {FORMAT!r}); "
             "weights of another kind go in through model.pretrained of a training config"
         )
     return content
@@ -184,24 +128,15 @@ def _require(path: Path) -> None:
 
 
 def _verify(path: Path) -> None:
-    """Compare a file with the hash at its end; one that was saved without it passes."""
+    """Compare the members of the zip archive with their CRCs, which `torch.load` doesn't do."""
     _require(path)
-    hashed = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END) - _SEAL_BYTES
-            file.seek(max(0, end))
-            seal = _SEAL.fullmatch(file.read())
-            if seal is None:
-                return
-            file.seek(0)
-            while end > 0 and (block := file.read(min(end, _BLOCK_BYTES))):
-                hashed.update(block)
-                end -= len(block)
-    except OSError as error:
-        raise DamagedCheckpoint(f"{path}: can't be read ({error.strerror})") from error
-    if hashed.hexdigest().encode() != seal[1]:
-        raise DamagedCheckpoint(f"{path}: damaged: it is not what was written (SHA-256 differs)")
+            intact = not zipfile.is_zipfile(file) or zipfile.ZipFile(file).testzip() is None
+    except Exception:  # whatever a damaged archive trips over
+        intact = False
+    if not intact:
+        raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file (a checksum differs)")
 
 
 def _read(path: Path, *, mmap: bool = False) -> Any:
@@ -221,3 +156,81 @@ def _read(path: Path, *, mmap: bool = False) -> Any:
         raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file") from error
     except (EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
         raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file") from error
+
+
+def described_facts(definition: dict[str, Any]) -> dict[str, Any]:
+    """What a description says besides, which follows from the definition of the model."""
+    text = definition["text_cfg"]
+    return {
+        "quick_gelu": bool(definition.get("quick_gelu", False)),
+        "tokenizer": text.get("hf_tokenizer_name") or "open_clip",
+        "context_length": text.get("context_length", 77),
+    }
+
+
+def description_of(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a checkpoint says of its model.
+
+    Args:
+        content: see `load`.
+        where: the file's name, for errors.
+
+    Raises:
+        InputError: it doesn't say all there is to say, or contradicts itself.
+    """
+    description = content.get("model")
+    needed = {"arch", "name", "definition", "preprocess"}
+    complete = isinstance(description, dict) and needed <= description.keys()
+    if not complete or description is None or "state_dict" not in content:
+        raise InputError(f"{where}: the checkpoint doesn't describe its model; it is incomplete")
+    for name, value in described_facts(description["definition"]).items():
+        if description.get(name, value) != value:
+            raise InputError(
+                f"{where}: made with {name} {description[name]!r}, but its definition of "
+                f"{description['name']} has {value!r}"
+            )
+    return description
+
+
+def check_activation(model: nn.Module, description: dict[str, Any], where: str) -> None:
+    """Refuse a model that was built with another activation than its weights were trained with.
+
+    open_clip loses QuickGELU without a word where a name loses `-quickgelu`. Towers from elsewhere
+    (timm, Hugging Face) have their own activation, whatever the definition says.
+
+    Raises:
+        InputError: names both.
+    """
+    definition = description["definition"]
+    foreign = "timm_model_name" in definition["vision_cfg"]
+    foreign = foreign or "hf_model_name" in definition["text_cfg"]
+    quick = bool(description.get("quick_gelu", False))
+    built = {type(module).__name__ for module in model.modules()}
+    if not foreign and _ACTIVATIONS[not quick] in built:
+        raise InputError(
+            f"{where}: trained with {_ACTIVATIONS[quick]}, but {description['name']} is built with "
+            f"{_ACTIVATIONS[not quick]} here"
+        )
+
+
+def probe_tokens(tokenizer: Callable[[list[str]], Tensor]) -> list[int]:
+    """What a tokenizer makes of a fixed text: tells it from others."""
+    tokens: list[int] = tokenizer([_PROBE])[0].tolist()
+    return tokens
+
+
+def check_tokens(
+    tokenizer: Callable[[list[str]], Tensor], description: dict[str, Any], where: str
+) -> None:
+    """Refuse another tokenizer than the one that the weights were trained with.
+
+    Raises:
+        InputError: shows what both make of one text.
+    """
+    there = description.get("tokens")  # absent from early checkpoints
+    here = probe_tokens(tokenizer)
+    if there and here != there:
+        raise InputError(
+            f"{where}: made with a tokenizer ({description['tokenizer']}) that isn't the one here: "
+            f"{_PROBE!r} was {there[:12]}..., and is {here[:12]}..."
+        )

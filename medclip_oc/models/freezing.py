@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config.schema import OptimConfig
 from ..errors import InputError
-from .towers import Towers
+from .clip import Towers
 
 TowerName = Literal["image", "text"]
 TOWERS: tuple[TowerName, ...] = ("image", "text")
@@ -41,29 +41,25 @@ class Place(NamedTuple):
 
 def places(towers: Towers) -> dict[str, Place]:
     """The place of each parameter, by its name in `towers`."""
-    blocks = {
-        name: {id(block): number for number, block in enumerate(found, 1)}
-        for name, found in (("image", towers.image_layers()), ("text", towers.text_layers()))
+    blocks = {"image": towers.image_blocks(stem=False), "text": towers.text_blocks(stem=False)}
+    count = {tower: len(found) for tower, found in blocks.items()}
+    numbers = {
+        block: Place(tower, number, count[tower])
+        for tower in TOWERS
+        for number, block in enumerate(blocks[tower], 1)
     }
-    within: dict[str, Place] = {}
-    for name, module in towers.named_modules():
-        for tower in TOWERS:
-            if id(module) in blocks[tower]:
-                within[f"{name}."] = Place(tower, blocks[tower][id(module)], len(blocks[tower]))
-    found = {}
+    within = {f"{n}.": numbers[m] for n, m in towers.named_modules() if m in numbers}
+    by_name = {}
     for name, _ in towers.named_parameters():
-        inside = next((place for start, place in within.items() if name.startswith(start)), None)
-        found[name] = inside or _outside(name, {t: len(blocks[t]) for t in TOWERS})
-    return found
-
-
-def _outside(name: str, blocks: dict[TowerName, int]) -> Place:
-    """The place of a parameter that is in no block."""
-    if name in ("clip.logit_scale", "clip.logit_bias"):
-        return Place("both", 0, 0)
-    tower: TowerName = "image" if name.startswith("clip.visual.") else "text"
-    before = _BEFORE.search(name) and not _AFTER.search(name)
-    return Place(tower, 0 if before else blocks[tower] + 1, blocks[tower])
+        place = next((p for start, p in within.items() if name.startswith(start)), None)
+        tower: TowerName = "image" if name.startswith("clip.visual.") else "text"
+        if name in ("clip.logit_scale", "clip.logit_bias"):
+            place = Place("both", 0, 0)
+        elif place is None:  # in no block
+            before = _BEFORE.search(name) and not _AFTER.search(name)
+            place = Place(tower, 0 if before else count[tower] + 1, count[tower])
+        by_name[name] = place
+    return by_name
 
 
 def freeze(towers: Towers, settings: OptimConfig) -> None:
@@ -74,46 +70,46 @@ def freeze(towers: Towers, settings: OptimConfig) -> None:
             nothing of either tower is left to train.
     """
     parameters = dict(towers.named_parameters())
-    where = places(towers)
+    by_name = places(towers)
     for tower in TOWERS:
         last = getattr(settings, f"{tower}_last_blocks")
         if last is None:
             continue
-        blocks = next(place.blocks for place in where.values() if place.tower == tower)
+        blocks = next(place.blocks for place in by_name.values() if place.tower == tower)
         if last > blocks:
             raise InputError(
                 f"optim.{tower}_last_blocks: {last}, but the {tower} tower has {blocks} blocks"
                 + ("" if blocks else " that can be told apart")
             )
-        for name, place in where.items():
+        for name, place in by_name.items():
             if place.tower == tower and place.layer <= blocks - last:
                 parameters[name].requires_grad_(False)
     given = settings.freeze or []
     for word in [given] if isinstance(given, str) else given:
-        for name in _matching(word, where):
+        for name in _matching(word, by_name):
             parameters[name].requires_grad_(False)
-    if not any(p.requires_grad for n, p in parameters.items() if where[n].tower != "both"):
+    if not any(p.requires_grad for n, p in parameters.items() if by_name[n].tower != "both"):
         raise InputError(f"optim.freeze: {given} leaves nothing of either tower to train")
 
 
-def _matching(word: str, where: dict[str, Place]) -> list[str]:
+def _matching(word: str, by_name: dict[str, Place]) -> list[str]:
     """The parameters that a preset, or a regular expression, stands for."""
     if word in TOWERS:
-        return [name for name, place in where.items() if place.tower == word]
+        return [name for name, place in by_name.items() if place.tower == word]
     if word == "all_but_projections":
         return [
             name
-            for name, place in where.items()
+            for name, place in by_name.items()
             if place.tower != "both" and not is_projection(name)
         ]
-    found = [name for name in where if re.search(word, name.removeprefix("clip."))]
-    if not found:
-        example = next(iter(where)).removeprefix("clip.")
+    names = [name for name in by_name if re.search(word, name.removeprefix("clip."))]
+    if not names:
+        example = next(iter(by_name)).removeprefix("clip.")
         raise InputError(
             f"optim.freeze: {word!r} is neither image, text nor all_but_projections, and matches "
             f"no parameter (one is {example})"
         )
-    return found
+    return names
 
 
 def is_projection(name: str) -> bool:

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from ..config.schema import LoraConfig
 from ..errors import InputError
-from .towers import Towers
+from .clip import Towers
 
 _INSIDE = ".parametrizations."
 _ORIGINAL = ".original"
@@ -54,43 +54,40 @@ def insert(towers: Towers, settings: LoraConfig) -> None:
         InputError: a tower has nothing to adapt.
     """
     assert settings.rank is not None
-    chosen = _chosen(towers, settings)
-    temperature = [p for p in _logits(towers) if p.requires_grad]
+    matrices = _matrices(towers, settings)
+    logits = [getattr(towers.clip, name, None) for name in ("logit_scale", "logit_bias")]
+    still_train = [p for p in logits if p is not None and p.requires_grad]
     towers.requires_grad_(False)
-    for parameter in temperature:
+    for parameter in still_train:
         parameter.requires_grad_(True)
-    for layer, name in chosen:
+    for layer, name in matrices:
         adapter = LowRank(getattr(layer, name), settings.rank, settings.alpha)
         parametrize.register_parametrization(layer, name, adapter)
 
 
-def _chosen(towers: Towers, settings: LoraConfig) -> list[tuple[nn.Module, str]]:
+def _matrices(towers: Towers, settings: LoraConfig) -> list[tuple[nn.Module, str]]:
     """The matrices that get an adapter: their layer, and their name in it."""
-    found = []
-    for tower, blocks in (("image", towers.image_layers()), ("text", towers.text_layers())):
+    chosen = []
+    for tower, blocks in (("image", towers.image_blocks), ("text", towers.text_blocks)):
         if settings.towers not in (tower, "both"):
             continue
-        every = [place for block in blocks for layer in block.modules() for place in _own(layer)]
+        layers = [layer for block in blocks(stem=False) for layer in block.modules()]
+        every = [(layer, name) for layer in layers if (name := _adaptable(layer))]
         trained = [(layer, name) for layer, name in every if getattr(layer, name).requires_grad]
         if not trained and not (every and settings.towers == "both"):
             why = "that isn't frozen" if every else "in blocks that can be told apart"
             raise InputError(f"lora.towers: the {tower} tower has no layer to adapt {why}")
-        found += trained
-    if not found:
+        chosen += trained
+    if not chosen:
         raise InputError("lora.rank: optim.freeze leaves no layer to adapt")
-    return found
+    return chosen
 
 
-def _own(layer: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Which of a layer's own parameters are matrices to adapt."""
+def _adaptable(layer: nn.Module) -> str | None:
+    """The name of a layer's own matrix to adapt, if it has one."""
     convolves = isinstance(layer, nn.Conv2d) and layer.groups == 1
-    names = ["weight"] if convolves or isinstance(layer, nn.Linear) else ["in_proj_weight"]
-    return [(layer, name) for name in names if isinstance(getattr(layer, name, None), nn.Parameter)]
-
-
-def _logits(towers: Towers) -> list[nn.Parameter]:
-    found = (getattr(towers.clip, name, None) for name in ("logit_scale", "logit_bias"))
-    return [parameter for parameter in found if parameter is not None]
+    name = "weight" if convolves or isinstance(layer, nn.Linear) else "in_proj_weight"
+    return name if isinstance(getattr(layer, name, None), nn.Parameter) else None
 
 
 @torch.no_grad()
@@ -108,7 +105,7 @@ def plain_state(towers: Towers) -> dict[str, Tensor]:
 
 
 class Adapters:
-    """What training goes on from: a merged checkpoint can't be taken apart again.
+    """What training resumes from: a merged checkpoint can't be taken apart again.
 
     Args:
         towers: with adapters.
@@ -128,7 +125,7 @@ class Adapters:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from there.
+        """Resume from there.
 
         Raises:
             ValueError: it is of other adapters.

@@ -79,25 +79,24 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
     try:
         source = AutoModel.from_pretrained(resolve(reference), config=text.config)
     except (OSError, ValueError) as error:
-        raise InputError(f"{reference}: no Hugging Face model there ({_first(error)})") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{reference}: no Hugging Face model there ({reason})") from error
     source = source.get_encoder() if source.config.is_encoder_decoder else source
     _load(transformer, source.state_dict(), reference)
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
-    wanted = module.state_dict()
-    missing = [name for name in wanted if name not in state]
-    foreign = [n for n in state if n not in wanted and not _may_be_left(n)]
-    shapes = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
-    for what, names in (
-        ("lacks", missing),
-        ("holds other", foreign),
-        ("has other sizes of", shapes),
-    ):
+    tower = module.state_dict()
+    problems = {
+        "lacks": [name for name in tower if name not in state],
+        "holds other": [n for n in state if n not in tower and not _may_be_left(n)],
+        "has other sizes of": [n for n in tower if n in state and state[n].shape != tower[n].shape],
+    }
+    for problem, names in problems.items():
         if names:
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            raise InputError(f"{reference}: {what} {len(names)} tensors of the tower: {shown}")
-    module.load_state_dict({name: state[name] for name in wanted})
+            raise InputError(f"{reference}: {problem} {len(names)} tensors of the tower: {shown}")
+    module.load_state_dict({name: state[name] for name in tower})
     for name, tensor in module.state_dict().items():
         assert tensor.equal(state[name].to(tensor)), f"{name} did not take the file's values"
 
@@ -108,31 +107,8 @@ def _may_be_left(name: str) -> bool:
 
 
 def _from_efficientnet_pytorch(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """Rename EfficientNet-PyTorch's tensors (flat block numbers) to timm's (stage.block)."""
-    ends = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-    ends |= {"_fc": "classifier"}
-    separable = {
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn1",
-        "_project_conv": "conv_pw",
-        "_bn2": "bn2",
-    }
-    inverted = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"}
-    inverted |= {"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
-    stages: list[nn.Module] = list(trunk.get_submodule("blocks").children())
-    places = [f"{i}.{j}" for i, stage in enumerate(stages) for j, _ in enumerate(stage.children())]
-    renamed = {}
-    for name, tensor in state.items():
-        if not name.startswith("_blocks."):
-            layer, _, tail = name.partition(".")
-            renamed[f"{ends[layer]}.{tail}"] = tensor
-            continue
-        _, number, layer, tail = name.split(".", 3)
-        expands = f"_blocks.{number}._expand_conv.weight" in state
-        names = inverted if expands else separable
-        renamed[f"blocks.{places[int(number)]}.{names[layer]}.{tail}"] = tensor
-    return renamed
+    """Rename EfficientNet-PyTorch's tensors to timm's, which stand in the same order.
 
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    After the trunk's come those of the classifier.
+    """
+    return dict(zip(trunk.state_dict(), state.values(), strict=False))

@@ -18,7 +18,7 @@ from ..data.loader import TrainingData
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..models import factory, freezing, lora
-from ..models.factory import Clip
+from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
 

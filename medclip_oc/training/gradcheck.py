@@ -10,7 +10,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config.checks import Precision
 from ..config.schema import Config, TrainConfig
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..contrastive.grad_cache import CachedStep
-    from ..contrastive.soft_targets import Labels
     from ..data.dataset import Batch
-    from ..models.factory import Clip
+    from ..models.clip import Clip
     from ..runtime.distributed import World
 
 LIMIT = 1e-5
@@ -132,6 +131,7 @@ def both(
     """A cached step on all ranks, and on the main one the plain step that it must equal."""
     import torch
 
+    from ..contrastive import reference
     from ..contrastive.grad_cache import gather_labels
     from ..contrastive.recompute import live_batch_norms
     from ..contrastive.soft_targets import Labels
@@ -143,7 +143,7 @@ def both(
     step = build.cached_step(clip, config, world)
     all_images = distributed.all_gather(images.to(world.device)).cpu()
     all_tokens = distributed.all_gather(tokens.to(world.device)).cpu()
-    targets = dense_targets(step, gather_labels(labels, world.device))
+    targets = reference.dense_targets(step.rule, gather_labels(labels, world.device), step.loss)
     with exactly(precision, world.device):
         for _ in range(2):  # the first pays for what is done once
             torch.manual_seed(config.run.seed + world.rank)
@@ -152,75 +152,22 @@ def both(
         if not world.main:
             return cached, None
         chunked = draws(step, images, tokens) or bool(live_batch_norms(step.towers))
-        alone = lambda: plain_step(  # noqa: E731
-            step, all_images, all_tokens, config, chunked, targets
+        ranks = range(world.size if chunked else 1)
+        alone = partial(
+            reference.plain_step,
+            step.towers,
+            step.loss,
+            all_images,
+            all_tokens,
+            micro_batches=(step.images.chunk, step.texts.chunk) if chunked else None,
+            seeds=[config.run.seed + rank for rank in ranks],
+            targets=targets,
+            precision=precision,
+            scaler=step.scaler,
         )
         plain = measured(step, alone, world)
         plain.chunked = chunked
         return cached, plain
-
-
-def dense_targets(step: "CachedStep", labels: "Labels") -> Any:
-    """What is right in the whole batch, as the step's dense loss takes it: (G, G), or a pair of
-    those for SigLIP. None: each pair's own partner.
-    """
-    import torch
-
-    from ..contrastive.soft_targets import Targets
-
-    if step.rule.plain:
-        return None
-    whole = slice(0, len(labels.captions))
-    if step.rule.kind == "pairs":
-        labels = labels.different(whole.stop, labels.captions.device)
-    targets = Targets(step.rule, labels, torch.float32)
-    if step.loss == "siglip":
-        return targets.answers(whole, whole)
-    targets.complete(whole, lambda sums: sums, whole.stop)
-    return targets.tile(whole, whole)
-
-
-def plain_step(
-    step: "CachedStep",
-    images: "Tensor",
-    tokens: "Tensor",
-    config: Config,
-    chunked: bool,
-    targets: Any = None,
-) -> "Tensor":
-    """One big batch of (G, ...) pairs: every graph kept, the dense loss, one backward.
-
-    With `chunked` the rows are embedded in the cached step's chunks, rank by rank, each rank's with
-    the random numbers that it drew.
-    """
-    import torch
-
-    from ..contrastive import loss as losses
-
-    towers = step.towers
-    for parameter in towers.parameters():
-        parameter.grad = None
-    size = len(images) // step.world.size if chunked else len(images)
-    image_parts: list[Tensor] = []
-    text_parts: list[Tensor] = []
-    for rank in range(len(images) // size):
-        torch.manual_seed(config.run.seed + rank)
-        own = slice(rank * size, (rank + 1) * size)
-        for tower, rows, parts in (
-            (step.images, images[own], image_parts),
-            (step.texts, tokens[own], text_parts),
-        ):
-            chunks = tower.chunks(size) if chunked else [slice(0, size)]
-            parts += [tower.embed_chunk(rows[chunk]) for chunk in chunks]
-    features = torch.cat(image_parts), torch.cat(text_parts)
-    scale, bias = towers.inverse_temperature(), towers.logit_bias()
-    if step.loss == "siglip":
-        assert bias is not None
-        loss = losses.siglip_loss(*features, scale, bias, targets)
-    else:
-        loss = losses.clip_loss(*features, scale, targets)
-    (loss if step.scaler is None else step.scaler.scale(loss)).backward()
-    return loss.detach()
 
 
 def draws(step: "CachedStep", images: "Tensor", tokens: "Tensor") -> bool:
@@ -263,24 +210,16 @@ def exactly(precision: str, device: "torch.device") -> AbstractContextManager[ob
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
-def errors(found: "dict[str, Tensor]", wanted: "dict[str, Tensor]") -> dict[str, float]:
-    """||g - ref|| / max(||ref||, 1e-4 ||all ref||) of each parameter."""
-    import torch
-
-    if found.keys() != wanted.keys():
-        odd = sorted(found.keys() ^ wanted.keys())
-        raise WorkError(f"selfcheck: only one side has a gradient of {', '.join(odd[:3])}")
-    floor = 1e-4 * torch.stack([g.norm() for g in wanted.values()]).norm()
-    return {
-        name: float((found[name] - g).norm() / torch.maximum(g.norm(), floor))
-        for name, g in wanted.items()
-    }
-
-
 def report(cached: Measured, plain: Measured, precision: str) -> list[tuple[float, str]]:
     """Print what was found; returns (error, parameter), the worst of each part."""
+    from ..contrastive import reference
+
     parts: dict[str, list[tuple[float, str]]] = {}
-    for name, error in errors(cached.gradients, plain.gradients).items():
+    try:
+        errors = reference.relative_errors(cached.gradients, plain.gradients)
+    except ValueError as odd:
+        raise WorkError(f"selfcheck: {odd}") from None
+    for name, error in errors.items():
         parts.setdefault(part_of(name), []).append((error, name))
     worst = {part: max(found) for part, found in parts.items()}
     how = "the same chunks, since the model draws random numbers or normalises by the batch"

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..config.schema import OptimConfig
 from ..models import freezing
+from ..models.clip import Towers
 from ..models.freezing import Place
-from ..models.towers import Towers
 
 _TITLES = {"image": "image tower", "text": "text tower", "both": "temperature"}
 

@@ -15,7 +15,7 @@ import torch
 
 from ..config.schema import Config
 from ..errors import InputError, WorkError
-from ..models.factory import Clip
+from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
 from . import build, logger, preflight_checks

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..config.schema import Config
 from ..contrastive.loss import clip_loss
-from ..contrastive.micro_batches import autocast
+from ..runtime.precision import autocast
 from ..data import loader
 from ..data.dataset import Pairs
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
-from ..models.factory import Clip
+from ..models.clip import Clip
 from ..runtime import distributed, memory
 from ..runtime.distributed import World
 from .build import RunData

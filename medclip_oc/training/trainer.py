@@ -21,7 +21,7 @@ from ..data.dataset import Batch
 from ..errors import InputError, Stopped, WorkError
 from ..evaluation import metrics, retrieval
 from ..models import checkpoint, lora
-from ..models.ema import Ema
+from ..models.averaging import Ema
 from ..reporting import results
 from ..runtime import distributed, shutdown
 from ..runtime.distributed import World

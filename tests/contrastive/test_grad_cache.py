@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from medclip_oc.contrastive import grad_cache
-from medclip_oc.contrastive.micro_batches import fitting
+from medclip_oc.contrastive.micro_batched_tower import fitting
+from medclip_oc.contrastive.reference import gradients, plain_step
 from medclip_oc.runtime import memory
 from tests.support.reference import (
     DROPOUT,
@@ -16,8 +17,6 @@ from tests.support.reference import (
     build,
     cached,
     copy_of,
-    gradients,
-    plain,
     timm,
     worst_error,
 )
@@ -42,7 +41,7 @@ def check(name: str, *, loss: str, images: int, texts: int, keep: int, limit: fl
     reference = copy_of(towers)
     chunks = (images, texts) if name in RANDOM else None
     torch.manual_seed(7)
-    wanted = plain(reference, *batch(12, size), loss=loss, chunks=chunks)
+    wanted = plain_step(reference, loss, *batch(12, size), micro_batches=chunks)
     step = cached(
         towers, loss=loss, micro_batch_size=images, text_micro_batch_size=texts, keep_chunks=keep
     )
@@ -88,7 +87,7 @@ def test_random_numbers_go_on_after_the_step(keep: int) -> None:
     """The replay must not set the generator back: the next step would repeat this one's dropout."""
     towers = build(DROPOUT)
     torch.manual_seed(7)
-    plain(copy_of(towers), *batch(12), chunks=(6, 6))
+    plain_step(copy_of(towers), "clip", *batch(12), micro_batches=(6, 6))
     wanted = torch.rand(())
     torch.manual_seed(7)
     cached(towers, micro_batch_size=6, keep_chunks=keep)(*batch(12))
@@ -112,7 +111,7 @@ def test_live_batch_norm(keep: int) -> None:
     """
     towers = build(RESNET, freeze_batch_norm=False).double()
     reference = copy_of(towers)
-    plain(reference, *batch(12), chunks=(6, 6))
+    plain_step(reference, "clip", *batch(12), micro_batches=(6, 6))
     cached(towers, micro_batch_size=6, keep_chunks=keep)(*batch(12))
     assert worst_error(gradients(towers), gradients(reference)) < 1e-10
     for (name, found), wanted in zip(
@@ -127,7 +126,7 @@ def test_gradient_checkpointing(keep: int) -> None:
     towers = build(DROPOUT, grad_checkpointing=True)
     reference = build(DROPOUT)
     torch.manual_seed(7)
-    plain(reference, *batch(12), chunks=(5, 5))
+    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
     torch.manual_seed(7)
     cached(towers, keep_chunks=keep)(*batch(12))
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
@@ -138,7 +137,7 @@ def test_bf16_follows_one_big_batch(keep: int) -> None:
     towers = build()
     reference = copy_of(towers)
     with torch.autocast("cpu", torch.bfloat16):
-        plain(reference, *batch(12))
+        plain_step(reference, "clip", *batch(12))
     cached(towers, micro_batch_size=4, precision="bf16", keep_chunks=keep)(*batch(12))
     # bf16 keeps 8 bits; sums over other chunk sizes round otherwise
     assert worst_error(gradients(towers), gradients(reference)) < 0.05
@@ -148,7 +147,7 @@ def test_loss_scaling() -> None:
     """The scaler's factor goes in once, and what it takes out again is the plain gradient."""
     towers = build()
     reference = copy_of(towers)
-    wanted = plain(reference, *batch(12), loss="siglip")
+    wanted = plain_step(reference, "siglip", *batch(12))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer = torch.optim.SGD(towers.parameters(), lr=0.0)
     found = cached(towers, loss="siglip", scaler=scaler)(*batch(12))
@@ -174,7 +173,7 @@ def test_compiled_towers(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     towers = build({**DROPOUT, "layers": 1}, {**TEXT, "layers": 1})
     reference = copy_of(towers)
     torch.manual_seed(7)
-    plain(reference, *batch(12), chunks=(5, 5))
+    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
     torch.manual_seed(7)
     cached(towers, compiled=True)(*batch(12))
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
@@ -192,7 +191,7 @@ def test_frozen_image_tower_runs_once() -> None:
     freeze(towers)
     reference = copy_of(towers)
     torch.manual_seed(7)
-    plain(reference, *batch(12), chunks=(5, 5))
+    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
     forwards = 0
 
     def count(*_: object) -> None:
@@ -244,7 +243,7 @@ def test_frozen_blocks_run_once(name: str, keep: int) -> None:
             parameter.requires_grad_(False)
     reference = copy_of(towers)
     torch.manual_seed(7)
-    plain(reference, *batch(12, size), chunks=(5, 5))
+    plain_step(reference, "clip", *batch(12, size), micro_batches=(5, 5))
     forwards = 0
     inner = towers.clip.get_submodule(block)
     leaf = next(m for m in inner.modules() if not list(m.children()))
@@ -265,7 +264,7 @@ def test_frozen_blocks_run_again_where_memory_is_short(monkeypatch: pytest.Monke
     towers = build()
     freeze(towers, all_but="resblocks.1.")
     reference = copy_of(towers)
-    plain(reference, *batch(12))
+    plain_step(reference, "clip", *batch(12))
     step = cached(towers)
     step(*batch(12))
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
@@ -289,7 +288,7 @@ def test_blocks_that_feed_more_than_the_next_one_are_run_again() -> None:
     first, last = reference.clip.visual.ln_pre, reference.clip.visual.ln_post
     first.register_forward_hook(lambda _, __, output: again.append(output))
     last.register_forward_hook(lambda _, __, output: output + again.pop().mean(1, keepdim=True))
-    plain(reference, *batch(12))
+    plain_step(reference, "clip", *batch(12))
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
 
 
@@ -343,7 +342,7 @@ def test_auto_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(room / grad_cache._SHARES["cpu"]))
     reference = copy_of(towers)
     torch.manual_seed(7)
-    plain(reference, *batch(12), chunks=(2, 2))
+    plain_step(reference, "clip", *batch(12), micro_batches=(2, 2))
     torch.manual_seed(7)
     step(*batch(12))
     assert (step.texts.keep, step.images.keep) == (6, 3)

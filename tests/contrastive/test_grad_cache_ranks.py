@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from medclip_oc.contrastive.grad_cache import CachedStep
+from medclip_oc.contrastive.reference import gradients, plain_step
 from medclip_oc.contrastive.soft_targets import Labels, Rule
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
@@ -21,9 +22,7 @@ from tests.support.reference import (
     batch,
     build,
     dense_targets,
-    gradients,
     labels,
-    plain,
     worst_error,
 )
 
@@ -167,7 +166,7 @@ def check(name: str, ranks: list[dict[str, Any]]) -> None:
     reference = frozen(build(), beginning)
     rule = settings.get("rule")
     targets = None if rule is None else dense_targets(rule, labels(PAIRS), loss).float()
-    wanted = plain(reference, *batch(PAIRS), loss=loss, targets=targets)
+    wanted = plain_step(reference, loss, *batch(PAIRS), targets=targets)
     results = [rank[name] for rank in ranks]
     for result in results:
         torch.testing.assert_close(result["loss"], wanted)
@@ -235,7 +234,7 @@ def test_log_add(two: list[dict[str, Any]]) -> None:
 def test_adapters(two: list[dict[str, Any]]) -> None:
     """Only they have gradients, those of one big batch."""
     reference = adapted()
-    plain(reference, *batch(PAIRS))
+    plain_step(reference, "clip", *batch(PAIRS))
     for result in two:
         assert worst_error(result["adapters"], gradients(reference)) < 1e-5
         names = {n.removeprefix("clip.") for n in result["adapters"]}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medclip_oc.contrastive.loss import Block, contrast, tiled_loss
+from medclip_oc.contrastive.reference import gradients, plain_step
 from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
 from tests.support.loss_inputs import DENSE, inputs
 from tests.support.reference import (
@@ -12,9 +13,7 @@ from tests.support.reference import (
     cached,
     copy_of,
     dense_targets,
-    gradients,
     labels,
-    plain,
 )
 from tests.support.reference import worst_error as worst
 
@@ -154,7 +153,7 @@ def test_blocks_of_rows_add_up(loss: str, rule: Rule, ranks: int) -> None:
 def test_the_cached_step_equals_one_big_batch(loss: str, rule: Rule) -> None:
     towers = build().double()
     reference = copy_of(towers)
-    wanted = plain(reference, *batch(12), loss=loss, targets=dense_targets(rule, labels(12), loss))
+    wanted = plain_step(reference, loss, *batch(12), targets=dense_targets(rule, labels(12), loss))
     found = cached(towers, loss=loss, rule=rule)(*batch(12), labels(12))
     torch.testing.assert_close(found, wanted.float())
     assert worst(gradients(towers), gradients(reference)) < 1e-10

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medclip_oc.config.schema import OptimConfig
-from medclip_oc.models.ema import Ema
+from medclip_oc.models.averaging import Ema
 from medclip_oc.training import optimizer as optim
 from tests.support.reference import batch, build, cached
 

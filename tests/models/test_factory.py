@@ -13,7 +13,7 @@ from PIL import Image
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
-from medclip_oc.models import checkpoint, factory
+from medclip_oc.models import checkpoint, factory, tokenizer
 from tests.support.tiny_models import TEXT, TINY, VIT
 
 RESNET = {**TINY, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}}
@@ -301,11 +301,11 @@ def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str
         config = {"model_cfg": {**TINY, "text_cfg": text}, "preprocess_cfg": {}}
         (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps(config))
         arch = f"local-dir:{tmp_path / 'm'}"
-    tokenizer = open_clip.get_tokenizer(arch)
-    count, length = factory.token_counter(arch)
-    assert length == tokenizer.context_length
+    theirs = open_clip.get_tokenizer(arch)
+    count, length = tokenizer.token_counter(arch)
+    assert length == theirs.context_length
     for caption in ("", "Normal chest radiograph.", "œdème  &amp; 5 mm (arrow)"):
-        assert count(caption) == int((tokenizer([caption])[0] != 0).sum())  # 0 pads
+        assert count(caption) == int((theirs([caption])[0] != 0).sum())  # 0 pads
     long = " ".join(f"finding {n}" for n in range(100))
     assert count(long) > 2 * length
     assert count(f"{long} {long}") == 2 * count(long) - 2  # start and end are there once
@@ -313,7 +313,7 @@ def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str
 
 def test_token_counter_of_an_unknown_model() -> None:
     with pytest.raises(InputError, match="'ViT-B-61' is not an open_clip architecture; did you"):
-        factory.token_counter("ViT-B-61")
+        tokenizer.token_counter("ViT-B-61")
 
 
 # ------------------------------------------------------------------- checkpoints on other machines

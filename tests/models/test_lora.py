@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medclip_oc.config.schema import LoraConfig, OptimConfig
+from medclip_oc.contrastive.reference import gradients, plain_step
 from medclip_oc.errors import InputError
 from medclip_oc.models import freezing, lora
 from medclip_oc.training import optimizer as optim
@@ -20,8 +21,6 @@ from tests.support.reference import (
     build,
     cached,
     copy_of,
-    gradients,
-    plain,
     timm,
     worst_error,
 )
@@ -115,7 +114,7 @@ def test_the_cached_step_equals_one_big_batch(name: str, keep: int) -> None:
     towers = adapted(vision, text, **settings)
     reference = copy_of(towers)
     torch.manual_seed(7)
-    plain(reference, *batch(12, size), chunks=(5, 5))
+    plain_step(reference, "clip", *batch(12, size), micro_batches=(5, 5))
     torch.manual_seed(7)
     cached(towers, keep_chunks=keep)(*batch(12, size))
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
@@ -131,7 +130,7 @@ def test_gradient_checkpointing() -> None:
             if name.endswith(".0.b"):
                 torch.nn.init.normal_(parameter, std=0.1)
     torch.manual_seed(7)
-    plain(reference, *batch(12), chunks=(5, 5))
+    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
     torch.manual_seed(7)
     cached(towers)(*batch(12))
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5

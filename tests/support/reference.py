@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from medclip_oc.config.schema import LoraConfig, ModelConfig
-from medclip_oc.contrastive import loss as losses
 from medclip_oc.contrastive.grad_cache import CachedStep
+from medclip_oc.contrastive.reference import relative_errors
 from medclip_oc.contrastive.soft_targets import Labels, Rule
 from medclip_oc.models import factory
-from medclip_oc.models.towers import Towers
+from medclip_oc.models.clip import Towers
 from medclip_oc.runtime.distributed import World
 from tests.support.tiny_models import TEXT, TINY, VIT
 
@@ -62,39 +62,6 @@ def batch(pairs: int, size: int = 32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(pairs)
     images = torch.randint(256, (pairs, 3, size, size), dtype=torch.uint8, generator=generator)
     return images, torch.randint(1, 400, (pairs, 32), generator=generator)
-
-
-def plain(
-    towers: Towers,
-    images: Tensor,
-    tokens: Tensor,
-    *,
-    loss: str = "clip",
-    chunks: tuple[int, int] | None = None,
-    targets: Tensor | None = None,
-) -> Tensor:
-    """The reference: all graphs kept, one dense loss, one backward; nothing of ours but the model.
-
-    Args:
-        towers: get the gradients.
-        images: (G, 3, H, W).
-        tokens: (G, L).
-        loss: "clip" or "siglip".
-        chunks: sizes of the forwards, of images and texts, where random numbers or live batch norm
-            make them matter; None: one forward.
-        targets: what the dense loss takes, see `losses`.
-    """
-    sizes = chunks or (len(images), len(tokens))
-    image_features = torch.cat([towers.embed_images(part) for part in images.split(sizes[0])])
-    text_features = torch.cat([towers.embed_texts(part) for part in tokens.split(sizes[1])])
-    scale = towers.inverse_temperature()
-    if loss == "clip":
-        value = losses.clip_loss(image_features, text_features, scale, targets)
-    else:
-        bias = towers.logit_bias()
-        value = losses.siglip_loss(image_features, text_features, scale, bias, targets)
-    value.backward()
-    return value.detach()
 
 
 def labels(pairs: int) -> Labels:
@@ -149,13 +116,5 @@ def copy_of(towers: Towers) -> Towers:
     return deepcopy(towers)
 
 
-def gradients(towers: Towers) -> dict[str, Tensor]:
-    return {n: p.grad.clone() for n, p in towers.named_parameters() if p.grad is not None}
-
-
 def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """Largest ||g - ref|| / max(||ref||, 1e-4 ||all ref||) over the parameters."""
-    assert found.keys() == wanted.keys()
-    floor = 1e-4 * torch.stack([g.norm() for g in wanted.values()]).norm()
-    errors = [(found[n] - g).norm() / torch.maximum(g.norm(), floor) for n, g in wanted.items()]
-    return float(max(errors))
+    return max(relative_errors(found, wanted).values())

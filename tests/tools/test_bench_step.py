@@ -8,7 +8,7 @@ from step_peers import accumulated, batch, cached, gradients, whole, worst_error
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import factory
-from medclip_oc.models.towers import Towers
+from medclip_oc.models.clip import Towers
 from tests.support.tiny_models import TINY
 
 

@@ -225,7 +225,7 @@ def test_a_full_disk(
     config = write(tree, tmp_path / "config.yaml")
     assert call(train.main, TrainCommand, "--config", config) == 1
     line = one_line(capsys.readouterr().err)
-    assert "could not be written (No space left on device)" in line
+    assert "can't be written (No space left on device)" in line
     folder = small_disk / "run" / "checkpoints"
     assert sorted(file.name for file in folder.iterdir()) == [
         "best.pt",

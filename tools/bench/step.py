@@ -28,7 +28,6 @@ from step_peers import (
     accumulated,
     batch,
     cached,
-    gradients,
     light,
     sent_per_step,
     vitb32_like,
@@ -38,6 +37,7 @@ from step_peers import (
 from torch.multiprocessing.spawn import start_processes
 
 from medclip_oc.contrastive.loss import tiled_loss
+from medclip_oc.contrastive.reference import gradients
 from medclip_oc.errors import InputError
 from medclip_oc.runtime.memory import Peak
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.contrastive.grad_cache import CachedStep
+from medclip_oc.contrastive.reference import gradients, plain_step, relative_errors
 from medclip_oc.models import factory
-from medclip_oc.models.towers import Towers
+from medclip_oc.models.clip import Towers
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
-from medclip_oc.training import gradcheck
 
 ONE = World(0, 1, torch.device("cpu"))
 LIGHT: dict[str, Any] = {
@@ -107,15 +107,7 @@ def accumulated(
 
 def whole(towers: nn.Module, images: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
     """One plain big batch: a call is one step."""
-    loss = ClipLoss(cache_labels=True)
-
-    def step() -> Tensor:
-        towers.zero_grad()
-        value: Tensor = loss(*towers(images, tokens))
-        value.backward()
-        return value.detach()
-
-    return step
+    return lambda: plain_step(towers, "clip", images, tokens)
 
 
 class Precomputed(nn.Module):
@@ -136,14 +128,9 @@ class Precomputed(nn.Module):
         return []
 
 
-def gradients(towers: nn.Module) -> dict[str, Tensor]:
-    """A copy of every gradient, by the parameter's name."""
-    return {n: p.grad.clone() for n, p in towers.named_parameters() if p.grad is not None}
-
-
 def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """Largest relative error (see `selfcheck.errors`) of the gradients that `wanted` names."""
-    return max(gradcheck.errors({name: found[name] for name in wanted}, wanted).values())
+    """Largest relative error of the gradients that `wanted` names."""
+    return max(relative_errors({name: found[name] for name in wanted}, wanted).values())
 
 
 def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answer: Any) -> None:

@@ -1,14 +1,19 @@
-"""The two towers of an open_clip model, as training and embedding use them.
+"""A CLIP model as the rest uses it: the towers of an open_clip model, and what belongs to them.
 
 B images or texts in a batch, L context length, D embedding size.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from ..errors import InputError
 
@@ -68,33 +73,21 @@ class Towers(nn.Module):
         bias = getattr(self.clip, "logit_bias", None)
         return None if bias is None else bias.reshape(())
 
-    def image_blocks(self) -> list[nn.Module]:
+    def image_blocks(self, *, stem: bool = True) -> list[nn.Module]:
         """The image tower's blocks in the order in which they run, each feeding the next alone.
 
         Empty for a tower of another build than open_clip's own and timm's usual ones.
+
+        Args:
+            stem: whether to begin with the layers of a stem, where there is one.
         """
-        return _blocks(self._image_tower())
+        visual = self.clip.visual
+        return _blocks(getattr(visual, "trunk", visual), stem=stem)
 
-    def text_blocks(self) -> list[nn.Module]:
+    def text_blocks(self, *, stem: bool = True) -> list[nn.Module]:
         """The same of the text tower; of a Hugging Face one too."""
-        return _blocks(self._text_tower())
-
-    def image_layers(self) -> list[nn.Module]:
-        """The image tower's blocks without the layers of a stem."""
-        return _blocks(self._image_tower(), stem=False)
-
-    def text_layers(self) -> list[nn.Module]:
-        """The text tower's blocks."""
-        return _blocks(self._text_tower(), stem=False)
-
-    def _image_tower(self) -> nn.Module:
-        visual: nn.Module = self.clip.visual
-        return getattr(visual, "trunk", visual)
-
-    def _text_tower(self) -> nn.Module:
         text = getattr(self.clip, "text", self.clip)
-        found: nn.Module = text.transformer if hasattr(text, "config") else text
-        return found
+        return _blocks(text.transformer if hasattr(text, "config") else text, stem=stem)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, D) normalised float32."""
@@ -107,7 +100,7 @@ class Towers(nn.Module):
 
     def _normalised(self, features: Tensor) -> Tensor:
         # out of half precision, whatever autocast did; float64 towers keep float64
-        return F.normalize(features.to(self.mean.dtype), dim=-1)
+        return F.normalize(features.to(self.mean.dtype), dim=-1)  # (B, D)
 
     def train_bias(self) -> None:
         """Let the bias of the logits train, as SigLIP needs it.
@@ -138,21 +131,43 @@ class Towers(nn.Module):
         self.clip.logit_scale.clamp_(0, LN_100)
 
 
+@dataclass
+class Clip:
+    """A model with what belongs to it."""
+
+    towers: Towers
+    tokenizer: Callable[[list[str]], Tensor]
+    """M texts -> (M, L) int64."""
+    description: dict[str, Any]
+    """What a checkpoint says of the model: plain values."""
+
+    def __post_init__(self) -> None:
+        *geometry, to_tensor, normalize = self.open_clip_preprocess().transforms
+        assert isinstance(normalize, Normalize)
+        assert "ToTensor" in type(to_tensor).__name__
+        self.preprocess: Callable[[Image.Image], Tensor] = Compose([*geometry, PILToTensor()])
+        """Image -> (3, H, W) uint8: open_clip's own geometry; normalising is the towers' work."""
+
+    def open_clip_preprocess(self) -> Any:
+        """Image -> (3, H, W) float32, normalised: what `towers.clip` itself takes."""
+        cfg = PreprocessCfg(**self.towers.clip.visual.preprocess_cfg)
+        return image_transform_v2(cfg, is_train=False)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the input, in pixels."""
+        size = self.description["preprocess"]["size"]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def _blocks(tower: nn.Module, *, stem: bool = True) -> list[nn.Module]:
     """Its blocks in order, from the first of these places that it has."""
+    modules = dict(tower.named_modules())
     for before, places in _BLOCK_PLACES:
-        if _has(tower, places[-1]):
-            names = [name for name in (*before, *places) if _has(tower, name)]
-            names = names if stem else [name for name in names if name in places]
-            return [block for name in names for block in _flat(tower.get_submodule(name))]
+        if places[-1] in modules:
+            names = (*before, *places) if stem else places
+            return [block for name in names if name in modules for block in _flat(modules[name])]
     return []
-
-
-def _has(tower: nn.Module, name: str) -> bool:
-    try:
-        return isinstance(tower.get_submodule(name), nn.Module)
-    except AttributeError:
-        return False
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:

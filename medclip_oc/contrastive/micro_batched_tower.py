@@ -8,29 +8,20 @@ B rows (images or texts) per rank, C rows per chunk, D embedding size.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..runtime import memory
+from ..runtime.precision import autocast
 from .recompute import FrozenBlocks, RandomState
 
 Embed = Callable[[Tensor], Tensor]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Of the memory that is free: what frozen blocks' outputs may take.
 _SHARE_FOR_FROZEN = 0.25
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision for a forward of the towers ("bf16", "fp16"); nothing for "fp32"."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, _DTYPES[precision])
-
-
-class ChunkedTower:
+class MicroBatchedTower:
     """One tower during one step after another.
 
     Args:

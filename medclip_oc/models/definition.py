@@ -1,0 +1,162 @@
+"""What a model is: its name, and open_clip's full configuration of it, which checkpoints carry."""
+
+import difflib
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+from ..config.schema import ModelConfig
+from ..errors import InputError, WorkError
+from .pretrained import resolve
+
+PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+TEXT_MODEL = "text_model"
+"""In an exported folder: the configuration of a Hugging Face text tower."""
+_CHOICES = {
+    "interpolation": ("bicubic", "bilinear"),
+    "resize_mode": ("shortest", "longest", "squash"),
+}
+# A name becomes a file name in open_clip's registry; one out of a checkpoint could lead anywhere.
+_NAME = re.compile(r"[A-Za-z0-9][\w.@+-]*")
+
+
+def has_schema(arch: str) -> bool:
+    """Whether it is the name of a hub's model or of a folder, which brings its own weights."""
+    return arch.startswith(("hf-hub:", "local-dir:"))
+
+
+def exported_folder(arch: str) -> Path | None:
+    """The folder of a model whose text tower's configuration lies inside (see exporters)."""
+    folder = Path(arch.removeprefix("local-dir:"))
+    inside = arch.startswith("local-dir:") and (folder / TEXT_MODEL).is_dir()
+    return folder if inside else None
+
+
+def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Name to register under, and the full open_clip model config with references unresolved.
+
+    Raises:
+        InputError: no such architecture, or a definition that lacks a part.
+        WorkError: its configuration can't be downloaded.
+    """
+    arch, definition = settings.arch, settings.definition
+    name = Path(arch.partition(":")[2]).name if has_schema(arch) else arch
+    try:
+        with quiet():
+            registered = open_clip.get_model_config(arch)
+    except (OSError, ValueError) as error:  # a hub or a folder
+        raise unreachable(f"model.arch: {arch}", error) from error
+    if definition is not None:
+        _check_definition(definition)
+        if registered is not None and registered != resolved(definition):
+            raise InputError(
+                f"model.arch: {arch!r} is open_clip's own; a model given in full "
+                "(model.definition) needs a name of its own"
+            )
+        definition = deepcopy(definition)
+    elif registered is None:
+        near = difflib.get_close_matches(arch, open_clip.list_models(), 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(f"model.arch: {arch!r} is not an open_clip architecture{hint}")
+    else:
+        definition, text = registered, registered["text_cfg"]
+        # a folder's tokenizer and text tower are those inside it, wherever it was made
+        if arch.startswith("local-dir:") and text.get("hf_tokenizer_name"):
+            text["hf_tokenizer_name"] = arch.removeprefix("local-dir:")
+        if folder := exported_folder(arch):
+            text["hf_model_name"] = str(folder / TEXT_MODEL)
+    if settings.image_size not in (None, definition["vision_cfg"].get("image_size")):
+        definition["vision_cfg"]["image_size"] = settings.image_size
+        name = f"{name}-{settings.image_size}px"
+    return name, definition
+
+
+def register(name: str, definition: dict[str, Any]) -> None:
+    """Make `name` known to open_clip with this definition; its only way is through a file.
+
+    Raises:
+        InputError: the name could lead out of the registry's folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"model.arch: {name!r} can't name a model; use letters, digits, . @ + - _")
+    config = resolved(definition)
+    if open_clip.get_model_config(name) != config:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.json"
+            file.write_text(json.dumps(config))
+            open_clip.add_model_config(file)
+
+
+def resolved(definition: dict[str, Any]) -> dict[str, Any]:
+    """The definition with every `package:` reference turned into a path."""
+    definition = deepcopy(definition)
+    text = definition.get("text_cfg", {})
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if key in text:
+            text[key] = resolve(text[key])
+    return definition
+
+
+def _check_definition(definition: dict[str, Any]) -> None:
+    missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in definition]
+    if missing:
+        raise InputError(f"model.definition: lacks {', '.join(missing)}")
+    for key in ("vision_cfg", "text_cfg"):
+        if not isinstance(definition[key], dict):
+            raise InputError(f"model.definition.{key}: {definition[key]!r} is not a mapping")
+
+
+def check_preprocess(values: dict[str, Any]) -> None:
+    """Refuse preprocessing that open_clip doesn't have.
+
+    Raises:
+        InputError: names the setting and what it may be.
+    """
+    for key, value in values.items():
+        if key not in PREPROCESS_KEYS:
+            problem = f"no such setting; allowed: {', '.join(PREPROCESS_KEYS)}"
+        elif key in _CHOICES:
+            problem = f"{value!r} is not one of {', '.join(_CHOICES[key])}"
+            if value in _CHOICES[key]:
+                continue
+        else:
+            problem = f"{value!r} is not three numbers"
+            numbers = value if isinstance(value, list | tuple) else []
+            if len(numbers) == 3 and all(isinstance(v, float | int) for v in numbers):
+                continue
+        raise InputError(f"model.preprocess.{key}: {problem}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence for a while: open_clip narrates on the root logger; our errors say what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def unreachable(name: str, error: Exception) -> InputError | WorkError:
+    """The error to raise where something could not be loaded, from a folder or from the hub."""
+    if isinstance(error, ValueError | FileNotFoundError):
+        return InputError(f"{name}: could not be loaded ({first_lines(error)})")
+    return WorkError(
+        f"{name}: could not be loaded; model.pretrained takes a local file where there is no "
+        f"network ({first_lines(error)})"
+    )
+
+
+def first_lines(error: Exception) -> str:
+    """The beginning of an error's message, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] if lines else type(error).__name__
