@@ -10,8 +10,9 @@ def main(settings: EmbedConfig) -> None:
     """Embed every pair once and write the index; memory doesn't grow with their number."""
     from .data import dataset, loader
     from .inference import feature_index
-    from .inference.embedder import check_finite, open_embedder
+    from .inference.embedder import open_embedder
     from .runtime import distributed
+    from .runtime.precision import check_finite
     from .runtime.progress import Progress
 
     if settings.faiss:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config.vocabulary import DIRECTIONS
-from ..errors import WorkError
+from ..runtime.precision import check_finite
 from . import ranks as counting
 from .candidate_pools import Pool
 
@@ -51,7 +51,8 @@ def retrieval_ranks(
         links = torch.arange(len(images), device=images.device).unsqueeze(1).expand(-1, 2)
     with counting.threads():
         scores = counting.pair_scores(images, texts, links)
-        check_finite(scores, images, texts)
+        check_finite(images, "image")
+        check_finite(texts, "text")
         best = [
             counting.best_scores(scores, links[:, side], len(rows))
             for side, rows in enumerate((images, texts))
@@ -60,28 +61,6 @@ def retrieval_ranks(
     copies = [counting.tied_with_best(scores, links[:, side], best[side]) for side in (0, 1)]
     first, second = (rank(c[0], c[1], k, ties) for c, k in zip(counts, copies, strict=True))
     return first, second
-
-
-def check_finite(scores: Tensor, images: Tensor, texts: Tensor) -> None:
-    """Refuse features that can't be ranked.
-
-    Args:
-        scores: (E,) of right pairs, in which everyone occurs: they are finite if the features are.
-        images: (n, D), looked at where a score isn't.
-        texts: (m, D).
-
-    Raises:
-        WorkError: a feature is NaN or infinite.
-    """
-    if scores.isfinite().all():
-        return
-    bad = [
-        name
-        for name, rows in (("image", images), ("text", texts))
-        if not all(part.isfinite().all() for part in rows.split(4096))
-    ]
-    which = f"{' and '.join(bad)} features" if bad else "features"
-    raise WorkError(f"{which} hold NaN or infinity: nothing can be ranked")
 
 
 def rank(above: Tensor, tied: Tensor, copies: Tensor, ties: Ties = "expected") -> Tensor:

@@ -20,6 +20,7 @@ from ..data.dataset import Pairs
 from ..errors import InputError, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed
+from ..runtime.precision import check_finite
 from . import bootstrap, candidate_pools, metrics
 from . import ranks as counting
 from .candidate_pools import Pool
@@ -75,7 +76,8 @@ def _ranks(embedded: Embedded, pool: Pool, ties: metrics.Ties) -> tuple[np.ndarr
     for (c, d), block in zip(blocks, distributed.blocks(texts), strict=True):
         here = (links[:, 1] >= c) & (links[:, 1] < d)
         scores[here] = counting.pair_scores(images, block, links[here] - links.new_tensor([0, c]))
-    metrics.check_finite(scores, images, texts)
+    check_finite(images, "image")
+    check_finite(texts, "text")
     image_best = counting.best_scores(scores, links[:, 0], len(images))
     text_best = counting.best_scores(scores, links[:, 1], len(pool.texts))
     distributed.all_reduce_max_(text_best)

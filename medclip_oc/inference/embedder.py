@@ -23,7 +23,7 @@ from ..models import factory
 from ..models.clip import Clip
 from ..models.factory import trained_clip
 from ..runtime import distributed
-from ..runtime.precision import autocast
+from ..runtime.precision import autocast, check_finite
 from ..runtime.workers import cores
 from .image_inputs import ImageSet
 from .prompts import Candidate
@@ -184,16 +184,6 @@ def open_embedder(choice: ModelChoice) -> Embedder:
             raise InputError(message.replace("model.arch", "--model")) from error
         clip.towers.to(device).eval()
     return Embedder(clip, device, choice.batch_size, choice.workers, choice.precision)
-
-
-def check_finite(features: Tensor, of: str) -> None:
-    """Refuse features that can't be compared.
-
-    Raises:
-        WorkError: NaN or infinity among them.
-    """
-    if not features.isfinite().all():
-        raise WorkError(f"{of} features hold NaN or infinity: nothing can be ranked")
 
 
 class _Pixels(Dataset[tuple[int, Any]]):

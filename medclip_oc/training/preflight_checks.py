@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..config.schema import Config
 from ..contrastive.loss import clip_loss
-from ..runtime.precision import autocast
 from ..data import loader
 from ..data.dataset import Pairs
 from ..data.shards import ShardSet
@@ -23,6 +22,7 @@ from ..errors import InputError, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed, memory
 from ..runtime.distributed import World
+from ..runtime.precision import autocast
 from .build import RunData
 
 PAIRS_READ = 64

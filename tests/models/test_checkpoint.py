@@ -7,16 +7,7 @@ from safetensors.torch import save_file
 
 from medclip_oc.errors import DamagedCheckpoint, InputError, WorkError
 from medclip_oc.models import checkpoint
-
-
-class Payload:
-    """What a malicious file holds: opening it would run this."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.marker,))
+from tests.support.fault_injection import Payload
 
 
 def test_round_trip(tmp_path: Path) -> None:
