@@ -4,9 +4,9 @@ import open_clip
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from medclip_oc.models import factory
+from medclip_oc.models.tokenizer import tokenizer_of
 
-PLAIN, OURS = open_clip.get_tokenizer("ViT-B-32"), factory._tokenizer("ViT-B-32")
+PLAIN, OURS = open_clip.get_tokenizer("ViT-B-32"), tokenizer_of("ViT-B-32")
 
 
 def test_remembered_words_give_the_same_tokens() -> None:
