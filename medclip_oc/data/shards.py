@@ -8,7 +8,7 @@ member lies (packing writes it):
       {"name": "train-000000.tar", "split": "train", "samples": 2, "bytes": 20480, "sha256": "...",
        "keys": ["a", "b"], "extensions": ["jpg", "png"],
        "members": [[image offset, image size, text offset, text size, json offset, json size], ...]}
-    ], "files": {"rejects.csv": SHA-256, "sizes.json": SHA-256}, "seal": SHA-256 of all before it}
+    ], "files": {"rejects.csv": SHA-256, "sizes.json": SHA-256}}
 
 Tars of another maker, without such an index, get one by a walk over their headers. There members
 may come in any order within a pair, `.json` may be absent and further ones are passed over.

@@ -80,11 +80,8 @@ def pack(
         InputError: options out of range, a broken table, or other shards there already.
         WorkError: not a single pair of a split could be packed, or the disk or a worker failed.
     """
-    for name, value in (("samples-per-shard", options.samples_per_shard), ("workers", workers)):
-        if value < 1:
-            raise InputError(f"{name}: {value} is less than 1")
-    if options.resize is not None and options.resize < 1:
-        raise InputError(f"resize: {options.resize} is less than 1")
+    if min(options.samples_per_shard, options.resize or 1, workers) < 1:
+        raise InputError("samples-per-shard, resize and workers are at least 1")
     check_folder(out, options, overwrite=overwrite)
     rows = {split: source.count(split) for split in source.splits}
     about_source = {"form": source.form, "splits": list(source.splits), **source.fingerprints()}
@@ -181,11 +178,8 @@ class _Packing:
             for split in self._source.splits:
                 if split not in ended:
                     self._pack(split, progress)
-                read, packed, rejected = (
-                    report.read[split],
-                    report.packed[split],
-                    report.rejected_of(split),
-                )
+                read, packed = report.read[split], report.packed[split]
+                rejected = report.rejected_of(split)
                 if not rows[split] == read == packed + rejected:
                     raise WorkError(
                         f"{split}: {rows[split]} rows counted, {read} read, {packed} packed + "

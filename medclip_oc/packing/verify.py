@@ -1,6 +1,6 @@
 """Checking a shard folder: every tar against index.json, every pair against itself, the counts.
 
-A tar is walked through by its headers, as any reader does it, in one pass that hashes it as well.
+A tar is walked through by its headers, as any reader does it.
 Any change of a tar, of rejects.csv or of sizes.json is found by its SHA-256; the other checks say
 what is wrong, and where. Memory doesn't grow with the tars: they are read pair by pair.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..data.index import INDEX, REJECTS, SIZES
 from ..errors import BadImage, InputError, WorkError
@@ -30,7 +30,6 @@ from .sources import SPLITS, key_of
 
 MAX_LINES = 10
 """Damages that are told of one shard; the rest is a number."""
-_READ_BYTES = 1 << 20
 _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
@@ -139,19 +138,6 @@ def _counts(folder: Path, read: dict[str, int], packed: Counter[str]) -> Iterato
 # --------------------------------------------------------------------------------------- one shard
 
 
-class _HashedFile:
-    """A file that tarfile reads through once, front to back."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.digest, self.size = file, hashlib.sha256(), 0
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self.digest.update(data)
-        self.size += len(data)
-        return data
-
-
 def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> tuple[int, list[str]]:
     """Check one shard against its entry in index.json.
 
@@ -161,27 +147,24 @@ def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> tuple[int,
     name = entry["name"]
     if not (match := _NAME.fullmatch(name)) or match[1] != entry["split"]:
         return 0, [f"{INDEX}: describes no shard (name {name!r}, split {entry['split']!r})"]
+    path = folder / name
     try:
-        with (folder / name).open("rb") as plain:
-            file = _HashedFile(plain)
-            damages = [f"{name}: {damage}" for damage in _walk(file, entry, decode)]
-            while file.read(_READ_BYTES):  # what the walk left
-                pass
+        size, digest = path.stat().st_size, file_hash(path)
+        damages = [f"{name}: {damage}" for damage in _walk(path, entry, decode)]
     except OSError as error:
         return 0, [f"{name}: unreadable: {error.strerror or error}"]
-    if file.size != entry["bytes"]:
-        damages.insert(0, f"{name}: {file.size} bytes; should be {entry['bytes']}")
-    elif (digest := file.digest.hexdigest()) != entry["sha256"]:
+    if size != entry["bytes"]:
+        damages.insert(0, f"{name}: {size} bytes; should be {entry['bytes']}")
+    elif digest != entry["sha256"]:
         damages.insert(0, f"{name}: SHA-256 {digest}; should be {entry['sha256']}")
-    return file.size, damages
+    return size, damages
 
 
-def _walk(file: _HashedFile, entry: dict[str, Any], decode: bool) -> Iterator[str]:
+def _walk(path: Path, entry: dict[str, Any], decode: bool) -> Iterator[str]:
     """Compare the members with the index, and look into them, until another one is met."""
     key = ""
     try:
-        # "|" never seeks: each byte is read once, and hashed on its way
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_READ_BYTES) as tar:  # type: ignore[call-overload]
+        with tarfile.open(path, "r|") as tar:  # front to back, as a stock reader does
             columns = entry["keys"], entry["extensions"], entry["members"]
             for key, extension, places in zip(*columns, strict=True):
                 contents = list[bytes]()

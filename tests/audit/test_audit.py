@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,15 @@ from PIL import Image
 
 from medclip_oc.audit.audit import Audit, audit
 from medclip_oc.audit.leaks import Without
+from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.vocabulary import MODALITIES
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, WorkError
+from medclip_oc.make_shards import main
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.sources import Pair, Reject
+from tests.support.cli import call
 from tests.support.html_reader import Reader
 from tests.support.synthetic_images import CHANGES, brighter, cropped, encoded, phantom
 
@@ -288,64 +290,28 @@ def rejected(folder: Path) -> list[tuple[str, str]]:
         return [(row["id"], row["reason"]) for row in csv.DictReader(file)]
 
 
-def make_shards(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", ROOT / "tools" / "make_shards.py", *words]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True)
+def make_shards(*words: object) -> int:
+    return call(main, MakeShardsConfig, *words, "--workers", 1)
 
 
-@pytest.mark.slow
-def test_the_command(planted: Path, tmp_path: Path) -> None:
+def test_the_command(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    words = ["--source", planted, "--out", out, "--workers", "1"]
-    done = make_shards(*words, "--audit-only")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "leak train-test: the pictures of 6 of 20 train pairs (30.0 %)" in done.stdout
+    words = ["--source", planted, "--out", out]
+    assert make_shards(*words, "--audit-only") == 0
+    assert "leak train-test: the pictures of 6 of 20 train pairs" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.json"]
     first = (out / "audit.json").read_bytes()
     assert json.loads(first)["settings"]["context_length"] == 77
-
-    done = make_shards(*words, "--drop-leaks")  # into the folder that holds an audit
-    assert (done.returncode, done.stderr) == (0, "")
-    assert ["rejected", "7", "train:", "leak"] in [
-        line.split() for line in done.stdout.splitlines()
-    ]
+    assert make_shards(*words, "--drop-leaks") == 0  # into the folder that holds an audit
     assert (out / "audit.json").read_bytes() == first
     assert {reason for _, reason in rejected(out)} == {"leak"}
-
-    done = make_shards(*words)  # an audit of other shards than these would mislead
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "drop_leaks True, not False" in done.stderr
-    done = make_shards(*words, "--overwrite")
-    assert done.returncode == 0, done.stderr
+    assert make_shards(*words) == 2  # an audit of other shards than these would mislead
+    assert "drop_leaks True, not False" in capsys.readouterr().err
+    assert make_shards(*words, "--overwrite") == 0
     assert not list(out.glob("audit.*"))
     assert not rejected(out)
-    done = make_shards(*words, "--overwrite", "--audit")
-    assert done.returncode == 0, done.stderr
-    assert (out / "audit.json").read_bytes() == first
-    done = make_shards("--verify", "--out", out, "--workers", "1")
-    assert done.returncode == 0, done.stdout
-    done = make_shards("--verify", "--out", out, "--drop-leaks")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--drop-leaks: of no use with --verify" in done.stderr
-
-
-@pytest.mark.slow
-def test_an_unknown_model_is_one_line(planted: Path, tmp_path: Path) -> None:
-    done = make_shards(
-        *(
-            "--source",
-            planted,
-            "--out",
-            tmp_path / "out",
-            "--audit-only",
-            "--audit-arch",
-            "ViT-B-61",
-        )
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("make_shards.py: --audit-arch: 'ViT-B-61' is not an open_clip")
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert make_shards("--out", tmp_path / "x", *words[:2], "--audit", "--audit-arch", "V") == 2
+    assert "--audit-arch: 'V' is not an open_clip" in capsys.readouterr().err
 
 
 @pytest.mark.slow

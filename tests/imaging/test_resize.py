@@ -172,5 +172,5 @@ def test_packing_says_what_was_resized(tmp_path: Path) -> None:
     assert report.reencoded == {"resized": 1}
     with pytest.raises(InputError, match="resize 64, not None"):
         pack(open_source(folder, ["test"]), tmp_path / "out")
-    with pytest.raises(InputError, match="resize: 0 is less than 1"):
+    with pytest.raises(InputError, match="resize and workers are at least 1"):
         pack(open_source(folder, ["test"]), tmp_path / "other", PackOptions(resize=0))
