@@ -177,61 +177,20 @@ def test_two_processes_train_as_one(run: Path, packed: Path, tmp_path: Path) -> 
 MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
     "no such folder": ({"data__train": "nowhere"}, 2, "nowhere"),
     "pattern without a match": ({"data__train": "nowhere/*.tar"}, 2, "nowhere"),
-    "architecture": (
-        {"model__arch": "ViT-B-61", "model__definition": None},
-        2,
-        "did you mean ViT-B-16",
-    ),
+    "architecture": ({"model": {"arch": "ViT-B-61"}}, 2, "did you mean ViT-B-16"),
     "fp16 on the CPU": ({"train__precision": "fp16"}, 2, "fp16 needs CUDA"),
     "batch above the data": ({"train__global_batch_size": 64}, 2, "64 pairs per step.* only 48"),
-    "batch of one": (
-        {"train__global_batch_size": 1},
-        2,
-        "train.global_batch_size: 1 is not at least 2",
-    ),
-    "fewer chunks than none": (
-        {"train__keep_chunks": -1},
-        2,
-        "train.keep_chunks: -1 is not at least 0",
-    ),
-    "no texts": (
-        {"train__text_micro_batch_size": 0},
-        2,
-        "train.text_micro_batch_size: 0 is not at least 1",
-    ),
     "siglip without a bias": ({"loss": {"name": "siglip"}}, 2, "siglip needs a model with a bias"),
-    "no epochs": ({"train__epochs": 0}, 2, "train.epochs: 0 is not at least 1"),
-    "warm-up beyond the run": (
-        {"optim__warmup_steps": 99},
-        2,
-        "99 is more than the run's 30 steps",
-    ),
+    "warm-up beyond the run": ({"optim__warmup_steps": 99}, 2, "99 is more than the run's 30"),
     "weights that are no file": ({"model__pretrained": "x.pt"}, 2, "neither a file nor a tag"),
-    "unknown word": ({"train__precision": "fp8"}, 2, "fp32"),
-    "negative clip norm": ({"optim__clip_norm": -1.0}, 2, "optim.clip_norm: -1.0 is not above 0"),
-    "negative rate": ({"optim__lr": -1.0}, 2, "optim.lr: -1.0 is not above 0"),
-    "no log steps": ({"log__every_steps": 0}, 2, "log.every_steps: 0 is not at least 1"),
-    "validation of -1": (
-        {"valid__every_epochs": -1},
-        2,
-        "valid.every_epochs: -1 is not at least 1",
-    ),
-    "workers": ({"data__workers": -1}, 2, "data.workers: -1 is not at least 0"),
-    "crop": (
-        {"data__augment": {"scale": [2.0, 3.0]}},
-        2,
-        r"scale: \(2.0, 3.0\) is not low and high",
-    ),
-    "seed": ({"run__seed": -1}, 2, "run.seed: -1 is not at least 0"),
-    "folder": ({"run__folder": ""}, 2, "run.folder: '' is not the name of a folder"),
-    "image size": ({"model__image_size": 0}, 2, "model.image_size: 0 is not at least 1"),
+    "a value out of bounds": ({"optim__lr": -1.0}, 2, "optim.lr: -1.0 is not above 0"),
     "weights that explode": (
-        {"optim__lr": 1e30, "optim__warmup_steps": 0, "valid__every_steps": 1},
+        {"optim": {"lr": 1e30, "warmup_steps": 0}, "valid__every_steps": 1},
         1,
         "step 1: .* NaN or infinity",
     ),
     "a loss that explodes": (
-        {"optim__lr": 1e30, "optim__warmup_steps": 0},
+        {"optim": {"lr": 1e30, "warmup_steps": 0}},
         1,
         r"step \d+: the loss is nan",
     ),
@@ -297,26 +256,6 @@ def test_tars_have_no_split(
     assert call(evaluate.main, EvaluateConfig, *words, "--json", out) == 0
     record = json.loads(out.read_text())
     assert (record["split"], record["pool"], record["precision"]) == ("tars", 12, "fp32")
-
-
-def test_a_run_that_never_began_is_no_obstacle(packed: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").touch()
-    file = write(settings(packed, tmp_path / "run", train__epochs=1), tmp_path / "config.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == 0
-
-
-def test_validation_does_not_change_the_training(run: Path, packed: Path, tmp_path: Path) -> None:
-    """Not even through the random numbers that dropout draws."""
-    tree = settings(packed, tmp_path / "often", valid__every_steps=1)
-    tree["model"] = {"arch": "dropout-test", "definition": DROPOUT}
-    assert call(train.main, TrainCommand, "--config", write(tree, tmp_path / "a.yaml")) == 0
-    tree["run"]["folder"], tree["valid"] = str(tmp_path / "once"), {"every_epochs": None}
-    assert call(train.main, TrainCommand, "--config", write(tree, tmp_path / "b.yaml")) == 0
-    often, once = (
-        [r["loss"] for r in records(tmp_path / f) if "loss" in r] for f in ("often", "once")
-    )
-    assert often == once
 
 
 EVALUATE = {
@@ -435,7 +374,7 @@ def test_real_pairs_and_real_towers(rocov2_mini: Path, tmp_path: Path) -> None:
 def test_kept_chunks_change_nothing_but_memory(run: Path, packed: Path, tmp_path: Path) -> None:
     """auto is chosen at the third step and said; texts in chunks of their own size."""
     tree = settings(packed, tmp_path / "run", train__keep_chunks="auto")
-    tree["train"] |= {"text_micro_batch_size": 16, "epochs": 10}
+    tree["train"] |= {"text_micro_batch_size": 16}
     file = write(tree, tmp_path / "c.yaml")
     assert call(train.main, TrainCommand, "--config", file) == 0
     losses = [[r["loss"] for r in records(f) if "loss" in r] for f in (run, tmp_path / "run")]
@@ -449,6 +388,7 @@ def test_siglip_trains(packed: Path, tmp_path: Path) -> None:
     """Its bias too, and the checkpoint carries it."""
     biased = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
     tree = settings(packed, tmp_path / "run", model__definition=biased, loss={"name": "siglip"})
+    tree["train"]["epochs"], tree["valid"] = 5, {"every_epochs": None}
     tree["model"]["arch"] = "sigmoid-test"
     file = write(tree, tmp_path / "c.yaml")
     assert call(train.main, TrainCommand, "--config", file) == 0
@@ -460,7 +400,8 @@ def test_siglip_trains(packed: Path, tmp_path: Path) -> None:
 
 
 def test_bf16_trains(packed: Path, tmp_path: Path) -> None:
-    file = write(settings(packed, tmp_path / "run", train__precision="bf16"), tmp_path / "c.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == 0
+    tree = settings(packed, tmp_path / "run", train__precision="bf16", train__epochs=4)
+    tree["valid"] = {"every_epochs": None}
+    assert call(train.main, TrainCommand, "--config", write(tree, tmp_path / "c.yaml")) == 0
     losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
-    assert fmean(losses[-6:]) < fmean(losses[:3]) - 0.8
+    assert fmean(losses[-3:]) < fmean(losses[:3]) - 0.2
