@@ -219,10 +219,10 @@ def _docs(config_class: Any, prefix: str = "") -> dict[str, str]:
         if is_dataclass(owner):
             parsed = parse_from_object(owner)
             docs |= {prefix + p.arg_name: p.description or "" for p in parsed.params}
+            docs[prefix.removesuffix(".")] = parsed.description or ""
     for name, field in config_class.__dataclass_fields__.items():
         if is_dataclass(field.type):
             docs |= _docs(field.type, f"{prefix}{name}.")
-            docs[prefix + name] = parse_from_object(field.type).description or ""
         elif "option" in field.metadata:
             docs[prefix + field.metadata["option"]] = docs[prefix + name]
     return docs
