@@ -87,9 +87,9 @@ class EvaluateConfig(MeasureConfig):
     from; an open_clip tag of the same architecture (`openai`), or ARCHITECTURE:TAG; or a file of
     features."""
     features_in: str | None = None
-    """Take the features from this file (.npz, .parquet) in place of a model."""
+    """Take the features from this file (.npz) in place of a model."""
     features_out: str | None = None
-    """Write the features to this file (.npz, .parquet)."""
+    """Write the features to this file (.npz)."""
     json: str | None = None
     """Write the result here too. A checkpoint in its run folder always gets
     RUN/evaluations/CHECKPOINT-SPLIT.json."""
@@ -111,11 +111,7 @@ class EvaluateConfig(MeasureConfig):
         )
         for name in ("features_in", "features_out"):
             file = getattr(self, name) or ".npz"
-            self.require(
-                file.endswith((".npz", ".parquet")),
-                name,
-                "a file name that ends in .npz or .parquet",
-            )
+            self.require(file.endswith(".npz"), name, "a file name that ends in .npz")
         if self.json and self.features_out:  # --json writes an .npz of ranks beside it
             free = self.features_out != self.json.removesuffix(".json") + ".npz"
             self.require(free, "features_out", "another name than that of --json")

@@ -1,65 +1,48 @@
-"""How far a figure could be chance: bootstrap over the queries, the pool of candidates held fixed.
+"""How far a figure could be chance: bootstrap over the queries, the candidates held fixed.
 
 Percentile intervals (Efron and Tibshirani 1993, chapter 13). The same seed draws the same queries
 for every figure of the same number of queries, so that two models' ranks are resampled in pairs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
+from .metrics import scores_of
+
 LEVEL = 0.95
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 _AT_ONCE = 2_000_000
 
-Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""Ranks (..., n) -> name of a score -> its value (...)."""
 
-
-def bootstrap(ranks: np.ndarray, scores: Scores, draws: int, seed: int) -> dict[str, list[float]]:
-    """The interval of each score.
+def bootstrap(
+    ranks: np.ndarray,
+    ks: Sequence[int],
+    draws: int,
+    seed: int,
+    baseline: np.ndarray | None = None,
+) -> dict[str, list[float]]:
+    """The interval of each score (see `metrics.scores_of`), or of its difference to a baseline.
 
     Args:
         ranks: (n,) of the queries.
-        scores: what is computed of them.
+        ks: the K of R@K.
         draws: how many times n queries are drawn with replacement.
         seed: of the draws.
+        baseline: (n,) ranks of another model for the same queries. None: the scores themselves.
 
     Returns:
         Name -> [low, high], which hold the middle LEVEL of the draws.
     """
-    parts = [scores(ranks[places]) for places in _places(len(ranks), draws, seed)]
-    return _ranges(parts)
-
-
-def paired(
-    ours: np.ndarray, theirs: np.ndarray, scores: Scores, draws: int, seed: int
-) -> dict[str, list[float]]:
-    """The interval of each score's difference, ours less theirs, over the same drawn queries.
-
-    Args:
-        ours: (n,) ranks of one model.
-        theirs: (n,) ranks of another, for the same queries.
-        scores: see `bootstrap`.
-        draws: see `bootstrap`.
-        seed: see `bootstrap`.
-    """
-    assert ours.shape == theirs.shape
-    parts = []
-    for places in _places(len(ours), draws, seed):
-        first, second = scores(ours[places]), scores(theirs[places])
-        parts.append({name: first[name] - second[name] for name in first})
-    return _ranges(parts)
-
-
-def _places(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Drawn queries, (draws of this part, n) int64."""
     rng = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // n)
+    step = max(1, _AT_ONCE // len(ranks))
+    parts = []
     for start in range(0, draws, step):
-        yield rng.integers(0, n, (min(step, draws - start), n))
-
-
-def _ranges(parts: list[dict[str, np.ndarray]]) -> dict[str, list[float]]:
-    tail = (1 - LEVEL) / 2
-    drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: np.quantile(v, [tail, 1 - tail]).tolist() for name, v in drawn.items()}
+        chosen = rng.integers(0, len(ranks), (min(step, draws - start), len(ranks)))  # (step, n)
+        drawn = scores_of(ranks[chosen], ks)
+        if baseline is not None:
+            theirs = scores_of(baseline[chosen], ks)
+            drawn = {name: values - theirs[name] for name, values in drawn.items()}
+        parts.append(drawn)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.quantile(values, TAILS).tolist() for name, values in joined.items()}

@@ -1,9 +1,9 @@
 """What is searched in: the images and texts of a pool, and which of them belong together.
 
-A pool is drawn from N pairs, each an image and its caption. As they are, pair i alone links image i
-and text i, so that a copy of the right caption counts as wrong. Merged, equal images are one image
-and equal captions one text: an image then has every caption that came with it, a caption every
-image. Right is what was given as right: links are not followed any further.
+A pool is drawn from N pairs, each an image and its caption; P of them. As they are, pair i alone
+links image i and text i, so that a copy of the right caption counts as wrong. Merged, equal images
+are one image and equal captions one text: an image then has every caption that came with it, a
+caption every image. Links are not followed any further.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Pool:
         images: (n,) int64, pair whose image this is, ascending.
         texts: (m,) int64, pair whose caption this is, ascending.
         links: (E, 2) int64, number of an image and of a text that is right for it.
-        image_of: (N',) int64, number of each drawn pair's image.
-        text_of: (N',) int64, number of each drawn pair's text.
+        image_of: (P,) int64, number of each drawn pair's image.
+        text_of: (P,) int64, number of each drawn pair's text.
     """
 
     images: np.ndarray
@@ -29,26 +29,15 @@ class Pool:
     image_of: np.ndarray
     text_of: np.ndarray
 
-    def right(self, side: int) -> np.ndarray:
-        """How many right candidates each image (side 0) or text (side 1) has: int64."""
-        size = len(self.images if side == 0 else self.texts)
-        return np.bincount(self.links[:, side], minlength=size)
-
 
 def plain(pairs: np.ndarray) -> Pool:
-    """A pool of pairs as they are; `pairs` (N',) int64 ascending, positions in the set."""
+    """A pool of pairs as they are; `pairs` (P,) int64 ascending, positions in the set."""
     own = np.arange(len(pairs))
     return Pool(pairs, pairs, np.stack([own, own], 1), own, own)
 
 
 def merged(pairs: np.ndarray, image_hash: np.ndarray, caption_hash: np.ndarray) -> Pool:
-    """A pool of pairs in which copies are one.
-
-    Args:
-        pairs: (N',) int64 ascending, positions in the set.
-        image_hash: (N,) int64 of the whole set.
-        caption_hash: (N,) int64 of the whole set.
-    """
+    """A pool of `pairs` (P,) in which copies are one, by the hashes (N,) of the whole set."""
     (images, image_of), (texts, text_of) = (_first(h[pairs]) for h in (image_hash, caption_hash))
     links = np.unique(np.stack([image_of, text_of], 1), axis=0)
     return Pool(pairs[images], pairs[texts], links, image_of, text_of)
@@ -57,10 +46,7 @@ def merged(pairs: np.ndarray, image_hash: np.ndarray, caption_hash: np.ndarray) 
 def _first(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each value comes first, ascending; and the number of each entry's value among them."""
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    return first[order], number[inverse.reshape(-1)]
+    return np.sort(first), first.argsort().argsort()[inverse]
 
 
 def draw(seed: int, size: int, pairs: int, number: int) -> np.ndarray:

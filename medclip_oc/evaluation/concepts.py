@@ -1,7 +1,13 @@
-"""What images and texts find besides their own partners, and pairs chosen by concept. N pairs."""
+"""Relevance by UMLS concepts: what a query finds besides its own partner. N pairs, b queries.
 
-from dataclasses import dataclass
-from typing import Any
+A candidate's relevance is the Jaccard overlap of its concepts with the query's: 1 for the same
+concepts, 0 for none in common. Of equal scores each place holds the mean of the group (McSherry and
+Najork 2008, "Computing information retrieval performance measures efficiently in the presence of
+tied scores").
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,15 +17,14 @@ from ..config.evaluation import MeasureConfig
 from ..config.vocabulary import DIRECTIONS, MODALITIES
 from ..errors import InputError
 from ..runtime import distributed
-from . import relevance, top_k
+from . import top_k
 from .features import Embedded
 
 NEAREST = 10
 """How many nearest ids are kept per query, for reports."""
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """Pairs with a concept, that get figures of their own."""
 
     name: str
@@ -32,130 +37,180 @@ class Slice:
 def concept_figures(
     embedded: Embedded, settings: MeasureConfig
 ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, Any]]:
-    """Nearest pairs of each image and text, and what they have in common with it.
+    """Nearest pairs of each image and text, (N, NEAREST), and what they have in common with it.
 
     Each rank looks for its own queries; the targets, one side at a time, are brought together.
 
     Both are of the pairs as they are: by concepts, a copy of the right candidate is right anyway.
     """
-    concepts = embedded.concepts
-    overlap = None if concepts is None else relevance.Overlap(concepts)
-    bits = None if concepts is None else relevance.modalities(concepts)
-    ks = settings.all_ks()
+    judge = None if embedded.concepts is None else Judge(embedded.concepts, settings)
     lists, record = [], dict[str, Any]()
     sides = (embedded.images, embedded.texts)
     for way, queries, own in zip(DIRECTIONS, sides, reversed(sides), strict=True):
-        targets = distributed.all_gather_ragged(own)
-        index, scores = _of_queries(
-            queries, targets, embedded.start, ks if overlap else [], settings, overlap, bits
-        )
+        targets = distributed.all_gather_ragged(own)  # (N, D)
+        index, scores = _of_queries(queries, targets, embedded.start, judge)
         lists.append(distributed.all_gather_ragged(index).cpu().numpy())
-        if overlap is not None and bits is not None:
-            names = _names(ks)
-            values = distributed.all_gather_ragged(scores).cpu().numpy()
-            record[way] = _concept_means(names, values, overlap.sizes, bits)
-    if overlap is not None and bits is not None:
-        record |= {
-            "queries": int((overlap.sizes > 0).sum()),
-            "queries_with_modality": int((bits > 0).sum()),
-            "relevant": settings.relevant,
-        }
+        if judge is not None:
+            record[way] = judge.means(distributed.all_gather_ragged(scores).cpu().numpy())
+    if judge is not None:
+        record["queries"] = int((judge.sizes > 0).sum())
+        record["queries_with_modality"] = int((judge.modalities > 0).sum())
+        record["relevant"] = settings.relevant
     return (lists[0], lists[1]), record
 
 
-def _names(ks: list[int]) -> list[str]:
-    kinds = ("nDCG", "relevant_recall", "relevant_precision")
-    return [*(f"{kind}@{k}" for kind in kinds for k in ks), "modality_agreement@1"]
-
-
-def _concept_means(
-    names: list[str], values: np.ndarray, sizes: np.ndarray, bits: np.ndarray
-) -> dict[str, float]:
-    """Means over the queries that can be judged: those with concepts, or with a modality."""
-    judged = values[sizes > 0].mean(0) if (sizes > 0).any() else values[:0].sum(0)
-    means = dict(zip(names, judged.tolist(), strict=True))
-    if not (bits > 0).any():
-        del means["modality_agreement@1"]
-        return means
-    return means | {"modality_agreement@1": float(values[bits > 0, -1].mean())}
-
-
 def _of_queries(
-    queries: Tensor,
-    targets: Tensor,
-    start: int,
-    ks: list[int],
-    settings: MeasureConfig,
-    overlap: relevance.Overlap | None,
-    bits: np.ndarray | None,
+    queries: Tensor, targets: Tensor, start: int, judge: "Judge | None"
 ) -> tuple[Tensor, Tensor]:
     """This rank's part: nearest pairs (n, NEAREST) int64 and scores (n, names) float64."""
-    places = min(max([NEAREST, *ks]), len(targets))
-    device = queries.device
-    index = torch.zeros(len(queries), min(NEAREST, len(targets)), dtype=torch.int64, device=device)
-    scores = torch.zeros(len(queries), len(_names(ks)), dtype=torch.float64, device=device)
+    names = [] if judge is None else judge.names
+    places = min(max([NEAREST, *([] if judge is None else judge.ks)]), len(targets))
+    listed = min(NEAREST, len(targets))
+    index = torch.zeros(len(queries), listed, dtype=torch.int64, device=queries.device)
+    scores = index.new_zeros(len(queries), len(names), dtype=torch.float64)
     for part in top_k.nearest(queries, targets, places):
-        index[part.queries] = part.index[:, : index.shape[1]]
-        if overlap is None or bits is None:
-            continue
-        listed, share = part.index.cpu().numpy(), part.share(places).cpu().numpy()
-        pairs = part.queries.cpu().numpy() + start
-        graded = relevance.graded(overlap.of(pairs), listed, share, ks, settings.relevant)
-        agreed = relevance.agreement(bits, pairs, listed, share)
-        values = np.stack([*graded.values(), agreed], 1)
-        scores[part.queries] = torch.from_numpy(values).to(device)
+        index[part.queries] = part.listed[:, :listed]
+        if judge is not None:
+            pairs = part.queries.cpu().numpy() + start
+            values = judge.scores(
+                pairs, part.listed.cpu().numpy(), part.share(places).cpu().numpy()
+            )
+            scores[part.queries] = torch.from_numpy(values).to(scores)
     return index, scores
 
 
-def find_slices(
-    embedded: Embedded, names: list[str], known: dict[str, str] | None = None
-) -> list[Slice]:
-    """A slice for each modality that occurs, and for each concept named.
+class Judge:
+    """Judges what queries find by the concepts (N, K) int32 of all pairs; 0 is none.
 
-    Args:
-        embedded: whose concepts are looked at.
-        names: CUIs, or names of concepts in any case.
-        known: name in lower case -> CUI.
-
-    Raises:
-        InputError: concepts are named, but the pairs have none, or not these.
+    Attributes:
+        sizes: (N,) how many concepts each pair has.
+        modalities: (N,) int64, see `modality_bits`.
+        ks: the K of the figures.
+        names: of the figures.
     """
-    concepts = embedded.concepts
-    if concepts is None:
-        if names:
-            raise InputError(f"--slices: {names[0]}: the pairs have no concepts (CUIs)")
-        return []
-    bits = relevance.modalities(concepts)
-    slices = [
-        Slice(name, cui, (bits >> place & 1).astype(bool))
-        for place, (name, cui) in enumerate(MODALITIES.items())
-    ]
-    slices = [one for one in slices if one.pairs.any()]
-    slices.sort(key=lambda one: -int(one.pairs.sum()))
-    if slices and not bits.all():
-        slices.append(Slice("no known modality", None, bits == 0))
-    present = {relevance.cui(number) for number in np.unique(concepts).tolist() if number}
-    for name in names:
-        cui = resolve(name, known or {}, present)
-        slices.append(Slice(name, cui, relevance.has(concepts, relevance.number(cui) or -1)))
-    return slices
+
+    def __init__(self, concepts: np.ndarray, settings: MeasureConfig) -> None:
+        self.ks, self._relevant = settings.all_ks(), settings.relevant
+        kinds = ("nDCG", "relevant_recall", "relevant_precision")
+        self.names = [*(f"{kind}@{k}" for kind in kinds for k in self.ks), "modality_agreement@1"]
+        self.modalities = modality_bits(concepts)
+        rows, places = concepts.nonzero()
+        concept_numbers, columns = np.unique(concepts[rows, places], return_inverse=True)
+        links = torch.from_numpy(np.unique(np.stack([rows, columns]), axis=1))  # counted once each
+        self._has = torch.sparse_coo_tensor(
+            links,
+            torch.ones(links.shape[1]),
+            (len(concepts), len(concept_numbers)),
+            check_invariants=True,
+        ).coalesce()
+        self.sizes = np.bincount(links[0].numpy(), minlength=len(concepts))
+
+    def overlap(self, queries: np.ndarray) -> np.ndarray:
+        """Jaccard overlap of b pairs with all: (b, N) float64; 0 where one has no concept."""
+        own = self._has.index_select(0, torch.from_numpy(queries)).to_dense()  # (b, concepts)
+        common = torch.sparse.mm(self._has, own.T).T.double().numpy()  # (b, N)
+        union = self.sizes[queries, None] + self.sizes[None, :] - common
+        return np.asarray(common / np.maximum(union, 1))
+
+    def scores(self, queries: np.ndarray, index: np.ndarray, share: np.ndarray) -> np.ndarray:
+        """The figures of b queries, (b, names), from their lists (see `top_k.Nearest`).
+
+        Args:
+            queries: (b,) int64, numbers of pairs.
+            index: (b, W) int64, pairs listed.
+            share: (b, W, k) each listed one's share of each place.
+        """
+        scores = graded(self.overlap(queries), index, share, self.ks, self._relevant)
+        same = (self.modalities[index] & self.modalities[queries, None]) != 0  # (b, W)
+        return np.stack([*scores.values(), (same * share[:, :, 0]).sum(1)], 1)
+
+    def means(self, scores: np.ndarray) -> dict[str, float]:
+        """Means of (N, names) over the queries that can be judged: with concepts, or a modality."""
+        judged = scores[self.sizes > 0].mean(0)
+        means = dict(zip(self.names, judged.tolist(), strict=True))
+        del means["modality_agreement@1"]
+        if (self.modalities > 0).any():
+            means["modality_agreement@1"] = float(scores[self.modalities > 0, -1].mean())
+        return means
 
 
-def resolve(name: str, known: dict[str, str], present: set[str]) -> str:
-    """The CUI that a name stands for.
+def graded(
+    overlap: np.ndarray, index: np.ndarray, share: np.ndarray, ks: Sequence[int], relevant: float
+) -> dict[str, np.ndarray]:
+    """What the first places hold, query by query.
+
+    nDCG@K: sum of overlap / log2(place + 1) over the first K places, over that of the best order
+    (Jarvelin and Kekalainen 2002). relevant_recall@K: share of the relevant candidates that stand
+    in the first K places. relevant_precision@K: share of the first K places that hold one.
 
     Args:
-        name: a CUI, or a concept's name in any case.
-        known: name in lower case -> CUI; the modalities' names are known anyway.
-        present: CUIs that pairs have.
+        overlap: (b, N), of each query with every candidate.
+        index: (b, W) int64, candidates listed.
+        share: (b, W, k) each listed candidate's share of each place, k >= every K or all places.
+        ks: the K.
+        relevant: least overlap of a relevant candidate.
+
+    Returns:
+        Name -> (b,) float64.
+    """
+    gains = np.take_along_axis(overlap, index, 1)  # (b, W)
+    places = share.shape[2]
+    expected = np.einsum("bw,bwk->bk", gains, share)
+    hits = np.einsum("bw,bwk->bk", (gains >= relevant).astype(float), share)
+    best = -np.sort(-np.partition(overlap, -places, 1)[:, -places:], 1)  # (b, k)
+    discount = 1 / np.log2(np.arange(places) + 2)
+    total = (overlap >= relevant).sum(1)
+    scores: dict[str, np.ndarray] = {}
+    for k in ks:
+        ideal = (best * discount)[:, :k].sum(1)
+        scores[f"nDCG@{k}"] = (expected * discount)[:, :k].sum(1) / np.maximum(ideal, 1e-12)
+    for k in ks:
+        scores[f"relevant_recall@{k}"] = hits[:, :k].sum(1) / np.maximum(total, 1)
+    for k in ks:
+        scores[f"relevant_precision@{k}"] = hits[:, :k].sum(1) / min(k, places)
+    return scores
+
+
+def modality_bits(concepts: np.ndarray) -> np.ndarray:
+    """The modalities of each pair, one bit each in the order of MODALITIES: (N,) int64."""
+    bits = np.zeros(len(concepts), dtype=np.int64)
+    for place, cui in enumerate(MODALITIES.values()):
+        bits |= has(concepts, cui).astype(np.int64) << place
+    return bits
+
+
+def has(concepts: np.ndarray, cui: str) -> np.ndarray:
+    """Which pairs have a concept: (N,) bool."""
+    return np.asarray((concepts == int(cui[1:])).any(1))
+
+
+def find_slices(concepts: np.ndarray | None, named: dict[str, str]) -> list[Slice]:
+    """A slice for each modality that occurs, and for each concept of `named` (see `resolve`)."""
+    if concepts is None:
+        return []
+    slices = [Slice(name, cui, has(concepts, cui)) for name, cui in MODALITIES.items()]
+    slices = sorted((s for s in slices if s.pairs.any()), key=lambda s: -int(s.pairs.sum()))
+    unknown = modality_bits(concepts) == 0
+    if slices and unknown.any():
+        slices.append(Slice("no known modality", None, unknown))
+    return slices + [Slice(name, cui, has(concepts, cui)) for name, cui in named.items()]
+
+
+def resolve(names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
+    """The CUI that each name stands for.
+
+    Args:
+        names: CUIs, or names of concepts, in any case.
+        known: the concepts that pairs have: CUI or name in lower case -> CUI.
 
     Raises:
         InputError: no pair has it.
     """
-    named = {title.lower(): cui for title, cui in MODALITIES.items()} | known
-    cui = named.get(name.lower(), name.upper())
-    if not present:
-        raise InputError(f"--slices: {name}: the pairs have no concepts (CUIs)")
-    if cui not in present:
-        raise InputError(f"--slices: {name}: no pair has a concept of this name or CUI")
-    return cui
+    present = set(known.values())
+    titles = {title.lower(): cui for title, cui in MODALITIES.items() if cui in present} | known
+    for name in names:
+        if not present:
+            raise InputError(f"--slices: {name}: the pairs have no concepts (CUIs)")
+        if name.lower() not in titles:
+            raise InputError(f"--slices: {name}: no pair has a concept of this name or CUI")
+    return {name: titles[name.lower()] for name in names}

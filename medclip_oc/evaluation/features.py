@@ -1,20 +1,47 @@
-"""Features of many images and texts. N images or texts, D embedding size."""
+"""Features of N pairs, made by a model or read from a file. D embedding size.
 
+A file (.npz) holds arrays, a row for each pair:
+
+    ids             keys of the pairs, each once
+    image_features  (N, D) float32
+    text_features   (N, D) float32
+    image_hash      (N,) int64, equal for copies of an image; may be absent
+    caption_hash    (N,) int64, equal for copies of a caption; may be absent
+    concepts        (N, K) int32 UMLS numbers (C0040405 is 40405), padded with 0; may be absent
+
+A file that another program made does, if it has the first three.
+"""
+
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.dataset import Pairs, load_batches
 from ..errors import InputError, Stopped, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed
+from ..runtime.atomic import atomic_file
 from ..runtime.precision import autocast
-from . import feature_file
+from ..runtime.progress import Progress
+
+_FACTS = ("image_hash", "caption_hash", "concepts")
+_ARRAYS = {  # dimensions, and kinds of numbers
+    "ids": (1, "USiu"),
+    "image_features": (2, "f"),
+    "text_features": (2, "f"),
+    "image_hash": (1, "iu"),
+    "caption_hash": (1, "iu"),
+    "concepts": (2, "iu"),
+}
+_KINDS = {"USiu": "words", "f": "floating-point numbers", "iu": "whole numbers"}
+_UNIT = 1e-5
+"""Rows whose length is nearer to 1 than this are left as they are."""
 
 
 @dataclass
@@ -50,8 +77,7 @@ class Embedded:
 
 def share(size: int, world: distributed.World) -> tuple[int, int]:
     """(start, stop) of this rank's pairs: equal contiguous parts, no padding."""
-    start, stop = (size * place // world.size for place in (world.rank, world.rank + 1))
-    return start, stop
+    return size * world.rank // world.size, size * (world.rank + 1) // world.size
 
 
 @torch.inference_mode()
@@ -74,7 +100,7 @@ def embed_pairs(
         batch_size: pairs at once.
         workers: loader processes per rank.
         precision: see `TrainConfig`.
-        stop: asked after each batch whether to leave it at that.
+        stop: asked after each batch whether to stop there.
 
     Raises:
         Stopped: `stop` said so, on whichever rank; raised on all.
@@ -84,74 +110,134 @@ def embed_pairs(
     start, end = share(len(pairs), world)
     places = [(0, index) for index in range(start, end)]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("images", "texts", *_FACTS)}
+    # a rank may have no pair
+    empty = torch.empty(0, clip.description["definition"]["embed_dim"], device=world.device)
+    images, texts = [empty], [empty]
+    hashes: list[Tensor] = []
+    concepts: list[Tensor] = []
     failure: InputError | WorkError | Stopped | None = None
-    bar = tqdm(total=len(pairs), unit="pair", desc="embed", leave=False, disable=_silent(world))
     pin = world.device.type == "cuda"
-    with bar:
+    with Progress(len(pairs), "pairs", "embed", shown=world.main) as progress:
         try:
             for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin):
-                moved = [batch[name].to(world.device) for name in ("images", "tokens")]
+                pixels, tokens = (batch[name].to(world.device) for name in ("images", "tokens"))
                 with autocast(world.device, precision):
-                    image_features, text_features, _ = clip.towers(*moved)
-                rows["images"].append(image_features)
-                rows["texts"].append(text_features)
-                for name in _FACTS:
-                    rows[name].append(batch[name])
-                bar.update(len(image_features) * world.size)
+                    image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each
+                images.append(image_features)
+                texts.append(text_features)
+                hashes.append(
+                    torch.stack([batch["image_hash"], batch["caption_hash"]], 1)
+                )  # (B, 2)
+                concepts.append(batch["concepts"])  # (B, K)
+                progress.update(len(image_features) * world.size)
                 if stop():
                     raise Stopped("stopped by a signal")
         except (InputError, WorkError, Stopped) as error:
             failure = error  # the others wait at the next line for this rank
     distributed.raise_together(failure, world.device)
-    width = clip.description["definition"]["embed_dim"]
-    empty = torch.empty(0, width, device=world.device)  # a rank may have no pair
-    concepts = _gather_concepts(rows["concepts"], world)
+    image_hash, caption_hash = _gather(hashes, world.device).T  # (N,) each
+    all_concepts = _gather(concepts, world.device).astype(np.int32)  # (N, K)
     return Embedded(
-        images=torch.cat([empty, *rows["images"]]),
-        texts=torch.cat([empty, *rows["texts"]]),
+        images=torch.cat(images),
+        texts=torch.cat(texts),
         start=start,
         ids=pairs.shards.ids(),
-        image_hash=_gather_facts(rows["image_hash"], world).numpy(),
-        caption_hash=_gather_facts(rows["caption_hash"], world).numpy(),
-        concepts=concepts.numpy() if concepts.shape[1] else None,
+        image_hash=image_hash,
+        caption_hash=caption_hash,
+        concepts=all_concepts if all_concepts.any() else None,
     )
 
 
-def from_file(path: str, world: distributed.World) -> Embedded:
-    """Features that a file holds (see feature_file); each rank keeps its share.
+def _gather(parts: list[Tensor], device: torch.device) -> np.ndarray:
+    """(N, K) int64 of all pairs from each rank's (B, K), padded with 0 to the largest K."""
+    own = max((part.shape[1] for part in parts), default=0)
+    width = int(distributed.all_reduce_max_(torch.tensor([own], device=device)))
+    padded = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+    rows = torch.cat([torch.empty(0, width, dtype=torch.int64), *padded])
+    return np.asarray(distributed.all_gather_ragged(rows.to(device)).cpu().numpy())
+
+
+def save(path: Path, embedded: Embedded, world: distributed.World) -> None:
+    """Write the features of all ranks into a file.
 
     Raises:
-        InputError: the file is missing, damaged or can't be ranked.
+        WorkError: it can't be written.
     """
-    found = feature_file.load(Path(path))
-    start, stop = share(len(found.ids), world)
-    images, texts = (
-        torch.from_numpy(rows[start:stop].copy()).to(world.device)
-        for rows in (found.images, found.texts)
+    sides = {"image_features": embedded.images, "text_features": embedded.texts}
+    arrays = {k: distributed.all_gather_ragged(v).cpu().numpy() for k, v in sides.items()}  # (N, D)
+    if not world.main:
+        return
+    facts = {name: getattr(embedded, name) for name in _FACTS}
+    arrays |= {name: fact for name, fact in facts.items() if fact is not None}
+    write_arrays(path, ids=np.array(embedded.ids), **arrays)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz.
+
+    Raises:
+        WorkError: it can't be written.
+    """
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load(path: Path, world: distributed.World) -> Embedded:
+    """Read a file, check whether it can be ranked, and keep this rank's share.
+
+    Raises:
+        InputError: it is missing or damaged, an array is missing or of another shape, an id comes
+            twice, there is no pair, or features are not finite or zero.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _ARRAYS if name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+        raise InputError(f"{path}: not a readable .npz of features ({error})") from error
+    missing = [name for name in _ARRAYS if name not in arrays and name not in _FACTS]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}")
+    size = arrays["ids"].size
+    for name, array in arrays.items():
+        dimensions, kinds = _ARRAYS[name]
+        if array.ndim != dimensions or array.dtype.kind not in kinds or len(array) != size:
+            raise InputError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}, where {size} rows in "
+                f"{dimensions} dimension(s) of {_KINDS[kinds]} are needed"
+            )
+    ids = list(map(str, arrays["ids"]))
+    if not ids:
+        raise InputError(f"{path}: holds no pair")
+    repeated, times = Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: the id {repeated} comes twice")
+    images, texts = (_unit(path, name, arrays[name]) for name in list(_ARRAYS)[1:3])
+    if images.shape != texts.shape:
+        raise InputError(f"{path}: features of {images.shape[1]} and of {texts.shape[1]} numbers")
+    start, stop = share(size, world)
+    concepts = arrays.get("concepts")
+    known = None if concepts is None or not concepts.any() else concepts
+    return Embedded(
+        images=images[start:stop].to(world.device),  # (n, D)
+        texts=texts[start:stop].to(world.device),
+        start=start,
+        ids=ids,
+        image_hash=arrays.get("image_hash"),
+        caption_hash=arrays.get("caption_hash"),
+        concepts=known,
     )
-    facts = (found.image_hash, found.caption_hash, found.concepts)
-    return Embedded(images, texts, start, found.ids, *facts)
 
 
-_FACTS = ("image_hash", "caption_hash", "concepts")
-
-
-def _gather_facts(parts: list[Tensor], world: distributed.World) -> Tensor:
-    """(N,) int64 on the CPU, from each rank's batches."""
-    own = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
-    return distributed.all_gather_ragged(own.to(world.device)).cpu()
-
-
-def _gather_concepts(parts: list[Tensor], world: distributed.World) -> Tensor:
-    """(N, K) int32 on the CPU, padded with 0 to the most that a pair has."""
-    own = max([part.shape[1] for part in parts], default=0)
-    most = int(distributed.all_reduce_max_(torch.tensor([own], device=world.device)))
-    padded = [torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts]
-    rows = torch.cat([torch.empty(0, most, dtype=torch.int32), *padded])
-    return distributed.all_gather_ragged(rows.to(world.device)).cpu()
-
-
-def _silent(world: distributed.World) -> bool | None:
-    """No bar but on the main rank's terminal (None lets tqdm look for one)."""
-    return None if world.main else True
+def _unit(path: Path, name: str, rows: np.ndarray) -> Tensor:
+    """Features as unit vectors: (N, D) float32."""
+    rows = rows.astype(np.float32)
+    # in float64, where no square of a float32 is infinite
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    good = np.isfinite(lengths) & (lengths > 0)
+    if not good.all():
+        raise InputError(f"{path}: {name} of row {good.argmin()} is zero, or holds NaN or infinity")
+    if np.abs(lengths - 1).max() > _UNIT:
+        rows = (rows / lengths[:, None]).astype(np.float32)
+    return torch.from_numpy(rows)

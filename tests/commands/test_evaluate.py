@@ -1,8 +1,6 @@
 """The evaluation as a command: figures redone from files, baselines, every mistake in a line."""
 
 import json
-import re
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,11 @@ import torch
 from medclip_oc import evaluate
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.schema import Config, ModelConfig
-from medclip_oc.evaluation import feature_file, sources
+from medclip_oc.evaluation import sources
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from medclip_oc.runtime import command
-from tests.support.cli import torchrun
+from tests.support.cli import call, one_line, torchrun
 from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
@@ -69,20 +66,12 @@ def best(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(folder / "best.pt", shards, seed=1)
 
 
-def call(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        command.run(
-            evaluate.main,
-            EvaluateConfig,
-            prog="test",
-            description="",
-            arguments=list(map(str, words)),
-        )
-    return int(str(end.value.code))
+def run(*words: object) -> int:
+    return call(evaluate.main, EvaluateConfig, *words, "--workers", 0)
 
 
 def measured(*words: object, out: Path) -> dict[str, Any]:
-    assert call(*words, "--workers", 0, "--json", out) == 0
+    assert run(*words, "--json", out) == 0
     record: dict[str, Any] = json.loads(out.read_text())
     return record
 
@@ -131,9 +120,8 @@ def test_a_baseline_is_the_weights_named(best: Path, shards: Path, tmp_path: Pat
         assert record["baseline"]["intervals"] == alone["intervals"]
 
 
-@pytest.mark.parametrize("suffix", ["npz", "parquet"])
-def test_figures_are_redone_from_features(best: Path, tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"features.{suffix}"
+def test_figures_are_redone_from_features(best: Path, tmp_path: Path) -> None:
+    file = tmp_path / "features.npz"
     words = ("--pools", "5", "--pool-draws", 3)
     first = measured("--checkpoint", best, "--features-out", file, *words, out=tmp_path / "a.json")
     again = measured("--features-in", file, *words, out=tmp_path / "b.json")
@@ -156,139 +144,45 @@ def test_features_of_another_program(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "no hashes" in shown
 
 
-def bad_features(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+@pytest.fixture(scope="module")
+def files(best: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the words in capitals of MISTAKES stand for."""
+    folder = tmp_path_factory.mktemp("files")
     rows = torch.nn.functional.normalize(torch.randn(24, 8), dim=1).numpy()
-    content = {
-        "ids": np.array([f"test_{n:04}" for n in range(24)]),
-        "image_features": rows,
-        "text_features": rows.copy(),
-    }
-    change(content)
-    np.savez(folder / "bad.npz", **content)
-    return folder / "bad.npz"
+    ids = np.array([f"test_{n:04}" for n in range(24)])
+    np.savez(folder / "plain.npz", ids=ids, image_features=rows, text_features=rows)
+    np.savez(folder / "turned.npz", ids=ids[::-1], image_features=rows, text_features=rows)
+    write_pairs(folder / "x.tar", range(0))
+    names = {"BEST": best, "SHARDS": shards, "EMPTY": folder / "x.tar"}
+    return names | {"PLAIN": folder / "plain.npz", "TURNED": folder / "turned.npz"}
 
 
-def not_finite(content: dict[str, Any]) -> None:
-    content["text_features"][3, 2] = np.nan
-
-
-def other_ids(content: dict[str, Any]) -> None:
-    content["ids"] = content["ids"][::-1]
-
-
-def nobody(content: dict[str, Any]) -> None:
-    for name in content:
-        content[name] = content[name][:0]
-
-
-def unchanged(content: dict[str, Any]) -> None:
-    pass
-
-
-MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str], str]] = {
-    "NaN": (not_finite, ["--features-in", "BAD"], "text_features of row 3 holds NaN or infinity"),
-    "ids against the pairs": (
-        other_ids,
-        ["--features-in", "BAD", "--data", "SHARDS"],
-        "--features-in: pair 0 is test_0023, but test_0000 is measured there",
-    ),
-    "ids against the baseline": (
-        other_ids,
-        ["--checkpoint", "BEST", "--baseline", "BAD"],
-        "--baseline: pair 0 is test_0023, but test_0000 is measured there",
-    ),
-    "an empty file": (nobody, ["--features-in", "BAD"], "bad.npz: holds no pair"),
-    "an empty split": (unchanged, ["--checkpoint", "BEST", "--data", "EMPTY"], "no readable pair"),
-    "a pool larger than the set": (
-        unchanged,
-        ["--checkpoint", "BEST", "--pools", "5,25"],
-        "--pools: 25 pairs, but the set holds only 24",
-    ),
-    "no concepts": (
-        unchanged,
-        ["--features-in", "BAD", "--slices", "CT"],
-        "--slices: CT: the pairs have no concepts",
-    ),
-    "an unknown concept": (
-        unchanged,
-        ["--checkpoint", "BEST", "--slices", "liver"],
-        "--slices: liver: no pair has a concept of this name or CUI",
-    ),
-    "no hashes": (
-        unchanged,
-        ["--features-in", "BAD", "--duplicates", "merge"],
-        "--duplicates merge: the features come without image_hash",
-    ),
-    "features in no folder": (
-        unchanged,
-        ["--checkpoint", "BEST", "--features-out", "/proc/nowhere/x.npz"],
-        "--features_out /proc/nowhere/x.npz: /proc/nowhere: No such file",
-    ),
-    "folders and tars": (
-        unchanged,
-        ["--checkpoint", "BEST", "--data", "configs::x.tar"],
-        "mixes shard folders, which have splits, and tars",
-    ),
-    "nothing to measure": (unchanged, [], "--checkpoint: required, unless --features-in"),
-    "no number": (unchanged, ["--checkpoint", "BEST", "--pools", "ten"], "--pools: 'ten' is not a"),
-    "pool of none": (unchanged, ["--checkpoint", "BEST", "--pools", "0"], "--pools: '0' is not a"),
-    "K": (unchanged, ["--checkpoint", "BEST", "--ks", "0"], r"--ks: \[0\] is not at least 1"),
-    "no such baseline": (
-        unchanged,
-        ["--checkpoint", "BEST", "--baseline", "nowhere.pt"],
-        "--baseline: nowhere.pt: no such file",
-    ),
-    "no such tag": (
-        unchanged,
-        ["--checkpoint", "BEST", "--baseline", "ViT-B-16:openaai"],
-        "'openaai' is neither a file nor a tag of ViT-B-16",
-    ),
-    "a tag without a checkpoint": (
-        unchanged,
-        ["--features-in", "BAD", "--data", "SHARDS", "--baseline", "openai"],
-        "--baseline openai: needs --checkpoint",
-    ),
-    "weights before a run that isn't there": (
-        unchanged,
-        ["--features-in", "BAD", "--data", "SHARDS", "--baseline", "start"],
-        "--baseline start: needs --checkpoint",
-    ),
-    "a baseline without pairs": (
-        unchanged,
-        ["--features-in", "BAD", "--baseline", "ViT-B-16:openai"],
-        "--baseline ViT-B-16:openai: a model needs the pairs; name them with --data",
-    ),
-    "two files of one name": (
-        unchanged,
-        ["--checkpoint", "BEST", "--features-out", "x.npz", "--json", "x.json"],
-        "--features-out: 'x.npz' is not another name than that of --json",
-    ),
-    "a file of another kind": (
-        unchanged,
-        ["--features-in", "x.csv"],
-        r"--features-in: 'x.csv' is not a file name that ends in .npz or .parquet",
-    ),
+MISTAKES = {
+    "--features-in TURNED --data SHARDS": "--features-in: pair 0 is test_0023, but test_0000 is",
+    "--checkpoint BEST --baseline TURNED": "--baseline: pair 0 is test_0023, but test_0000 is",
+    "--checkpoint BEST --data EMPTY": "no readable pair",
+    "--checkpoint BEST --pools 5,25": "--pools: 25 pairs, but the set holds only 24",
+    "--features-in PLAIN --slices CT": "--slices: CT: the pairs have no concepts",
+    "--checkpoint BEST --slices liver": "--slices: liver: no pair has a concept of this name",
+    "--features-in PLAIN --duplicates merge": "--duplicates merge: the features come without",
+    "--checkpoint BEST --features-out /proc/no/x.npz": "/proc/no/x.npz: can't be written",
+    "--checkpoint BEST --data configs::x.tar": "mixes shard folders, which have splits, and tars",
+    "--checkpoint BEST --data EMPTY --split test": "x.tar is not a shard folder with splits",
+    "--ks 1": "--checkpoint: required, unless --features-in",
+    "--checkpoint BEST --baseline nowhere.pt": "--baseline: nowhere.pt: no such file",
+    "--checkpoint BEST --baseline ViT-B-16:openaai": "is neither a file nor a tag of ViT-B-16",
+    "--features-in PLAIN --data SHARDS --baseline start": "--baseline start: needs --checkpoint",
+    "--features-in PLAIN --baseline ViT-B-16:openai": "a model needs the pairs; name them with",
+    "--features-in x.parquet": "x.parquet' is not a file name that ends in .npz",
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("words", MISTAKES)
 def test_mistakes_are_one_line(
-    name: str, best: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str, files: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change, words, message = MISTAKES[name]
-    write_pairs(tmp_path / "x.tar", range(0))
-    stands_for = {
-        "BAD": bad_features(tmp_path, change),
-        "BEST": best,
-        "SHARDS": shards,
-        "EMPTY": tmp_path / "x.tar",
-    }
-    given = [stands_for.get(word, word) for word in words]
-    assert call(*given, *(["--workers", 0] if given else [])) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("test: ")
-    assert error.count("\n") == 1
-    assert re.search(message, error), error
+    assert run(*(files.get(word, word) for word in words.split())) == 2
+    assert MISTAKES[words] in one_line(capsys.readouterr().err)
 
 
 def test_a_model_that_is_not_finite(
@@ -297,7 +191,7 @@ def test_a_model_that_is_not_finite(
     content = checkpoint.load(best)
     content["state_dict"]["text_projection"][0, 0] = torch.nan
     checkpoint.save(tmp_path / "nan.pt", content)
-    assert call("--checkpoint", tmp_path / "nan.pt", "--workers", 0) == 1
+    assert run("--checkpoint", tmp_path / "nan.pt") == 1
     assert capsys.readouterr().err == (
         "test: text features hold NaN or infinity: nothing can be ranked\n"
     )
@@ -306,7 +200,7 @@ def test_a_model_that_is_not_finite(
 @pytest.mark.slow
 def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
     """The same figures from two, which share the model's work; and a mistake in one line."""
-    file = tmp_path / "features.parquet"
+    file = tmp_path / "2.npz"
     words = ("--checkpoint", best, "--pools", "5", "--pool-draws", 3, "--baseline", "start")
     alone = measured(*words, "--features-out", tmp_path / "1.npz", out=tmp_path / "one.json")
     more = ("--features-out", file, "--json", tmp_path / "two.json")
@@ -317,14 +211,13 @@ def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
     assert both["merged"]["images"] == alone["merged"]["images"]
     for way in ("image_to_text", "text_to_image"):
         assert both[way] == pytest.approx(alone[way], rel=1e-6)
-    one, two = (feature_file.load(f) for f in (tmp_path / "1.npz", file))
-    assert one.ids == two.ids
-    assert one.images == pytest.approx(two.images, abs=1e-6)
-    assert np.array_equal(one.concepts, two.concepts)  # type: ignore[arg-type]
+    one, two = (np.load(f) for f in (tmp_path / "1.npz", file))
+    assert one["image_features"] == pytest.approx(two["image_features"], abs=1e-6)
+    assert all(np.array_equal(one[name], two[name]) for name in ("ids", "concepts"))
     done = torchrun(2, "-m", "medclip_oc.evaluate", "--checkpoint", best, "--pools", "25")
     assert done.returncode != 0
-    ours = [line for line in done.stderr.splitlines() if line.startswith("python -m medclip_oc")]
-    assert ours == ["python -m medclip_oc.evaluate: --pools: 25 pairs, but the set holds only 24"]
+    ours = one_line(done.stderr)
+    assert ours == "python -m medclip_oc.evaluate: --pools: 25 pairs, but the set holds only 24"
 
 
 def test_a_folder_under_the_home_is_a_folder(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +234,5 @@ def test_facts_of_other_makers_name_no_slice(
     for n, content in enumerate(facts):
         members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": content}
     tar = write_tar(tmp_path / "x.tar", members)
-    assert call("--checkpoint", best, "--data", tar, "--slices", "lung", "--workers", 0) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "--slices: lung: the pairs have no concepts" in error
+    assert run("--checkpoint", best, "--data", tar, "--slices", "lung") == 2
+    assert "--slices: lung: the pairs have no concepts" in one_line(capsys.readouterr().err)

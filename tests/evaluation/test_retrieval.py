@@ -12,7 +12,7 @@ import torch
 from medclip_oc.config.evaluation import MeasureConfig
 from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.errors import InputError, WorkError
-from medclip_oc.evaluation import candidate_pools, concepts, features, metrics, retrieval
+from medclip_oc.evaluation import candidate_pools, concepts, features, metrics, ranks, retrieval
 from medclip_oc.runtime.distributed import World
 from tests.support import processes
 
@@ -57,12 +57,12 @@ SETTINGS = MeasureConfig(
 def everything(world: World, n: int) -> list[Any]:
     """What every rank has in the end."""
     one = made(n, 0, world)
-    slices = concepts.find_slices(one, SETTINGS.slices)
+    slices = concepts.find_slices(one.concepts, {"C0032227": "C0032227"})
     other = made(n, 0, world, noise=2.0)
     found = retrieval.measure(one, SETTINGS, slices=slices, baseline=other, baseline_name="b")
     assert found.nearest is not None
     # a pool of two pairs: with four ranks some have nothing to rank
-    few = retrieval.ranks(one, candidate_pools.plain(np.array([0, 2])))
+    few = retrieval.pool_ranks(one, candidate_pools.plain(np.array([0, 2])))
     tensors = [torch.from_numpy(a) for a in (*found.pair_ranks(), *found.nearest, *few)]
     return [json.dumps(found.record), *tensors]
 
@@ -78,13 +78,13 @@ def test_any_number_of_processes(size: int, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def measured() -> retrieval.Measured:
     one = made(60, 1, ALONE)
-    slices = concepts.find_slices(one, ["C0032227", "ct"])
+    slices = concepts.find_slices(one.concepts, {"C0032227": "C0032227", "ct": "C0040405"})
     return retrieval.measure(one, SETTINGS, slices=slices)
 
 
 def test_the_pool_as_it_is(measured: retrieval.Measured) -> None:
     one = made(60, 1, ALONE)
-    first, second = metrics.retrieval_ranks(one.images, one.texts)
+    first, second = ranks.retrieval_ranks(one.images, one.texts)
     assert np.array_equal(measured.ranks[0], first.numpy())
     assert np.array_equal(measured.ranks[1], second.numpy())
     record = measured.record
@@ -131,11 +131,11 @@ def test_random_pools_agree_with_the_formula() -> None:
     """In a random pool of P, how many of the r - 1 better ones come along is hypergeometric."""
     one = made(80, 2, ALONE, noise=3.0)
     one.image_hash = one.caption_hash = np.arange(80)
-    settings = MeasureConfig(pools=["10"], pool_draws=800, interval_draws=0, duplicates="keep")
+    settings = MeasureConfig(pools=["10"], pool_draws=300, interval_draws=0, duplicates="keep")
     record = retrieval.measure(one, settings, nearest=False).record["pools"][0]
     ranks = [
         round(r)
-        for r in retrieval.ranks(one, candidate_pools.plain(np.arange(80)), "optimistic")[0]
+        for r in retrieval.pool_ranks(one, candidate_pools.plain(np.arange(80)), "optimistic")[0]
     ]
     for k in (1, 5):
         chances = [
@@ -143,9 +143,9 @@ def test_random_pools_agree_with_the_formula() -> None:
             / math.comb(79, 9)
             for r in ranks
         ]
-        assert record["image_to_text"][f"R@{k}"] == pytest.approx(np.mean(chances), abs=0.02)
+        assert record["image_to_text"][f"R@{k}"] == pytest.approx(np.mean(chances), abs=0.03)
     assert record["chance"]["R@1"] == pytest.approx(0.1)
-    assert (record["pool"], record["draws"]) == (10, 800)
+    assert (record["pool"], record["draws"]) == (10, 300)
     low, high = record["between_draws"]["image_to_text"]["R@1"]
     assert low < record["image_to_text"]["R@1"] < high
 
@@ -169,7 +169,7 @@ def test_a_copy_is_in_the_slices_of_all_its_pairs() -> None:
     one = made(4, 1, ALONE, copies=False)
     one.caption_hash = np.array([0, 0, 1, 2])
     one.concepts = np.array([[CT], [XRAY], [CT], [0]], dtype=np.int32)
-    slices = concepts.find_slices(one, [])
+    slices = concepts.find_slices(one.concepts, {})
     settings = MeasureConfig(duplicates="merge", interval_draws=20)
     record = retrieval.measure(one, settings, slices=slices).record
     counts = {row["name"]: (row["images"], row["texts"]) for row in record["slices"]}
@@ -229,11 +229,7 @@ def test_what_can_not_be_measured() -> None:
         retrieval.measure(one, MeasureConfig(), baseline=other)
     with pytest.raises(InputError, match="--baseline: 19 pairs, but 20 are measured"):
         retrieval.measure(one, MeasureConfig(), baseline=made(19, 1, ALONE))
-    with pytest.raises(InputError, match="--slices: lung: no pair has a concept of this name"):
-        concepts.find_slices(one, ["lung"])
     one.concepts = one.image_hash = None
-    with pytest.raises(InputError, match="--slices: lung: the pairs have no concepts"):
-        concepts.find_slices(one, ["lung"])
     with pytest.raises(InputError, match=r"--duplicates merge: .* without image_hash"):
         retrieval.measure(one, MeasureConfig(duplicates="merge"))
     found = retrieval.measure(one, MeasureConfig())

@@ -23,7 +23,7 @@ from side_by_side import Comparison, compare
 from torch import Tensor
 
 from medclip_oc.errors import InputError
-from medclip_oc.evaluation import metrics, ranks
+from medclip_oc.evaluation import ranks
 
 CASES = ("limit", "main", "dense")
 _TILE = 4096
@@ -66,7 +66,7 @@ def run(config: Config) -> Iterator[Comparison]:
                 yield compare(
                     "retrieval",
                     f"{name}: {case}",
-                    partial(metrics.retrieval_ranks, images, texts),
+                    partial(ranks.retrieval_ranks, images, texts),
                     partial(call, images, texts),
                     peer=peer,
                     rounds=config.rounds,
@@ -87,14 +87,14 @@ def multiply(images: Tensor, texts: Tensor) -> None:
     """The products of our tiles, by as many threads, and nothing else."""
     high, wide = ranks.CPU_TILE
 
-    def part(rows: Tensor) -> None:
-        scores = torch.empty(min(high, len(rows)), min(wide, len(texts)))
-        for a, b in ranks.blocks(len(rows), high):
+    def part(first: int, last: int) -> None:
+        scores = torch.empty(min(high, last - first), min(wide, len(texts)))
+        for a, b in ranks.blocks(last - first, high):
             for c, d in ranks.blocks(len(texts), wide):
-                torch.mm(rows[a:b], texts[c:d].T, out=scores[: b - a, : d - c])
+                rows = images[first + a : first + b]
+                torch.mm(rows, texts[c:d].T, out=scores[: b - a, : d - c])
 
-    with ranks.threads(len(images)) as (number, each):
-        list(each(part, images.tensor_split(number)))
+    ranks.in_threads(part, len(images))
 
 
 def tiled(images: Tensor, texts: Tensor) -> list[Tensor]:

@@ -1,0 +1,44 @@
+"""Intervals that theory knows."""
+
+import math
+
+import numpy as np
+import pytest
+
+from medclip_oc.evaluation import bootstrap
+from medclip_oc.evaluation.metrics import KS
+
+
+def test_intervals_hold_what_theory_says() -> None:
+    """The share of 400 queries in the top 10 is binomial; its interval is known."""
+    rng = np.random.default_rng(0)
+    ranks = np.where(rng.random(400) < 0.3, 1.0, 50.0)
+    share = np.mean(ranks <= 10)
+    low, high = bootstrap.bootstrap(ranks, KS, 4000, 1)["R@10"]
+    half = 1.96 * math.sqrt(share * (1 - share) / 400)
+    assert low == pytest.approx(share - half, abs=0.004)
+    assert high == pytest.approx(share + half, abs=0.004)
+
+
+def test_intervals_are_seeded() -> None:
+    ranks = np.arange(1.0, 60.0)
+    one, two, three = (bootstrap.bootstrap(ranks, KS, 50, s) for s in (1, 1, 2))
+    assert one == two != three
+    assert set(one) == {"R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr"}
+
+
+def test_parts_of_the_draws_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = np.arange(1.0, 60.0)
+    whole = bootstrap.bootstrap(ranks, KS, 50, 1)
+    monkeypatch.setattr(bootstrap, "_AT_ONCE", 59 * 7)
+    assert bootstrap.bootstrap(ranks, KS, 50, 1) == whole
+
+
+def test_paired_differences_are_of_the_same_queries() -> None:
+    """Each query is exactly one place better: the difference has no spread, its parts have."""
+    theirs = np.random.default_rng(0).integers(2, 100, 200).astype(float)
+    gained = bootstrap.bootstrap(theirs - 1, KS, 200, 0, theirs)
+    assert gained["mean_rank"] == pytest.approx([-1, -1])
+    assert gained["median_rank"] == pytest.approx([-1, -1])
+    alone = bootstrap.bootstrap(theirs, KS, 200, 0)["mean_rank"]
+    assert alone[1] - alone[0] > 3

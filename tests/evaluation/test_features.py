@@ -1,0 +1,121 @@
+"""Files of features come back as they were written, and bad ones are told in a line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medclip_oc.errors import InputError, WorkError
+from medclip_oc.evaluation import features
+from medclip_oc.evaluation.features import Embedded
+from medclip_oc.runtime.distributed import World
+from tests.support.unit_vectors import unit_vectors
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def embedded(**changes: Any) -> Embedded:
+    whole: dict[str, Any] = {
+        "images": unit_vectors(3, 4, 0),
+        "texts": unit_vectors(3, 4, 1),
+        "start": 0,
+        "ids": ["a", "b", "c"],
+        "image_hash": np.array([2**62, -5, 7]),
+        "caption_hash": np.array([1, 1, -(2**63)]),
+        "concepts": np.array([[40405, 7], [0, 0], [3, 0]], dtype=np.int32),
+    }
+    return Embedded(**(whole | changes))
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    """What a file of three pairs holds."""
+    rows = {"ids": ["a", "b", "c"], "concepts": np.ones((3, 2), np.int32)}
+    sides = {f"{side}_features": unit_vectors(3, 4, 0).numpy() for side in ("image", "text")}
+    return {**rows, **sides, **changes}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    file = tmp_path / "x.npz"
+    features.save(file, embedded(), ALONE)
+    read = features.load(file, ALONE)
+    assert read.ids == ["a", "b", "c"]
+    for name in ("images", "texts", "image_hash", "caption_hash", "concepts"):
+        before, after = (np.asarray(getattr(one, name)) for one in (embedded(), read))
+        assert np.array_equal(before, after), name
+        assert before.dtype == after.dtype, name
+
+
+def test_each_rank_keeps_its_share(tmp_path: Path) -> None:
+    features.save(tmp_path / "x.npz", embedded(), ALONE)
+    first, second = (
+        features.load(tmp_path / "x.npz", World(rank, 2, torch.device("cpu"))) for rank in (0, 1)
+    )
+    assert (first.start, second.start) == (0, 1)
+    assert torch.cat([first.images, second.images]).equal(embedded().images)
+    assert len(first) == len(second) == 3
+
+
+@pytest.mark.parametrize("concepts", [None, np.zeros((3, 0), np.int32), np.zeros((3, 2), np.int32)])
+def test_only_what_is_needed(tmp_path: Path, concepts: np.ndarray | None) -> None:
+    made = embedded(image_hash=None, caption_hash=None, concepts=concepts)
+    features.save(tmp_path / "x.npz", made, ALONE)
+    read = features.load(tmp_path / "x.npz", ALONE)
+    assert read.image_hash is read.caption_hash is read.concepts is None
+    assert not read.hashed
+
+
+@pytest.mark.parametrize("length", [3.0, 1e30])  # the square of the second is infinite in float32
+def test_features_of_any_length_become_unit_vectors(tmp_path: Path, length: float) -> None:
+    rows = unit_vectors(3, 4, 0)
+    features.save(tmp_path / "x.npz", embedded(images=length * rows), ALONE)
+    assert features.load(tmp_path / "x.npz", ALONE).images.numpy() == pytest.approx(
+        rows.numpy(), abs=1e-6
+    )
+
+
+nan, zero, infinite = (unit_vectors(3, 4, 0).numpy() for _ in range(3))
+nan[1, 2], zero[2], infinite[0, 0] = np.nan, 0, np.inf
+NOBODY = {"ids": np.array([], str), "concepts": np.zeros((0, 1), int)}
+NOBODY |= {f"{side}_features": np.zeros((0, 4), np.float32) for side in ("image", "text")}
+BAD = {
+    "nan": ({"image_features": nan}, "image_features of row 1 is zero, or holds NaN"),
+    "infinite": ({"text_features": infinite}, "text_features of row 0 is zero, or holds NaN"),
+    "zero": ({"text_features": zero}, "text_features of row 2 is zero"),
+    "no pair": (NOBODY, "holds no pair"),
+    "twice": ({"ids": ["a", "b", "a"]}, "the id a comes twice"),
+    "lengths": ({"ids": ["a", "b"]}, r"image_features is float32 of shape \(3, 4\), where 2 rows"),
+    "widths": (
+        {"text_features": unit_vectors(3, 5, 0).numpy()},
+        "features of 4 and of 5 numbers",
+    ),
+    "hashes": ({"image_hash": np.zeros((3, 2), np.int64)}, r"image_hash is .* shape \(3, 2\)"),
+    "flat": ({"concepts": np.ones(3, np.int32)}, "concepts is .* of whole numbers are needed"),
+    "words": ({"concepts": np.array([["C1"]] * 3)}, "concepts is <U2 of shape"),
+    "one id": ({"ids": "abc"}, r"ids is <U3 of shape \(\)"),
+    "no numbers": ({"text_features": np.array([["x"]] * 3)}, "text_features is <U1"),
+    "objects": ({"ids": np.array(["a", {}, "b"], dtype=object)}, r"not a readable \.npz"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_content(tmp_path: Path, name: str) -> None:
+    changes, message = BAD[name]
+    np.savez(tmp_path / "x.npz", **arrays(**changes))
+    with pytest.raises(InputError, match=message):
+        features.load(tmp_path / "x.npz", ALONE)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    file = tmp_path / "x.npz"
+    with pytest.raises(InputError, match="no such file"):
+        features.load(file, ALONE)
+    file.write_bytes(b"PK no such thing")
+    with pytest.raises(InputError, match=r"not a readable \.npz"):
+        features.load(file, ALONE)
+    np.savez(file, ids=np.array(["a"]))
+    with pytest.raises(InputError, match="lacks image_features, text_features"):
+        features.load(file, ALONE)
+    with pytest.raises(WorkError, match="can't be written"):
+        features.save(tmp_path / "nowhere" / "x.npz", embedded(), ALONE)
