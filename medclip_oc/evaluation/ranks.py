@@ -68,8 +68,6 @@ def retrieval_ranks(
     Raises:
         WorkError: features that are not finite.
     """
-    check_finite(images, "image")
-    check_finite(texts, "text")
     images, texts = images.float(), texts.float()
     if links is None:
         links = torch.arange(len(images), device=images.device)[:, None].expand(-1, 2)  # (n, 2)
@@ -81,6 +79,9 @@ def retrieval_ranks(
     for (c, d), block in zip(spans, distributed.blocks(texts), strict=True):
         inside = (links[:, 1] >= c) & (links[:, 1] < d)
         scores[inside] = pair_scores(images, block, links[inside] - links.new_tensor([0, c]))
+    if not scores.isfinite().all():  # everyone has a link: the features are finite if these are
+        check_finite(images, "image")
+        check_finite(texts, "text")
     image_best = best_scores(scores, links[:, 0], len(images))  # (n,)
     text_best = distributed.all_reduce_max_(best_scores(scores, links[:, 1], total))  # (M,)
     image_copies = _tied_with_best(scores, links[:, 0], image_best)
@@ -119,11 +120,18 @@ def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
         (E,) float64.
     """
     size = max(1, _GATHERED // images.shape[1])
-    scores = images.new_empty(len(links), dtype=torch.float64)
-    for part, place in zip(links.split(size), scores.split(size), strict=True):
-        products = images[part[:, 0]].double().mul_(texts[part[:, 1]])  # (size, D), exact
-        torch.sum(products, 1, out=place)
-    return scores
+
+    @torch.no_grad()  # each thread has a mode of its own
+    def part(first: int, last: int) -> Tensor:
+        scores = images.new_empty(last - first, dtype=torch.float64)
+        for own, place in zip(links[first:last].split(size), scores.split(size), strict=True):
+            products = images[own[:, 0]].double().mul_(texts[own[:, 1]])  # (size, D), exact
+            torch.sum(products, 1, out=place)
+        return scores
+
+    if images.is_cuda or len(links) <= size:
+        return part(0, len(links))
+    return torch.cat(in_threads(part, len(links)))
 
 
 def best_scores(scores: Tensor, owners: Tensor, size: int) -> Tensor:
@@ -296,7 +304,8 @@ def full_precision() -> Iterator[None]:
 def in_threads(function: Callable[[int, int], Counts], size: int) -> list[Counts]:
     """`function(start, stop)` of equal parts of range(size), one per thread of torch's.
 
-    Threads that share a tile would wait for each other at every operation.
+    Threads that share a tile would wait for each other at every operation, and torch's own would
+    spin between them while these work.
     """
     number = torch.get_num_threads()
     ends = [size * part // number for part in range(number + 1)]
