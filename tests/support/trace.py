@@ -1,0 +1,86 @@
+"""The modules that one batch and one image pass, as docs/architecture.md shows them.
+
+    python tests/support/trace.py
+
+A small run is trained and a small folder packed in this process, while the calls of functions of
+the package are recorded.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from medclip_oc import make_shards, train
+from medclip_oc.config.packing import MakeShardsConfig
+from medclip_oc.config.parse import parse
+from medclip_oc.config.schema import TrainCommand
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.cli import settings, write
+from tests.support.tiny_dataset import write_kaggle
+
+ROOT = Path(__file__).resolve().parents[2]
+Call = tuple[str, str]  # module, function
+
+
+@contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """The package's calls in this thread, in order, while it lasts."""
+    package, calls = f"{ROOT / 'medclip_oc'}/", list[Call]()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(package):
+            module = code.co_filename.removeprefix(package).removesuffix(".py")
+            calls.append((module, code.co_qualname))
+
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+def modules(calls: list[Call]) -> list[str]:
+    """The modules of some calls, as first met."""
+    return list(dict.fromkeys(module for module, _ in calls))
+
+
+def batch_way(folder: Path) -> list[str]:
+    """From the loop's taking the second batch to its loss."""
+    source = write_kaggle(folder / "source", {"train": 32, "valid": 4, "test": 4})
+    pack(open_source(source), folder / "shards", PackOptions(), workers=1)
+    tree = settings(folder / "shards", folder / "run")
+    tree["data"]["valid"] = None
+    words = ["--config", str(write(tree, folder / "config.yaml"))]
+    config = parse(TrainCommand, words, prog="", description="")
+    with recorded() as calls:
+        train.main(config)
+    agreed = next(n for n, (_, name) in enumerate(calls) if name == "Trainer.agree")
+    first = next(n for n, call in enumerate(calls) if n > agreed and call[0].startswith("data/"))
+    last = next(n for n, call in enumerate(calls) if n > first and call[0] == "contrastive/loss")
+    passed = modules(calls[first : last + 1])
+    return list(dict.fromkeys(["train", "training/trainer", *passed]))
+
+
+def image_way(folder: Path) -> list[str]:
+    """From the first image's last member in the tar to the second one's."""
+    source = write_kaggle(folder / "source", {"train": 8})
+    out = str(folder / "shards")
+    config = MakeShardsConfig(source=str(source), out=out, workers=1, splits=["train"])
+    with recorded() as calls:
+        make_shards.main(config)
+    members = [n for n, call in enumerate(calls) if call == ("packing/tar_writer", "_add")]
+    return ["make_shards", *modules(calls[members[2] + 1 : members[5] + 1])]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        for thing, way in (("image", image_way), ("batch", batch_way)):
+            passed = way(Path(name, thing))
+            print(f"one {thing}, {len(passed)} modules: {' -> '.join(passed)}")
