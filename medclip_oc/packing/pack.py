@@ -80,7 +80,8 @@ def pack(
         InputError: options out of range, a broken table, or other shards there already.
         WorkError: not a single pair of a split could be packed, or the disk or a worker failed.
     """
-    if min(options.samples_per_shard, options.resize or 1, workers) < 1:
+    resize = 1 if options.resize is None else options.resize
+    if min(options.samples_per_shard, resize, workers) < 1:
         raise InputError("samples-per-shard, resize and workers are at least 1")
     check_folder(out, options, overwrite=overwrite)
     rows = {split: source.count(split) for split in source.splits}
