@@ -11,6 +11,7 @@ from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.image_store import stem
 from medclip_oc.packing.sources import Pair, Reject, clean, key_of, unfit_id
+from medclip_oc.packing.tables import Table
 
 Table = Callable[..., Path]
 
@@ -132,3 +133,10 @@ def test_ids_that_differ_have_keys_that_differ(one: str, other: str) -> None:
 @given(st.text())
 def test_cleaning_twice_changes_nothing(caption: str) -> None:
     assert clean(clean(caption)) == clean(caption)
+
+
+def test_a_json_text_stays_text_whatever_its_column_is_called(tmp_path: Path) -> None:
+    """pandas would make dates of columns such as "date" and "modified"."""
+    (tmp_path / "t.jsonl").write_text('{"id": "0012", "date": "2024-01-05", "modified": "1e5"}\n')
+    rows = list(Table((tmp_path / "t.jsonl",)).rows(["id", "date", "modified"]))
+    assert [row.values for row in rows] == [["0012", "2024-01-05", "1e5"]]
