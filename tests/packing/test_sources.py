@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medclip_oc.errors import InputError
+from medclip_oc.packing import tables
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.image_store import stem
 from medclip_oc.packing.sources import Pair, Reject, clean, key_of, unfit_id
-from medclip_oc.packing.tables import Table
 
 Table = Callable[..., Path]
 
@@ -138,5 +138,5 @@ def test_cleaning_twice_changes_nothing(caption: str) -> None:
 def test_a_json_text_stays_text_whatever_its_column_is_called(tmp_path: Path) -> None:
     """pandas would make dates of columns such as "date" and "modified"."""
     (tmp_path / "t.jsonl").write_text('{"id": "0012", "date": "2024-01-05", "modified": "1e5"}\n')
-    rows = list(Table((tmp_path / "t.jsonl",)).rows(["id", "date", "modified"]))
+    rows = list(tables.Table((tmp_path / "t.jsonl",)).rows(["id", "date", "modified"]))
     assert [row.values for row in rows] == [["0012", "2024-01-05", "1e5"]]
