@@ -253,9 +253,7 @@ def _json_frame(lines: list[str]) -> pd.DataFrame:
     try:
         if not all(line.lstrip().startswith("{") for line in lines):
             raise ValueError("not an object")
-        frame = pd.read_json(
-            io.StringIO("".join(lines)), lines=True, dtype=False, convert_dates=False
-        )
+        frame = pd.read_json(io.StringIO("".join(lines)), lines=True, dtype=False)
         if len(frame) != len(lines):
             raise ValueError("not one object")
     except (ValueError, RecursionError) as error:
