@@ -11,44 +11,40 @@ from .runtime import command
 
 def main(settings: ReportConfig) -> None:
     """Write the page, and its charts as pictures."""
-    from .reporting import run_page
-
-    folder = Path(settings.run)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder")
-    files, notes = run_page.write(
-        folder, settings.gallery, lambda ids, record: _pairs(ids, record, settings.data)
-    )
-    for note in notes:
-        print(note)
-    print(f"written to {files[0]}, and {len(files) - 1} charts to {folder / 'report'}")
-
-
-def _pairs(
-    ids: set[str], record: dict[str, Any], data: str | list[str] | None
-) -> tuple[dict[str, tuple[str, bytes]], list[str]]:
-    """Captions and pictures of the evaluated pairs with these ids, and what went wrong."""
     from .data.shards import ShardSet
     from .imaging.decode import decode
-    from .reporting.html import preview
+    from .reporting import html, run_page
 
-    try:
-        shards = ShardSet.open(data or record["data"], record.get("split") or "test")
-    except InputError as error:
-        if data:
-            raise
-        return {}, [f"Gallery: {error}. Name their place with --data."]
-    changed = record.get("data_fingerprint") not in (None, shards.fingerprint)
-    notes = ["Gallery: the pairs changed since they were evaluated."] if changed else []
-    pairs = {}
-    for position, key in enumerate(shards.ids()):
-        if key in ids:
-            sample = shards.read(position)
-            try:
-                pairs[key] = sample.caption, preview(decode(sample.image).convert("RGB"))
-            except BadImage as error:
-                notes.append(f"Gallery: {key}: {error}.")
-    return pairs, notes
+    folder, data = Path(settings.run), settings.data
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder")
+
+    def read_pairs(ids: set[str], record: dict[str, Any]) -> tuple[run_page.Pairs, list[str]]:
+        try:
+            shards = ShardSet.open(data or record["data"], record.get("split") or "test")
+        except InputError as error:
+            if data:
+                raise
+            return {}, [f"Gallery: {error}. Name their place with --data."]
+        changed = record.get("data_fingerprint") not in (None, shards.fingerprint)
+        notes = ["Gallery: the pairs changed since they were evaluated."] if changed else []
+        pairs = {}
+        for position, key in enumerate(shards.ids()):
+            if key in ids:
+                sample = shards.read(position)
+                try:
+                    picture = html.preview(decode(sample.image).convert("RGB"))
+                    pairs[key] = sample.caption, picture
+                except BadImage as error:
+                    notes.append(f"Gallery: {key}: {error}.")
+        return pairs, notes
+
+    files, notes = run_page.write(folder, settings.gallery, read_pairs)
+    print(
+        *notes,
+        f"written to {files[0]}, and {len(files) - 1} charts to {folder / 'report'}",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -21,15 +21,7 @@ def main(settings: ZeroshotConfig) -> None:
     if settings.index is not None:
         search.run(settings)
         return
-    limit = settings.threshold
-    candidates = prompts.gather(
-        settings.texts,
-        settings.texts_file,
-        text_column=settings.text_column,
-        label_column=settings.label_column,
-        templates=settings.templates,
-        has_threshold=limit is not None,
-    )
+    limit, candidates = settings.threshold, prompts.gather(settings)
     images = image_inputs.find(settings.images, settings.split)
     names = [prompts.NONE] * (limit is not None) + [candidate.name for candidate in candidates]
     labels = Labels(settings.labels, names, images) if settings.labels is not None else None

@@ -1,12 +1,12 @@
 """Features of images and texts that a user names, in batches.
 
 Images are read and decoded by loader processes while the model works; a batch of pixels at a time
-is in memory, whatever their number. B images of a batch, M candidates, D embedding size.
+is in memory, whatever their number. B images of a batch, M texts, D embedding size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,22 +26,10 @@ from ..runtime import distributed
 from ..runtime.precision import autocast, check_finite
 from ..runtime.workers import cores
 from .image_inputs import ImageSet
-from .prompts import Candidate
 
 _MOST_WORKERS = 8
 SAME = 0.9995
 """Cosine of the features that one model gives to one input, in any precision."""
-
-
-class EmbeddedImages(NamedTuple):
-    """A batch of images."""
-
-    positions: list[int]
-    """Of the images that were embedded."""
-    features: Tensor
-    """(len(positions), D) float32, normalised."""
-    bad: list[tuple[int, str]]
-    """Position of each image that couldn't be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +55,16 @@ class Embedder:
         """D."""
         return int(self.clip.description["definition"]["embed_dim"])
 
-    def images(self, images: ImageSet) -> Iterator[EmbeddedImages]:
+    def images(self, images: ImageSet) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
         """Features of images, batch by batch, in their order.
+
+        Yields:
+            positions of those that were embedded; their features (B, D) float32, normalised; why
+            the others, by position, can't be decoded.
 
         Raises:
             InputError, WorkError: a shard is damaged, or gone; a worker died; features that are not
-                finite. An image that can't be decoded stands in its batch.
+                finite.
         """
         batches: DataLoader[Any] = DataLoader(
             _Pixels(images, self.clip),
@@ -83,15 +75,14 @@ class Embedder:
         )
         try:
             for positions, pixels, errors in batches:
-                bad = [(n, str(error)) for n, error in errors if isinstance(error, BadImage)]
-                for _, error in errors:
+                for error in errors.values():
                     if not isinstance(error, BadImage):
                         raise error
                 features = torch.empty(0, self.width, device=self.device)
                 if positions:
                     features = self.forward(self.clip.towers.embed_images, pixels)  # (B, D)
                 check_finite(features, "image")
-                yield EmbeddedImages(positions, features, bad)
+                yield positions, features, {n: str(error) for n, error in errors.items()}
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -111,52 +102,37 @@ class Embedder:
         height, width = self.clip.image_size
         ramp = torch.linspace(0, 255, width).to(torch.uint8).expand(1, 3, height, width)
         features = {
-            "text": self.texts(["a radiograph of the chest"])[0],
+            "text": self.texts(["a radiograph of the chest"])[0][0],
             "image": self.forward(self.clip.towers.embed_images, ramp)[0],
         }
         return {name: [round(x, 7) for x in row.tolist()] for name, row in features.items()}
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features of texts: (M, D), normalised."""
-        return self.candidates([Candidate(text, (text,)) for text in texts])[0]
-
-    def candidates(
-        self, candidates: Sequence[Candidate], progress: Callable[[int], None] | None = None
+    def texts(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> tuple[Tensor, list[str]]:
-        """Features of candidates, each prompt embedded once.
-
-        open_clip's `build_zero_shot_classifier` wants as many prompts for every class, embeds equal
-        ones again, and doesn't tell which were cut.
+        """Features of M texts.
 
         Args:
-            candidates: M of them.
-            progress: told of how many prompts more are done.
+            texts: M of them.
+            progress: told of how many more are done.
 
         Returns:
-            (M, D), normalised; and the prompts that the context cut.
+            (M, D) float32, normalised; and the texts that the context cut.
 
         Raises:
             WorkError: features that are not finite.
         """
-        owners: dict[str, list[int]] = {}
-        for m, candidate in enumerate(candidates):
-            for prompt in candidate.prompts:
-                owners.setdefault(prompt, []).append(m)
-        captions = Captions(self.clip.tokenizer)
-        prompts, cut = list(owners), list[str]()
-        sums = torch.zeros(len(candidates), self.width, device=self.device)  # (M, D)
-        for first in range(0, len(prompts), self.batch_size):
-            batch = prompts[first : first + self.batch_size]
-            tokens, is_cut = zip(*(captions.tokens(prompt, []) for prompt in batch), strict=True)
-            cut += [prompt for prompt, too_long in zip(batch, is_cut, strict=True) if too_long]
-            features = self.forward(self.clip.towers.embed_texts, torch.stack(tokens))  # (B, D)
-            links = [(row, m) for row, prompt in enumerate(batch) for m in owners[prompt]]
-            rows, own = torch.tensor(links, device=self.device).T
-            sums.index_add_(0, own, features[rows])
+        captions, parts, cut = Captions(self.clip.tokenizer), list[Tensor](), list[str]()
+        for first in range(0, len(texts), self.batch_size):
+            batch = texts[first : first + self.batch_size]
+            tokens, is_cut = zip(*(captions.tokens(text, []) for text in batch), strict=True)
+            cut += [text for text, too_long in zip(batch, is_cut, strict=True) if too_long]
+            parts.append(self.forward(self.clip.towers.embed_texts, torch.stack(tokens)))  # (B, D)
             if progress:
                 progress(len(batch))
-        check_finite(sums, "text")
-        return torch.nn.functional.normalize(sums, dim=1), cut
+        features = torch.cat(parts)  # (M, D)
+        check_finite(features, "text")
+        return features, cut
 
     @torch.inference_mode()
     def forward(self, embed: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -206,9 +182,10 @@ class _Pixels(Dataset[tuple[int, Any]]):
             return position, WorkError(f"{self.images.name(position)}: {error.strerror}")
 
 
-def _collate(samples: list[tuple[int, Any]]) -> tuple[list[int], Tensor | None, list[Any]]:
-    """Positions and pixels (B, 3, H, W) of what was read; position and error of what wasn't."""
-    good = [(position, pixels) for position, pixels in samples if isinstance(pixels, Tensor)]
-    errors = [(n, error) for n, error in samples if not isinstance(error, Tensor)]
-    pixels = torch.stack([each for _, each in good]) if good else None
-    return [position for position, _ in good], pixels, errors
+def _collate(
+    samples: list[tuple[int, Any]],
+) -> tuple[list[int], Tensor | None, dict[int, Exception]]:
+    """Positions and pixels (B, 3, H, W) of what was read; errors of what wasn't, by position."""
+    good = {n: pixels for n, pixels in samples if isinstance(pixels, Tensor)}
+    errors = {n: error for n, error in samples if not isinstance(error, Tensor)}
+    return list(good), torch.stack(list(good.values())) if good else None, errors

@@ -13,7 +13,6 @@ N pairs, D embedding size, Q queries, K answers.
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import dataset, loader
 from ..data.shards import ShardSet
 from ..errors import InputError
 from ..runtime.atomic import atomic_folder
+from ..runtime.precision import check_finite
+from ..runtime.progress import Progress
+from .embedder import Embedder
 
 FORMAT = "medclip_oc-index/1"
 Target = Literal["images", "captions"]
+Rows = tuple[Tensor, Tensor, list[dict[str, Any]]]
+"""Features of images and of captions, (B, D) both, and what is known of each pair."""
 _FILES: dict[Target, str] = {"images": "image_features.npy", "captions": "caption_features.npy"}
 _ABOUT, _PAIRS, _ENDS = "about.json", "pairs.jsonl", "pairs.npy"
 _ROWS = 65_536
@@ -36,67 +41,25 @@ _PROBED = 32
 _FAISS_SAMPLE = 200_000
 
 
-class IndexWriter:
-    """Writes an index row by row; see `new_index`.
-
-    Args:
-        folder: empty.
-        pairs: N.
-        width: D.
-        dtype: "float16" or "float32".
-    """
-
-    def __init__(self, folder: Path, pairs: int, width: int, dtype: str) -> None:
-        self.folder = folder
-        self._features = {
-            target: _reserved(folder / file, (pairs, width), dtype)
-            for target, file in _FILES.items()
-        }
-        self._ends = np.zeros(pairs + 1, dtype=np.int64)
-        self._done = 0
-
-    def add(self, images: Tensor, captions: Tensor, pairs: Iterable[dict[str, Any]]) -> None:
-        """The next rows: features (n, D), and what is known of each pair."""
-        stop = self._done + len(images)
-        self._features["images"][self._done : stop] = images.cpu().numpy()
-        self._features["captions"][self._done : stop] = captions.cpu().numpy()
-        with (self.folder / _PAIRS).open("ab") as file:
-            for row, pair in enumerate(pairs, self._done):
-                line = json.dumps(pair, ensure_ascii=False) + "\n"
-                size = file.write(line.encode(errors="backslashreplace"))
-                self._ends[row + 1] = self._ends[row] + size
-        self._done = stop
-
-    def finish(self, about: dict[str, Any], *, faiss: bool) -> None:
-        """Write the rest."""
-        assert self._done == len(self._ends) - 1
-        np.save(self.folder / _ENDS, self._ends)
-        for target, features in self._features.items():
-            features.flush()
-            if faiss:
-                _write_faiss(features, self.folder / f"faiss-{target}.index")
-        facts = {"format": FORMAT, "pairs": self._done, "faiss": faiss, **about}
-        (self.folder / _ABOUT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-
-
-def describe(shards: ShardSet, position: int) -> dict[str, Any]:
-    """What an answer says of a pair."""
-    sample = shards.read(position)
-    shard = shards.locate(position).removesuffix(f": {sample.key}")
-    return {"id": sample.key, "caption": sample.caption, "shard": shard, "position": position}
-
-
-@contextmanager
-def new_index(
-    folder: Path, pairs: int, width: int, dtype: str, *, overwrite: bool = False
-) -> Iterator[IndexWriter]:
-    """A writer of an index, whose folder appears at the end of a `with` block.
+def write(
+    folder: Path,
+    size: tuple[int, int],
+    dtype: str,
+    batches: Iterable[Rows],
+    about: dict[str, Any],
+    *,
+    faiss: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write an index, whose folder appears when it is complete.
 
     Args:
         folder: a new one, or an index if it may be overwritten.
-        pairs: see `IndexWriter`.
-        width: see `IndexWriter`.
-        dtype: see `IndexWriter`.
+        size: (N, D).
+        dtype: "float16" or "float32".
+        batches: the rows in order.
+        about: the rest of what about.json says.
+        faiss: add the lists.
         overwrite: whether it may replace an index.
 
     Raises:
@@ -108,7 +71,55 @@ def new_index(
         hint = "--overwrite replaces it" if is_index else "it is no index"
         raise InputError(f"--out: {folder} is there already ({hint})")
     with atomic_folder(folder, replace=overwrite) as partial:
-        yield IndexWriter(partial, pairs, width, dtype)
+        images, captions = (_reserved(partial / file, size, dtype) for file in _FILES.values())
+        lengths, done = [0], 0
+        with (partial / _PAIRS).open("wb") as lines:
+            for of_images, of_captions, pairs in batches:
+                stop = done + len(pairs)
+                images[done:stop], captions[done:stop] = of_images.cpu(), of_captions.cpu()
+                for pair in pairs:
+                    line = json.dumps(pair, ensure_ascii=False) + "\n"
+                    lengths.append(lines.write(line.encode(errors="backslashreplace")))
+                done = stop
+        assert done == size[0]
+        np.save(partial / _ENDS, np.cumsum(lengths))
+        for target, features in zip(_FILES, (images, captions), strict=True):
+            features.flush()
+            if faiss:
+                _write_faiss(features, partial / f"faiss-{target}.index")
+        facts = {"format": FORMAT, "pairs": done, "width": size[1], "dtype": dtype, "faiss": faiss}
+        text = json.dumps(facts | about, indent=1, ensure_ascii=False)
+        (partial / _ABOUT).write_text(text + "\n")
+
+
+def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
+    """Rows of all pairs in their order, batch by batch.
+
+    Raises:
+        InputError, WorkError: a pair can't be read; features that are not finite.
+    """
+    number, size, towers = len(shards), embedder.batch_size, embedder.clip.towers
+    starts = range(0, number, size)
+    batches = dataset.load_batches(
+        loader.evaluation_pairs(shards, embedder.clip),
+        ([(0, n) for n in range(start, min(start + size, number))] for start in starts),
+        workers=embedder.processes(number),
+        pin=embedder.device.type == "cuda",
+    )
+    with Progress(number, "pairs", "embed") as progress:
+        for loaded in batches:
+            images = embedder.forward(towers.embed_images, loaded.batch["images"])
+            captions = embedder.forward(towers.embed_texts, loaded.batch["tokens"])
+            check_finite(images, "image")
+            check_finite(captions, "text")
+            pairs = []
+            for position in loaded.batch["index"].tolist():
+                sample = shards.read(position)
+                shard = shards.locate(position).removesuffix(f": {sample.key}")
+                pair = {"id": sample.key, "caption": sample.caption}
+                pairs.append(pair | {"shard": shard, "position": position})
+            yield images, captions, pairs
+            progress.update(len(images))
 
 
 def _reserved(file: Path, shape: tuple[int, int], dtype: str) -> "np.memmap[Any, Any]":
@@ -186,8 +197,7 @@ class Index:
         queries, k = queries.float().cpu(), min(k, len(self))
         if engine == "faiss":
             return self._approximate(queries, k, target)
-        scores = torch.empty(len(queries), 0)
-        rows = torch.empty(len(queries), 0, dtype=torch.int64)
+        scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         for first in range(0, len(self), _ROWS):
             block = self._rows(target, slice(first, first + _ROWS))
             best = (queries @ block.T).topk(min(k, len(block)))  # (Q, K)
@@ -203,9 +213,8 @@ class Index:
         faiss = import_faiss()
         lists = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
         lists.nprobe = min(_PROBED, lists.nlist)
-        rows = torch.from_numpy(lists.search(queries.numpy(), k)[1])
-        # (Q, K, D)
-        features = self._rows(target, rows.clamp(min=0).flatten().numpy()).view(*rows.shape, -1)
+        rows = torch.from_numpy(lists.search(queries.numpy(), k)[1])  # (Q, K)
+        features = self._rows(target, rows.clamp(min=0).numpy())  # (Q, K, D)
         scores = (features @ queries.unsqueeze(2)).squeeze(2).masked_fill(rows < 0, -2.0)
         return _best(scores, rows)
 

@@ -6,7 +6,7 @@ Nothing is read before it is asked for, and what is kept of an image is where it
 import glob
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,12 +24,10 @@ class ImageSet:
         limit: only so many, from the first. None: all.
     """
 
-    def __init__(
-        self, parts: Sequence[Sequence[Path] | ShardSet], limit: int | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[Sequence[Path] | ShardSet], limit: int | None = None):
         self.parts = [part for part in parts if len(part)]
         self._ends = list(accumulate(len(part) for part in self.parts))
-        self._size = min([self._ends[-1], *([limit] if limit is not None else [])])
+        self._size = self._ends[-1] if limit is None else min(self._ends[-1], limit)
 
     def __len__(self) -> int:
         return self._size
@@ -77,7 +75,7 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
     has_folder = False
     for word in words:
         path = Path(word).expanduser()
-        is_folder = path.is_dir() and _is_shard_folder(path)
+        is_folder = (path / INDEX).is_file() or any(path.glob("*.tar"))
         has_folder |= is_folder
         if is_folder or word.endswith(".tar"):
             parts.append(ShardSet.open(str(path) if is_folder else word, split or "test"))
@@ -95,11 +93,15 @@ def _files(path: Path, word: str, option: str) -> list[Path]:
     if is_file(path):
         return [path]
     if path.is_dir():
-        images = sorted(_images_in(path))
+        images = []
+        for place, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            shown = [name for name in names if not name.startswith(".")]
+            images += [Path(place, name) for name in shown if name.lower().endswith(EXTENSIONS)]
         if not images:
             kinds = ", ".join(EXTENSIONS)
             raise InputError(f"{option}: {word}: a folder without images ({kinds})")
-        return images
+        return sorted(images)
     if not glob.has_magic(word):
         raise InputError(f"{option}: {word}: no such file or folder")
     # the pattern may be absolute
@@ -108,16 +110,3 @@ def _files(path: Path, word: str, option: str) -> list[Path]:
     if not files:
         raise InputError(f"{option}: {word}: no file matches")
     return files
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    """Images by their names' endings, in the folders inside as well; hidden ones are left out."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield Path(place, name)
-
-
-def _is_shard_folder(path: Path) -> bool:
-    return (path / INDEX).is_file() or any(path.glob("*.tar"))

@@ -34,21 +34,21 @@ class Labels:
 
     def __init__(self, file: str, names: Sequence[str], images: ImageSet) -> None:
         self.names = names
-        by_image = _read(file, names)
-        labels = ((n, _label_of(by_image, images.name(n))) for n in range(len(images)))
-        self._labels = {n: label for n, label in labels if label is not None}
+        by_image, labels = _read(file, names), {}
+        for n in range(len(images)):
+            base = PurePath(images.name(n)).name
+            keys = (images.name(n), base, stem(base))
+            labels[n] = next((by_image[key] for key in keys if key in by_image), None)
+        self._labels = {n: label for n, label in labels.items() if label is not None}
         if not self._labels:
             raise InputError(f"--labels: {file}: none of its rows names an image of --images")
         self.missing = len(images) - len(self._labels)
-        self._true: list[int] = []
-        self._probabilities: list[np.ndarray] = []
+        self._rows: list[tuple[int, np.ndarray]] = []
 
     def add(self, positions: Sequence[int], probabilities: np.ndarray) -> None:
         """Note what some images got: (len(positions), M)."""
-        for position, row in zip(positions, probabilities, strict=True):
-            if position in self._labels:
-                self._true.append(self._labels[position])
-                self._probabilities.append(row)
+        rows = zip(positions, probabilities, strict=True)
+        self._rows += [(self._labels[n], row) for n, row in rows if n in self._labels]
 
     def report(self, out: TextIO, file: str | None) -> None:
         """Print the figures of `classification.measure`; write them to a file where one is named.
@@ -57,10 +57,10 @@ class Labels:
             InputError: no image with a label could be read.
             WorkError: the file can't be written.
         """
-        if not self._true:
+        if not self._rows:
             raise InputError("--labels: no image with a label can be read")
-        probabilities = np.stack(self._probabilities)  # (N, M)
-        figures = classification.measure(self.names, np.array(self._true), probabilities)
+        labels, probabilities = map(np.stack, zip(*self._rows, strict=True))  # (N,), (N, M)
+        figures = classification.measure(self.names, labels, probabilities)
         print(classification.text(figures), file=out)
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,3 @@ def _read(file: str, names: Sequence[str]) -> dict[str, int]:
         if labels.setdefault(image, indices[label]) != indices[label]:
             raise InputError(f"{where}: {image} has another label before")
     return labels
-
-
-def _label_of(labels: dict[str, int], image: str) -> int | None:
-    base = PurePath(image).name
-    return next((labels[key] for key in (image, base, stem(base)) if key in labels), None)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..config.inference import ZeroshotConfig
 from ..errors import InputError
 from ..packing.tables import Table
 
@@ -38,43 +39,27 @@ class Candidate(NamedTuple):
     """Texts whose mean it is: at least one."""
 
 
-def gather(
-    texts: Sequence[str],
-    file: str | None = None,
-    *,
-    text_column: str = "text|caption",
-    label_column: str | None = None,
-    templates: str | None = None,
-    has_threshold: bool = False,
-) -> list[Candidate]:
+def gather(settings: ZeroshotConfig) -> list[Candidate]:
     """All candidates in the order in which they were given, each name once.
-
-    Args:
-        texts: given one by one.
-        file: see `ZeroshotConfig.texts_file`.
-        text_column: of a table.
-        label_column: of a table. None: "label", if it has one.
-        templates: see `ZeroshotConfig.templates`.
-        has_threshold: whether NONE will be one more.
 
     Raises:
         InputError: no text, an empty one, or a file that can't be read.
     """
-    prompts_of: dict[str, dict[str, None]] = {}
-    for number, text in enumerate(texts, 1):
+    texts_of: dict[str, dict[str, None]] = {}
+    for number, text in enumerate(settings.texts, 1):
         if not text.strip():
             raise InputError(f"--texts: number {number} is empty")
-        prompts_of.setdefault(text, {})[text] = None
-    for name, text in _of_file(file, text_column, label_column) if file else ():
-        prompts_of.setdefault(name, {})[text] = None
-    if has_threshold and NONE in prompts_of:
+        texts_of[text] = {text: None}
+    for name, text in _of_file(settings) if settings.texts_file else ():
+        texts_of.setdefault(name, {})[text] = None
+    if settings.threshold is not None and NONE in texts_of:
         raise InputError(f"--threshold: adds {NONE!r}, but that is a text already")
-    if not prompts_of:
-        raise InputError(f"--texts-file: {file} holds no text")
-    forms = _templates(templates)
+    if not texts_of:
+        raise InputError(f"--texts-file: {settings.texts_file} holds no text")
+    forms = _templates(settings.templates)
     return [
-        Candidate(name, tuple(form.replace("{}", text) for text in prompts for form in forms))
-        for name, prompts in prompts_of.items()
+        Candidate(name, tuple(form.replace("{}", text) for text in texts for form in forms))
+        for name, texts in texts_of.items()
     ]
 
 
@@ -105,30 +90,27 @@ def read_table(
         yield where, [value.strip() for value in row.values]
 
 
-def _of_file(file: str, text_column: str, label_column: str | None) -> Iterator[tuple[str, str]]:
+def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
     """(name, text) of each row; the name is the label where there is one."""
-    columns, header = [text_column], None
+    file, label = settings.texts_file or "", settings.label_column
     if file == STDIN:
-        yield from ((line, line) for line in _standard_input())
+        try:
+            content = sys.stdin.buffer.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"--texts-file -: not UTF-8 (byte {error.start})") from None
+        yield from ((line.strip(), line.strip()) for line in content.splitlines() if line.strip())
         return
+    columns, header = [settings.text_column], None
     if Path(file).suffix.lower() in _TABLES and Path(file).is_file():
-        if label_column is None and "label" in Table((Path(file),)).names():
-            label_column = "label"
-        columns += [label_column] if label_column else []
-    elif label_column is not None:
-        raise InputError(f"--label-column {label_column}: {file} is no table")
+        if label is None and "label" in Table((Path(file),)).names():
+            label = "label"
+        columns += [label] if label else []
+    elif label is not None:
+        raise InputError(f"--label-column {label}: {file} is no table")
     else:
         columns, header = ["text"], ("text",)
     for _, cells in read_table("--texts-file", file, columns, header):
         yield cells[-1], cells[0]
-
-
-def _standard_input() -> Iterator[str]:
-    try:
-        content = sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--texts-file -: not UTF-8 (byte {error.start})") from None
-    return (line.strip() for line in content.splitlines() if line.strip())
 
 
 def _templates(given: str | None) -> tuple[str, ...]:

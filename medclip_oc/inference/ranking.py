@@ -2,16 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn.functional import normalize, pad
 
 from ..config.fields import shorten
 from ..errors import InputError
-from ..runtime.progress import Progress
+from ..runtime.progress import Progress, print_line
 from .embedder import Embedder
 from .image_inputs import ImageSet
 from .labels import Labels
@@ -51,7 +50,7 @@ class Ranking:
         """
         cosines = (images @ self.features.T).float().cpu()  # (N, M)
         if self.threshold is not None:
-            cosines = torch.nn.functional.pad(cosines, (1, 0), value=self.threshold)
+            cosines = pad(cosines, (1, 0), value=self.threshold)
         return cosines, (self.scale * cosines).softmax(dim=1)
 
     def rows(
@@ -75,11 +74,11 @@ class Ranking:
         for image, indices, values, shares in zip(
             images, *(column.tolist() for column in columns), strict=True
         ):
-            best_other = [values[min(1, len(values) - 1)], values[0]]
+            rounded = [round(value, _DIGITS) for value in values]
             for r, m in enumerate(indices[:top]):
-                cosine = round(values[r], _DIGITS)
-                margin = round(cosine - round(best_other[r > 0], _DIGITS), _DIGITS)
-                row = (image, r + 1, self.names[m], cosine, float(f"{shares[r]:.6g}"), margin)
+                best_other = rounded[0 if r else min(1, len(rounded) - 1)]
+                margin = round(rounded[r] - best_other, _DIGITS)
+                row = (image, r + 1, self.names[m], rounded[r], float(f"{shares[r]:.6g}"), margin)
                 rows.append(dict(zip(FIELDS, row, strict=True)))
         return rows
 
@@ -87,15 +86,26 @@ class Ranking:
 def embed_candidates(
     embedder: Embedder, candidates: Sequence[Candidate], threshold: float | None = None
 ) -> Ranking:
-    """The candidates, embedded; a warning for each text that the context cuts."""
-    number = len({prompt for candidate in candidates for prompt in candidate.prompts})
-    with _progress(number, "texts", embedder) as progress:
-        features, cut = embedder.candidates(candidates, progress.update if progress else None)
+    """The candidates, each prompt embedded once; a warning for each that the context cuts.
+
+    open_clip's `build_zero_shot_classifier` wants as many prompts for every class, embeds equal
+    ones again, and doesn't tell which were cut.
+
+    Raises:
+        WorkError: features that are not finite.
+    """
+    prompts = list(dict.fromkeys(prompt for each in candidates for prompt in each.prompts))
+    shown = len(prompts) > embedder.batch_size
+    with Progress(len(prompts), "texts", "embed", shown=shown) as progress:
+        features, cut = embedder.texts(prompts, progress.update)
     context = embedder.clip.description["context_length"]
     for prompt in cut:
         warn(f"cut at {context} tokens, the rest doesn't count: {shorten(prompt)}")
+    row_of = {prompt: row for row, prompt in enumerate(prompts)}
+    means = [features[[row_of[prompt] for prompt in each.prompts]].mean(0) for each in candidates]
     scale = embedder.clip.towers.inverse_temperature().item()
-    return Ranking([candidate.name for candidate in candidates], features, scale, threshold)
+    names = [candidate.name for candidate in candidates]
+    return Ranking(names, normalize(torch.stack(means), dim=1), scale, threshold)  # (M, D)
 
 
 def write_rows(
@@ -116,22 +126,21 @@ def write_rows(
         InputError: none of them can be read.
     """
     total, unreadable = len(images), 0
-    quiet = sys.stdout.isatty()  # the rows are there to be seen
-    with nullcontext() if quiet else _progress(total, "images", embedder) as progress:
-        for batch in embedder.images(images):
-            for position, reason in batch.bad:
-                unreadable += 1
+    # on a terminal the rows are there to be seen
+    shown = total > embedder.batch_size and not sys.stdout.isatty()
+    with Progress(total, "images", "embed", shown=shown) as progress:
+        for positions, features, bad in embedder.images(images):
+            for position, reason in bad.items():
                 line = f"{images.name(position)}: {reason}"
                 if total == 1:
                     raise InputError(line)
                 warn(line)
-            scores = ranking.scores(batch.features)
-            names = [images.name(position) for position in batch.positions]
-            writer.write(ranking.rows(names, scores, top))
+            scores = ranking.scores(features)
+            writer.write(ranking.rows([images.name(n) for n in positions], scores, top))
             if labels is not None:
-                labels.add(batch.positions, scores[1].numpy())
-            if progress:
-                progress.update(len(batch.positions) + len(batch.bad))
+                labels.add(positions, scores[1].numpy())
+            unreadable += len(bad)
+            progress.update(len(positions) + len(bad))
     writer.close()
     if unreadable == total:
         raise InputError(f"none of the {total:,} images can be read")
@@ -140,9 +149,4 @@ def write_rows(
 
 def warn(line: str) -> None:
     """A line on standard error, which leaves a bar of progress alone."""
-    tqdm.write(f"warning: {line}", file=sys.stderr)
-
-
-def _progress(total: int, unit: str, embedder: Embedder) -> Any:
-    """A bar, where there is more than one batch."""
-    return Progress(total, unit, "embed") if total > embedder.batch_size else nullcontext()
+    print_line(f"warning: {line}")

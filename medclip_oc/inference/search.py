@@ -9,9 +9,8 @@ import torch
 
 from ..config.inference import ZeroshotConfig
 from ..errors import InputError
-from . import embedder as embedding
 from . import image_inputs
-from .embedder import Embedder
+from .embedder import SAME, Embedder, open_embedder
 from .feature_index import Index, Target
 from .output import RowWriter
 
@@ -25,15 +24,13 @@ def run(settings: ZeroshotConfig) -> None:
     Raises:
         InputError: an index or a query that can't be used.
     """
-    assert settings.index is not None
-    index = Index(Path(settings.index))
-    images = None
+    index, images = Index(Path(settings.index or "")), None
     if settings.search_image:
         images = image_inputs.find(settings.search_image, None, "--search-image")
     for number, text in enumerate(settings.search, 1):
         if not text.strip():
             raise InputError(f"--search: number {number} is empty")
-    embedder = embedding.open_embedder(settings)
+    embedder = open_embedder(settings)
     check_model(index, embedder)
     writer = RowWriter(sys.stdout, settings.format, FIELDS)
 
@@ -43,12 +40,12 @@ def run(settings: ZeroshotConfig) -> None:
         writer.write(rows)
 
     if settings.search:
-        write(settings.search, embedder.texts(settings.search))
+        write(settings.search, embedder.texts(settings.search)[0])
     if images is not None:
-        for batch in embedder.images(images):
-            for position, reason in batch.bad:
+        for positions, features, bad in embedder.images(images):
+            for position, reason in bad.items():
                 raise InputError(f"{images.name(position)}: {reason}")
-            write([images.name(position) for position in batch.positions], batch.features)
+            write([images.name(position) for position in positions], features)
     writer.close()
 
 
@@ -73,13 +70,11 @@ def answers(
     """
     scores, places = index.search(features, top, target=target, engine=engine)  # (Q, K)
     rows = []
-    for query, own_scores, own_places in zip(
-        queries, scores.tolist(), places.tolist(), strict=True
-    ):
-        hits = [(s, row) for s, row in zip(own_scores, own_places, strict=True) if row >= 0]
-        for rank, (score, row) in enumerate(hits, 1):
-            facts = {"query": query, "rank": rank, "score": round(score, 6), **index.pair(row)}
-            rows.append({name: facts[name] for name in FIELDS})
+    for query, values, places_of in zip(queries, scores.tolist(), places.tolist(), strict=True):
+        for rank, (score, row) in enumerate(zip(values, places_of, strict=True), 1):
+            if row >= 0:  # faiss may find fewer; those come last
+                facts = {"query": query, "rank": rank, "score": round(score, 6), **index.pair(row)}
+                rows.append({name: facts[name] for name in FIELDS})
     return rows
 
 
@@ -89,13 +84,9 @@ def check_model(index: Index, embedder: Embedder) -> None:
     Raises:
         InputError: names both.
     """
-    theirs = index.about["probes"]
     for name, ours in embedder.probes().items():
-        probe = theirs.get(name, [])
-        is_same = len(probe) == len(ours) and (
-            float(torch.tensor(probe) @ torch.tensor(ours)) > embedding.SAME
-        )
-        if not is_same:
+        theirs = index.about["probes"].get(name, [])
+        if len(theirs) != len(ours) or torch.tensor(theirs) @ torch.tensor(ours) <= SAME:
             raise InputError(
                 f"--index: {index.folder} was made with other weights ({index.about['model']}) "
                 f"than those of {embedder.clip.description['name']} now; embed the data again"

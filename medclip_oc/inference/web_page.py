@@ -5,6 +5,7 @@ or scripts from elsewhere.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from ..config.inference import AppConfig
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..imaging.jpeg import Picture
-from . import prompts, ranking, search
+from . import search
 from .embedder import Embedder, open_embedder
 from .feature_index import Index
 from .image_inputs import ImageSet
+from .prompts import Candidate
+from .ranking import FIELDS as RANKED
+from .ranking import embed_candidates
 
 TITLE = "medclip_oc"
 NOTE = "Research use only: this is not a medical device."
-_RANKED = ("rank", "text", "cosine", "probability", "margin")
-_FOUND = ("rank", "id", "score", "caption", "shard", "position")
 _KEPT_SECONDS = 3600
 _SHOWN = 512
 """Pixels of the longer side of a picture on the page."""
@@ -52,16 +54,15 @@ class Handlers:
         """Captions, one a line, ranked for the picture in a file; `limit` is "" or a cosine."""
         try:
             features = self._image(file)
-            texts = [line.strip() for line in lines.splitlines() if line.strip()]
+            texts = dict.fromkeys(line.strip() for line in lines.splitlines() if line.strip())
             if not texts:
                 raise InputError("type a caption, or several, one per line")
-            threshold = _cosine(limit)
-            candidates = prompts.gather(texts, has_threshold=threshold is not None)
-            ranked = ranking.embed_candidates(self.embedder, candidates, threshold)
+            candidates = [Candidate(text, (text,)) for text in texts]
+            ranked = embed_candidates(self.embedder, candidates, _cosine(limit))
             rows = ranked.rows(["image"], ranked.scores(features))
         except (InputError, WorkError) as error:
             return str(error), []
-        return "", [[row[name] for name in _RANKED] for row in rows]
+        return "", [[row[name] for name in RANKED[1:]] for row in rows]
 
     def search(
         self, text: str, file: str | None, number: float
@@ -71,11 +72,12 @@ class Handlers:
         try:
             if file is None and not text.strip():
                 raise InputError("type a text, or drop an image")
-            features = self.embedder.texts([text.strip()]) if file is None else self._image(file)
+            texts = [text.strip()]
+            features = self.embedder.texts(texts)[0] if file is None else self._image(file)
             rows = search.answers(self.index, ["query"], features, max(1, int(number)))
         except (InputError, WorkError) as error:
             return str(error), [], []
-        table = [[row[name] for name in _FOUND] for row in rows]
+        table = [[row[name] for name in search.FIELDS[1:]] for row in rows]
         if self.shards is None:
             return self.problem, [], table
         gallery = []
@@ -91,10 +93,10 @@ class Handlers:
         """Features of the picture in a file: (1, D)."""
         if file is None:
             raise InputError("drop an image first")
-        [batch] = self.embedder.images(ImageSet([[Path(file)]]))
-        if batch.bad:
-            raise InputError(f"this image can't be read: {batch.bad[0][1]}")
-        return batch.features
+        [(_, features, bad)] = self.embedder.images(ImageSet([[Path(file)]]))
+        if bad:
+            raise InputError(f"this image can't be read: {bad[0]}")
+        return features
 
 
 def _cosine(words: str) -> float | None:
@@ -134,72 +136,56 @@ def page(handlers: Handlers, title: str) -> Any:
     """The page, as gradio's Blocks."""
     import gradio
 
+    # not gradio.Image, which decodes by rules of its own
+    dropped = partial(gradio.File, height=140)
+    table = partial(gradio.Dataframe, label="Best first", interactive=False, wrap=True)
+    # no button that shares
+    shown = {"interactive": False, "format": "png", "buttons": ["fullscreen"]}
     with gradio.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)
     ) as blocks:
         gradio.Markdown(f"# {title}\n{NOTE}")
         with gradio.Tab("Rank captions"):
-            _rank_tab(gradio, handlers)
-        if handlers.index is not None:
-            with gradio.Tab("Search"):
-                _search_tab(gradio, handlers)
+            with gradio.Row():
+                with gradio.Column():
+                    file = dropped(label="Image", elem_id="rank-image")
+                    picture = gradio.Image(label="As it is decoded", height=340, **shown)
+                with gradio.Column():
+                    lines = gradio.Textbox(
+                        label="Captions, one per line", lines=8, elem_id="rank-captions"
+                    )
+                    # not gradio.Number: an empty one is 0
+                    threshold = gradio.Textbox(
+                        label='Cosine below which it is "none of these" (may be empty)',
+                        elem_id="rank-threshold",
+                    )
+                    button = gradio.Button("Rank", variant="primary", elem_id="rank-button")
+                    message = gradio.Markdown(elem_id="rank-message")
+            rows = table(headers=list(RANKED[1:]), elem_id="rank-rows")
+            file.change(handlers.preview, file, picture, api_visibility="private")
+            given, answer = [file, lines, threshold], [message, rows]
+            button.click(handlers.rank, given, answer, api_visibility="private")
+        if handlers.index is None:
+            return blocks
+        with gradio.Tab("Search"):
+            with gradio.Row():
+                text = gradio.Textbox(label="Text", elem_id="search-text")
+                file = dropped(label="or an image", elem_id="search-image")
+                number = gradio.Slider(1, 50, value=8, step=1, label="How many")
+            button = gradio.Button("Search", variant="primary", elem_id="search-button")
+            message = gradio.Markdown(elem_id="search-message")
+            gallery = gradio.Gallery(
+                label="Pictures",
+                columns=4,
+                height="auto",
+                object_fit="contain",  # whole, not cut to squares
+                elem_id="search-gallery",
+                **shown,
+            )
+            rows = table(headers=list(search.FIELDS[1:]), elem_id="search-rows")
+            given, answer = [text, file, number], [message, gallery, rows]
+            button.click(handlers.search, given, answer, api_visibility="private")
     return blocks
-
-
-def _rank_tab(gradio: Any, handlers: Handlers) -> None:
-    with gradio.Row():
-        with gradio.Column():
-            # not gradio.Image: that one decodes by rules of its own
-            file = gradio.File(label=Image, elem_id="rank-image", height=140)
-            shown = gradio.Image(
-                label="As it is decoded",
-                interactive=False,
-                format="png",
-                height=340,
-                buttons=["fullscreen"],  # none that shares
-            )
-        with gradio.Column():
-            lines = gradio.Textbox(label="Captions, one per line", lines=8, elem_id="rank-captions")
-            # not gradio.Number: an empty one is 0
-            threshold = gradio.Textbox(
-                label='Cosine below which it is "none of these" (may be empty)',
-                elem_id="rank-threshold",
-            )
-            button = gradio.Button("Rank", variant="primary", elem_id="rank-button")
-            message = gradio.Markdown(elem_id="rank-message")
-    rows = gradio.Dataframe(
-        headers=list(_RANKED), label="Best first", elem_id="rank-rows", interactive=False, wrap=True
-    )
-    file.change(handlers.preview, file, shown, api_visibility="private")
-    button.click(handlers.rank, [file, lines, threshold], [message, rows], api_visibility="private")
-
-
-def _search_tab(gradio: Any, handlers: Handlers) -> None:
-    with gradio.Row():
-        text = gradio.Textbox(label="Text", elem_id="search-text")
-        file = gradio.File(label="or an image", elem_id="search-image", height=140)
-        number = gradio.Slider(1, 50, value=8, step=1, label="How many")
-    button = gradio.Button("Search", variant="primary", elem_id="search-button")
-    message = gradio.Markdown(elem_id="search-message")
-    gallery = gradio.Gallery(
-        label="Pictures",
-        columns=4,
-        height="auto",
-        object_fit="contain",  # whole, not cut to squares
-        format="png",
-        elem_id="search-gallery",
-        interactive=False,
-        buttons=["fullscreen"],
-    )
-    rows = gradio.Dataframe(
-        headers=list(_FOUND),
-        label="Best first",
-        elem_id="search-rows",
-        interactive=False,
-        wrap=True,
-    )
-    where = [message, gallery, rows]
-    button.click(handlers.search, [text, file, number], where, api_visibility="private")
 
 
 def serve(settings: AppConfig) -> None:

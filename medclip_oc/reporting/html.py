@@ -13,12 +13,6 @@ from PIL import Image
 
 from . import plots
 
-Table = dict[str, Any]
-"""`head`, `rows`, and perhaps `words` (leading columns that are text) and `title`."""
-Card = dict[str, Any]
-"""`heading`, `tone` (plain, good, bad) and `sides`: (title, text, JPEG or None) side by side."""
-Tile = tuple[str, str, str]
-"""A figure to be seen first, what it is, and its tone (plain, good, bad)."""
 _PREVIEW_SIDE = 224
 
 
@@ -47,12 +41,6 @@ def preview(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=80)
     return file.getvalue()
-
-
-def shorten(text: str, letters: int) -> str:
-    """A text of at most so many letters, its end replaced by "…" where it is longer."""
-    text = text.strip()
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
 
 
 def _data_uri(jpeg: bytes) -> str:

@@ -16,10 +16,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: it keeps figures, and looks for a display
 
-Point = tuple[float, float]
-Bar = tuple[str, float, str]
-"""Label, value, and what stands at the bar's end."""
-
 COLOURS = {
     "ink": "#1b1f24",
     "soft": "#525a63",
@@ -54,14 +50,14 @@ _STYLE = {
 
 
 @rc_context(_STYLE)
-def lines(title: str, series: Mapping[str, Sequence[Point]], *, xlabel: str = "step") -> Figure:
-    """Lines over a common axis: each name's (x, y), x ascending."""
+def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Lines over steps: each name's (step, value), steps ascending."""
     figure, axes = _axes(title, 2.0 if len(series) == 1 else 2.8)
     colours = (*(COLOURS[name] for name in ("bar", "warn", "fine")), *_FURTHER_LINES)
     for (label, points), colour in zip(series.items(), colours, strict=False):
         marker = "o" if len(points) == 1 else None  # a line of one point can't be seen
         axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker)
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel("step")
     axes.grid(axis="y")
     if len(series) > 1:
         figure.legend(loc="outside lower left", ncols=2, frameon=False)
@@ -69,21 +65,17 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], *, xlabel: str = "s
 
 
 @rc_context(_STYLE)
-def bars(title: str, rows: Sequence[Bar]) -> Figure:
-    """Lying bars, one under the other, labels above them; the longest takes the whole width."""
+def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
+    """Lying bars, one under the other: label, value and note; the longest takes the whole width."""
     figure, axes = _axes(title, 0.35 + 0.31 * len(rows))
     longest = max((value for _, value, _ in rows), default=0) or 1
-    for background in (True, False):
-        lengths = [longest if background else value for _, value, _ in rows]
-        colour = COLOURS["line" if background else "bar"]
-        axes.barh(range(len(rows)), lengths, height=0.3, color=colour)
-    for place, (label, _, note) in enumerate(rows):
-        height = place - 0.24
-        axes.text(0, height, _shortened(label), va="bottom", in_layout=False)
-        axes.text(
-            longest, height, note, color=COLOURS["soft"], ha="right", va="bottom",
-            in_layout=False,
-        )  # fmt: skip
+    values = [value for _, value, _ in rows]
+    place: dict[str, Any] = {"va": "bottom", "in_layout": False}
+    axes.barh(range(len(rows)), longest, height=0.3, color=COLOURS["line"])
+    axes.barh(range(len(rows)), values, height=0.3, color=COLOURS["bar"])
+    for n, (label, _, note) in enumerate(rows):
+        axes.text(0, n - 0.24, _shortened(label), **place)
+        axes.text(longest, n - 0.24, note, color=COLOURS["soft"], ha="right", **place)
     axes.set(xlim=(0, longest), ylim=(len(rows) - 0.6, -0.85))
     axes.set_axis_off()
     return figure
@@ -109,9 +101,9 @@ def svg(figure: Figure) -> Markup:
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     _save(figure, file, format="svg", transparent=True, metadata=nothing)
-    found = re.search(r'<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', file.getvalue(), re.DOTALL)
-    assert found
-    view, drawn = found.groups()
+    [(view, drawn)] = re.findall(
+        r'<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', file.getvalue(), re.DOTALL
+    )
     drawn = re.sub(r' id="[^"]*_\d+"', "", drawn)  # would be in the page several times
     for name, colour in COLOURS.items():
         drawn = drawn.replace(colour, f"var(--{name})")

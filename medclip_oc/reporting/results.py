@@ -1,58 +1,87 @@
-"""The record of an evaluation as text for a terminal. No torch here."""
+"""The figures of an evaluation as tables, for a page and for a terminal. No torch here."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config.vocabulary import DIRECTIONS
 
-Row = dict[str, Any]
+Record = dict[str, Any]
+Table = dict[str, Any]
+"""`title`, `head` and `rows` of texts; a space inside a figure is a no-break space."""
 
 
-def text(record: Row) -> str:
-    """Tables of all that a record holds (see retrieval.measure), recalls in per cent."""
-    title = _copies(record) if record.get("duplicates") == "merge" else None
-    parts = [_figures(record, title or f"pool of {record['pool']:,} pairs")]
-    merged = record.get("merged")
-    if merged and has_copies(merged):
-        parts.append(_figures(merged, _copies(merged)))
-    elif merged:
-        parts.append("no image and no caption of this pool is there twice")
-    parts += [_small(one) for one in record.get("pools", [])]
-    if "concepts" in record:
-        parts.append(_concepts(record["concepts"]))
+def text(record: Record) -> str:
+    """All tables of a record (see `retrieval.measure`) for a terminal, recalls in per cent."""
+    parts = [_lines(table) for group in tables(record).values() for table in group]
+    if record.get("merged") and not has_copies(record):
+        parts.insert(1, "no image and no caption of this pool is there twice")
     if "slices" in record:
-        parts.append(_slices(record["slices"]))
-    if "baseline" in record:
-        parts.append(_baseline(record["baseline"]))
-    return "\n\n".join(parts)
+        slices = {each["name"]: each for each in record["slices"]}
+        title = "R@10 of queries of one kind, among all candidates"
+        parts.append(_lines({"title": title, **recalls("", slices, "images", ("R@10",))}))
+    return "\n\n".join(parts).replace("\u00a0", " ")
+
+
+def tables(record: Record) -> dict[str, list[Table]]:
+    """Tables of all scores: of `retrieval`, by `concepts`, and against the `baseline`."""
+    is_merged = record.get("duplicates") == "merge"
+    title = _copies(record) if is_merged else f"pool of {record['pool']:,} pairs"
+    retrieval, concepts, baseline = [_scores(record, title)], [], []
+    if has_copies(record):
+        retrieval.append(_scores(record["merged"], _copies(record["merged"])))
+    for pool in record.get("pools", []):
+        title = f"pools of {pool['pool']:,} pairs, mean of {pool['draws']:,} random ones"
+        title += " (in brackets the middle 95 % of them)"
+        retrieval.append(_scores(pool, title, "between_draws"))
+    if part := record.get("concepts"):
+        title = f"by concepts: {part['queries']:,} pairs with CUIs, relevant from an overlap of "
+        concepts = [_scores(part, f"{title}{part['relevant']:g}")]
+    if part := record.get("baseline"):
+        title = f"difference to {part['name']}, query by query"
+        baseline = [
+            _scores(part, f"baseline {part['name']}"),
+            _scores(part["difference"], title),
+        ]
+    return {"retrieval": retrieval, "concepts": concepts, "baseline": baseline}
+
+
+def recalls(
+    first: str, records: Mapping[str, Record], size: str, names: Sequence[str] = ("R@1", "R@10")
+) -> Table:
+    """Recalls of several records, each in a row, which says as well how many pairs it is of.
+
+    Args:
+        first: title of the column of names.
+        records: by their names.
+        size: key of the number of pairs.
+        names: of the recalls.
+    """
+    columns = [(name, direction) for name in names for direction in DIRECTIONS]
+    rows = [
+        [f"{label} ({record[size]:,})", *(_with_ends(record, way, name) for name, way in columns)]
+        for label, record in records.items()
+    ]
+    return {"head": [first, *(f"{name}, {DIRECTIONS[way]}" for name, way in columns)], "rows": rows}
 
 
 def cell(name: str, value: float) -> str:
     """One figure: shares in per cent, ranks and MRR as they are."""
-    return f"{_number(name, value)} %" if "@" in name else _number(name, value)
+    return f"{_number(name, value)}\u00a0%" if "@" in name else _number(name, value)
 
 
-def interval(name: str, ends: list[float]) -> str:
-    """[low, high] in the unit of the figure."""
-    low, high = (_number(name, end) for end in ends)
-    return f"[{low}, {high}]"
-
-
-def has_copies(merged: Row) -> bool:
+def has_copies(record: Record) -> bool:
     """Whether taking copies as one made a difference."""
-    return not merged["images"] == merged["texts"] == merged["pool"]
+    merged = record.get("merged")
+    return merged is not None and not merged["images"] == merged["texts"] == merged["pool"]
 
 
-def words(name: str) -> str:
-    """A score's name as a reader sees it."""
-    return "MRR" if name == "mrr" else name.replace("_", " ")
-
-
-def level(record: Row) -> str:
-    """What the brackets of a record hold."""
-    about = record.get("intervals")
-    if not about:
-        return ""
-    return f"in brackets {about['level']:.0%} intervals, {about['draws']:,} bootstrap draws"
+def brief(record: Record) -> str:
+    """Both directions' recalls in a few words, in per cent."""
+    parts = []
+    for way, title in DIRECTIONS.items():
+        shares = "/".join(f"{100 * record[way][f'R@{k}']:.1f}" for k in (1, 5, 10))
+        parts.append(f"{title} R@1/5/10 {shares} %")
+    return ", ".join(parts)
 
 
 def _number(name: str, value: float) -> str:
@@ -61,76 +90,39 @@ def _number(name: str, value: float) -> str:
     return f"{value:.3f}" if name == "mrr" else f"{value:,.1f}"
 
 
-def _copies(record: Row) -> str:
+def _copies(record: Record) -> str:
     return f"copies as one: {record['images']:,} images, {record['texts']:,} captions"
 
 
-def _line(first: str, cells: list[str], last: str = "") -> str:
-    return f"{first:<24}" + "".join(f"{one:>27}" for one in cells) + f"{last:>10}"
+def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
+    """A row for each score, a column for each direction, and one for chance where that is known."""
+    about, chance = record.get(ranges, {}), record.get("chance")
+    if "level" in about:
+        level = f"{about['level']:.0%} intervals, {about['draws']:,} bootstrap draws"
+        title += f" (in brackets {level})"
+    rows = []
+    for name in record["image_to_text"]:
+        words = "MRR" if name == "mrr" else name.replace("_", " ")
+        cells = [_with_ends(record, direction, name, ranges) for direction in DIRECTIONS]
+        rows.append([words, *cells, *([cell(name, chance[name])] if chance else [])])
+    head = ["", *DIRECTIONS.values(), *(["chance"] if chance else [])]
+    return {"title": title, "head": head, "rows": rows}
 
 
-def _table(title: str, columns: list[Row], ranges: list[Row], chance: Row | None = None) -> str:
-    """A row for each score, a column for each direction."""
-    lines = [title, _line("", list(DIRECTIONS.values()), "chance" if chance else "")]
-    for name in columns[0]:
-        cells = [
-            cell(name, scores[name]) + (f" {interval(name, ends[name])}" if ends else "")
-            for scores, ends in zip(columns, ranges, strict=True)
-        ]
-        lines.append(_line(words(name), cells, cell(name, chance[name]) if chance else ""))
-    return "\n".join(line.rstrip() for line in lines)
+def _with_ends(record: Record, direction: str, name: str, ranges: str = "intervals") -> str:
+    """A figure, and its [low, high] if it has one: that may stand in a second line."""
+    ends = record.get(ranges, {}).get(direction)
+    figure = cell(name, record[direction][name])
+    if not ends:
+        return figure
+    return figure + " [" + ",\u00a0".join(_number(name, end) for end in ends[name]) + "]"
 
 
-def _of_ways(record: Row, name: str = "") -> list[Row]:
-    inner = record.get(name, {}) if name else record
-    return [inner.get(way, {}) for way in DIRECTIONS]
-
-
-def _figures(record: Row, title: str) -> str:
-    about = level(record)
-    title = f"{title} ({about})" if about else title
-    return _table(title, _of_ways(record), _of_ways(record, "intervals"), record["chance"])
-
-
-def _small(record: Row) -> str:
-    title = (
-        f"pools of {record['pool']:,} pairs, mean of {record['draws']:,} random ones "
-        "(in brackets the middle 95 % of them)"
-    )
-    return _table(title, _of_ways(record), _of_ways(record, "between_draws"), record["chance"])
-
-
-def _concepts(record: Row) -> str:
-    title = (
-        f"by concepts: {record['queries']:,} pairs with CUIs, relevant from an overlap of "
-        f"{record['relevant']:g}"
-    )
-    return _table(title, _of_ways(record), [{}, {}])
-
-
-def _slices(slices: list[Row]) -> str:
-    lines = ["R@10 of queries of one kind, among all candidates"]
-    lines.append(_line("", list(DIRECTIONS.values())))
-    for one in slices:
-        cells = []
-        for scores, ends in zip(_of_ways(one), _of_ways(one, "intervals"), strict=True):
-            brackets = f" {interval('R@10', ends['R@10'])}" if ends else ""
-            cells.append(cell("R@10", scores["R@10"]) + brackets)
-        lines.append(_line(f"{one['name']} ({one['images']:,})", cells))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _baseline(record: Row) -> str:
-    name, difference = record["name"], record["difference"]
-    whole = _table(f"baseline {name}", _of_ways(record), _of_ways(record, "intervals"))
-    title = f"difference to {name}, query by query"
-    return f"{whole}\n\n" + _table(title, _of_ways(difference), _of_ways(difference, "intervals"))
-
-
-def brief(record: Row) -> str:
-    """Both directions' recalls in a few words, in per cent."""
-    parts = []
-    for way, title in DIRECTIONS.items():
-        recalls = "/".join(f"{100 * record[way][f'R@{k}']:.1f}" for k in (1, 5, 10))
-        parts.append(f"{title} R@1/5/10 {recalls} %")
-    return ", ".join(parts)
+def _lines(table: Table) -> str:
+    rows = [table["head"], *table["rows"]]
+    first, *others = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    lines = [
+        f"{row[0]:<{first}}" + "".join(f"{c:>{n}}" for c, n in zip(row[1:], others, strict=True))
+        for row in rows
+    ]
+    return "\n".join([table["title"], *lines])

@@ -16,7 +16,7 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import WorkError
 from medclip_oc.imaging.decode import decode
 from medclip_oc.inference import feature_index
-from medclip_oc.inference.feature_index import Index, new_index
+from medclip_oc.inference.feature_index import Index
 from medclip_oc.models import checkpoint, factory
 from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
@@ -127,10 +127,9 @@ def random_index(folder: Path, size: int, *, faiss: bool) -> torch.Tensor:
     rows = centres.repeat(-(-size // 40), 1)[:size]
     rows = rows + 0.5 * torch.randn(size, 16, generator=generator)
     rows = torch.nn.functional.normalize(rows, dim=1)
-    with new_index(folder, size, 16, "float32") as writer:
-        pairs = [{"id": str(n), "caption": "c", "shard": "s", "position": n} for n in range(size)]
-        writer.add(rows, rows, pairs)
-        writer.finish({"width": 16, "model": "m", "probes": {}}, faiss=faiss)
+    pairs = [{"id": str(n), "caption": "c", "shard": "s", "position": n} for n in range(size)]
+    batches, about = [(rows, rows, pairs)], {"model": "m", "probes": {}}
+    feature_index.write(folder, (size, 16), "float32", batches, about, faiss=faiss)
     return rows
 
 
@@ -155,7 +154,7 @@ def test_exact_search_in_blocks_is_that_of_all(
 
 def test_faiss_finds_nearly_all_with_exact_scores(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
-    rows = random_index(tmp_path / "x", 8000, faiss=True)
+    rows = random_index(tmp_path / "x", 4000, faiss=True)
     index = Index(tmp_path / "x")
     exact_scores, exact = index.search(rows[:50], 10)
     scores, found = index.search(rows[:50], 10, engine="faiss")
@@ -222,9 +221,6 @@ def test_a_full_disk_is_told_before_the_work(
 
     monkeypatch.setattr("os.posix_fallocate", full)
     message = r"can't be written \(No space left on device\)"
-    with (
-        pytest.raises(WorkError, match=message),
-        new_index(tmp_path / "index", 10, 4, "float32"),
-    ):
-        pass
+    with pytest.raises(WorkError, match=message):
+        feature_index.write(tmp_path / "index", (10, 4), "float32", [], {})
     assert not list(tmp_path.iterdir())
