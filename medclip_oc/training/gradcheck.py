@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..config.checks import Precision
-from ..config.schema import Config, TrainConfig
+from ..config.schema import Config
 from ..contrastive import reference
 from ..contrastive.grad_cache import CachedStep, gather_labels
 from ..contrastive.recompute import RandomState, live_batch_norms
@@ -57,20 +57,27 @@ def check(config: Config) -> int:
         data = build.open_data(config, world)
         clip = build.model(config, world)
         clip.towers.train()
-        batches = loader.training_batches(
-            data.train, clip, config, world, say, steps=data.plan.steps
+        steps = data.plan.steps
+        batch = next(
+            iter(loader.training_batches(data.train, clip, config, world, say, steps=steps))
         )
-        batch = next(iter(batches))
         pairs = fitting_pairs(clip, batch["images"], batch["tokens"], config, world)
         batch = {name: rows[: pairs // world.size] for name, rows in batch.items()}
-        whole = config.train.global_batch_size
-        config = replace(config, train=smaller_chunks(config.train, pairs // world.size))
-        say(describe(config.train, pairs, whole, world))
+        whole, half = config.train.global_batch_size, max(1, pairs // world.size // 2)
+        images = min(config.train.micro_batch_size, half)  # at least two chunks of two rows
+        texts = min(config.train.text_micro_batch_size or images, half)
+        less = f" (of {whole}: as many as a plain batch has room for)" if pairs < whole else ""
+        say(
+            f"{pairs} pairs{less} on {world.size} process(es), {world.device.type}, in chunks of "
+            f"{images} images and {texts} texts, {config.train.keep_chunks} kept, against one "
+            "plain batch on one process"
+        )
+        train = replace(config.train, micro_batch_size=images, text_micro_batch_size=texts)
         worst: list[tuple[float, str]] = []
-        precisions: list[Precision] = [config.train.precision, "fp32"]
+        precisions: list[Precision] = [train.precision, "fp32"]
         for precision in dict.fromkeys(precisions):
-            train = replace(config.train, precision=precision)
-            worst = compare(clip, batch, replace(config, train=train), world)
+            settings = replace(config, train=replace(train, precision=precision))
+            worst = compare(clip, batch, settings, world)
     error, name = max(worst, default=(0.0, ""))
     if error >= LIMIT:
         raise WorkError(f"selfcheck: {name}: relative error {error:.1e} in fp32, above {LIMIT:g}")
@@ -99,17 +106,6 @@ def fitting_pairs(clip: Clip, images: Tensor, tokens: Tensor, config: Config, wo
     return pairs
 
 
-def smaller_chunks(settings: TrainConfig, rows: int) -> TrainConfig:
-    """The settings of train, with at least two chunks where a rank has two rows."""
-    half = max(1, rows // 2)
-    text = settings.text_micro_batch_size
-    return replace(
-        settings,
-        micro_batch_size=min(settings.micro_batch_size, half),
-        text_micro_batch_size=None if text is None else min(text, half),
-    )
-
-
 def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tuple[float, str]]:
     """A cached step on all ranks, on the main one the plain step that it must equal, and what was
     found, printed: (error, parameter), the worst of each part of the model; [] on other ranks.
@@ -121,7 +117,10 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tupl
     all_tokens = distributed.all_gather(tokens.to(world.device)).cpu()  # (G, L)
     all_labels = gather_labels(labels, world.device)
     seeds = [config.run.seed + rank for rank in range(world.size)]
-    with exact_fp32(train.precision, world.device):
+    exact: AbstractContextManager[object] = nullcontext()
+    if train.precision == "fp32" and world.device.type == "cuda":  # not in TF32's 10 bits
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact:
         for _ in range(2):  # the first pays for what is done once
             torch.manual_seed(seeds[world.rank])
             cached = measure(step, lambda: step(images, tokens, labels))
@@ -170,13 +169,6 @@ def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:
     return Measured(float(loss), gradients, seconds, peak.bytes)
 
 
-def exact_fp32(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """For fp32 on CUDA: convolutions in float32 itself, not in TF32's 10 bits."""
-    if precision != "fp32" or device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-
-
 def report(
     cached: Measured, plain: Measured, precision: str, chunked: bool
 ) -> list[tuple[float, str]]:
@@ -207,14 +199,3 @@ def part_of(parameter: str) -> str:
     if last in ("logit_scale", "logit_bias"):
         return {"logit_scale": "temperature", "logit_bias": "bias"}[last]
     return "image tower" if parameter.startswith("clip.visual.") else "text tower"
-
-
-def describe(settings: TrainConfig, pairs: int, whole: int, world: World) -> str:
-    """What is compared."""
-    texts = settings.text_micro_batch_size or settings.micro_batch_size
-    less = f" (of {whole}: as many as a plain batch has room for)" if pairs < whole else ""
-    return (
-        f"{pairs} pairs{less} on {world.size} process(es), {world.device.type}, in chunks of "
-        f"{settings.micro_batch_size} images and {texts} texts, {settings.keep_chunks} kept, "
-        "against one plain batch on one process"
-    )

@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from ..config.schema import LogConfig
 from ..errors import WorkError
 from ..reporting import run_files
+from ..runtime.atomic import atomic_file
 from ..runtime.progress import print_line
 
 _WANDB_SECONDS = 30.0
@@ -110,9 +111,8 @@ class JsonLines:
     def __init__(self, path: Path, done: int, validated: bool) -> None:
         records = [r for r in run_files.records(path.parent) if _stays(r, done, validated)]
         if path.exists():
-            partial = path.with_name(f"{path.name}.partial")
-            partial.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-            partial.replace(path)
+            with atomic_file(path) as partial:
+                partial.write_text("".join(f"{json.dumps(record)}\n" for record in records))
         self._file = _open_lines(path)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -73,17 +73,11 @@ def start(
     error: InputError | WorkError | None = None
     if world.main:
         try:
-            origin = _choose(source, allow, config, folder)
+            origin = _choose(source, config, folder)
             if origin.content is not None:
-                step, steps = origin.content["step"], data.plan.steps
-                _check_data(origin, config, data.fingerprints, allow)
-                if step > steps:
-                    raise InputError(
-                        f"train.epochs: the run ends after {steps} steps, but {origin.file} is "
-                        f"{step} steps old"
-                    )
-                line = f"resumes from {origin.file}, step {step:,} of {steps:,}"
-                origin = replace(origin, lines=(*origin.lines, line))
+                place = folder.path if source == "auto" else origin.file
+                lines = _check(origin, config, data, allow, str(place))
+                origin = replace(origin, lines=(*origin.lines, *lines))
             _make_ready(folder, origin, config.run.overwrite)
         except (InputError, WorkError) as caught:
             error = caught
@@ -114,36 +108,32 @@ def _make_ready(folder: RunFolder, origin: Origin, overwrite: bool) -> None:
         folder.prepare(clear=overwrite)
 
 
-def _choose(source: str, allow: Sequence[str], config: Config, folder: RunFolder) -> Origin:
+def _choose(source: str, config: Config, folder: RunFolder) -> Origin:
     """A state that this run may resume from, or none."""
     restarted = distributed.restarts() > 0  # by the launcher, not by the user
+    overwrite = config.run.overwrite and not restarted
     if source not in ("auto", "never") and not (restarted and folder.states()):
-        return _from_file(Path(source), allow, config, folder)
-    if not folder.begun() or (config.run.overwrite and not restarted):
+        return _from_file(Path(source), folder, config.run.overwrite)
+    if not folder.begun() or overwrite:
         return Origin()
     if source == "never" and not restarted:
         raise InputError(
             f"run.folder: {folder.path} holds an earlier run; resume it (--resume auto), "
             "replace it (--run.overwrite true), or choose another folder"
         )
-    origin = _newest(folder)
-    if origin.content is not None:
-        changes = _compare(origin.content["config"], config, allow, folder.path)
-        return replace(origin, lines=(*origin.lines, *changes))
-    return Origin(lines=(f"{folder.path}: nothing was saved yet; it begins again",))
+    return _newest(folder)
 
 
-def _from_file(file: Path, allow: Sequence[str], config: Config, folder: RunFolder) -> Origin:
-    content = _open(file)
-    own = folder.owns(file)
-    if not own and folder.begun() and not config.run.overwrite:
+def _from_file(file: Path, folder: RunFolder, overwrite: bool) -> Origin:
+    content, own = _open(file), folder.owns(file)
+    if not own and folder.begun() and not overwrite:
         raise InputError(
             f"run.folder: {folder.path} holds another run than --resume {file}; replace it "
             "(--run.overwrite true), or choose another folder"
         )
-    if own and config.run.overwrite:
+    if own and overwrite:
         raise InputError(f"--resume {file}: run.overwrite would remove it with its run")
-    return Origin(file, content, tuple(_compare(content["config"], config, allow, file)))
+    return Origin(file, content)
 
 
 def _newest(folder: RunFolder) -> Origin:
@@ -162,7 +152,7 @@ def _newest(folder: RunFolder) -> Origin:
             f"run.folder: {folder.path} has no sound checkpoint to resume from "
             f"({'; '.join(damaged.values())}); replace the run with --run.overwrite true"
         )
-    return Origin()
+    return Origin(lines=(f"{folder.path}: nothing was saved yet; it begins again",))
 
 
 def _open(file: Path) -> dict[str, Any]:
@@ -199,22 +189,24 @@ def differences(before: Mapping[str, Any], now: Config) -> dict[str, str]:
     names = fields.leaf_types(Config)
     usual, today = (fields.leaves(fields.to_dict(c), names) for c in (Config(), now))
     then = usual | fields.leaves(before, names)
-    return {
-        key: f"{key} {_shown(then[key])}, now {_shown(today[key])}"
-        for key in names
-        if then[key] != today[key]
-    }
+
+    def shown(value: Any) -> str:
+        return value if isinstance(value, str) else fields.shorten(value)
+
+    changed = [key for key in names if then[key] != today[key]]
+    return {key: f"{key} {shown(then[key])}, now {shown(today[key])}" for key in changed}
 
 
-def _compare(
-    before: Mapping[str, Any], now: Config, allow: Sequence[str], source: Path
+def _check(
+    origin: Origin, config: Config, data: RunData, allow: Sequence[str], place: str
 ) -> list[str]:
-    """Lines for the log about settings that differ.
+    """Compare settings, shards and steps with those of the state; returns lines for the log.
 
     Raises:
-        InputError: they matter, and nobody allowed it.
+        InputError: what matters has changed, and nobody allowed it; says what was made `place`.
     """
-    changed = differences(before, now)
+    assert origin.content is not None
+    changed = differences(origin.content["config"], config)
     free = {key for key in changed if key in _FREE or key.startswith(_FREE_GROUPS)}
     wrong = [key for key in changed if key not in free and key not in (*_DATA, *allow)]
     if wrong:
@@ -222,24 +214,9 @@ def _compare(
         if not any(map(_is_fixed, wrong)):
             advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {advice}"
         listed = "; ".join(changed[key] for key in wrong)
-        raise InputError(f"{source} was made with other settings: {listed}; {advice}")
-    told = [words for key, words in changed.items() if not key.startswith("run.")]
-    return [f"resumes with other settings: {'; '.join(told)}"] if told else []
-
-
-def _check_data(
-    origin: Origin, config: Config, now: Mapping[str, str | None], allow: Sequence[str]
-) -> None:
-    """Compare the shards with those of the state: moved ones are the same, and of a stream only the
-    address can be compared.
-
-    Raises:
-        InputError: they have changed, and nobody allowed it.
-    """
-    assert origin.content is not None
-    before = origin.content["training"]["fingerprints"]
-    changed = differences(origin.content["config"], config)
-    for key in _DATA:
+        raise InputError(f"{place} was made with other settings: {listed}; {advice}")
+    before, now = origin.content["training"]["fingerprints"], data.fingerprints
+    for key in _DATA:  # moved shards are the same; of a stream only the address can be compared
         same = before[key] == now[key] and (now[key] is not None or key not in changed)
         if same or key in allow:
             continue
@@ -250,11 +227,15 @@ def _check_data(
             f"{change} {origin.file} was saved; resume all the same with --resume.allow {key}, "
             "or take another run.folder for another run"
         )
+    step, steps = origin.content["step"], data.plan.steps
+    if step > steps:
+        raise InputError(
+            f"train.epochs: the run ends after {steps} steps, but {origin.file} is {step} steps old"
+        )
+    told = "; ".join(words for key, words in changed.items() if not key.startswith("run."))
+    lines = [f"resumes with other settings: {told}"] if told else []
+    return [*lines, f"resumes from {origin.file}, step {step:,} of {steps:,}"]
 
 
 def _is_fixed(key: str) -> bool:
     return key in _FIXED or (key.startswith("model.") and key not in _MODEL_NOT_FIXED)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else fields.shorten(value)

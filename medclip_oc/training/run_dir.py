@@ -15,15 +15,10 @@ from pathlib import Path
 
 from ..errors import InputError, WorkError
 from ..models import checkpoint
+from ..runtime.atomic import atomic_file
 
-_OWN_FILES: tuple[str, ...] = (
-    "config.yaml",
-    "environment.txt",
-    "log.txt",
-    "metrics.jsonl",
-    "wandb_id.txt",
-)
-_OWN_FILES += ("interrupted", "report.html")
+_OWN_FILES = {"config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"}
+_OWN_FILES |= {"interrupted", "report.html"}
 _OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
 _STATE = re.compile(r"step-(\d{8,})\.pt")
 
@@ -56,11 +51,7 @@ class RunFolder:
 
     def _numbered(self) -> list[tuple[int, Path]]:
         """(step, file) of each step-*.pt, the newest first."""
-        try:
-            files = list(self.checkpoints.iterdir())
-        except OSError:
-            return []
-        named = ((_STATE.fullmatch(file.name), file) for file in files)
+        named = [(_STATE.fullmatch(f.name), f) for f in self.checkpoints.glob("step-*.pt")]
         return sorted(((int(name[1]), file) for name, file in named if name), reverse=True)
 
     def owns(self, file: Path) -> bool:
@@ -69,10 +60,7 @@ class RunFolder:
 
     def begun(self) -> bool:
         """Whether a run has done a step here."""
-        with suppress(OSError):
-            if self.metrics.stat().st_size:
-                return True
-        return bool(self.states())
+        return bool((self.metrics.is_file() and self.metrics.stat().st_size) or self.states())
 
     def prepare(self, *, clear: bool) -> None:
         """Make the folders, or have them ready for a run that resumes.
@@ -95,8 +83,9 @@ class RunFolder:
             self.marker.unlink(missing_ok=True)
             (self.path / "environment.txt").write_text(environment())
         except OSError as error:
-            reason = f"{self.path} can't be written ({error.strerror})"
-            raise InputError(f"run.folder: {reason}") from error
+            raise InputError(
+                f"run.folder: {self.path} can't be written ({error.strerror})"
+            ) from error
 
     def keep(self, step: int, newest: int) -> None:
         """Name the state after `step` last.pt, and remove all but the newest ones.
@@ -104,15 +93,12 @@ class RunFolder:
         Raises:
             WorkError: the folder is gone or can't be written.
         """
-        link = self.last.with_suffix(".pt.partial")
         try:
-            link.unlink(missing_ok=True)
-            try:
-                os.link(self.state(step), link)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(self.state(step), link)
-            link.replace(self.last)
-            link.unlink(missing_ok=True)  # a link that replaces itself stays
+            with atomic_file(self.last) as link:
+                try:
+                    os.link(self.state(step), link)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(self.state(step), link)
             for old_step, file in self._numbered()[newest:]:
                 if old_step != step:
                     file.unlink(missing_ok=True)
@@ -134,10 +120,8 @@ class RunFolder:
 
     def mark(self, text: str) -> None:
         """Write down that the run was told to stop, and has saved."""
-        try:
-            self.marker.write_text(f"{text}\n")
-        except OSError as error:
-            raise WorkError(f"{self.marker}: {error.strerror}") from error
+        with atomic_file(self.marker) as partial:
+            partial.write_text(f"{text}\n")
 
 
 def environment() -> str:

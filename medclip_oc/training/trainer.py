@@ -27,7 +27,7 @@ from ..runtime import distributed, shutdown
 from ..runtime.distributed import World
 from ..runtime.progress import Progress
 from ..runtime.shutdown import Notice
-from . import build, logger, resume, run_state
+from . import build, checkpointer, logger, resume
 from . import optimizer as optim
 from .checkpointer import Checkpointer
 from .logger import RunLog
@@ -75,7 +75,7 @@ class Trainer:
         self.data = build.open_data(config, world)
         self.plan = self.data.plan
         origin = resume.start(source, allow, config, self.folder, self.data, world)
-        self.progress = run_state.Progress.of(origin.content)
+        self.progress = checkpointer.Progress.of(origin.content)
         self.clip = build.model(config, world, origin.content, str(origin.file))
         self.cached_step = build.cached_step(self.clip, config, world)
         self.optimizer = optim.adamw(self.clip.towers, config.optim)
@@ -104,9 +104,9 @@ class Trainer:
             # dropout differs between ranks; of open_clip_train's random_seed this is all that is
             # drawn from, and its module imports wandb, tensorboard and torchvision
             torch.manual_seed(config.run.seed + world.rank)
-            if origin.content is not None and origin.file is not None:
-                seed = config.run.seed
-                run_state.restore(origin.content, origin.file, self.parts, seed=seed, world=world)
+            content, file, seed = origin.content, origin.file, config.run.seed
+            if content is not None and file is not None:
+                checkpointer.restore(content, file, self.parts, seed=seed, world=world)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -272,7 +272,7 @@ class Trainer:
         total = math.fsum(p.detach().sum().item() for p in self.clip.towers.parameters())
         self.require_finite("sum of the weights", total, self.progress.step)
         fingerprints = self.data.fingerprints
-        training = run_state.capture(self.parts, self.progress, fingerprints, self.world)
+        training = checkpointer.capture(self.parts, self.progress, fingerprints, self.world)
         self.log.flush()
         content = self.content(self.progress.scores) | {"training": training}
         self.checkpointer.save(content, best=best, since=since)
@@ -337,9 +337,9 @@ class Trainer:
         )
 
     def _parts(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the weights, by name; see run_state."""
+        """What a checkpoint holds besides the weights, by name; see checkpointer."""
         parts = {
-            "optimizer": run_state.OptimizerState(self.optimizer),
+            "optimizer": checkpointer.OptimizerState(self.optimizer),
             "data": self.batches,
             "scaler": self.cached_step.scaler,
             "adapters": None if self.config.lora.rank is None else lora.Adapters(self.clip.towers),

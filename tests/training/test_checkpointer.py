@@ -10,7 +10,7 @@ from medclip_oc.config.schema import CheckpointConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint
 from medclip_oc.runtime.distributed import World
-from medclip_oc.training import run_state
+from medclip_oc.training import checkpointer
 from medclip_oc.training.checkpointer import Checkpointer
 from medclip_oc.training.run_dir import RunFolder
 
@@ -83,17 +83,17 @@ class Average:
 
 
 def state_of(parts: dict[str, Any]) -> dict[str, Any]:
-    progress = run_state.Progress(7, 0.25, validated=False, scores={"mrr": 0.5})
-    training = run_state.capture(parts, progress, {}, ALONE)
+    progress = checkpointer.Progress(7, 0.25, validated=False, scores={"mrr": 0.5})
+    training = checkpointer.capture(parts, progress, {}, ALONE)
     content = {"step": 7, "training": training, "metrics": progress.scores}
-    assert run_state.Progress.of(content) == progress
+    assert checkpointer.Progress.of(content) == progress
     return content
 
 
 def restore(
     content: dict[str, Any], parts: dict[str, Any], seed: int = 0, world: World = ALONE
 ) -> None:
-    run_state.restore(content, Path("x.pt"), parts, seed=seed, world=world)
+    checkpointer.restore(content, Path("x.pt"), parts, seed=seed, world=world)
 
 
 def test_parts_go_on_and_new_ones_begin(tmp_path: Path) -> None:
@@ -118,11 +118,11 @@ def test_the_optimizer_takes_averages_from_the_state_and_rates_from_the_configur
     weight, one = adamw(0.1)
     weight.grad = torch.full((3,), 0.5)
     one.step()
-    state = state_of({"optimizer": run_state.OptimizerState(one)})
+    state = state_of({"optimizer": checkpointer.OptimizerState(one)})
     again, two = adamw(0.3)
-    restore(state, {"optimizer": run_state.OptimizerState(two)})
+    restore(state, {"optimizer": checkpointer.OptimizerState(two)})
     assert two.param_groups[0]["weight_decay"] == 0.3
     assert two.state[again]["exp_avg"].equal(one.state[weight]["exp_avg"])
     _, larger = adamw(0.1, size=4)
     with pytest.raises(InputError, match=r"x\.pt: its optimizer doesn't fit this run"):
-        restore(state, {"optimizer": run_state.OptimizerState(larger)})
+        restore(state, {"optimizer": checkpointer.OptimizerState(larger)})

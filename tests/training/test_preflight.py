@@ -20,18 +20,18 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.runtime import memory
 from medclip_oc.runtime.distributed import World
-from medclip_oc.training import build, preflight, preflight_checks
+from medclip_oc.training import build, preflight
 from tests.support.cli import call, settings, torchrun, write
 from tests.support.tiny_dataset import write_tar
 
-LOADER_RATE, STEP_RATE = preflight_checks.loader_rate, preflight_checks.step_rate
+LOADER_RATE, STEP_RATE = preflight.loader_rate, preflight.step_rate
 
 
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast loader and a slow step, but where a test looks at these."""
-    monkeypatch.setattr(preflight_checks, "loader_rate", lambda *_: 1000.0)
-    monkeypatch.setattr(preflight_checks, "step_rate", lambda *_: 100.0)
+    monkeypatch.setattr(preflight, "loader_rate", lambda *_: 1000.0)
+    monkeypatch.setattr(preflight, "step_rate", lambda *_: 100.0)
 
 
 def examined(folder: Path, shards: Path, **changes: Any) -> int:
@@ -94,7 +94,7 @@ def long_captions(shards: Path, patch: pytest.MonkeyPatch) -> None:
 def little_memory(shards: Path, patch: pytest.MonkeyPatch) -> None:
     if memory.allocated_bytes(torch.device("cpu")) is None:
         pytest.skip("the C library does not say what is allocated")
-    patch.setattr(preflight_checks, "STATE_COPIES", 0)  # a small model is mostly its vocabulary
+    patch.setattr(preflight, "STATE_COPIES", 0)  # a small model is mostly its vocabulary
     patch.setattr(memory, "free_bytes", lambda device: 500_000)
 
 
@@ -106,7 +106,7 @@ def slow_loader(shards: Path, patch: pytest.MonkeyPatch) -> None:
         return pixels(self, *args)
 
     patch.undo()
-    patch.setattr(preflight_checks, "step_rate", lambda *_: 100.0)
+    patch.setattr(preflight, "step_rate", lambda *_: 100.0)
     patch.setattr(Picture, "pixels", slow)
 
 
@@ -119,7 +119,7 @@ def no_memory_left(shards: Path, patch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    patch.setattr(preflight_checks, "step_rate", fail)
+    patch.setattr(preflight, "step_rate", fail)
 
 
 def no_wandb(shards: Path, patch: pytest.MonkeyPatch) -> None:
@@ -234,12 +234,12 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
     assert done.stdout.count("\n") == 1, done.stdout
 
 
-def opened(packed: Path, tmp_path: Path) -> preflight_checks.Opened:
+def opened(packed: Path, tmp_path: Path) -> preflight.Opened:
     file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
     config = parse.parse(Config, ["--config", str(file)], prog="", description="")
     world = World(0, 1, torch.device("cpu"))
     data, clip = build.open_data(config, world), build.model(config, world)
-    return preflight_checks.Opened(config, world, data, clip)
+    return preflight.Opened(config, world, data, clip)
 
 
 def test_rates_are_measured_with_what_fits(packed: Path, tmp_path: Path) -> None:
@@ -259,22 +259,22 @@ def test_rates_are_measured_with_what_fits(packed: Path, tmp_path: Path) -> None
 
 def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
     run = opened(packed, tmp_path)
-    two = [preflight_checks._spread(10, 4, World(rank, 2, run.world.device)) for rank in (0, 1)]
+    two = [preflight._spread(10, 4, World(rank, 2, run.world.device)) for rank in (0, 1)]
     assert two == [[0, 5], [2, 7]]
 
     images, tokens = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.ones(4, 32).long()
     for above_chance, findings in ((1.99, 0), (2.01, 1), (math.nan, 1)):
         value = torch.tensor(math.log(4) + above_chance)
-        monkeypatch.setattr(preflight_checks, "clip_loss", lambda *_, value=value: value)
-        assert len(list(preflight_checks.loss(images, tokens, run))) == findings
+        monkeypatch.setattr(preflight, "clip_loss", lambda *_, value=value: value)
+        assert len(list(preflight.loss(images, tokens, run))) == findings
 
-    _, trained = preflight_checks.parameter_bytes(run.clip)
+    _, trained = preflight.parameter_bytes(run.clip)
     free = math.ceil((350 + 3 * trained) / 0.9)  # 350 bytes besides gradients and averages
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     allocated = iter([0, 800, 0, 80])
     monkeypatch.setattr(memory, "allocated_bytes", lambda device: next(allocated))
     # an image takes 100 bytes, a text 10, and a micro batch has 4 of each
-    assert list(preflight_checks.too_large(run)) == [("micro_batch_size", "4 images", 3)]
+    assert list(preflight.too_large(run)) == [("micro_batch_size", "4 images", 3)]
 
     small = SimpleNamespace(towers=torch.nn.Linear(10, 1))  # 44 bytes, which all train
     usage = shutil.disk_usage("/")
