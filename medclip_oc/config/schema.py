@@ -170,7 +170,7 @@ class TrainConfig(Settings, section="train."):
     """Texts embedded at once on one rank. null: as many as images, micro_batch_size."""
     keep_chunks: Natural | Literal["auto"] = 0
     """Chunks whose graph is kept in place of a second forward: memory for time, the result is the
-    same. auto: as many as fit the free memory, from the third step on."""
+    same. auto (CUDA): as many as fit the free memory, from the third step on."""
     compile: bool = False
     """Run the towers through torch.compile: slow first steps, then faster ones."""
 

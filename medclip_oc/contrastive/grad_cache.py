@@ -13,71 +13,48 @@ same chunks normalised one by one, and the running statistics are updated once (
 
 The limit of the method is one more forward; less is possible where memory is left. Chunks that keep
 their graph (`keep_chunks`) skip pass 3's forward, a frozen tower skips pass 3, and frozen blocks
-before the first one that trains run once (see `replay`).
+before the first one that trains run once (see recompute.py).
 
 Across ranks, each computes the rows of its own images (Inf-CLIP, Cheng et al. 2024, shards the loss
 likewise): the texts are gathered once, the column statistics added up once, the gradients of the
 texts added up and scattered once, and the parameters' gradients added up once, at the end, in one
 all-reduce. DistributedDataParallel, whose reducer is armed by each forward, has no part in it. Soft
-targets (see positives.py) need every rank's labels besides, and a number a pair.
+targets (see soft_targets.py) need every rank's labels besides, and a number a pair.
 
 B pairs per rank, G pairs over all ranks, C pairs per chunk, D embedding size.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..runtime import distributed, memory
 from . import recompute
 from .loss import Block, Gradients, LossName, contrast, tile_side
-from .micro_batched_tower import MicroBatchedTower, fitting
+from .micro_batched_tower import MicroBatchedTower
 from .soft_targets import Labels, Rule, Targets
 
-# Of the memory that is free: what kept graphs may take. A CPU's memory is not ours alone.
-_SHARES = {"cuda": 0.8, "cpu": 0.5}
+# Of the memory that is free: what kept graphs may take.
+_SHARE = 0.8
 # The optimizer's state is there from the second step on; one-time costs are over as well.
 _STEPS_BEFORE_CHOICE = 2
-
-
-class TwoTowers(Protocol):
-    """What the step needs of a model."""
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """(C, 3, H, W) uint8 -> (C, D) normalised."""
-
-    def embed_texts(self, tokens: Tensor) -> Tensor:
-        """(C, L) int64 -> (C, D) normalised."""
-
-    def inverse_temperature(self) -> Tensor:
-        """() that multiplies the cosines."""
-
-    def logit_bias(self) -> Tensor | None:
-        """() that is added to them, or None."""
-
-    def image_blocks(self) -> Sequence[nn.Module]:
-        """The image tower's blocks, see `replay.FrozenBlocks`."""
-
-    def text_blocks(self) -> Sequence[nn.Module]:
-        """The text tower's."""
 
 
 class CachedStep:
     """Computes loss and gradients of one optimizer step; the optimizer itself is the caller's.
 
     Args:
-        towers: the model (an nn.Module that is a `TwoTowers`), on its device. Every rank gets rank
-            0's weights.
+        towers: the model (see `models.clip.Towers`), on its device. Every rank gets rank 0's
+            weights.
         loss: "clip" or "siglip".
         world: this process among the others.
         micro_batch_size: C. Without kept chunks, the step holds the graph of this many images, or
             of as many texts, at a time.
         text_micro_batch_size: C for texts, where it differs.
         keep_chunks: of how many chunks of each tower the graph is kept in place of a second
-            forward; "auto": as many as fit the memory that is free in the third step.
+            forward; "auto", on CUDA: as many as fit the memory that is free in the third step.
         precision: "fp32", "bf16" or "fp16".
         scaler: loss scaling for fp16; its `unscale_` and `step` are the caller's.
         compiled: whether to run the towers through torch.compile.
@@ -125,7 +102,7 @@ class CachedStep:
         Args:
             images: (B, 3, H, W) uint8, on any device; only the chunk in work is moved.
             tokens: (B, L) int64, on any device. B is the same on every rank.
-            labels: of these B pairs, for a rule that compares pairs.
+            labels: of these B pairs; None if each pair's own partner alone is right.
 
         Returns:
             The loss over all G pairs, (), float32; the same on every rank.
@@ -148,20 +125,16 @@ class CachedStep:
 
     def notices(self) -> list[str]:
         """What a user should hear of the steps since the last call."""
-        found, self._notices = self._notices, []
-        return found
+        notices, self._notices = self._notices, []
+        return notices
 
     def _targets(self, labels: Labels | None, like: Tensor) -> Targets | None:
         """What is right among all ranks' pairs; None: each pair's own partner."""
         if self.rule.plain:
             return None
         rows = len(like)
-        if self.rule.kind == "pairs":
-            everyone = Labels.different(rows * self.world.size, like.device)
-        else:
-            assert labels is not None, "the rule compares pairs"
-            everyone = gather_labels(labels, like.device)
-        targets = Targets(self.rule, everyone, like.dtype)
+        assert labels is not None, "the rule compares pairs"
+        targets = Targets(self.rule, gather_labels(labels, like.device), like.dtype)
         if targets.trivial:
             return None
         if self.loss == "clip":
@@ -198,43 +171,40 @@ class CachedStep:
         if gradients.texts is not None:
             gradients = gradients._replace(texts=distributed.reduce_scatter(gradients.texts))
         if self.scaler is not None:
-            gradients = _scaled(gradients, self.scaler)
+            factor = self.scaler.scale(torch.ones((), device=share.device))
+            gradients = Gradients._make(g if g is None else g * factor for g in gradients)
         return distributed.all_reduce_sum_(share).float(), gradients
 
     def _backward(self, gradients: Gradients, scale: Tensor, bias: Tensor | None) -> None:
-        work = [(self.images, gradients.images), (self.texts, gradients.texts)]
-        trained = [(tower, g) for tower, g in work if tower.trains and g is not None]
         # a tower with checkpointed blocks runs them again in any backward
         with recompute.statistics_kept(self.towers):
-            for tower, gradient in trained:
-                tower.backward_kept(gradient)
-            for tower, gradient in trained:
-                tower.backward_rest(gradient)
+            for tower, gradient in (
+                (self.images, gradients.images),
+                (self.texts, gradients.texts),
+            ):
+                if tower.trains and gradient is not None:
+                    tower.backward(gradient)
         for value, own in ((scale, gradients.scale), (bias, gradients.bias)):
             if value is not None and value.requires_grad:
                 value.backward(own)
 
     def _keep_what_fits(self, rows: int) -> None:
         """Choose how many chunks keep their graph, by what the last step saw."""
-        free = memory.free_bytes(self.world.device)
-        towers = [self.texts, self.images]
-        sizes = [tower.graph_bytes for tower in towers]
-        known = [size for size in sizes if size is not None]
-        if free is None or len(known) < len(towers):
-            self._notices.append("train.keep_chunks: memory can't be measured here; none is kept")
-            return
-        if self.world.device.type == "cpu":
-            free //= self.world.size  # ranks that may share the machine
-        gradients = sum(p.numel() * p.element_size() for p in self.towers.parameters())
+        free = memory.free_bytes(self.world.device) or 0
+        towers = {"text": self.texts, "image": self.images}
+        parameters = sum(p.numel() * p.element_size() for p in self.towers.parameters())
         # room for the gradients, and for one graph beside the kept ones
-        budget = int(_SHARES[self.world.device.type] * free) - gradients - max(known)
-        counts = [len(tower.chunks(rows)) for tower in towers]
-        kept = fitting(budget, list(zip(known, counts, strict=True)))
-        for tower, number in zip(towers, kept, strict=True):
-            tower.keep = number
+        room = int(_SHARE * free) - parameters - max(t.graph_bytes for t in towers.values())
+        kept = []
+        for name, tower in towers.items():
+            chunks = len(tower.chunks(rows))
+            fitting = room // tower.graph_bytes if tower.graph_bytes else chunks
+            tower.keep = max(0, min(chunks, fitting))
+            room -= tower.keep * tower.graph_bytes
+            kept.append(f"{tower.keep} of {chunks} {name} chunks")
         self._notices.append(
-            f"train.keep_chunks: {free / 1e9:.1f} GB are free; the graphs of {kept[1]} of "
-            f"{counts[1]} image chunks and {kept[0]} of {counts[0]} text chunks are kept"
+            f"train.keep_chunks: {free / 1e9:.1f} GB are free; the graphs of "
+            f"{' and '.join(reversed(kept))} are kept"
         )
 
     def _share_statistics(self) -> None:
@@ -252,15 +222,3 @@ def gather_labels(labels: Labels, device: torch.device) -> Labels:
     padding = int(facts[:, 2].max()) - labels.concepts.shape[1]
     concepts = F.pad(labels.concepts, (0, padding)).to(device)
     return Labels(facts[:, 0], facts[:, 1], distributed.all_gather(concepts))
-
-
-def _scaled(gradients: Gradients, scaler: torch.amp.GradScaler) -> Gradients:
-    """What the gradients of the scaled loss would be."""
-    factor = scaler.scale(torch.ones((), device=gradients.scale.device))
-    images, texts, scale, bias = gradients
-    return Gradients(
-        None if images is None else images * factor,
-        None if texts is None else texts * factor,
-        scale * factor,
-        None if bias is None else bias * factor,
-    )

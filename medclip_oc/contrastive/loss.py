@@ -5,12 +5,12 @@ batches. `contrast` computes the same loss and its gradients tile by tile, so th
 exists: memory O(G D + tile^2), one product of the features for both directions, float32 whatever
 autocast does around it. It takes the rows of one rank at a time; what ranks must add up on the way
 goes through the function `combine`, so nothing here knows of other processes. Where more than a
-pair's own partner is right, a block carries soft targets, see positives.py.
+pair's own partner is right, a block carries soft targets, see soft_targets.py.
 
 Work, in products of (G, D) by (D, G): InfoNCE 4 (logits twice, one gradient for each side), SigLIP
 3. Plain autograd takes 3 with the matrix kept, open_clip's ClipLoss 6.
 
-B pairs per rank, G pairs over all ranks, D embedding size.
+B pairs per rank, G pairs over all ranks, D embedding size, r and c rows and columns of a tile.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .soft_targets import Targets
+from .soft_targets import Targets, slices
 
 LossName = Literal["clip", "siglip"]
 Combine = Callable[[Tensor], Tensor]
@@ -151,9 +151,9 @@ def contrast(
     side = tile or tile_side(block.images.device)
     with torch.autocast(block.images.device.type, enabled=False):
         if name == "siglip":
-            return _siglip(block, wanted, side)
+            return _tile_by_tile(block, wanted, side)
         rows, columns = clip_statistics(block, side)
-        return _clip(block, rows, combine(columns), wanted, side)
+        return _tile_by_tile(block, wanted, side, (rows, combine(columns)))
 
 
 def tile_side(device: torch.device) -> int:
@@ -216,62 +216,62 @@ def clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
     spare = _buffer(block, tile)
     for row, column, logits in _tiles(block, block.scaled(), tile):
         for sums, place, way in ((rows, row, 1), (columns, column, 0)):
-            most = logits.amax(way, keepdim=True)
+            most = logits.amax(way, keepdim=True)  # (r, 1) or (1, c)
             powers = torch.sub(logits, most, out=_shaped(spare, logits)).exp_()
-            here = powers.sum(way).log_().add_(most.squeeze(way))
+            here = powers.sum(way).log_().add_(most.squeeze(way))  # (r,) or (c,)
             sums[place] = torch.logaddexp(sums[place], here)
     return rows, columns
 
 
-def _clip(
-    block: Block, rows: Tensor, columns: Tensor, wanted: tuple[bool, bool], tile: int
+def _tile_by_tile(
+    block: Block,
+    wanted: tuple[bool, bool],
+    tile: int,
+    logsums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """InfoNCE given the log-sum-exp of each row (B,) and of each whole column (G,).
+    """The block's share of the loss and of its gradients.
 
+    InfoNCE, given the log-sum-exp of each row (B,) and of each whole column (G,):
     d loss / d logit(i, j) = (softmax over row i + softmax over column j - target(i, j)) / 2G, where
     target(i, j) = 2 [i = j] if a pair's own partner alone is right.
+
+    SigLIP, without them, of a yes and a no to each pairing:
+    d loss / d logit(i, j) = ((yes + no) sigmoid(logit) - yes) / G, where yes = [i = j] and
+    no = 1 - yes if a pair's own partner alone is right.
     """
-    pairs = len(block.texts)
     sums = _Sums(block, wanted)
     spare = _buffer(block, tile)
-    right = 2 * _own_logits(block).sum() if block.targets is None else sums.total.clone()
+    own, divisor = (1, len(block.texts)) if logsums is None else (2, 2 * len(block.texts))
+    cost, right = sums.total.clone(), sums.total.clone()
     for row, column, logits in _tiles(block, sums.scaled, tile):
-        if block.targets is not None:
+        targets = both = None  # (r, c) each; those of the last tile are freed
+        if block.targets is not None and logsums is None:
+            targets, no = block.targets.answers(block.among_all(row), column)
+            both = no.add_(targets)
+        elif block.targets is not None:
             targets = block.targets.tile(block.among_all(row), column)
+        if targets is not None:
             right += (targets * logits).sum(1).double().sum()
-        by_row = torch.sub(logits, rows[row, None], out=_shaped(spare, logits)).exp_()
-        weights = logits.sub_(columns[column]).exp_().add_(by_row)
-        if block.targets is None:
-            _own_pairs(block, row, column, weights).sub_(2)
+        if logsums is None:
+            # of a no; a yes costs the logit less
+            entropy = F.softplus(logits) if both is None else both * F.softplus(logits)
+            cost += entropy.sum(1).double().sum()
+            weights = logits.sigmoid_() if both is None else logits.sigmoid_().mul_(both)
+        else:
+            rows, columns = logsums
+            by_row = torch.sub(logits, rows[row, None], out=_shaped(spare, logits)).exp_()
+            weights = logits.sub_(columns[column]).exp_().add_(by_row)  # (r, c)
+        if targets is None:
+            _own_pairs(block, row, column, weights).sub_(own)
         else:
             weights -= targets
         sums.add(row, column, weights)
-    loss = rows.double().sum() + columns[block.own].double().sum() - right
-    return loss / (2 * pairs), sums.gradients(1 / (2 * pairs))
-
-
-def _siglip(block: Block, wanted: tuple[bool, bool], tile: int) -> tuple[Tensor, Gradients]:
-    """The sigmoid loss, of a yes and a no to each pairing: d loss / d logit(i, j) =
-    ((yes + no) sigmoid(logit) - yes) / G, where yes = [i = j] and no = 1 - yes if a pair's own
-    partner alone is right.
-    """
-    assert block.bias is not None, "SigLIP has a bias"
-    pairs = len(block.texts)
-    sums = _Sums(block, wanted)
-    loss = -_own_logits(block).sum() if block.targets is None else sums.total.clone()
-    for row, column, logits in _tiles(block, sums.scaled, tile):
-        if block.targets is None:
-            loss += F.softplus(logits).sum(1).double().sum()  # of a no; a yes costs the logit less
-            weights = logits.sigmoid_()
-            _own_pairs(block, row, column, weights).sub_(1)
-        else:
-            yes, no = block.targets.answers(block.among_all(row), column)
-            both = no.add_(yes)
-            loss += (both * F.softplus(logits) - yes * logits).sum(1).double().sum()
-            weights = logits.sigmoid_().mul_(both).sub_(yes)
-            del yes, no, both  # tiles, which would live on into the next
-        sums.add(row, column, weights)
-    return loss / pairs, sums.gradients(1 / pairs)
+    if block.targets is None:
+        right = own * _own_logits(block).sum()
+    if logsums is not None:
+        rows, columns = logsums
+        cost = rows.double().sum() + columns[block.own].double().sum()
+    return (cost - right) / divisor, sums.gradients(1 / divisor)
 
 
 class _Sums:
@@ -319,9 +319,9 @@ class _Sums:
 def _tiles(block: Block, scaled: Tensor, tile: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows, columns and logits (r, c) of each tile, in a buffer that the next one overwrites."""
     buffer = _buffer(block, tile)
-    for row in _slices(len(block.images), tile):
-        for column in _slices(len(block.texts), tile):
-            left, right = scaled[row], block.texts[column]
+    for row in slices(0, len(block.images), tile):
+        for column in slices(0, len(block.texts), tile):
+            left, right = scaled[row], block.texts[column]  # (r, D), (c, D)
             logits = buffer[: len(left) * len(right)].view(len(left), len(right))
             torch.mm(left, right.T, out=logits)
             yield row, column, logits if block.bias is None else logits.add_(block.bias)
@@ -333,10 +333,6 @@ def _buffer(block: Block, tile: int) -> Tensor:
 
 def _shaped(buffer: Tensor, like: Tensor) -> Tensor:
     return buffer[: like.numel()].view_as(like)
-
-
-def _slices(total: int, size: int) -> list[slice]:
-    return [slice(first, min(first + size, total)) for first in range(0, total, size)]
 
 
 def _own_pairs(block: Block, row: slice, column: slice, tile: Tensor) -> Tensor:

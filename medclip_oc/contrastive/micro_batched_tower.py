@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..runtime import memory
 from ..runtime.precision import autocast
 from .recompute import FrozenBlocks, RandomState
+from .soft_targets import slices
 
 Embed = Callable[[Tensor], Tensor]
 # Of the memory that is free: what frozen blocks' outputs may take.
@@ -36,8 +37,8 @@ class MicroBatchedTower:
     """How many chunks keep their graph. A single chunk always does: there is nothing to cache."""
     trains: bool | None = None
     """Whether a gradient reaches the tower; None before the first step."""
-    graph_bytes: int | None = None
-    """Memory of one chunk's graph as last seen, 0 for a frozen tower; None: unknown."""
+    graph_bytes = 0
+    """GPU memory of one chunk's graph as last seen; 0 for a frozen tower, and on a CPU."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class MicroBatchedTower:
 
     def chunks(self, rows: int) -> list[slice]:
         """The chunks that so many rows make; the last one may be smaller."""
-        return [slice(first, first + self.chunk) for first in range(0, rows, self.chunk)]
+        return slices(0, rows, self.chunk)
 
     def features(self, rows: Tensor) -> Tensor:
         """Embed all rows, (B, ...) on any device; only the chunk in work is moved: (B, D)."""
@@ -74,36 +75,35 @@ class MicroBatchedTower:
                     self._states[number] = RandomState.now(self.device)
                 with self._frozen.recorded(number):
                     self._parts.append(self._run(number))
-        features = torch.cat(self._parts)
+        features = torch.cat(self._parts)  # (B, D)
         if not self.trains:
             self._clear()
         return features
 
-    def backward_kept(self, gradient: Tensor) -> None:
-        """Take the features' gradient (B, D) through the graphs that were kept, and free them."""
-        for number in list(self._graphs):
-            self._graphs.pop(number).backward(gradient[self._chunks[number]])
+    def backward(self, gradient: Tensor) -> None:
+        """Take the features' gradient (B, D) to the parameters.
 
-    def backward_rest(self, gradient: Tensor) -> None:
-        """Embed the other chunks once more and take the features' gradient (B, D) through them."""
+        First through the graphs that were kept, which frees them; then the other chunks are
+        embedded once more.
+        """
+        for number in list(self._graphs):
+            self._graphs.pop(number).backward(gradient[self._chunks[number]])  # (C, D)
         for number, state in self._states.items():
             with state.again(self.device):
-                output = self._again(number)
+                output = self._again(number)  # (C, D)
             output.backward(gradient[self._chunks[number]])
         self._clear()
 
     def _first(self) -> None:
         """Embed the first chunk with gradients on, which tells whether and where there are any."""
         state = RandomState.now(self.device)
-        before = memory.allocated_bytes(self.device)
-        with self._frozen.found(0):
+        on_gpu = self.device.type == "cuda"
+        before = torch.cuda.memory_allocated(self.device) if on_gpu else 0
+        with self._frozen.recorded(0, first=True):
             output = self._run(0)
-        after = memory.allocated_bytes(self.device)
+        after = torch.cuda.memory_allocated(self.device) if on_gpu else 0
         self.trains = output.requires_grad
-        if not self.trains:
-            self.graph_bytes = 0
-        elif before is not None and after is not None and after > before:
-            self.graph_bytes = after - before
+        self.graph_bytes = max(0, after - before) if self.trains else 0
         if not self.trains or not self._frozen_fit():
             self._frozen.clear()
         if self.trains and (self.keep > 0 or len(self._chunks) == 1):
@@ -126,7 +126,7 @@ class MicroBatchedTower:
     def _again(self, number: int) -> Tensor:
         """A chunk's features with their graph, embedded for the second time."""
         before = RandomState.now(self.device)
-        with self._frozen.replayed(number):
+        with self._frozen.handed_out(number):
             output = self._run(number)
         if self._trusted or self._frozen.last is None:
             return output
@@ -152,21 +152,3 @@ class MicroBatchedTower:
         needed = self._frozen.kept_bytes * len(self._chunks)
         free = memory.free_bytes(self.device) if needed else None
         return free is None or needed <= _SHARE_FOR_FROZEN * free
-
-
-def fitting(budget: int, towers: Sequence[tuple[int, int]]) -> list[int]:
-    """How many graphs to keep of each tower so that all fit the budget.
-
-    Args:
-        budget: bytes.
-        towers: (bytes of one chunk's graph, number of chunks) of each.
-
-    Returns:
-        One number per tower; the first tower is filled first.
-    """
-    found = []
-    for size, chunks in towers:
-        kept = max(0, min(chunks, budget // size if size else chunks))
-        budget -= kept * size
-        found.append(kept)
-    return found

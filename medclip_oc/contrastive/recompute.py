@@ -40,13 +40,10 @@ class RandomState(NamedTuple):
 
     @contextmanager
     def again(self, device: torch.device) -> Iterator[None]:
-        """Draw the numbers that followed once more, then go on from where we were."""
-        now = RandomState.now(device)
-        self.set(device)
-        try:
+        """Draw the numbers that followed once more, then resume from where we were."""
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.set(device)
             yield
-        finally:
-            now.set(device)
 
 
 def live_batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -69,13 +66,6 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
             layer.momentum, layer.num_batches_tracked = momentum, tracked
 
 
-class _Kept(NamedTuple):
-    """The last frozen block's output in one chunk, and the random state after it."""
-
-    output: Any
-    state: RandomState
-
-
 class FrozenBlocks:
     """Runs the leading blocks of a tower that no gradient reaches only once.
 
@@ -85,7 +75,7 @@ class FrozenBlocks:
     word embedding, runs again: a hundredth of a tower.)
 
     Args:
-        blocks: in the order in which they run. None: nothing can be left out.
+        blocks: in the order in which they run. []: nothing can be left out.
         device: where they run.
     """
 
@@ -95,7 +85,8 @@ class FrozenBlocks:
 
     def clear(self) -> None:
         """Forget what was kept."""
-        self._kept: dict[int, _Kept] = {}
+        # by chunk: the last frozen block's output, and the random state after it
+        self._kept: dict[int, tuple[Any, RandomState]] = {}
         self.last: int | None = None
 
     def forget(self, chunk: int) -> None:
@@ -105,43 +96,48 @@ class FrozenBlocks:
     @property
     def kept_bytes(self) -> int:
         """Memory of all that is kept."""
-        outputs = (_tensor(kept.output) for kept in self._kept.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in outputs)
+        return sum(_tensor(output).nbytes for output, _ in self._kept.values())
 
     @contextmanager
-    def found(self, chunk: int) -> Iterator[None]:
-        """During a forward with gradients: find the last frozen block, and keep its output."""
-        self.clear()
-        open_ = True
+    def recorded(self, chunk: int, *, first: bool = False) -> Iterator[None]:
+        """During a first forward: keep the output of the last frozen block, if there is one.
+
+        Args:
+            chunk: its number.
+            first: the forward has gradients on, and tells which block is the last frozen one.
+        """
+        if first:
+            self.clear()
 
         def look(place: int, output: Any) -> None:
-            nonlocal open_
-            open_ = open_ and not _tensor(output).requires_grad
-            if open_:
+            if first:
+                following = 0 if self.last is None else self.last + 1
+                if place != following or _tensor(output).requires_grad:
+                    return
                 self.last = place
-                self._keep(chunk, output)
+            self._kept[chunk] = output, RandomState.now(self.device)
 
-        with self._watched(range(len(self.blocks)), look):
+        last = [] if self.last is None else [self.last]
+        with ExitStack() as stack:
+            for place in range(len(self.blocks)) if first else last:
+                handle = self.blocks[place].register_forward_hook(
+                    lambda _, __, output, place=place: look(place, output)
+                )
+                stack.callback(handle.remove)
             yield
 
     @contextmanager
-    def recorded(self, chunk: int) -> Iterator[None]:
-        """During a first forward: keep the output of the last frozen block, if there is one."""
-        places = range(0) if self.last is None else range(self.last, self.last + 1)
-        with self._watched(places, lambda _, output: self._keep(chunk, output)):
-            yield
-
-    @contextmanager
-    def replayed(self, chunk: int) -> Iterator[None]:
+    def handed_out(self, chunk: int) -> Iterator[None]:
         """During a second forward: no frozen block runs, if the chunk's output was kept."""
         kept = self._kept.pop(chunk, None)
         if kept is None or self.last is None:
             yield
             return
+        output, state = kept
 
         def stand_in(*_: Any, **__: Any) -> Any:
-            kept.state.set(self.device)  # later blocks draw what they drew
-            return kept.output
+            state.set(self.device)  # later blocks draw what they drew
+            return output
 
         blocks = self.blocks[: self.last + 1]
         before = [vars(block).get("forward") for block in blocks]  # None: its class's
@@ -155,22 +151,9 @@ class FrozenBlocks:
                 if own is not None:
                     block.forward = own
 
-    def _keep(self, chunk: int, output: Any) -> None:
-        self._kept[chunk] = _Kept(output, RandomState.now(self.device))
-
-    @contextmanager
-    def _watched(self, places: range, look: Any) -> Iterator[None]:
-        with ExitStack() as stack:
-            for place in places:
-                handle = self.blocks[place].register_forward_hook(
-                    lambda _, __, output, place=place: look(place, output)
-                )
-                stack.callback(handle.remove)
-            yield
-
 
 def _tensor(output: Any) -> Tensor:
     """A block's hidden states; some towers' blocks return them within a tuple."""
-    found = output[0] if isinstance(output, tuple) else output
-    assert isinstance(found, Tensor)
-    return found
+    states = output[0] if isinstance(output, tuple) else output
+    assert isinstance(states, Tensor)
+    return states

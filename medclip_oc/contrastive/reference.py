@@ -30,7 +30,7 @@ def plain_step(
     backward. Nothing but the model is shared with the cached step.
 
     Args:
-        towers: see `grad_cache.TwoTowers`.
+        towers: see `models.clip.Towers`.
         loss: "clip" or "siglip".
         images: (G, 3, H, W) uint8.
         tokens: (G, L) int64.
@@ -58,6 +58,7 @@ def plain_step(
             if seeds is not None:
                 torch.manual_seed(seeds[rank])
             sizes = micro_batches or (rows, rows)
+            # (C, D) each
             image_parts += [towers.embed_images(x.to(device)) for x in own_images.split(sizes[0])]
             text_parts += [towers.embed_texts(x.to(device)) for x in own_tokens.split(sizes[1])]
     image_features, text_features = torch.cat(image_parts), torch.cat(text_parts)  # (G, D) each
@@ -84,8 +85,6 @@ def dense_targets(rule: Rule, labels: Labels, loss: LossName) -> Any:
     if rule.plain:
         return None
     whole = slice(0, len(labels.captions))
-    if rule.kind == "pairs":
-        labels = Labels.different(whole.stop, labels.captions.device)
     targets = Targets(rule, labels, torch.float32)
     if loss == "siglip":
         return targets.answers(whole, whole)

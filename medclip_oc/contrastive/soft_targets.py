@@ -89,14 +89,16 @@ class Targets:
 
     def __init__(self, rule: Rule, labels: Labels, dtype: torch.dtype) -> None:
         self.rule, self.pairs, self.dtype = rule, len(labels.captions), dtype
+        if rule.kind == "pairs":
+            labels = Labels.different(self.pairs, labels.captions.device)
         self._captions, captions = _ids(labels.captions)
         self._images, images = _ids(labels.images)
         _, both = _ids(self._captions.long() * self.pairs + self._images)
         self._same = (captions + images - both).to(dtype)  # (G,) pairs that are the same, itself in
-        strength = rule.strength if rule.kind == "concepts" else 0.0
-        self._concepts, self._vocabulary = _shared(labels.concepts)
-        self._strength = strength if self._vocabulary else 0.0
-        self._sizes = _distinct(labels.concepts).to(dtype)  # (G,)
+        concepts = _distinct(labels.concepts)
+        self._sizes = (concepts != 0).sum(1).to(dtype)  # (G,)
+        self._concepts, self._vocabulary = _shared(concepts)
+        self._strength = rule.strength if rule.kind == "concepts" and self._vocabulary else 0.0
         self._sums: Tensor | None = None  # (G,) of a row, or column, of overlaps
 
     @property
@@ -115,15 +117,11 @@ class Targets:
         """
         if not self._strength:
             return
-        sums = self._sizes.new_zeros(own.stop - own.start)
-        for first in range(own.start, own.stop, tile):
-            row = slice(first, min(first + tile, own.stop))
-            for start in range(0, self.pairs, tile):
-                column = slice(start, min(start + tile, self.pairs))
-                sums[row.start - own.start : row.stop - own.start] += self._overlap(
-                    row, column
-                ).sum(1)
-        self._sums = gather(sums)
+        sums = self._sizes.new_zeros(self.pairs)  # (G,), of which this rank fills its own
+        for row in slices(own.start, own.stop, tile):
+            for column in slices(0, self.pairs, tile):
+                sums[row] += self._overlap(row, column).sum(1)
+        self._sums = gather(sums[own])
 
     def tile(self, row: slice, column: slice) -> Tensor:
         """Targets of the rows over all columns, plus those of the columns over all rows.
@@ -179,23 +177,25 @@ def _ids(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distinct(concepts: Tensor) -> Tensor:
-    """How many different concepts each pair has: (G, K) -> (G,)."""
+    """Each pair's concepts in order, 0 in place of repeats: (G, K)."""
     ordered = concepts.sort(1).values
-    new = ordered != torch.cat([ordered.new_zeros(len(ordered), 1), ordered[:, :-1]], 1)
-    return new.sum(1)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return ordered.masked_fill(again, 0)
 
 
 def _shared(concepts: Tensor) -> tuple[Tensor, int]:
     """Numbers 0 to V - 1 for the concepts of several pairs, V for all else: (G, K); and V."""
-    ordered = concepts.sort(1).values
-    again = torch.zeros_like(ordered, dtype=torch.bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    ordered = ordered.masked_fill(again, 0)  # twice in one pair is once
-    values, ids, counts = ordered.unique(return_inverse=True, return_counts=True)
+    values, ids, counts = concepts.unique(return_inverse=True, return_counts=True)
     kept = (counts > 1) & (values != 0)
     total = int(kept.sum())
     numbers = torch.where(kept, kept.cumsum(0) - 1, total)
     return numbers[ids].int(), total
+
+
+def slices(first: int, last: int, size: int) -> list[slice]:
+    """First to last in pieces of `size`; the last piece may be smaller."""
+    return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
 
 def _inverse(sums: Tensor, row: slice, column: slice) -> Tensor:

@@ -64,16 +64,25 @@ class Ema:
         Raises:
             ValueError: other parameters train.
         """
-        shapes = {name: value.shape for name, value in self.average.items()}
-        if shapes != {name: value.shape for name, value in state.items()}:
-            raise ValueError("it is an average of other parameters")
-        _copy(state, self.average)
+        resume_from(state, self.average, "it is an average of other parameters")
 
 
 @torch.no_grad()
-def _copy(values: State, into: Mapping[str, Tensor]) -> None:
+def _copy(values: State, into: State) -> None:
     for name, value in values.items():
         into[name].copy_(value)
+
+
+def resume_from(saved: State, into: State, mismatch: str) -> None:
+    """Copy tensors that were saved into those of now.
+
+    Raises:
+        ValueError: other names or shapes; says `mismatch`.
+    """
+    saved_shapes, shapes = ({n: t.shape for n, t in side.items()} for side in (saved, into))
+    if saved_shapes != shapes:
+        raise ValueError(mismatch)
+    _copy(saved, into)
 
 
 def check_alike(states: Mapping[str, State]) -> None:

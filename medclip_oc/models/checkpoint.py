@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import DamagedCheckpoint, InputError
 from ..runtime.atomic import atomic_file
@@ -28,7 +28,6 @@ from ..runtime.atomic import atomic_file
 FORMAT = "medclip_oc/1"
 _PACKAGES = ("medclip_oc", "torch", "torchvision", "open_clip_torch")
 _PROBE = "Chest X-ray: 3.5 cm mass, pleural effusion"
-_ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 
 
 def versions() -> dict[str, str]:
@@ -87,10 +86,8 @@ def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
 
 def load_header(path: str | Path) -> dict[str, Any] | None:
     """Open a checkpoint of ours without reading its tensors; None for a torch file of others."""
-    try:
-        content = _read(Path(path), mmap=True)
-    except _OldFormat:
-        content = _read(Path(path))
+    # a torch file from before 1.6 can't be mapped into memory
+    content = _read(Path(path), mmap=zipfile.is_zipfile(path))
     ours = isinstance(content, dict) and content.get("format") == FORMAT
     return content if ours else None
 
@@ -116,10 +113,6 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: holds no state dict (a mapping of names to tensors)")
     return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-class _OldFormat(Exception):
-    """A torch file from before 1.6, which can't be mapped into memory."""
 
 
 def _require(path: Path) -> None:
@@ -150,11 +143,7 @@ def _read(path: Path, *, mmap: bool = False) -> Any:
                 "only tensors and plain values are read"
             ) from error
         raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file") from error
-    except RuntimeError as error:
-        if mmap and "_use_new_zipfile_serialization" in str(error):
-            raise _OldFormat from error
-        raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file") from error
-    except (EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
         raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file") from error
 
 
@@ -190,27 +179,6 @@ def description_of(content: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{description['name']} has {value!r}"
             )
     return description
-
-
-def check_activation(model: nn.Module, description: dict[str, Any], where: str) -> None:
-    """Refuse a model that was built with another activation than its weights were trained with.
-
-    open_clip loses QuickGELU without a word where a name loses `-quickgelu`. Towers from elsewhere
-    (timm, Hugging Face) have their own activation, whatever the definition says.
-
-    Raises:
-        InputError: names both.
-    """
-    definition = description["definition"]
-    foreign = "timm_model_name" in definition["vision_cfg"]
-    foreign = foreign or "hf_model_name" in definition["text_cfg"]
-    quick = bool(description.get("quick_gelu", False))
-    built = {type(module).__name__ for module in model.modules()}
-    if not foreign and _ACTIVATIONS[not quick] in built:
-        raise InputError(
-            f"{where}: trained with {_ACTIVATIONS[quick]}, but {description['name']} is built with "
-            f"{_ACTIVATIONS[not quick]} here"
-        )
 
 
 def probe_tokens(tokenizer: Callable[[list[str]], Tensor]) -> list[int]:

@@ -122,17 +122,16 @@ def check_preprocess(values: dict[str, Any]) -> None:
     """
     for key, value in values.items():
         if key not in PREPROCESS_KEYS:
-            problem = f"no such setting; allowed: {', '.join(PREPROCESS_KEYS)}"
-        elif key in _CHOICES:
-            problem = f"{value!r} is not one of {', '.join(_CHOICES[key])}"
-            if value in _CHOICES[key]:
-                continue
+            allowed = ", ".join(PREPROCESS_KEYS)
+            raise InputError(f"model.preprocess.{key}: no such setting; allowed: {allowed}")
+        if key in _CHOICES:
+            fits, form = value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}"
         else:
-            problem = f"{value!r} is not three numbers"
             numbers = value if isinstance(value, list | tuple) else []
-            if len(numbers) == 3 and all(isinstance(v, float | int) for v in numbers):
-                continue
-        raise InputError(f"model.preprocess.{key}: {problem}")
+            fits = len(numbers) == 3 and all(isinstance(v, float | int) for v in numbers)
+            form = "three numbers"
+        if not fits:
+            raise InputError(f"model.preprocess.{key}: {value!r} is not {form}")
 
 
 @contextmanager

@@ -104,7 +104,6 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
         raise InputError(
             f"{where}: its weights don't fit its own description, {name} ({first_lines(error)})"
         ) from error
-    checkpoint.check_activation(model, description, where)
     clip = _assemble(model, description, settings)
     checkpoint.check_tokens(clip.tokenizer, description, where)
     return clip
@@ -159,7 +158,10 @@ def baseline_clip(name: str, trained: dict[str, Any] | None, device: torch.devic
 
 
 def _assemble(model: Any, description: dict[str, Any], settings: ModelConfig | None) -> Clip:
-    """Make a model ready, to be trained by the settings where there are some."""
+    """Make a model ready, to be trained by the settings where there are some.
+
+    open_clip builds by the definition that is registered, so the activation is the described one.
+    """
     if settings is not None:
         # every parameter that trains must be in the loss, or several processes would disagree
         if hasattr(model, "text_decoder"):

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from ..config.schema import LoraConfig
 from ..errors import InputError
+from .averaging import resume_from
 from .clip import Towers
 
 _INSIDE = ".parametrizations."
@@ -123,16 +124,10 @@ class Adapters:
         """By names in the adapted model."""
         return {name: value.detach().clone() for name, value in self._tensors().items()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Resume from there.
 
         Raises:
             ValueError: it is of other adapters.
         """
-        own = self._tensors()
-        shapes = {name: tuple(value.shape) for name, value in own.items()}
-        if shapes != {name: tuple(value.shape) for name, value in state.items()}:
-            raise ValueError("other layers are adapted, or with another rank")
-        for name, value in own.items():
-            value.copy_(state[name])
+        resume_from(state, self._tensors(), "other layers are adapted, or with another rank")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 _PACKAGE = "package:"
-# Layers that a classifier ends in; a CLIP tower has none.
-_CLASSIFIER = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)")
+# What a CLIP tower has no place for: classifier, unused pooler, index buffers.
+_LEFT_OUT = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
 
 
 def resolve(reference: str) -> str:
@@ -49,14 +49,15 @@ def load_image_tower(visual: nn.Module, state: dict[str, Tensor], reference: str
         InputError: a tensor of the tower is missing from the file, or has another shape, or the
             file holds tensors that belong nowhere.
     """
-    trunk = getattr(visual, "trunk", None)  # a timm tower
-    module: nn.Module = visual if trunk is None else trunk
-    if trunk is not None and "_conv_stem.weight" in state:
-        state = _from_efficientnet_pytorch(state, trunk)
-    elif trunk is not None:
-        state = {name.removeprefix("trunk."): tensor for name, tensor in state.items()}
-    state = {name.removeprefix("visual."): tensor for name, tensor in state.items()}
-    _load(module, state, reference)
+    tower: nn.Module = getattr(visual, "trunk", visual)  # timm's stands in a trunk
+    if tower is not visual and "_conv_stem.weight" in state:
+        # EfficientNet-PyTorch has timm's tensors in the same order, then those of the classifier
+        state = dict(zip(tower.state_dict(), state.values(), strict=False))
+    _load(
+        tower,
+        {n.removeprefix("visual.").removeprefix("trunk."): t for n, t in state.items()},
+        reference,
+    )
 
 
 def load_text_tower(text: nn.Module, reference: str) -> None:
@@ -89,7 +90,7 @@ def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
     tower = module.state_dict()
     problems = {
         "lacks": [name for name in tower if name not in state],
-        "holds other": [n for n in state if n not in tower and not _may_be_left(n)],
+        "holds other": [n for n in state if n not in tower and not _LEFT_OUT.match(n)],
         "has other sizes of": [n for n in tower if n in state and state[n].shape != tower[n].shape],
     }
     for problem, names in problems.items():
@@ -99,16 +100,3 @@ def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
     module.load_state_dict({name: state[name] for name in tower})
     for name, tensor in module.state_dict().items():
         assert tensor.equal(state[name].to(tensor)), f"{name} did not take the file's values"
-
-
-def _may_be_left(name: str) -> bool:
-    """Tensors that a CLIP tower has no place for: classifier, unused pooler, index buffers."""
-    return bool(_CLASSIFIER.fullmatch(name)) or name.startswith("pooler.") or "position_ids" in name
-
-
-def _from_efficientnet_pytorch(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """Rename EfficientNet-PyTorch's tensors to timm's, which stand in the same order.
-
-    After the trunk's come those of the classifier.
-    """
-    return dict(zip(trunk.state_dict(), state.values(), strict=False))

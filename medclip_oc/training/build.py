@@ -109,9 +109,12 @@ def open_data(config: Config, world: World) -> RunData:
     """Find the pairs and work out the steps; what is cheapest to refuse comes first.
 
     Raises:
-        InputError: fp16 without CUDA, shards that can't be opened, numbers that don't fit.
+        InputError: fp16 or `keep_chunks: auto` without CUDA, shards that can't be opened, numbers
+            that don't fit.
     """
     distributed.check_precision(config.train.precision, world.device)
+    if config.train.keep_chunks == "auto" and world.device.type != "cuda":
+        raise InputError("train.keep_chunks: auto needs CUDA; on the CPU give a number of chunks")
     setting = "data.train"
     try:
         train = loader.open_training(config.data, config.run.seed, world)

@@ -147,7 +147,7 @@ def _steps(world: World, names: list[str]) -> dict[str, Any]:
     )
     results["live"] = {name: buffer.clone() for name, buffer in towers.named_buffers()}
     values = torch.tensor([1.0, -100.0, 99.0, 3.0]) + world.rank
-    results["log add"] = distributed.all_reduce_logsumexp(values, torch.tensor(100.0))
+    results["logsumexp"] = distributed.all_reduce_logsumexp(values, torch.tensor(100.0))
     return results
 
 
@@ -224,11 +224,11 @@ def test_live_statistics_are_shared(two: list[dict[str, Any]]) -> None:
             torch.testing.assert_close(result["live"][name], mean, msg=name)
 
 
-def test_log_add(two: list[dict[str, Any]]) -> None:
+def test_all_reduce_logsumexp(two: list[dict[str, Any]]) -> None:
     """Values that float32 could not hold as exponentials."""
     values = torch.tensor([1.0, -100.0, 99.0, 3.0])
     for result in two:
-        torch.testing.assert_close(result["log add"], torch.logaddexp(values, values + 1))
+        torch.testing.assert_close(result["logsumexp"], torch.logaddexp(values, values + 1))
 
 
 def test_adapters(two: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 
 from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss, tiled_loss
-from tests.support.loss_inputs import DENSE, features, inputs
+from tests.support.loss_inputs import DENSE, by_blocks, features, inputs
 
 
 def test_two_pairs_by_hand() -> None:
@@ -52,25 +52,9 @@ def test_tiles_of_any_size_and_blocks_of_rows(name: str, tile: int, ranks: int) 
     """The shares of all blocks add up to the dense loss and its gradients."""
     given = inputs(12, name, scale=20.0)
     wanted = torch.autograd.grad(loss := DENSE[name](*given), given)
-    images, texts, *rest = (value.detach() for value in given)
-    size = 12 // ranks
-    blocks = [Block(images[f : f + size], texts, *rest, first=f) for f in range(0, 12, size)]
-    seen: list[torch.Tensor] = []
-    for block in blocks:
-        contrast(name, block, tile=tile, combine=lambda c: seen.append(c) or c)
-    whole = torch.stack(seen).logsumexp(0) if seen else None
-    parts = [contrast(name, block, tile=tile, combine=lambda _: whole) for block in blocks]
-    torch.testing.assert_close(sum(share for share, _ in parts), loss.detach())
-    found = [
-        torch.cat([g.images for _, g in parts]),
-        *(
-            sum(shares)
-            for shares in zip(*(g[1:] for _, g in parts), strict=True)
-            if None not in shares
-        ),
-    ]
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other)
+    value, shares = by_blocks(name, given, ranks, tile=tile)
+    torch.testing.assert_close(value, loss.detach())
+    torch.testing.assert_close(shares, list(wanted))
 
 
 @pytest.mark.parametrize("name", DENSE)

@@ -6,7 +6,7 @@ import torch
 from medclip_oc.contrastive.loss import Block, contrast, tiled_loss
 from medclip_oc.contrastive.reference import gradients, plain_step
 from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
-from tests.support.loss_inputs import DENSE, inputs
+from tests.support.loss_inputs import DENSE, by_blocks, inputs
 from tests.support.reference import (
     batch,
     build,
@@ -14,14 +14,15 @@ from tests.support.reference import (
     copy_of,
     dense_targets,
     labels,
+    worst_error,
 )
-from tests.support.reference import worst_error as worst
 
 RULES = [
     Rule("captions"),
     Rule("captions", smoothing=0.1),
     Rule("concepts", strength=0.3),
     Rule("concepts", strength=1.0),
+    Rule("concepts", strength=0.0),
     Rule("concepts", strength=0.5, smoothing=0.2),
     Rule("pairs", smoothing=0.1),
 ]
@@ -30,8 +31,7 @@ BOTH = [("clip", rule) for rule in RULES] + [("siglip", r) for r in RULES if not
 
 def made(rule: Rule, given: Labels, tile: int = 5) -> Targets:
     """As one process makes them."""
-    compared = given if rule.kind != "pairs" else Labels.different(len(given.captions), "cpu")
-    targets = Targets(rule, compared, torch.float64)
+    targets = Targets(rule, given, torch.float64)
     targets.complete(slice(0, len(given.captions)), lambda sums: sums, tile)
     return targets
 
@@ -130,23 +130,13 @@ def test_gradients(loss: str, rule: Rule) -> None:
 @pytest.mark.parametrize(("loss", "rule"), BOTH)
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_blocks_of_rows_add_up(loss: str, rule: Rule, ranks: int) -> None:
-    given, pairs, size = inputs(12, loss, scale=20.0), labels(12), 12 // ranks
-    dense, targets = dense_targets(rule, pairs, loss), made(rule, pairs)
-    wanted = torch.autograd.grad(one := DENSE[loss](*given, dense), given)
-    images, texts, *rest = (value.detach() for value in given)
-    blocks = [
-        Block(images[f : f + size], texts, *rest, first=f, targets=targets)
-        for f in range(0, 12, size)
-    ]
-    seen: list[torch.Tensor] = []
-    for block in blocks:
-        contrast(loss, block, tile=5, combine=lambda c: seen.append(c) or c)
-    whole = torch.stack(seen).logsumexp(0) if seen else None
-    parts = [contrast(loss, block, tile=5, combine=lambda _: whole) for block in blocks]
-    torch.testing.assert_close(sum(share for share, _ in parts), one.detach())
-    torch.testing.assert_close(torch.cat([g.images for _, g in parts]), wanted[0])
-    torch.testing.assert_close(sum(g.texts for _, g in parts), wanted[1])
-    torch.testing.assert_close(sum(g.scale for _, g in parts), wanted[2])
+    given, pairs = inputs(12, loss, scale=20.0), labels(12)
+    wanted = torch.autograd.grad(
+        one := DENSE[loss](*given, dense_targets(rule, pairs, loss)), given
+    )
+    value, shares = by_blocks(loss, given, ranks, tile=5, targets=made(rule, pairs))
+    torch.testing.assert_close(value, one.detach())
+    torch.testing.assert_close(shares, list(wanted))
 
 
 @pytest.mark.parametrize(("loss", "rule"), BOTH)
@@ -156,7 +146,7 @@ def test_the_cached_step_equals_one_big_batch(loss: str, rule: Rule) -> None:
     wanted = plain_step(reference, loss, *batch(12), targets=dense_targets(rule, labels(12), loss))
     found = cached(towers, loss=loss, rule=rule)(*batch(12), labels(12))
     torch.testing.assert_close(found, wanted.float())
-    assert worst(gradients(towers), gradients(reference)) < 1e-10
+    assert worst_error(gradients(towers), gradients(reference)) < 1e-10
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
@@ -171,18 +161,12 @@ def test_equals_the_plain_loss_where_all_differ(loss: str, kind: str) -> None:
     assert all(g.equal(gradients(two)[name]) for name, g in gradients(one).items())
 
 
-def test_a_strength_of_zero_is_captions() -> None:
-    whole = slice(0, 13)
-    one = made(Rule("concepts", strength=0.0), labels(13)).tile(whole, whole)
-    assert one.equal(made(Rule("captions"), labels(13)).tile(whole, whole))
-
-
 def test_labels_matter() -> None:
     """So that the tests above can fail."""
     one, two = build(), build()
     cached(one, rule=Rule("captions"))(*batch(12), labels(12))
     cached(two)(*batch(12))
-    assert worst(gradients(one), gradients(two)) > 1e-2
+    assert worst_error(gradients(one), gradients(two)) > 1e-2
 
 
 def test_the_lowest_loss_is_where_duplicates_are_alike() -> None:
@@ -197,7 +181,7 @@ def test_the_lowest_loss_is_where_duplicates_are_alike() -> None:
 
 
 def test_equal_captions_with_equal_features_change_nothing_for_infonce() -> None:
-    """What positives.py says of `captions`; for SigLIP they change much."""
+    """What soft_targets.py says of `captions`; for SigLIP they change much."""
     captions = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
     same = Labels(captions, torch.arange(8), torch.zeros(8, 0).int())
     for loss in ("clip", "siglip"):

@@ -40,9 +40,9 @@ def trained(towers: Any) -> set[str]:
                 "visual.trunk.blocks.0.attn.qkv.weight": (1, 6),
                 "visual.trunk.norm.weight": (7, 6),
                 "visual.head.proj.weight": (7, 6),
-                "text.transformer.embeddings.word_embeddings.weight": (0, 6),
-                "text.transformer.encoder.layer.5.output.dense.weight": (6, 6),
-                "text.proj.weight": (7, 6),
+                "text.transformer.embeddings.word_embeddings.weight": (0, 2),
+                "text.transformer.encoder.layer.1.output.dense.weight": (2, 2),
+                "text.proj.weight": (3, 2),
             },
         ),
         (

@@ -29,9 +29,9 @@ from tests.support.tiny_models import TEXT, VIT
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]] = {
     "open_clip": (VIT, TEXT, 32, {}),
     "timm and hf": (timm("test_vit"), HF, 160, {}),
-    "text alone": (VIT, HF, 32, {"towers": "text"}),
     "cnn": (timm("test_efficientnet"), TEXT, 160, {}),
     "resnet": (RESNET, TEXT, 32, {"towers": "image"}),
+    "text alone": (VIT, HF, 32, {"towers": "text"}),
 }
 
 

