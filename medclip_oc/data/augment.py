@@ -133,17 +133,16 @@ def _turn_and_tone(
     values = image.float()
     mean = values[:, ::4].mean().item()  # every fourth row is as good
     if angle:
-        values = F.grid_sample(values[None], _rotation(angle, *size), align_corners=False)[0]
+        height, width = size
+        turned = _plane(height, width) * complex(math.cos(angle), math.sin(angle))
+        grid = torch.view_as_real(turned)  # (height, width, 2): where each pixel comes from
+        if height != width:  # grid_sample's units are halves of each side
+            grid = grid * torch.tensor([height / width, 1.0])
+        values = F.grid_sample(values[None], grid[None], align_corners=False)[0]
     # Half a level more, because the conversion to whole numbers cuts.
     values.mul_(gain * contrast).add_(mean * gain * (1 - contrast) + 0.5).clamp_(0, 255)
     # torch's own conversion takes three times as long
     return torch.from_numpy(values.numpy().astype(np.uint8))
-
-
-def _rotation(angle: float, height: int, width: int) -> Tensor:
-    """Where each pixel comes from: (1, height, width, 2) in grid_sample's units."""
-    grid = torch.view_as_real(_plane(height, width) * complex(math.cos(angle), math.sin(angle)))
-    return (grid if height == width else grid * torch.tensor([height / width, 1.0]))[None]
 
 
 @lru_cache(4)

@@ -13,7 +13,6 @@ from ..config.schema import DataConfig
 from ..errors import InputError, WorkError
 from ..runtime import distributed
 from ..runtime.distributed import World
-from . import captions
 from .dataset import Batch, LoadedBatch
 
 CHECK_SECONDS = 20.0
@@ -42,8 +41,6 @@ class TrainingBatches:
     """Pairs that were done before the first of them."""
     check: Callable[[], None] = lambda: None
     """Raises ShardChanged if a shard is gone."""
-    incomplete: Callable[[], list[str]] = list
-    """Further unreadable pairs of this rank, since it was called last."""
 
     def __post_init__(self) -> None:
         self._checked = time.monotonic()
@@ -66,15 +63,14 @@ class TrainingBatches:
         for step in range(self.steps):  # not to the end: a late error would be alone
             seen = self.start + (step + 1) * self.pairs_per_step
             loaded, error = self._next(seen - self.pairs_per_step)
-            bad_lines = [*loaded.bad, *self.incomplete()] if loaded else []
-            counts = [int(error is not None), len(bad_lines), loaded.long_captions if loaded else 0]
+            counts = [0, len(loaded.bad), loaded.long_captions] if loaded else [1, 0, 0]
             failed, bad, long = distributed.all_reduce_sum(counts, self.world.device)
             if failed:
                 distributed.raise_together(error, self.world.device)
             assert loaded is not None
             self._state["long"] += long
             if bad:
-                self._count_bad(bad_lines, bad, seen)
+                self._count_bad(loaded.bad, bad, seen)
             if seen >= self.pairs_per_epoch or step + 1 == self.steps:
                 self._report_long(seen)
             yield loaded.batch
@@ -96,7 +92,7 @@ class TrainingBatches:
         state["bad"] += bad
         of_ranks = distributed.all_gather_texts(own_lines, self.world.device)
         lines = [line for of_rank in of_ranks for line in of_rank]
-        for line in dict.fromkeys(lines):
+        for line in lines:
             if line not in state["named"]:
                 state["named"].add(line)
                 self.log(f"unreadable, replaced by another pair: {line}")
@@ -109,7 +105,10 @@ class TrainingBatches:
 
     def _report_long(self, seen: int) -> None:
         policy, long = self.settings.long_captions, self._state["long"]
-        line = captions.report(long, seen, policy, self.context)
-        if line and not self._state["reported"]:
-            self.log(line)
+        if long and not self._state["reported"]:
+            treated = "cut there" if policy == "truncate" else "given in runs of sentences"
+            self.log(
+                f"{long:,} of {seen:,} captions ({long / seen:.1%}) are longer than {self.context} "
+                f"tokens, and {treated} (data.long_captions: {policy})"
+            )
         self._state["reported"] = True

@@ -79,14 +79,3 @@ class Captions:
 def sentences(text: str) -> list[str]:
     """The sentences of a text, at least one."""
     return [part for part in _BREAK.split(text.strip()) if part] or [text]
-
-
-def report(long: int, seen: int, policy: str, context: int) -> str | None:
-    """A line that says how many captions are too long; None if none is."""
-    if not long:
-        return None
-    treated = "cut there" if policy == "truncate" else "given in runs of sentences"
-    return (
-        f"{long:,} of {seen:,} captions ({long / seen:.1%}) are longer than {context} tokens, and "
-        f"{treated} (data.long_captions: {policy})"
-    )

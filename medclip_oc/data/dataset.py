@@ -87,7 +87,7 @@ class Pairs(Dataset[dict[str, Any]]):
     """Pairs as tensors.
 
     Args:
-        shards: where they lie; None where every pair comes out of a stream.
+        shards: where they lie; an empty set where every pair comes out of a stream.
         transform: picture to pixels. Its generator depends on (seed, pass, index) alone.
         tokenizer: M texts -> (M, L) int64.
         seed: of the transform's randomness.
@@ -99,7 +99,7 @@ class Pairs(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        shards: ShardSet | None,
+        shards: ShardSet,
         transform: Transform,
         tokenizer: Tokenizer,
         *,
@@ -108,15 +108,9 @@ class Pairs(Dataset[dict[str, Any]]):
         long_captions: LongCaptions = "truncate",
         replace: bool = False,
     ) -> None:
-        self._shards, self.transform, self.seed = shards, transform, seed
+        self.shards, self.transform, self.seed = shards, transform, seed
         self.captions = Captions(tokenizer, long_captions)
         self.exact, self.replace = decode == "exact", replace
-
-    @property
-    def shards(self) -> ShardSet:
-        """Where the pairs lie."""
-        assert self._shards is not None, "a stream has no positions"
-        return self._shards
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -151,10 +145,11 @@ class Pairs(Dataset[dict[str, Any]]):
             index = int(permuted(self.seed, epoch, len(self), np.array(position), stream=stream))
 
     def _streamed(self, item: Streamed) -> dict[str, Any]:
+        bad = list(item.passed_over)
         try:
-            return {**self._tensors(item.sample, item.epoch, item.index), "bad": []}
+            return {**self._tensors(item.sample, item.epoch, item.index), "bad": bad}
         except BadImage as error:
-            return {"bad": [f"{item.location}: {error}"]}
+            return {"bad": [*bad, f"{item.location}: {error}"]}
 
     def _tensors(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
         seed = [self.seed, epoch, index]
@@ -226,9 +221,8 @@ def load_batches(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        advice = f"out of memory? Try fewer data.workers ({reason})"
-        raise WorkError(f"a loader process died; {advice}") from None
+        advice = "a loader process died; out of memory? Try fewer data.workers"
+        raise WorkError(f"{advice} ({str(error).splitlines()[0]})") from None
 
 
 def step_batches(parts: Iterator[LoadedBatch], pairs_per_step: int) -> Iterator[LoadedBatch]:
@@ -237,14 +231,12 @@ def step_batches(parts: Iterator[LoadedBatch], pairs_per_step: int) -> Iterator[
     for part in parts:
         held.append(part)
         if sum(len(part.batch["index"]) for part in held) == pairs_per_step:
-            yield _join(held)
+            yield _join(held) if len(held) > 1 else part
             held = []
     assert not held, "the sampler ends on a whole step"
 
 
 def _join(parts: list[LoadedBatch]) -> LoadedBatch:
-    if len(parts) == 1:
-        return parts[0]
     batches = [part.batch for part in parts]
     names = batches[0].keys() - {"concepts"}
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in names}

@@ -15,6 +15,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ class ShardIndex:
         return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.folder, self.file)  # another process maps the files again
+        return _load, (self.folder, self.file)  # another process maps the files again
 
 
 class _Shard(NamedTuple):
@@ -88,7 +89,16 @@ def of_folder(folder: Path, split: str) -> ShardIndex:
     path = folder / INDEX
     if not path.is_file():
         raise InputError(f"{folder}: no {INDEX}: not a finished shard folder; pack it again")
-    return _open(folder, f"{split}-{_hash(_stamp(path))}", lambda: _of_split(folder, split))
+
+    def read() -> list[_Shard]:
+        shards = _read_index(folder)
+        splits = dict.fromkeys(shard.split for shard in shards)
+        if split not in splits:
+            names = ", ".join(splits) or "none"
+            raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
+        return [shard for shard in shards if shard.split == split]
+
+    return _open(folder, f"{split}-{_hash(_stamp(path))}", read)
 
 
 def of_tars(paths: Sequence[Path]) -> ShardIndex:
@@ -100,9 +110,18 @@ def of_tars(paths: Sequence[Path]) -> ShardIndex:
     if not paths:
         raise InputError("no shards are named, so there is no readable pair")
     paths = [path.absolute() for path in paths]
-    indexes = {path.parent / INDEX for path in paths if (path.parent / INDEX).is_file()}
-    name = _hash([[str(path), *_stamp(path)] for path in (*paths, *sorted(indexes))])
-    return _open(paths[0].parent, name, lambda: _of_tars(paths))
+    folders = [folder for folder in {path.parent for path in paths} if (folder / INDEX).is_file()]
+    made_from = [*paths, *sorted(folder / INDEX for folder in folders)]
+
+    def read() -> list[_Shard]:
+        named = {folder / shard.name: shard for folder in folders for shard in _read_index(folder)}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            scanned = pool.map(scan, [path for path in paths if path not in named])
+            shards = [named[path] if path in named else next(scanned) for path in paths]
+        return [shard._replace(name=str(path)) for shard, path in zip(shards, paths, strict=True)]
+
+    name = _hash([[str(path), *_stamp(path)] for path in made_from])
+    return _open(paths[0].parent, name, read)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -129,15 +148,16 @@ def expand(pattern: str) -> list[Path]:
             raise InputError(f"{name}: a folder among tars; folders are joined by ::")
         matches = [name] if Path(name).is_file() else sorted(glob.glob(name))  # noqa: PTH207
         if not matches:
-            kind = "no file matches" if glob.has_magic(name) else "no such shard"
-            raise InputError(f"{name}: {kind}" + (f" (from {pattern})" if name != pattern else ""))
+            hint = "no such shard folder or tar (tools/make_shards.py packs)"
+            reason = "no file matches" if glob.has_magic(name) else hint
+            raise InputError(f"{name}: {reason}" + (f", from {pattern}" if name != pattern else ""))
         paths += map(Path, matches)
     return paths
 
 
 def image_extension(members: dict[str, Any]) -> str | None:
-    """Which of a pair's members is the image."""
-    return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
+    """Which of a pair's members is the image; None without both an image and a caption."""
+    return next((name for name in IMAGE_EXTENSIONS if name in members and "txt" in members), None)
 
 
 def user_cache() -> Path:
@@ -149,30 +169,26 @@ def user_cache() -> Path:
 def _open(folder: Path, name: str, read: Callable[[], list[_Shard]]) -> ShardIndex:
     """The index under this name, made of what `read` returns if there is none."""
     files = [folder / f".index-{name}", user_cache() / f"{_hash(str(folder.absolute()))}-{name}"]
-    index = next((index for file in files if (index := _load(folder, file))), None)
-    if index is None:
-        index = _reopen(folder, _write(files, read()))
+    for file in files:
+        with suppress(InputError):  # absent, or cut
+            index = _load(folder, file)
+            break
+    else:
+        index = _load(folder, _write(files, read()))
     if problem := index.problem():
         raise InputError(problem)
     return index
 
 
-def _load(folder: Path, file: Path) -> ShardIndex | None:
+def _load(folder: Path, file: Path) -> ShardIndex:
+    names = (f"{file}.{name}.npy" for name in ("shards", "pairs"))
     try:
         # viewed as plain arrays, whose rows are cheaper to take than a memmap's
-        names = (f"{file}.{name}.npy" for name in ("shards", "pairs"))
-        shards, pairs = (np.load(name, mmap_mode="r").view(np.ndarray) for name in names)
-        index = ShardIndex(folder, file, shards, pairs)
-        return index if shards["pairs"].sum() == len(pairs) else None
-    except (OSError, ValueError, EOFError):  # absent, or cut
-        return None
-
-
-def _reopen(folder: Path, file: Path) -> ShardIndex:
-    index = _load(folder, file)
-    if index is None:
-        raise InputError(f"{file}: removed or replaced while in use")
-    return index
+        return ShardIndex(
+            folder, file, *(np.load(name, mmap_mode="r").view(np.ndarray) for name in names)
+        )
+    except (OSError, ValueError, EOFError):
+        raise InputError(f"{file}: removed or replaced while in use") from None
 
 
 def _write(files: Sequence[Path], shards: Sequence[_Shard]) -> Path:
@@ -219,58 +235,28 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _of_split(folder: Path, split: str) -> list[_Shard]:
-    shards = list(_read_index(folder))
-    splits = dict.fromkeys(shard.split for shard in shards)
-    if split not in splits:
-        names = ", ".join(splits) or "none"
-        raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
-    return [shard for shard in shards if shard.split == split]
-
-
-def _of_tars(paths: Sequence[Path]) -> list[_Shard]:
-    named = dict[Path, _Shard]()
-    for folder in dict.fromkeys(path.parent for path in paths):
-        if (folder / INDEX).is_file():
-            named |= {folder / shard.name: shard for shard in _read_index(folder)}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        scanned = pool.map(scan, [path for path in paths if path not in named])
-        shards = [named[path] if path in named else next(scanned) for path in paths]
-    return [shard._replace(name=str(path)) for shard, path in zip(shards, paths, strict=True)]
-
-
-def _read_index(folder: Path) -> Iterator[_Shard]:
+def _read_index(folder: Path) -> list[_Shard]:
     """The shards in a folder's index.json."""
     path = folder / INDEX
     try:
-        for entry in _entries(path):
-            pairs = _pairs(entry["keys"], entry["extensions"], entry["members"])
-            if len(pairs) != entry["samples"]:
-                raise ValueError("lists of different lengths")
-            yield _Shard(entry["name"], entry["split"], entry["bytes"], entry["sha256"], pairs)
-    except InputError:
-        raise
+        # arrays at once: as objects, the whole of ten million pairs would take many gigabytes
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_entry)
+        if content["version"] == VERSION:
+            return list(content["shards"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged; pack the folder again") from None
+    version = content["version"]
+    raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        first = file.readline()
-        # As packing writes it, a line for each shard: one is in memory at a time. As objects, the
-        # whole of ten million pairs would take many gigabytes.
-        by_line = first.endswith("[\n")
-        head = json.loads(first + ("]}" if by_line else file.read()))
-        if (version := head["version"]) != VERSION:
-            raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
-        yield from head["shards"]
-        for line in file:
-            if line.startswith("]"):
-                json.loads('{"shards": [' + line + file.read())  # the rest must be whole, too
-                return
-            yield json.loads(line.rstrip().removesuffix(","))
-        if by_line:
-            raise ValueError("the list of shards has no end")
+def _entry(value: dict[str, Any]) -> Any:
+    """A shard's entry as a `_Shard`; any other object as it is."""
+    if "members" not in value:
+        return value
+    pairs = _pairs(value["keys"], value["extensions"], value["members"])
+    if len(pairs) != value["samples"]:
+        raise ValueError("lists of different lengths")
+    return _Shard(value["name"], value["split"], value["bytes"], value["sha256"], pairs)
 
 
 def scan(path: Path) -> _Shard:
@@ -285,7 +271,7 @@ def scan(path: Path) -> _Shard:
     try:
         for members in group_by_keys(_headers(path)):
             extension = image_extension(members)
-            if extension is None or "txt" not in members:
+            if extension is None:
                 skipped += 1
                 continue
             keys.append(members["__key__"])

@@ -3,11 +3,9 @@
 G pairs over all ranks.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -96,7 +94,6 @@ def _open_stream(settings: DataConfig, seed: int) -> TrainingData:
         cache = Path(settings.cache_folder).expanduser()
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=cache).close()
         except OSError as error:
             reason = f"{cache} can't be written ({error.strerror})"
             raise InputError(f"data.cache_folder: {reason}") from None
@@ -110,8 +107,8 @@ def evaluation_pairs(shards: ShardSet, clip: Clip, *, decode: Decode = "exact") 
     return Pairs(shards, Preprocess(clip), clip.tokenizer, decode=decode)
 
 
-def training_pairs(shards: ShardSet | None, clip: Clip, settings: DataConfig, seed: int) -> Pairs:
-    """Pairs as this model trains on them, augmented. `shards` is None for a stream."""
+def training_pairs(shards: ShardSet, clip: Clip, settings: DataConfig, seed: int) -> Pairs:
+    """Pairs as this model trains on them, augmented. `shards` is empty for a stream."""
     about, augment = clip.description["preprocess"], settings.augment
     squash = about["resize_mode"] != "shortest"
     transform = TrainingTransform(clip.image_size, about["interpolation"], augment, squash)
@@ -154,25 +151,18 @@ def training_batches(
         InputError: a stream that was begun with another global batch size.
         InputError, WorkError: while it is iterated over, on every rank.
     """
-    size, source, policy = config.train.global_batch_size, data.source, dict[str, Any]()
-    shards = source if isinstance(source, ShardSet) else None
+    size, source = config.train.global_batch_size, data.source
+    shards = source if isinstance(source, ShardSet) else ShardSet([])
     pairs = training_pairs(shards, clip, config.data, config.run.seed)
-    if isinstance(source, ShardSet):
-        policy["check"] = source.check
-        if source.skipped:
-            log(f"{source.skipped:,} entries of the shards have no image or no caption")
-    else:
-        policy["incomplete"] = source.incomplete
+    if shards.skipped:
+        log(f"{shards.skipped:,} entries of the shards have no image or no caption")
+    if isinstance(source, ShardStream) and start:
         if start % size:
             raise InputError(
                 f"train.global_batch_size: {size}, but {start} pairs of a stream are done; a "
                 "stream resumes only with the batch size it began with"
             )
-        if start:
-            log(
-                "resuming in a stream: the shard in whose middle each lane stands is read again, "
-                "and any before it whose number of pairs isn't known"
-            )
+        log("resuming in a stream: the shards in whose middle it stands are read again")
     share, left = size // world.size, steps - start // size
     sampler = StepSampler(
         data.order,
@@ -195,5 +185,5 @@ def training_batches(
         pairs_per_epoch=data.pairs_per_epoch,
         context=pairs.captions.context,
         start=start,
-        **policy,
+        check=shards.check,
     )

@@ -25,7 +25,6 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from webdataset.cache import FileCache
@@ -37,8 +36,6 @@ from ..runtime.atomic import atomic_file
 from .index import expand_braces, image_extension, user_cache
 from .sampler import permuted
 from .shards import SETS, Sample, parse_facts, read_caption
-
-T = TypeVar("T")
 
 _URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
 _INDEX_STEP = 1 << 32  # between the numbers of the first pairs of two shards
@@ -56,6 +53,8 @@ class Streamed:
     sample: Sample
     location: str
     """For messages: "train-000003.tar: KEY"."""
+    passed_over: tuple[str, ...]
+    """Entries read before it that are no pair, a line each."""
 
 
 def is_stream(where: str | Sequence[str]) -> bool:
@@ -99,12 +98,6 @@ class ShardStream:
         self.lanes = min(self.lanes, len(self.urls))
         key = hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]
         self._counts_folder = user_cache() / f"stream-{key}"
-        self._incomplete = list[str]()
-
-    def incomplete(self) -> list[str]:
-        """Entries met since the last call that are no pair, a line each."""
-        # one by one: the thread that reads may add another meanwhile
-        return [self._incomplete.pop(0) for _ in range(len(self._incomplete))]
 
     def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
         """As `Order.shares`, read while the model works on the batch before.
@@ -137,7 +130,7 @@ class ShardStream:
         Raises:
             WorkError: a shard can't be read, or not one of a whole round holds a pair.
         """
-        place, empty = number, 0
+        place, empty, passed_over = number, 0, list[str]()
         while True:
             epoch, slot = divmod(place, len(self.urls))
             order = permuted(self.seed, epoch, len(self.urls), np.array([slot]), stream=_SHARDS)
@@ -147,7 +140,7 @@ class ShardStream:
                 start -= count
             else:
                 count = 0
-                for count, pair in enumerate(self._shard(shard, epoch), start=1):
+                for count, pair in enumerate(self._shard(shard, epoch, passed_over), 1):
                     if count > start:
                         yield pair
                 start = max(0, start - count)
@@ -157,16 +150,17 @@ class ShardStream:
                 raise WorkError(f"{self.urls[shard]}: no readable pair, nor in any other shard")
             place += lanes
 
-    def _shard(self, shard: int, epoch: int) -> Iterator[Streamed]:
+    def _shard(self, shard: int, epoch: int, passed_over: list[str]) -> Iterator[Streamed]:
         """The pairs of a shard, block by block, each block in an order of its own."""
-        samples = enumerate(read_tar(self.urls[shard], self.cache, self._incomplete))
-        stream = (_BLOCKS << 40) + shard
+        url, stream = self.urls[shard], (_BLOCKS << 40) + shard
+        samples = enumerate(read_tar(url, self.cache, passed_over))
         while block := list(islice(samples, self.window)):
             key = epoch * _INDEX_STEP + block[0][0]
-            for at in permuted(self.seed, key, len(block), np.arange(len(block)), stream=stream):
-                row, sample = block[at]
-                location = f"{short(self.urls[shard])}: {sample.key}"
-                yield Streamed(epoch, shard * _INDEX_STEP + row, sample, location)
+            for place in permuted(self.seed, key, len(block), np.arange(len(block)), stream=stream):
+                row, sample = block[place]
+                location, lines = f"{_short(url)}: {sample.key}", tuple(passed_over)
+                passed_over.clear()
+                yield Streamed(epoch, shard * _INDEX_STEP + row, sample, location, lines)
 
     def _count(self, shard: int) -> int | None:
         """Pairs of a shard that was once read to its end."""
@@ -176,34 +170,31 @@ class ShardStream:
             return None
 
     def _remember(self, shard: int, pairs: int) -> None:
-        if self._count(shard) == pairs:
-            return
         with suppress(OSError, WorkError):  # then a resumed run reads more again
             self._counts_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with atomic_file(self._counts_folder / str(shard), shared=True) as partial:
                 partial.write_text(str(pairs))
 
 
-def _prefetched(items: Iterator[T]) -> Iterator[T]:
-    """The items, each fetched by a thread while the one before it is in use."""
-    end: Any = object()
+def _prefetched(shares: Iterator[list[Streamed]]) -> Iterator[list[Streamed]]:
+    """The shares, each fetched by a thread while the one before it is in use."""
     pool = ThreadPoolExecutor(1)
     try:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item
+        coming = pool.submit(next, shares, None)
+        while (share := coming.result()) is not None:
+            coming = pool.submit(next, shares, None)
+            yield share
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_tar(url: str, cache: Path | None, incomplete: list[str]) -> Iterator[Sample]:
+def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[Sample]:
     """The pairs of a tar, front to back.
 
     Args:
         url: of the tar.
         cache: folder that keeps it.
-        incomplete: takes a line for each entry that is no pair, for it is passed over.
+        passed_over: takes a line for each entry that is no pair.
 
     Raises:
         WorkError: the URL can't be opened, its command fails, or the tar is cut.
@@ -211,27 +202,26 @@ def read_tar(url: str, cache: Path | None, incomplete: list[str]) -> Iterator[Sa
     stream = _Stream(url, cache)
     try:
         for members in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+            key, extension = members["__key__"], image_extension(members)
+            if extension is None:
+                missing = "image" if "txt" in members else "caption"
+                passed_over.append(f"{_short(url)}: {key}: no {missing}")
+                continue
             try:
-                yield _sample(members)
+                caption = read_caption(members["txt"])
             except ValueError as error:
-                incomplete.append(f"{short(url)}: {members['__key__']}: {error}")
+                passed_over.append(f"{_short(url)}: {key}: {error}")
+                continue
+            facts = parse_facts(members.get("json", b""))
+            yield Sample(key, members[extension], extension, caption, facts)
         stream.finish()
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         if cache is not None:  # the next run shall fetch it again
             (cache / _cache_name(url)).unlink(missing_ok=True)
         reason = _reason(error)
-        raise WorkError(f"{short(url)}: the shard can't be read to its end: {reason}") from None
+        raise WorkError(f"{_short(url)}: the shard can't be read to its end: {reason}") from None
     finally:
         stream.abandon()
-
-
-def _sample(members: dict[str, Any]) -> Sample:
-    """The pair that these members make; ValueError if they don't."""
-    extension = image_extension(members)
-    if extension is None or "txt" not in members:
-        raise ValueError(f"no {'image' if extension is None else 'caption'}")
-    caption, facts = read_caption(members["txt"]), parse_facts(members.get("json", b""))
-    return Sample(members["__key__"], members[extension], extension, caption, facts)
 
 
 class _Stream:
@@ -243,7 +233,7 @@ class _Stream:
                 url = FileCache(str(cache), url_to_name=_cache_name, validator=None).get_file(url)
             self._stream = gopen(url)
         except Exception as error:  # each kind of URL has errors of its own
-            raise WorkError(f"{short(url)}: can't be opened: {_reason(error)}") from None
+            raise WorkError(f"{_short(url)}: can't be opened: {_reason(error)}") from None
         self._first = self._last = b""
 
     def read(self, size: int = -1) -> bytes:
@@ -283,6 +273,5 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or text.partition(" @ <")[0]
 
 
-def short(url: str) -> str:
-    """A URL or command, for messages."""
+def _short(url: str) -> str:
     return url if len(url) <= 100 else f"{url[:60]} ... {url[-35:]}"

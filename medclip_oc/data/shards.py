@@ -17,9 +17,8 @@ may come in any order within a pair, `.json` may be absent and further ones are 
 import hashlib
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,7 +75,7 @@ class ShardSet:
         )
         self.fingerprint = hashlib.sha256(identities.encode()).hexdigest()
         self.skipped = sum(int(index.shards["skipped"].sum()) for index in indexes)
-        self._open_tar = _tar_cache()
+        self._open_tar = lru_cache(_OPEN_TARS)(_Tar)
 
     @classmethod
     def open(cls, where: str | Sequence[str], split: str) -> "ShardSet":
@@ -99,27 +98,18 @@ class ShardSet:
     def __len__(self) -> int:
         return sum(self.sizes)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_open_tar"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open_tar=_tar_cache())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet, (self._indexes,)  # open files stay in their process
 
     def ids(self) -> list[str]:
         """A name for each pair, in order: its key or, where several pairs have that, SHARD/KEY."""
         keys = [key.decode() for index in self._indexes for key in index.pairs["key"].tolist()]
         times = Counter(keys)
-        if len(times) == len(keys):
-            return keys
         for position, key in enumerate(keys):
             if times[key] > 1:
                 keys[position] = f"{self._find(position)[0].stem}/{key}"
         times = Counter(keys)  # shards of two sets may have the same names, too
         return [f"{k}#{n}" if times[k] > 1 else k for n, k in enumerate(keys)]
-
-    def key(self, position: int) -> str:
-        """Name of a pair, unique in its shard."""
-        return self._find(position)[1]
 
     def locate(self, position: int) -> str:
         """Where a pair lies, for messages: "train-000003.tar: KEY"."""
@@ -185,7 +175,7 @@ def parse_facts(text: bytes) -> dict[str, Any]:
 
 
 def _open_set(where: str | Sequence[str], split: str) -> ShardIndex:
-    if isinstance(where, str) and _is_folder(where):
+    if isinstance(where, str) and Path(where).expanduser().is_dir():
         opened = index.of_folder(Path(where).expanduser(), split)
     else:
         patterns = [where] if isinstance(where, str) else where
@@ -193,15 +183,6 @@ def _open_set(where: str | Sequence[str], split: str) -> ShardIndex:
     if not len(opened.pairs):
         raise InputError(f"{where}: no readable pair (an image, then a .txt of the same name)")
     return opened
-
-
-def _is_folder(where: str) -> bool:
-    path = Path(where).expanduser()
-    if path.is_dir():
-        return True
-    if path.exists() or where.endswith(".tar") or re.search(r"[*?\[{]", where):
-        return False
-    raise InputError(f"{where}: no such shard folder (tools/make_shards.py makes one)")
 
 
 class _Tar:
@@ -227,7 +208,3 @@ class _Tar:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
-
-
-def _tar_cache() -> Callable[[Path], _Tar]:
-    return lru_cache(_OPEN_TARS)(_Tar)

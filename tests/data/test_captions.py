@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medclip_oc.data.captions import Captions, report, sentences
+from medclip_oc.data.captions import Captions, sentences
 
 TEXT = (
     "Axial CT of the chest (Fig. 2). There is a mass of 2.5 cm in the left lower lobe; no effusion "
@@ -88,12 +88,3 @@ def test_runs_of_sentences() -> None:
             assert " ".join(more) == text or len(" ".join(more).split()) > 10
     assert len(whole.split()) > 10, "a sentence that doesn't fit is cut"
     assert any(text.startswith(PARTS[1]) for text in found)
-
-
-def test_the_report() -> None:
-    assert report(0, 10, "truncate", 77) is None
-    assert report(3, 100, "truncate", 77) == (
-        "3 of 100 captions (3.0%) are longer than 77 tokens, and cut there "
-        "(data.long_captions: truncate)"
-    )
-    assert "given in runs of sentences" in str(report(3, 100, "sentences", 77))

@@ -203,7 +203,7 @@ def test_a_bad_pair_is_replaced_in_training(tmp_path: Path, clip: factory.Clip) 
     members |= {"p3.jpg": jpeg(3)[:-60], "p5.txt": b"\xff"}
     path = write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
     shards = ShardSet.open(str(path), "train")
-    cut, unreadable = (next(n for n in range(40) if shards.key(n) == key) for key in ("p3", "p5"))
+    cut, unreadable = map(shards.ids().index, ("p3", "p5"))
     pairs = loader.training_pairs(shards, clip, DataConfig(), 1)
     places = [[(epoch, cut), (epoch, unreadable), (epoch, 0)] for epoch in range(6)]
     loads = list(dataset.load_batches(pairs, places, workers=0, pin=False))

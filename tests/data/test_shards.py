@@ -57,7 +57,6 @@ def test_reads_a_folder_by_its_index(made: Path) -> None:
         assert (sample.key, sample.image, sample.extension) == (name, image, "jpg")
         assert (sample.key, sample.caption) == rows[position]
         assert (sample.facts["id"], sample.facts["split"]) == (name, "train")
-        assert shard_set.key(position) == name
         assert shard_set.locate(position) == f"train-{position // 3:06}.tar: {name}"
     assert len(ShardSet.open(str(made), "valid")) == 2
 
@@ -65,44 +64,36 @@ def test_reads_a_folder_by_its_index(made: Path) -> None:
 @pytest.mark.parametrize("position", [-1, 7])
 def test_positions_end(made: Path, position: int) -> None:
     shard_set = ShardSet.open(str(made), "train")
-    for read in (shard_set.read, shard_set.key, shard_set.locate):
+    for read in (shard_set.read, shard_set.locate):
         with pytest.raises(IndexError):
             read(position)
 
 
-def test_named_in_any_way_the_pairs_are_the_same(made: Path) -> None:
+def test_named_in_any_way_or_without_an_index_the_pairs_are_the_same(
+    made: Path, folder: Path
+) -> None:
     whole = ShardSet.open(str(made), "train")
-    ways: list[str | list[str]] = [
+    for where in (
         f"{made}/train-{{000000..000002}}.tar",
         f"{made}/train-*.tar",
-        [f"{made}/train-00000{n}.tar" for n in range(3)],
         [f"{made}/train-000000.tar", f"{made}/train-00000[12].tar"],
-    ]
-    for way in ways:
-        other = ShardSet.open(way, "valid")  # shards named one by one are all taken
-        assert samples(other) == samples(whole)
-        assert other.fingerprint == whole.fingerprint
-
-
-def test_an_index_made_by_scanning_reads_the_same(made: Path, folder: Path) -> None:
+    ):
+        named = ShardSet.open(where, "valid")  # shards named one by one are all taken
+        assert samples(named) == samples(whole)
+        assert named.fingerprint == whole.fingerprint
     (folder / "index.json").unlink()
     scanned = ShardSet.open(f"{folder}/train-*.tar", "train")
-    assert samples(scanned) == samples(ShardSet.open(str(made), "train"))
+    assert samples(scanned) == samples(whole)
     assert scanned.skipped == 0
 
 
 def test_fingerprint_tells_data_apart(made: Path, tmp_path: Path) -> None:
     prints = {ShardSet.open(str(made), split).fingerprint for split in ("train", "valid")}
     prints.add(ShardSet.open(f"{made}/train-000000.tar", "train").fingerprint)
-    one = write_pairs(tmp_path / "a.tar", range(3))
-    prints.add(ShardSet.open(str(one), "train").fingerprint)
-    write_pairs(one, range(1, 4))
-    prints.add(ShardSet.open(str(one), "train").fingerprint)
-    write_tar(one, {"pair1.jpg": b"longer", "pair1.txt": b""})
-    prints.add(ShardSet.open(str(one), "train").fingerprint)
-    write_tar(one, {"pair1.jpg": b"short", "pair1.txt": b""})
-    prints.add(ShardSet.open(str(one), "train").fingerprint)
-    assert len(prints) == 7
+    for name, image in (("a", b"longer"), ("b", b"longer"), ("a", b"short")):
+        tar = write_tar(tmp_path / "a.tar", {f"{name}.jpg": image, f"{name}.txt": b""})
+        prints.add(ShardSet.open(str(tar), "train").fingerprint)
+    assert len(prints) == 6
 
 
 def test_tars_of_other_tools(tmp_path: Path) -> None:
@@ -141,21 +132,15 @@ def edit_index(folder: Path, edit: Callable[[str], str]) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "index.json").unlink(), r"shards: no index.json"),
-        (lambda f: edit_index(f, lambda text: text[:-100]), r"index.json: damaged"),
+        (lambda f: edit_index(f, lambda text: text.rstrip()[:-1]), r"index.json: damaged"),
         (lambda f: edit_index(f, lambda _: "[]"), r"index.json: damaged"),
         (lambda f: edit_index(f, lambda _: '{"version": 9}'), r"index.json: version 9, .* 1$"),
         (
-            lambda f: edit_index(f, lambda text: text.replace('"samples": 3', '"samples": 4', 1)),
-            r"index.json: damaged",
+            lambda f: edit_index(f, lambda t: t.replace('"samples": 3', '"samples": 4', 1)),
+            "damaged",
         ),
-        (
-            lambda f: (f / "train-000001.tar").unlink(),
-            r"train-000001.tar: shard missing, and index.json names it",
-        ),
-        (
-            lambda f: os.truncate(f / "train-000001.tar", 3000),
-            r"train-000001.tar: 3000 bytes, index.json says \d+",
-        ),
+        (lambda f: (f / "train-000001.tar").unlink(), r"000001.tar: shard missing, and index.json"),
+        (lambda f: os.truncate(f / "train-000001.tar", 3000), r"001.tar: 3000 bytes, index.json"),
     ],
 )
 def test_a_damaged_folder_is_an_error_on_opening(
@@ -167,21 +152,20 @@ def test_a_damaged_folder_is_an_error_on_opening(
 
 
 def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
-    empty, text = tmp_path / "empty.tar", tmp_path / "text.tar"
-    write_tar(empty, {"README": b"no pair"})
-    text.write_text("no tar")
-    packed = tmp_path / "packed.tar"
-    with tarfile.open(packed, "w:gz"):
-        pass
+    write_tar(tmp_path / "empty.tar", {"README": b"no pair"})
+    (tmp_path / "text.tar").write_text("no tar")
+    tarfile.open(tmp_path / "packed.tar", "w:gz").close()
     for where, message in {
         f"{tmp_path}/nowhere": "nowhere: no such shard folder",
         f"{tmp_path}/no.tar": "no.tar: no such shard",
         f"{tmp_path}/none-*.tar": "no file matches",
-        f"{made}/train-{{000000..000004}}.tar": r"train-000003.tar: no such shard \(from ",
+        f"{made}/train-{{000000..000004}}.tar": r"train-000003.tar: no such .*, from ",
         f"{made}/train-{{000000..2.tar": "no such|nbalanced|no file",
-        str(empty): "no readable pair",
-        str(text): "text.tar: not a readable, uncompressed tar",
-        str(packed): "packed.tar: not a readable, uncompressed tar",
+        f"{tmp_path}/empty.tar": "no readable pair",
+        f"{tmp_path}/text.tar": "text.tar: not a readable, uncompressed tar",
+        f"{tmp_path}/packed.tar": "packed.tar: not a readable, uncompressed tar",
+        f"{made}::{tmp_path}/nowhere": "nowhere: no such shard folder",
+        f"{made}::": "no set on one side of ::",
     }.items():
         with pytest.raises(InputError, match=message):
             ShardSet.open(where, "train")
@@ -204,18 +188,14 @@ def test_a_member_twice_or_a_tar_cut_between_members_is_an_error(tmp_path: Path)
 
 
 def test_ids_are_unique_where_keys_are_not(tmp_path: Path) -> None:
-    pair = {"x.jpg": b"1", "x.txt": b"one", "x.json": b'{"n": 1}'}
-    for name in ("a.tar", "b.tar", "other/a.tar"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_tar(
-            tmp_path / name, pair if name != "b.tar" else {**pair, "y.jpg": b"", "y.txt": b""}
-        )
-    two = ShardSet.open(f"{tmp_path}/[ab].tar", "train")
-    assert two.ids() == ["a/x", "b/x", "y"]
-    assert [two.facts(n) for n in range(3)] == [{"n": 1}, {"n": 1}, {}]
-    three = ShardSet.open(f"{tmp_path}/a.tar::{tmp_path}/other/a.tar", "train")
-    assert three.ids() == ["a/x#0", "a/x#1"]
-    assert ShardSet.open(f"{tmp_path}/a.tar", "train").ids() == ["x"]
+    pair = {"x.jpg": b"1", "x.txt": b"text", "x.json": b'{"n": 1}'}
+    first, second = write_tar(tmp_path / "a.tar", pair), tmp_path / "b.tar"
+    write_tar(second, {**pair, "y.jpg": b"", "y.txt": b""})
+    both = ShardSet.open(f"{tmp_path}/[ab].tar", "train")
+    assert both.ids() == ["a/x", "b/x", "y"]
+    assert [both.facts(n) for n in range(3)] == [{"n": 1}, {"n": 1}, {}]
+    assert ShardSet.open(f"{first}::{first}", "train").ids() == ["a/x#0", "a/x#1"]
+    assert ShardSet.open(str(first), "train").ids() == ["x"]
 
 
 def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
@@ -272,33 +252,25 @@ def arrays(folder: Path) -> int:
     return len(list(folder.rglob("*.npy")))
 
 
-def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the tars that are walked through from now on."""
-    walked: list[str] = []
-    real = shard_index.scan
-
-    def scan(path: Path) -> Any:
-        walked.append(path.name)
-        return real(path)
-
-    monkeypatch.setattr(shard_index, "scan", scan)
-    return walked
+def recorded(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Names of what this function of the index's module is called with from now on."""
+    names: list[str] = []
+    real = getattr(shard_index, name)
+    monkeypatch.setattr(shard_index, name, lambda path: (names.append(path.name), real(path))[1])
+    return names
 
 
 def test_foreign_tars_are_walked_through_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walked = count_scans(monkeypatch)
+    walked = recorded(monkeypatch, "scan")
     names = [f"{n:02}.tar" for n in range(20)]
     for n, name in enumerate(names):
         write_pairs(tmp_path / name, range(n, n + 2))
-    first = ShardSet.open(f"{tmp_path}/*.tar", "train")
-    assert sorted(walked) == names
-    assert [s.key for s in samples(first)] == [f"pair{k}" for n in range(20) for k in (n, n + 1)]
-    again = ShardSet.open(f"{tmp_path}/*.tar", "train")
-    assert sorted(walked) == names
-    assert samples(again) == samples(first)
-    assert again.fingerprint == first.fingerprint
+    keys = [f"pair{k}" for n in range(20) for k in (n, n + 1)]
+    for _ in range(2):
+        assert [s.key for s in samples(ShardSet.open(f"{tmp_path}/*.tar", "train"))] == keys
+        assert sorted(walked) == names
     write_pairs(tmp_path / names[3], range(70, 75))
     assert len(ShardSet.open(f"{tmp_path}/*.tar", "train")) == 43
 
@@ -306,9 +278,7 @@ def test_foreign_tars_are_walked_through_once(
 def test_an_index_is_read_once_and_again_when_it_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[Path] = []
-    real = shard_index._read_index
-    monkeypatch.setattr(shard_index, "_read_index", lambda f: (read.append(f), real(f))[1])
+    read = recorded(monkeypatch, "_read_index")
     first = ShardSet.open(str(folder), "train")
     assert samples(ShardSet.open(str(folder), "train")) == samples(first)
     assert (arrays(folder), len(read)) == (2, 1)
@@ -340,88 +310,47 @@ def test_where_the_shards_cannot_be_written_the_cache_folder_is(
     monkeypatch.setattr(shard_index, "atomic_file", refuse)
     first = ShardSet.open(str(folder), "train")
     assert (arrays(folder), arrays(tmp_path / "cache" / "medclip_oc")) == (0, 2)
-    walked = count_scans(monkeypatch)
+    walked = recorded(monkeypatch, "scan")
     assert samples(ShardSet.open(str(folder), "train")) == samples(first)
     assert len(ShardSet.open(f"{folder}/train-*.tar", "train")) == 7
     assert arrays(tmp_path / "cache" / "medclip_oc") == 4
-    assert walked == []
+    assert walked == [], "index.json serves tars named one by one, too"
     read_only.append(tmp_path / "cache" / "medclip_oc")
     with pytest.raises(InputError, match=r"can't be written in .*; set XDG_CACHE_HOME"):
         ShardSet.open(str(folder), "valid")
 
 
-def test_an_index_may_be_laid_out_in_any_way(folder: Path) -> None:
-    """By another writer: keys in another order, indented, more of them at the end."""
-    content = json.loads((folder / "index.json").read_text())
-    expected = samples(ShardSet.open(str(folder), "train"))
-    shards_last = {
-        **{k: v for k, v in content.items() if k != "shards"},
-        "shards": content["shards"],
-    }
-    ways = [
-        json.dumps(content),
-        json.dumps(content, indent=2),
-        json.dumps({"shards": content["shards"], "version": 1}),
-        json.dumps({**shards_last, "seal": "x", "files": {"a": [1]}}),
-        '{"version": 1, "shards": [\n' + ",\n".join(map(json.dumps, content["shards"])) + "\n]}",
-    ]
-    for way in ways:
-        (folder / "index.json").write_text(way)
-        assert samples(ShardSet.open(str(folder), "train")) == expected
-    damaged = [ways[0][:-1], ways[3] + "]", ways[4][:-2], ways[4][:-1], ways[4] + "}"]
-    for way in (*damaged, ways[1].replace('"version": 1', '"version": 2')):
-        (folder / "index.json").write_text(way)
-        with pytest.raises(InputError, match=r"damaged|version 2"):
-            ShardSet.open(str(folder), "train")
-
-
 def test_sets_can_be_joined(made: Path, tmp_path: Path) -> None:
-    other = write_pairs(tmp_path / "other.tar", range(3))
-    joined = ShardSet.open(f"{made}::{other}::{made}/valid-*.tar", "train")
+    foreign = write_pairs(tmp_path / "foreign.tar", range(3))
+    joined = ShardSet.open(f"{made}::{foreign}::{made}/valid-*.tar", "train")
     assert joined.sizes == [7, 3, 2]
-    parts = [ShardSet.open(where, "train") for where in (str(made), str(other))]
+    parts = [ShardSet.open(where, "train") for where in (str(made), str(foreign))]
     parts.append(ShardSet.open(str(made), "valid"))
     assert samples(joined) == [sample for part in parts for sample in samples(part)]
-    assert joined.locate(8) == "other.tar: pair1"
-    assert joined.key(10) == parts[2].key(0)
-    assert samples(pickle.loads(pickle.dumps(joined))) == samples(joined)
+    assert joined.locate(8) == "foreign.tar: pair1"
     with pytest.raises(IndexError):
         joined.read(12)
-    with pytest.raises(InputError, match="nowhere: no such shard folder"):
-        ShardSet.open(f"{made}::{tmp_path}/nowhere", "train")
-    with pytest.raises(InputError, match="no set on one side of ::"):
-        ShardSet.open(f"{made}::", "train")
 
 
 def test_an_index_of_many_pairs_is_opened_without_being_read(tmp_path: Path) -> None:
-    """150,000 pairs here. What is held grows with a shard, not with the set."""
-    per, number = 2_000, 75
-    with (tmp_path / "index.json").open("w") as file:
-        file.write('{"version": 1, "shards": [')
-        for shard in range(number):
-            name = f"train-{shard:06}.tar"
-            entry = {
-                "name": name,
-                "split": "train",
-                "samples": per,
-                "bytes": 1 << 20,
-                "sha256": "0" * 64,
-                "keys": [f"k{shard * per + n}" for n in range(per)],
-                "extensions": ["jpg"] * per,
-                "members": [[n, 1, n + 1, 1, n + 2, 1] for n in range(per)],
-            }
-            file.write(("," if shard else "") + "\n" + json.dumps(entry))
-            with (tmp_path / name).open("wb") as tar:
-                tar.truncate(1 << 20)  # takes no room
-        file.write("\n]}\n")
+    """150,000 pairs here."""
+    per, entries = 2_000, []
+    for shard in range(75):
+        entry = dict.fromkeys(shard_index.ENTRY, "0") | {"split": "train", "samples": per}
+        entry |= {"name": f"train-{shard:06}.tar", "bytes": 1 << 20, "extensions": ["jpg"] * per}
+        entry["keys"] = [f"k{shard * per + n}" for n in range(per)]
+        entry["members"] = [[n, 1, n + 1, 1, n + 2, 1] for n in range(per)]
+        entries.append(entry)
+        (tmp_path / entry["name"]).touch()
+        os.truncate(tmp_path / entry["name"], 1 << 20)  # takes no room
+    (tmp_path / "index.json").write_text(json.dumps({"version": 1, "shards": entries}))
     opened = ShardSet.open(str(tmp_path), "train")
-    assert opened._indexes[0].pairs["shard"].nbytes == 4 * per * number
+    assert opened._indexes[0].pairs["shard"].nbytes == 4 * per * 75
     tracemalloc.start()
     again = ShardSet.open(str(tmp_path), "train")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000, "mapped, not read"
     for shard_set in (opened, again):
-        assert len(shard_set) == per * number
-        assert shard_set.key(149_999) == "k149999"
+        assert len(shard_set) == per * 75
         assert shard_set.locate(123_456) == "train-000061.tar: k123456"
