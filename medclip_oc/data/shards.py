@@ -111,6 +111,10 @@ class ShardSet:
         times = Counter(keys)  # shards of two sets may have the same names, too
         return [f"{k}#{n}" if times[k] > 1 else k for n, k in enumerate(keys)]
 
+    def key(self, position: int) -> str:
+        """Name of a pair, unique in its shard."""
+        return self._find(position)[1]
+
     def locate(self, position: int) -> str:
         """Where a pair lies, for messages: "train-000003.tar: KEY"."""
         path, key, *_ = self._find(position)
