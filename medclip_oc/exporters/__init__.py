@@ -1,1 +1,5 @@
-"""Checkpoints for other programs, each checked against our own features."""
+"""Checkpoints for other programs.
+
+An export is written under a temporary name, opened anew by the library that it is for, and compared
+with the checkpoint on real images and texts; it appears only where their features agree.
+"""

@@ -1,84 +1,66 @@
 """Whether an export gives the features of the checkpoint, on real images and texts.
 
-N images and N texts, D embedding size.
+N images, M texts, D embedding size.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError, WorkError
-from ..imaging.jpeg import Picture
-from ..inference.image_inputs import ImageSet
-from ..models.clip import Clip
+from ..errors import WorkError
 
 LIMIT = 1e-4
 """Largest difference of a number in the normalised features."""
+Features = dict[str, Tensor]
+""""images": (N, D), "texts": (M, D); float32, normalised."""
 
 
-class Inputs(NamedTuple):
+class Pairs(NamedTuple):
     """What both sides embed."""
 
     pictures: list[Image.Image]
+    """RGB, decoded by our rules."""
     texts: list[str]
 
 
-class Found(NamedTuple):
-    """Normalised features that one side gives."""
+class Side(NamedTuple):
+    """A model with its own preprocessing: the checkpoint, or an export that was opened anew."""
 
-    images: Tensor
-    """(N, D) float32."""
-    texts: Tensor
-    """(N, D) float32."""
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[list[str]], Any]
+    embed_images: Callable[[Tensor], Tensor]
+    """(N, 3, H, W) -> (N, D)."""
+    embed_texts: Callable[[Any], Tensor]
+    """What the tokenizer gives for M texts -> (M, D)."""
 
-
-Reader = Callable[[Inputs], Found]
-"""An export, opened anew from its files by the library that it is for."""
-
-
-def decode(images: ImageSet, texts: list[str]) -> Inputs:
-    """The inputs, decoded by our rules.
-
-    Raises:
-        InputError: an image can't be read.
-    """
-    pictures = []
-    for n in range(len(images)):
-        try:
-            pictures.append(Picture(images.read(n), exact=True).image()[0].convert("RGB"))
-        except InputError as error:
-            raise InputError(f"{images.name(n)}: {error}") from None
-    return Inputs(pictures, texts)
+    @torch.inference_mode()
+    def features(self, pairs: Pairs) -> Features:
+        """Embed the pairs."""
+        pixels = torch.stack([self.preprocess(picture) for picture in pairs.pictures])
+        texts = self.embed_texts(self.tokenizer(pairs.texts))  # (M, D)
+        return {"images": self.embed_images(pixels), "texts": texts}
 
 
-@torch.inference_mode()
-def ours(clip: Clip, inputs: Inputs) -> Found:
-    """What the checkpoint gives, on the CPU in float32."""
-    clip.towers.cpu().eval()
-    pixels = torch.stack([clip.preprocess(picture) for picture in inputs.pictures])
-    tokens = clip.tokenizer(inputs.texts)
-    return Found(clip.towers.embed_images(pixels), clip.towers.embed_texts(tokens))
-
-
-def check(wanted: Found, found: Found, what: str) -> float:
+def check(expected: Features, exported: Features, command: str) -> float:
     """The largest difference.
 
     Raises:
-        WorkError: it is above LIMIT, or the shapes differ.
+        WorkError: it is above LIMIT, or the shapes differ. Says which `command` exports nothing.
     """
-    worst = 0.0
-    for name, one, other in zip(Found._fields, wanted, found, strict=True):
-        if one.shape != other.shape:
-            shapes = f"{tuple(other.shape)}, the checkpoint's {tuple(one.shape)}"
-            raise WorkError(f"{what}: its features of {name} are {shapes}; nothing is exported")
-        gap = float((one - other.float().cpu()).abs().max())
-        if not gap <= LIMIT:  # NaN too
+    largest = 0.0
+    for name, ours in expected.items():
+        theirs = exported[name].float()
+        if ours.shape != theirs.shape:
+            shapes = f"{tuple(theirs.shape)}, the checkpoint's {tuple(ours.shape)}"
+            raise WorkError(f"{command}: its features of {name} are {shapes}; nothing is exported")
+        difference = float((ours - theirs).abs().max())
+        if not difference <= LIMIT:  # NaN too
             raise WorkError(
-                f"{what}: its features of {name} differ from the checkpoint's by {gap:.1e}, more "
-                f"than {LIMIT:g}; nothing is exported"
+                f"{command}: its features of {name} differ from the checkpoint's by "
+                f"{difference:.1e}, more than {LIMIT:g}; nothing is exported"
             )
-        worst = max(worst, gap)
-    return worst
+        largest = max(largest, difference)
+    return largest

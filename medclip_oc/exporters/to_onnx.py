@@ -14,51 +14,35 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, WorkError
+from ..errors import WorkError
 from ..models.clip import Clip
 from . import tokenizer_files
-from .parity import Found, Inputs, Reader
+from .parity import Side
 
-TOWERS = {"image_tower.onnx": "embed_images", "text_tower.onnx": "embed_texts"}
-_INPUTS = {"embed_images": "images", "embed_texts": "tokens"}
+_TOWERS = {"image_tower.onnx": "images", "text_tower.onnx": "tokens"}
+"""Files, and the names of their inputs."""
 _LARGEST_FILE = 1_500_000_000
 """Bytes of weights; a file of protobuf ends at 2 GB. Larger ones lie beside it."""
-_NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 class _Tower(nn.Module):
     """One tower with its normalisation, as a module of one input."""
 
-    def __init__(self, clip: Clip, name: str) -> None:
+    def __init__(self, clip: Clip, input_name: str) -> None:
         super().__init__()
-        self.towers, self.name = clip.towers, name
+        self.towers, self.is_image = clip.towers, input_name == "images"
 
     def forward(self, batch: Tensor) -> Tensor:
         """(B, ...) -> (B, D)."""
-        features: Tensor = getattr(self.towers, self.name)(batch)
-        return features
-
-
-def check_installed() -> None:
-    """Refuse at once what would fail at the end.
-
-    Raises:
-        InputError: a package is missing.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"--to onnx: needs {error.name}: pip install 'medclip_oc[onnx]'"
-        ) from error
+        return (self.towers.embed_images if self.is_image else self.towers.embed_texts)(batch)
 
 
 def write(clip: Clip, folder: Path) -> None:
@@ -73,19 +57,19 @@ def write(clip: Clip, folder: Path) -> None:
     """
     height, width = clip.image_size
     examples = {
-        "embed_images": torch.zeros(2, 3, height, width, dtype=torch.uint8),
-        "embed_texts": clip.tokenizer(["a radiograph", "no finding"]),
+        "images": torch.zeros(2, 3, height, width, dtype=torch.uint8),  # (B, 3, H, W)
+        "tokens": clip.tokenizer(["a radiograph", "no finding"]),  # (B, L)
     }
-    for file, name in TOWERS.items():
+    for file, name in _TOWERS.items():
         tower = _Tower(clip, name).eval()
         size = sum(p.numel() * p.element_size() for p in tower.parameters())
-        with _silence() as said:
+        with _silence() as narration:
             try:
                 torch.onnx.export(
                     tower,
                     (examples[name],),
                     str(folder / file),
-                    input_names=[_INPUTS[name]],
+                    input_names=[name],
                     output_names=["features"],
                     dynamo=True,
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -93,53 +77,40 @@ def write(clip: Clip, folder: Path) -> None:
                     verbose=False,
                 )
             except Exception as error:  # whatever the exporter trips over
-                reason = str(error).strip().splitlines() or said.getvalue().splitlines() or [""]
-                raise WorkError(f"--to onnx: {file}: not exported ({reason[0][:200]})") from error
+                lines = str(error).strip().splitlines() or narration.getvalue().splitlines() or [""]
+                raise WorkError(f"--to onnx: {file}: not exported ({lines[0][:200]})") from error
     about = {**clip.description["preprocess"], "mean_and_std": "in image_tower.onnx"}
     (folder / "preprocess.json").write_text(json.dumps(about, indent=2) + "\n")
     tokenizer_files.write(clip.tokenizer, folder, clip.description["context_length"])
 
 
-def reader(clip: Clip, folder: Path) -> Reader:
-    """Both graphs in onnxruntime, on our pixels and tokens, one by one and all at once."""
+def read(clip: Clip, folder: Path) -> Side:
+    """Both graphs in onnxruntime, on our pixels and tokens, the first alone and then the rest."""
     import onnxruntime
 
-    sessions: dict[str, Any] = {
-        name: onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
-        for file, name in TOWERS.items()
-    }
+    def embed(file: str, name: str, batch: Tensor) -> Tensor:
+        path = str(folder / file)
+        graph: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        # batch sizes other than the example's
+        parts = [graph.run(None, {name: part.numpy()})[0] for part in (batch[:1], batch[1:])]
+        return torch.from_numpy(np.concatenate(parts))  # (B, D)
 
-    def run(name: str, batch: Tensor) -> Tensor:
-        [features] = sessions[name].run(None, {_INPUTS[name]: batch.numpy()})
-        return torch.from_numpy(features)
-
-    def features(inputs: Inputs) -> Found:
-        pixels = torch.stack([clip.preprocess(picture) for picture in inputs.pictures])
-        tokens = clip.tokenizer(inputs.texts)
-        found = []
-        for name, batch in (("embed_images", pixels), ("embed_texts", tokens)):
-            # another batch size than that of the example, twice
-            found.append(torch.cat([run(name, batch[:1]), run(name, batch[1:])]))
-        return Found(*found)
-
-    return features
+    embed_towers = (partial(embed, file, name) for file, name in _TOWERS.items())
+    return Side(clip.preprocess, clip.tokenizer, *embed_towers)
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[io.StringIO]:
     """The exporter narrates on every channel; a failure is told of in our words."""
-    said = io.StringIO()
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    narration = io.StringIO()
     with (
         warnings.catch_warnings(),
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(narration),
+        contextlib.redirect_stderr(narration),
     ):
         warnings.simplefilter("ignore")
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.disable(logging.CRITICAL)
         try:
-            yield said
+            yield narration
         finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+            logging.disable(logging.NOTSET)

@@ -2,18 +2,18 @@
 
 import json
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..models.clip import Clip
 from ..models.definition import TEXT_MODEL, quiet, resolved
 from . import tokenizer_files
-from .parity import Found, Inputs, Reader
+from .parity import Side
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -34,39 +34,26 @@ def write(clip: Clip, folder: Path) -> None:
     preprocess = {k: v for k, v in clip.description["preprocess"].items() if k != "size"}
     about = {"model_cfg": definition, "preprocess_cfg": preprocess}
     (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n")
-    save_file(_alone(clip.towers.clip.state_dict()), folder / _WEIGHTS)
+    weights = clip.towers.clip.state_dict()
+    # safetensors refuses tensors that share memory, or are not contiguous
+    copies = {name: w.clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    save_file(copies, folder / _WEIGHTS)
 
 
-def place(folder: Path, final: Path) -> None:
-    """Make ready for a move: open_clip wants the path of a text tower's configuration."""
+def prepare_rename(folder: Path, final: Path) -> None:
+    """Put the final place into the configuration: open_clip wants a text tower's whole path."""
     about = json.loads((folder / _CONFIG).read_text())
     if (folder / TEXT_MODEL).is_dir():
         about["model_cfg"]["text_cfg"]["hf_model_name"] = str(final.resolve() / TEXT_MODEL)
         (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n")
 
 
-def _alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors wants them: contiguous, none sharing the memory of another."""
-    seen, found = set[int](), dict[str, Tensor]()
-    for name, tensor in weights.items():
-        shared = tensor.data_ptr() in seen
-        seen.add(tensor.data_ptr())
-        found[name] = tensor.clone() if shared else tensor.contiguous()
-    return found
-
-
-def read(folder: Path) -> Reader:
+def read(_: Clip, folder: Path) -> Side:
     """Open a folder as a user of open_clip would, preprocessing and tokenizer too."""
     source = f"local-dir:{folder}"
     with quiet():
         clip, preprocess = open_clip.create_model_from_pretrained(source)
         tokenizer: Any = open_clip.get_tokenizer(source)
     clip.eval()
-
-    @torch.inference_mode()
-    def features(inputs: Inputs) -> Found:
-        pixels = torch.stack([preprocess(picture) for picture in inputs.pictures])
-        images = clip.encode_image(pixels, normalize=True)
-        return Found(images, clip.encode_text(tokenizer(inputs.texts), normalize=True))
-
-    return features
+    images, texts = (partial(e, normalize=True) for e in (clip.encode_image, clip.encode_text))
+    return Side(preprocess, tokenizer, images, texts)

@@ -19,9 +19,9 @@ def write(tokenizer: Callable[..., Any], folder: Path, context: int) -> None:
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
         return
-    known: Any = tokenizer  # SimpleTokenizer
-    merges = sorted(known.bpe_ranks, key=known.bpe_ranks.get)
-    vocabulary = {_RENAMED.get(word, word): number for word, number in known.encoder.items()}
+    simple: Any = tokenizer  # open_clip.SimpleTokenizer
+    merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
+    vocabulary = {_RENAMED.get(word, word): number for word, number in simple.encoder.items()}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
@@ -34,8 +34,3 @@ def write(tokenizer: Callable[..., Any], folder: Path, context: int) -> None:
         "pad_token": _END,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
-
-
-def is_open_clips_own(tokenizer: Callable[..., Any]) -> bool:
-    """Whether it is the byte-pair tokenizer that came with CLIP."""
-    return hasattr(tokenizer, "bpe_ranks")
