@@ -97,7 +97,7 @@ def _copies(record: Record) -> str:
 def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
     """A row for each score, a column for each direction, and one for chance where that is known."""
     about, chance = record.get(ranges, {}), record.get("chance")
-    if "level" in about:
+    if ranges == "intervals" and "level" in about:
         level = f"{about['level']:.0%} intervals, {about['draws']:,} bootstrap draws"
         title += f" (in brackets {level})"
     rows = []
