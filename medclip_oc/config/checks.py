@@ -1,5 +1,6 @@
 """Bounds that stand in a setting's type, and are checked when its dataclass is made."""
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
@@ -13,10 +14,18 @@ Split = Literal["train", "valid", "test"]
 
 
 class Bound(NamedTuple):
-    """What a number must be; of a list each."""
+    """What a number or a text must be; of a list each."""
 
     words: str
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], object]
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 Count = Annotated[int, Bound("at least 1", lambda value: value >= 1)]
@@ -26,6 +35,10 @@ NotNegative = Annotated[float, Bound("at least 0", lambda value: value >= 0)]
 Share = Annotated[float, Bound("in [0, 1]", lambda value: 0 <= value <= 1)]
 ShareBelowOne = Annotated[float, Bound("in [0, 1)", lambda value: 0 <= value < 1)]
 ShareAboveZero = Annotated[float, Bound("in (0, 1]", lambda value: 0 < value <= 1)]
+AtLeastTwo = Annotated[int, Bound("at least 2", lambda value: value >= 2)]
+Name = Annotated[str, Bound("a name", str.strip)]
+Pattern = Annotated[str, Bound("a regular expression", _is_regex)]
+JsonFile = Annotated[str, Bound("a file name that ends in .json", lambda v: v.endswith(".json"))]
 
 
 class Settings:
@@ -53,9 +66,9 @@ class Settings:
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             values = value if isinstance(value, list | tuple) else [value]
-            numbers = [number for number in values if isinstance(number, int | float)]
-            for bound in _bounds(hints[field.name]):
-                self.require(all(map(bound.holds, numbers)), field.name, bound.words)
+            for kind, bound in _bounds(hints[field.name]):
+                bounded = [v for v in values if isinstance(v, str if kind is str else int | float)]
+                self.require(all(map(bound.holds, bounded)), field.name, bound.words)
 
     def require(self, holds: bool, name: str, allowed: str) -> None:
         """Refuse the value of a field; None, which means off, is for the caller to leave out."""
@@ -73,6 +86,7 @@ def option(key: str) -> str:
     return f"--{key}" if "." in key else f"--{key.replace('_', '-')}"
 
 
-def _bounds(kind: Any) -> list[Bound]:
-    own = [part for part in getattr(kind, "__metadata__", ()) if isinstance(part, Bound)]
+def _bounds(kind: Any) -> list[tuple[type, Bound]]:
+    """The bounds anywhere in a type, each with what it bounds."""
+    own = [(kind.__origin__, bound) for bound in getattr(kind, "__metadata__", ())]
     return own + [bound for part in get_args(kind) for bound in _bounds(part)]

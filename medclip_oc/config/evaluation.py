@@ -4,19 +4,23 @@ No torch here, as in `schema`; a field's help is the docstring under it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..errors import InputError
 from .checks import (
+    Bound,
     Count,
     Decode,
     Device,
+    JsonFile,
     Natural,
     Precision,
     Settings,
     ShareAboveZero,
     Split,
 )
+
+NpzFile = Annotated[str, Bound("a file name that ends in .npz", lambda v: v.endswith(".npz"))]
 
 
 @dataclass(kw_only=True)
@@ -86,11 +90,11 @@ class EvaluateConfig(MeasureConfig):
     """Measure this too, and the difference: a checkpoint; `start`, the weights that the run began
     from; an open_clip tag of the same architecture (`openai`), or ARCHITECTURE:TAG; or a file of
     features."""
-    features_in: str | None = None
+    features_in: NpzFile | None = None
     """Take the features from this file (.npz) in place of a model."""
-    features_out: str | None = None
+    features_out: NpzFile | None = None
     """Write the features to this file (.npz)."""
-    json: str | None = None
+    json: JsonFile | None = None
     """Write the result here too. A checkpoint in its run folder always gets
     RUN/evaluations/CHECKPOINT-SPLIT.json."""
     batch_size: Count = 64
@@ -106,12 +110,6 @@ class EvaluateConfig(MeasureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(
-            (self.json or ".json").endswith(".json"), "json", "a file name that ends in .json"
-        )
-        for name in ("features_in", "features_out"):
-            file = getattr(self, name) or ".npz"
-            self.require(file.endswith(".npz"), name, "a file name that ends in .npz")
         if self.json and self.features_out:  # --json writes an .npz of ranks beside it
             free = self.features_out != self.json.removesuffix(".json") + ".npz"
             self.require(free, "features_out", "another name than that of --json")

@@ -6,7 +6,7 @@ In YAML here 1e-5 is a number, and a key given twice an error.
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -51,14 +51,12 @@ _MEANT = {
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
-def leaves_of(config_class: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def settings_of(config_class: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted name -> type and default (MISSING: required), of every setting."""
     settings: dict[str, tuple[Any, Any]] = {}
-    hints = get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        key, kind = prefix + field.metadata.get("option", field.name), hints[field.name]
+    for field, key, kind in _fields(config_class, prefix):
         if dataclasses.is_dataclass(kind):
-            settings |= leaves_of(kind, f"{key}.")
+            settings |= settings_of(kind, f"{key}.")
         elif field.default_factory is not dataclasses.MISSING:
             settings[key] = kind, field.default_factory()
         else:
@@ -66,34 +64,34 @@ def leaves_of(config_class: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]
     return settings
 
 
-def leaf_types(config_class: Any) -> dict[str, Any]:
-    """Dotted name -> type, of every setting."""
-    return {key: kind for key, (kind, _) in leaves_of(config_class).items()}
+def build(config_class: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """An instance of the dataclass; what `values` (by dotted name) leaves out has its default."""
+    given: dict[str, Any] = {}
+    for field, key, kind in _fields(config_class, prefix):
+        if dataclasses.is_dataclass(kind):
+            given[field.name] = build(kind, values, f"{key}.")
+        elif key in values:
+            given[field.name] = values[key]
+    return config_class(**given)
 
 
-def leaves(tree: Mapping[str, Any], types: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of those settings in a nested mapping that `types` knows."""
-    values: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if key in types:
-            values[key] = _plain(value)
-        elif isinstance(value, Mapping):
-            values |= leaves(value, types, f"{key}.")
-    return values
-
-
-def build(config_class: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:
-    """An instance of the dataclass; what `settings` leaves out has its default."""
-    values: dict[str, Any] = {}
+def _fields(config_class: Any, prefix: str) -> Iterator[tuple[dataclasses.Field[Any], str, Any]]:
+    """Each field with its dotted name and its type."""
     hints = get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        key = prefix + field.metadata.get("option", field.name)
-        if dataclasses.is_dataclass(hints[field.name]):
-            values[field.name] = build(hints[field.name], settings, f"{key}.")
-        elif key in settings:
-            values[field.name] = settings[key]
-    return config_class(**values)
+        yield field, prefix + field.metadata.get("option", field.name), hints[field.name]
+
+
+def flatten(
+    tree: Mapping[Any, Any], names: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values in a nested mapping; a name that is no group of settings is a leaf."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and is_group(key, names):
+            yield from flatten(value, names, f"{key}.")
+        else:
+            yield key, value
 
 
 def choices(kind: Any) -> tuple[Any, ...]:
@@ -101,46 +99,51 @@ def choices(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def allowed(kind: Any) -> str:
-    """What a value of this type looks like: "one of fp32, bf16", "a number or null"."""
-    words = []
+def describe(kind: Any) -> tuple[str, str]:
+    """A value of this type in an error line ("a number or null") and in help ("NUMBER")."""
+    words, places = [], []
     for choice in choices(kind):
         origin, inner = get_origin(choice) or choice, get_args(choice)
         if origin is Literal:
-            words.append(f"one of {', '.join(map(str, inner))}")
-        elif origin in (list, tuple):
-            number = "a list of" if origin is list else str(len(inner))
-            words.append(f"{number} {WORDS[inner[0]][1]}")
+            words.append(f"one of {', '.join(inner)}")
+            places.append(f"{{{','.join(inner)}}}")
+        elif origin is list:
+            _, several, place = WORDS[inner[0]]
+            words.append(f"a list of {several}")
+            places = [f"{place} [{place} ...]"]  # which has room for a single one, too
+        elif origin is tuple:
+            words.append(f"{len(inner)} {WORDS[inner[0]][1]}")
+            places.append(" ".join(WORDS[item][2] for item in inner))
         else:
             words.append(WORDS[origin][0])
-    return " or ".join(words)
+            places.append(WORDS[origin][2])
+    return " or ".join(words), "|".join(filter(None, places))
 
 
 def shorten(value: Any) -> str:
     """A value as an error line shows it: as YAML has it, and not too long."""
     text = repr(value)
     if value is None or isinstance(value, bool):
-        text = {None: "null", True: "true", False: "false"}[value]
+        text = "null" if value is None else text.lower()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def is_group(key: str, types: Mapping[str, Any]) -> bool:
+def is_group(key: str, names: Collection[str]) -> bool:
     """Whether it names several settings, such as `optim`."""
-    return any(name.startswith(f"{key}.") for name in types)
+    return any(name.startswith(f"{key}.") for name in names)
 
 
-def no_such(key: str, types: Mapping[str, Any], *, dashes: bool = False) -> str:
-    """What to say of a name that is no setting: the one that is meant, or the nearest."""
-    if is_group(key, types):
-        return f"a group of settings, such as {next(t for t in types if t.startswith(f'{key}.'))}"
-    groups = {name.rpartition(".")[0] for name in types} - {""}
-    names = [*types, "config", "help", "version"] if dashes else [*types, *sorted(groups)]
+def no_such(key: str, names: Collection[str], *, dashes: bool = False) -> str:
+    """The error about a name that is no setting: names the one that is meant, or the nearest."""
+    if is_group(key, names):
+        return f"a group of settings, such as {next(n for n in names if n.startswith(f'{key}.'))}"
     last = key.rpartition(".")[2]
-    meant = [name for name in _MEANT.get(last, ()) if name in types]
+    meant = [name for name in _MEANT.get(last, ()) if name in names]
     if not meant:  # optim.every_steps: among the settings with that last part, the nearest
-        lasts = [name.rpartition(".")[2] for name in names]
-        alike = difflib.get_close_matches(last, lasts, 1)
-        same = [name for name in names if name.rpartition(".")[2] in alike]
+        groups = sorted({name.rpartition(".")[0] for name in names} - {""})
+        choices = [*names, *(("config", "help", "version") if dashes else groups)]
+        alike = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in choices], 1)
+        same = [name for name in choices if name.rpartition(".")[2] in alike]
         meant = difflib.get_close_matches(key, same, 1, cutoff=0)
     if not meant:
         return "no such setting; see --help"
@@ -151,14 +154,14 @@ class _Loader(yaml.SafeLoader):
     """Plain values only, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        names = set()
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
-            if name in seen and name != "<<":
+            if name in names and name != "<<":
                 raise yaml.constructor.ConstructorError(
                     problem=f"{name} is given twice", problem_mark=key.start_mark
                 )
-            seen.add(name)
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -194,19 +197,15 @@ def load(path: str) -> dict[Any, Any]:
     return tree or {}
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass of settings as plain dicts, lists, numbers and texts, nested as in YAML."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
-    return plain
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same with a list for each tuple, as YAML gives it back."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def save_yaml(config: Any, path: Path) -> None:
     """Write a dataclass of settings so that `--config` reads the same ones again."""
-    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    tree = dataclasses.asdict(config)
+    text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ..errors import InputError
-from .checks import Bound, Count, Device, Natural, Precision, Settings, Split
+from .checks import AtLeastTwo, Bound, Count, Device, JsonFile, Natural, Precision, Settings, Split
 
-AT_LEAST_2 = Bound("at least 2", lambda value: value >= 2)
 PORT = Bound("from 1 to 65535", lambda value: 1 <= value <= 65535)
 COSINE = Bound("a cosine, from -1 to 1", lambda value: -1 <= value <= 1)
 
@@ -98,7 +97,7 @@ class ZeroshotConfig(ModelChoice):
     labels: str | None = None
     """Table with the true text of each image (columns image or id, and label): adds accuracy,
     balanced accuracy, AUROC and the confusion matrix."""
-    figures: str | None = None
+    figures: JsonFile | None = None
     """Write these to this file too (.json)."""
     search: list[str] = field(default_factory=list)
     """Texts to search an index for, in place of --images and --texts."""
@@ -121,14 +120,12 @@ class ZeroshotConfig(ModelChoice):
         if self.index is not None or self.search or self.search_image:
             self._check_search()
             return
-        for option in ("images", "texts"):
-            if not getattr(self, option) and not (option == "texts" and self.texts_file):
-                more = ", or --texts-file" if option == "texts" else ""
-                raise InputError(f"--{option}: give at least one{more}")
+        if not self.images:
+            raise InputError("--images: give at least one")
+        if not self.texts and not self.texts_file:
+            raise InputError("--texts: give at least one, or --texts-file")
         if self.figures is not None and self.labels is None:
             raise InputError("--figures: there are none without --labels")
-        named = self.figures is None or self.figures.endswith(".json")
-        self.require(named, "figures", "a file name that ends in .json")
 
     def _check_search(self) -> None:
         if self.index is None:
@@ -178,7 +175,7 @@ class ExportConfig(Settings):
     """A new folder."""
     images: list[str] = field(default_factory=list)
     """Images to compare features on. None given: pairs that the run validated on."""
-    pairs: Annotated[int, AT_LEAST_2] = 8
+    pairs: AtLeastTwo = 8
     """How many are compared."""
     overwrite: bool = False
     """Replace an earlier export."""

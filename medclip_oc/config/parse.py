@@ -10,17 +10,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, is_dataclass
 from types import NoneType
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_origin
 
 import jsonargparse
 
 from .. import __version__
 from ..errors import InputError
 from .checks import option
-from .fields import WORDS, allowed, build, choices, is_group, leaves_of, load, no_such, shorten
+from .fields import build, choices, describe, flatten, is_group, load, no_such, settings_of, shorten
 
 T = TypeVar("T")
 
@@ -36,13 +36,6 @@ _POSITIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
     (".csv", ".tsv", ".parquet"): ("table", "texts_file"),
     ("",): ("run", "source", "data", "images", "data.train", "index"),
 }
-
-
-class _Given(NamedTuple):
-    """A value as the user wrote it, and where: `--optim.lr`, or `configs/x.yaml: optim.lr`."""
-
-    where: str
-    value: Any
 
 
 def parse(
@@ -64,11 +57,10 @@ def parse(
         InputError: what the user gave is wrong, in one line (without `prog`).
         SystemExit: after `--help` and `--version`, with code 0.
     """
-    settings = leaves_of(config_class)
-    types = {key: kind for key, (kind, _) in settings.items()}
-    given: dict[str, _Given] = {}
-    overrides: dict[str, _Given] = {}
-    for name, words in _split(sys.argv[1:] if arguments is None else arguments, types):
+    settings = settings_of(config_class)
+    from_files: dict[str, tuple[str, Any]] = {}  # where it stands in the file, and the value
+    from_words: dict[str, tuple[str, Any]] = {}
+    for name, words in _split(sys.argv[1:] if arguments is None else arguments, settings):
         # --samples-per-shard and --samples_per_shard are one setting
         key = name.removeprefix("--").replace("-", "_")
         if name in ("-h", "--help"):
@@ -76,13 +68,15 @@ def parse(
         elif name == "--version":
             _print_and_stop(f"medclip_oc {__version__}\n")
         elif name == "--config":
-            given |= _from_file(_single(name, words), types)
-        elif not name.startswith("--") or key not in types:
-            raise InputError(f"{name}: {no_such(key, types, dashes=True)}")
+            from_files |= _read(_single(name, words), settings)
+        elif not name.startswith("--") or key not in settings:
+            raise InputError(f"{name}: {no_such(key, settings, dashes=True)}")
         else:
-            overrides[key] = _Given(name, _from_words(name, types[key], words))
-    given |= overrides
-    values = {key: _convert(types[key], value) for key, value in given.items()}
+            from_words[key] = name, _from_words(name, settings[key][0], words)
+    values = {
+        key: _convert(settings[key][0], place, value)
+        for key, (place, value) in (from_files | from_words).items()
+    }
     required = [key for key, (_, default) in settings.items() if default is MISSING]
     if missing := [option(key) for key in required if key not in values]:
         raise InputError(f"{', '.join(missing)}: required, but not given")
@@ -96,7 +90,7 @@ def _print_and_stop(text: str) -> NoReturn:
     raise SystemExit(0)
 
 
-def _split(arguments: Sequence[str], types: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _split(arguments: Sequence[str], settings: Collection[str]) -> list[tuple[str, list[str]]]:
     """Cut the command line into options, each with the words that follow it."""
     groups: list[tuple[str, list[str]]] = []
     closed = True  # `--name=value` takes no further word
@@ -108,7 +102,7 @@ def _split(arguments: Sequence[str], types: Mapping[str, Any]) -> list[tuple[str
         elif closed:
             hint = "settings are given as --NAME VALUE"
             keys = next((k for ends, k in _POSITIONAL.items() if word.endswith(ends)), ())
-            if meant := [key for key in keys if key in (*types, "config")]:
+            if meant := [key for key in keys if key in (*settings, "config")]:
                 hint = f"did you mean {option(meant[0])} {word}?"
             raise InputError(f"{shorten(word)}: unexpected; {hint}")
         else:
@@ -139,42 +133,35 @@ def _from_words(name: str, kind: Any, words: list[str]) -> Any:
     return _single(name, words)
 
 
-def _from_file(path: str, types: Mapping[str, Any]) -> dict[str, _Given]:
+def _read(path: str, settings: Collection[str]) -> dict[str, tuple[str, Any]]:
     """The settings in a YAML file, by dotted name."""
-    values: dict[str, _Given] = {}
-
-    def walk(branch: Mapping[Any, Any], prefix: str) -> None:
-        for name, value in branch.items():
-            key = f"{prefix}{name}"
-            where = f"{path}: {key}"
-            if key in values:
-                raise InputError(f"{where}: given twice")
-            if key in types:
-                values[key] = _Given(where, value)
-            elif not is_group(key, types):
-                raise InputError(f"{where}: {no_such(key, types)}")
-            elif not isinstance(value, dict | None):
-                raise InputError(f"{where}: {shorten(value)} is not a mapping of settings")
-            else:
-                walk(value or {}, f"{key}.")
-
-    walk(load(path), "")
+    values: dict[str, tuple[str, Any]] = {}
+    for key, value in flatten(load(path), settings):
+        place = f"{path}: {key}"
+        if key in values:
+            raise InputError(f"{place}: given twice")
+        if key in settings:
+            values[key] = place, value
+        elif not is_group(key, settings):
+            raise InputError(f"{place}: {no_such(key, settings)}")
+        elif value is not None:
+            raise InputError(f"{place}: {shorten(value)} is not a mapping of settings")
     return values
 
 
-def _convert(kind: Any, given: _Given) -> Any:
+def _convert(kind: Any, place: str, given: Any) -> Any:
     """The value in the type of its setting, or the error line."""
-    wrong = InputError(f"{given.where}: {shorten(given.value)} is not {allowed(kind)}")
-    if given.value is None and NoneType not in choices(kind):
+    wrong = InputError(f"{place}: {shorten(given)} is not {describe(kind)[0]}")
+    if given is None and NoneType not in choices(kind):
         raise wrong  # jsonargparse would let any setting be null
-    if given.value in _NULL and NoneType in choices(kind):
+    if given in _NULL and NoneType in choices(kind):
         return None
-    if isinstance(given.value, dict) and dict[str, Any] in choices(kind):
-        return given.value  # jsonargparse would turn the text "1e-5" in it into a number
+    if isinstance(given, dict) and dict[str, Any] in choices(kind):
+        return given  # jsonargparse would turn the text "1e-5" in it into a number
     check = jsonargparse.ArgumentParser(exit_on_error=False)
     check.add_argument("--value", type=kind)
     try:
-        value = check.parse_object({"value": given.value}, defaults=False)["value"]
+        value = check.parse_object({"value": given}, defaults=False)["value"]
     except (argparse.ArgumentError, TypeError, ValueError, OverflowError):
         raise wrong from None
     numbers = value if isinstance(value, list | tuple) else [value]
@@ -188,7 +175,7 @@ def _convert(kind: Any, given: _Given) -> Any:
 
 def help_text(config_class: Any, prog: str, description: str) -> str:
     """The page for `--help`: every setting with its docstring, values and default, in groups."""
-    settings = leaves_of(config_class)
+    settings = settings_of(config_class)
     docs = _docs(config_class)
     needed = [f"{option(key)} ..." for key, (_, value) in settings.items() if value is MISSING]
     usage = " ".join(["%(prog)s", *needed, "[--config FILE] [--SETTING VALUE ...]"])
@@ -232,9 +219,10 @@ def _add_option(group: Any, key: str, kind: Any, default: Any, doc: str) -> None
     if default is False:
         group.add_argument(option(key), action="store_true", help=doc.replace("%", "%%"))
         return
-    place, notes = _place(kind), []
+    words, place = describe(kind)
+    notes = []
     if len(place) > _LONGEST_CHOICES:
-        place, notes = "CHOICE", [allowed(kind)]
+        place, notes = "CHOICE", [words]
     if default != []:
         notes.append("required" if default is MISSING else f"default: {_shown(default)}")
     note = f" ({'; '.join(notes)})" if notes else ""
@@ -245,16 +233,3 @@ def _shown(default: Any) -> str:
     if isinstance(default, list | tuple):
         return " ".join(map(str, default))
     return default if isinstance(default, str) else shorten(default)
-
-
-def _place(kind: Any) -> str:
-    """The value's place in help: INT, {a,b}, TEXT [TEXT ...]."""
-    places = []
-    for choice in choices(kind):
-        origin, inner = get_origin(choice) or choice, get_args(choice)
-        if origin is list:
-            return f"{WORDS[inner[0]][2]} [{WORDS[inner[0]][2]} ...]"
-        if origin is tuple:
-            return " ".join(WORDS[item][2] for item in inner)
-        places.append(f"{{{','.join(inner)}}}" if origin is Literal else WORDS[origin][2])
-    return "|".join(filter(None, places))

@@ -7,17 +7,19 @@ optimizer step over all ranks, `micro_batch_size` the number embedded at once on
 No torch here: `--help` reads this module. A field's help is the docstring under it.
 """
 
-import re
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from .checks import (
+    AtLeastTwo,
     Bound,
     Count,
     Decode,
     Device,
+    Name,
     Natural,
     NotNegative,
+    Pattern,
     Positive,
     Precision,
     Settings,
@@ -40,22 +42,13 @@ RecallName = Literal[
 ]
 
 Degrees = Annotated[float, Bound("in [0, 180]", lambda value: 0 <= value <= 180)]
-AT_LEAST_2 = Bound("at least 2", lambda value: value >= 2)  # one pair has nothing to contrast with
-
-
-def _is_regex(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 @dataclass
 class RunConfig(Settings, section="run."):
     """Where the run lives and what makes it repeatable."""
 
-    folder: str = "runs/default"
+    folder: Name = "runs/default"
     """Run folder: config, logs and checkpoints go here."""
     seed: Natural = 0
     """Seed of weights, sample order, augmentation and dropout."""
@@ -66,16 +59,12 @@ class RunConfig(Settings, section="run."):
     timeout_seconds: Positive = 600.0
     """A rank that waits this long for another one ends the run: that one hangs, or is gone."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(bool(self.folder.strip()), "folder", "the name of a folder")
-
 
 @dataclass
 class ModelConfig(Settings, section="model."):
     """Which open_clip model, from which weights."""
 
-    arch: str = "ViT-B-16-quickgelu"
+    arch: Name = "ViT-B-16-quickgelu"
     """open_clip architecture, or `hf-hub:ORG/NAME`, or `local-dir:FOLDER`."""
     pretrained: str | None = None
     """open_clip weight tag (`openai`), or a checkpoint file. null: random weights."""
@@ -93,10 +82,6 @@ class ModelConfig(Settings, section="model."):
     """Batch-norm statistics stay as they are; the cached step is then exact."""
     grad_checkpointing: bool = False
     """Recompute activations block by block: less memory, about a third more time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(bool(self.arch.strip()), "arch", "the name of an architecture")
 
 
 @dataclass
@@ -158,7 +143,7 @@ class DataConfig(Settings, section="data."):
 class TrainConfig(Settings, section="train."):
     """The optimizer step and its budget."""
 
-    global_batch_size: Annotated[int, AT_LEAST_2] = 1024
+    global_batch_size: AtLeastTwo = 1024
     """Pairs contrasted with each other per optimizer step, over all ranks."""
     micro_batch_size: Count = 128
     """Pairs embedded at once on one rank: sets the memory, not the result (see grad_cache)."""
@@ -222,18 +207,13 @@ class OptimConfig(Settings, section="optim."):
     general, move least. 1: all layers alike."""
     text_layer_decay: ShareAboveZero = 1.0
     """The same in the text tower."""
-    freeze: str | list[str] | None = None
+    freeze: Pattern | list[Pattern] | None = None
     """What doesn't train: image, text (the whole tower), all_but_projections, or regular
     expressions that match names of open_clip's parameters."""
     image_last_blocks: Natural | None = None
     """Train only so many of the image tower's last blocks, and what follows them. null: all."""
     text_last_blocks: Natural | None = None
     """The same in the text tower."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        patterns = [self.freeze] if isinstance(self.freeze, str) else self.freeze or []
-        self.require(all(map(_is_regex, patterns)), "freeze", "a regular expression")
 
 
 @dataclass

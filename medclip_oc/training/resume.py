@@ -5,7 +5,7 @@ belong to neither. What can't change the result may differ; the rest has to be a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def _open(file: Path) -> dict[str, Any]:
 
 def _check_names(allow: Sequence[str]) -> None:
     """Refuse a name that is no setting, and one that can't be allowed."""
-    names = fields.leaf_types(Config)
+    names = fields.settings_of(Config)
     for key in allow:
         if key not in names:
             raise InputError(f"--resume.allow {key}: {fields.no_such(key, names)}")
@@ -186,9 +186,12 @@ def differences(before: Mapping[str, Any], now: Config) -> dict[str, str]:
 
     A setting that was unknown then had what is its default today.
     """
-    names = fields.leaf_types(Config)
-    usual, today = (fields.leaves(fields.to_dict(c), names) for c in (Config(), now))
-    then = usual | fields.leaves(before, names)
+    names = fields.settings_of(Config)
+    usual, then, today = (
+        dict(fields.flatten(fields.plain(tree), names))
+        for tree in (asdict(Config()), before, asdict(now))
+    )
+    then = usual | then
 
     def shown(value: Any) -> str:
         return value if isinstance(value, str) else fields.shorten(value)
