@@ -4,15 +4,21 @@ from typing import Literal
 
 
 class InputError(ValueError):
-    """What the user gave is wrong: says what, where (file, key, row), what is allowed. Exit 2."""
+    """What the user gave is wrong: says what, where (file, key, row), what is allowed."""
+
+    exit_code = 2
 
 
 class WorkError(RuntimeError):
-    """The work failed, or a check did not hold, for a cause that can be named. Exit 1."""
+    """The work failed, or a check did not hold, for a cause that can be named."""
+
+    exit_code = 1
 
 
 class Stopped(RuntimeError):
-    """A signal asked the work to stop, and what is needed to go on was saved. Exit 75."""
+    """A signal asked the work to stop, and what resuming needs was saved."""
+
+    exit_code = 75
 
 
 class DamagedCheckpoint(InputError):

@@ -85,7 +85,7 @@ def _fields(config_class: Any, prefix: str) -> Iterator[tuple[dataclasses.Field[
 def flatten(
     tree: Mapping[Any, Any], names: Collection[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values in a nested mapping; a name that is no group of settings is a leaf."""
+    """Dotted names and values in a nested mapping; what is no group of settings is a leaf."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and is_group(key, names):

@@ -66,7 +66,7 @@ class TrainingBatches:
             counts = [0, len(loaded.bad), loaded.long_captions] if loaded else [1, 0, 0]
             failed, bad, long = distributed.all_reduce_sum(counts, self.world.device)
             if failed:
-                distributed.raise_together(error, self.world.device)
+                distributed.raise_together(error)
             assert loaded is not None
             self._state["long"] += long
             if bad:
@@ -90,8 +90,8 @@ class TrainingBatches:
     def _count_bad(self, own_lines: list[str], bad: int, seen: int) -> None:
         state, share = self._state, self.settings.max_bad_share
         state["bad"] += bad
-        of_ranks = distributed.all_gather_texts(own_lines, self.world.device)
-        lines = [line for of_rank in of_ranks for line in of_rank]
+        of_ranks = distributed.all_gather_objects(own_lines)
+        lines = [line.replace("\n", " ") for of_rank in of_ranks for line in of_rank]
         for line in lines:
             if line not in state["named"]:
                 state["named"].add(line)

@@ -211,7 +211,7 @@ def load_batches(
         pin_memory=pin,
         # of its own: otherwise each pass would draw from the stream that dropout uses
         generator=torch.Generator(),
-        worker_init_fn=shutdown.shield,
+        worker_init_fn=shutdown.outlive_signals,
     )
     try:
         for loaded in batches:

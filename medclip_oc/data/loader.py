@@ -52,7 +52,7 @@ def open_shards(where: str | list[str], split: str, world: distributed.World) ->
             shards = ShardSet.open(where, split) if turn else shards
         except (InputError, WorkError) as caught:
             error = caught
-        distributed.raise_together(error, world.device)
+        distributed.raise_together(error)
     assert shards is not None
     return shards
 

@@ -134,7 +134,7 @@ def embed_pairs(
                     raise Stopped("stopped by a signal")
         except (InputError, WorkError, Stopped) as error:
             failure = error  # the others wait at the next line for this rank
-    distributed.raise_together(failure, world.device)
+    distributed.raise_together(failure)
     image_hash, caption_hash = _gather(hashes, world.device).T  # (N,) each
     all_concepts = _gather(concepts, world.device).astype(np.int32)  # (N, K)
     return Embedded(

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import BadImage, InputError
-from ..runtime.crash_isolation import call_apart
+from ..runtime.crash_isolation import call_isolated
 from .depth import window
 
 INSTALL = "pip install pydicom python-gdcm"
@@ -141,7 +141,8 @@ def _pixels(dataset: Any) -> np.ndarray:
     decode = partial(pixel_array, dataset, index=0)
     if get_decoder(dataset.file_meta.TransferSyntaxUID).is_native:
         return decode()
-    return call_apart(decode, _SECONDS)  # damaged frames make GDCM abort and pydicom loop for ever
+    # damaged frames make GDCM abort and pydicom loop for ever
+    return call_isolated(decode, _SECONDS)
 
 
 def _take_from_groups(dataset: Any) -> None:

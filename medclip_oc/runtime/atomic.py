@@ -40,14 +40,15 @@ def atomic_file(path: Path, *, durable: bool = False, shared: bool = False) -> I
         try:
             yield partial
             if durable:
-                _sync(partial)
+                _sync(partial, os.O_RDWR)
             partial.replace(path)
         except BaseException:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
         if durable:
-            sync_folder(path.parent)
+            with suppress(OSError):  # some network file systems can't sync a folder, and need not
+                _sync(path.parent, os.O_RDONLY)
 
 
 @contextmanager
@@ -80,19 +81,8 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names of a folder's files on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems can't, and need not
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDWR)
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,9 +21,8 @@ T = TypeVar("T")
 
 # A shell gives 128 + N for a program that signal N ended; these two end quietly by custom.
 INTERRUPTED = 130
-SAVED = 75
 STDOUT_CLOSED = 141
-_LAST_WORD_SECONDS = 1.0
+_GRACE_SECONDS = 1.0
 
 
 def run(
@@ -48,12 +47,10 @@ def run(
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except InputError as error:
-        code = _report(prog, error, 2)
-    except WorkError as error:
-        code = _report(prog, error, 1)
-    except Stopped as error:
-        code = _report(prog, error, SAVED)
+    except (InputError, WorkError, Stopped) as error:
+        lines = (line.strip() for line in str(error).splitlines())
+        _print_error(f"{prog}: {'; '.join(filter(None, lines))}")
+        code = error.exit_code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             sys.exit(STDOUT_CLOSED)
@@ -62,30 +59,18 @@ def run(
     sys.exit(code)
 
 
-def _report(prog: str, error: Exception, code: int) -> int:
-    line = "; ".join(part.strip() for part in str(error).splitlines() if part.strip())
-    _print_error(f"{prog}: {line}")
-    return code
-
-
 def _print_error(text: str) -> None:
-    """Print an error, if this process is the one to report it."""
-    if _may_speak():
+    """Print an error; of torchrun's processes one does, or before torch is imported one a node."""
+    if "torch" in sys.modules and "RANK" in os.environ:
+        from . import distributed  # needs torch, which --help and a wrong option do without
+
+        if distributed.first_to_report():
+            print(text, file=sys.stderr, flush=True)
+    elif "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
-    elif "torch" not in sys.modules:
+    else:
         # the launcher ends every process once one has ended: give the one that reports the time
-        time.sleep(_LAST_WORD_SECONDS)
-
-
-def _may_speak() -> bool:
-    """Of torchrun's processes one reports: before torch is imported, the first of each node."""
-    if "RANK" not in os.environ:
-        return True
-    if "torch" not in sys.modules:
-        return os.environ.get("LOCAL_RANK", "0") == "0"
-    from . import distributed  # needs torch, which --help and a wrong option do without
-
-    return distributed.first_to_report()
+        time.sleep(_GRACE_SECONDS)
 
 
 def _stdout_is_closed() -> bool:

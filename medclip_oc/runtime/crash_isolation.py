@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 R = TypeVar("R")
 
 
-def call_apart(function: Callable[[], R], seconds: int) -> R:
-    """What a function returns; it runs in a fork of this process, silently.
+def call_isolated(function: Callable[[], R], seconds: int) -> R:
+    """Run a function in a fork of this process, silently, and return what it returns.
 
     The fork takes some milliseconds. What the function changes, this process doesn't see.
 
@@ -23,7 +23,7 @@ def call_apart(function: Callable[[], R], seconds: int) -> R:
 
     Raises:
         RuntimeError: the function raised something; the message is the same.
-        ChildProcessError: the process died; says how.
+        ChildProcessError: the process died; names the signal.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # or the fork might write what waits there a second time
@@ -33,22 +33,23 @@ def call_apart(function: Callable[[], R], seconds: int) -> R:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
-        _answer(function, seconds, reader, writer)
+        _run_in_fork(function, seconds, reader, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        how = f"took over {seconds} s" if number == signal.SIGALRM else signal.Signals(number).name
-        raise ChildProcessError(f"the decoder died: {how}")
-    done, result = pickle.loads(answer)
-    if not done:
+        cause = signal.Signals(os.WTERMSIG(status)).name
+        if cause == "SIGALRM":
+            cause = f"took over {seconds} s"
+        raise ChildProcessError(f"the decoder died: {cause}")
+    succeeded, result = pickle.loads(answer)
+    if not succeeded:
         raise RuntimeError(result)
     return result
 
 
-def _answer(function: Callable[[], Any], seconds: int, reader: int, writer: int) -> None:
+def _run_in_fork(function: Callable[[], Any], seconds: int, reader: int, writer: int) -> None:
     """The fork's part; doesn't return."""
     try:
         os.close(reader)

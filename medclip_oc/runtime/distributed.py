@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,9 +19,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..errors import InputError, Stopped, WorkError
 
+T = TypeVar("T")
+
 _STORE_TIMEOUT = timedelta(seconds=5)
-_KINDS: dict[str, type[Exception]] = {"input": InputError, "stop": Stopped, "work": WorkError}
-# what gloo, nccl and the store say of a rank that went away, and of one that doesn't answer
+# messages of gloo, nccl and the store about a rank that went away, and one that doesn't answer
 _GONE = re.compile(r"closed by peer|reset by peer|refused|broken pipe|remote process exited", re.I)
 _SILENT = re.compile(r"time(d )?[- ]?out", re.I)
 
@@ -45,8 +47,8 @@ class World:
 def is_distributed() -> bool:
     """Whether a launcher set up several processes.
 
-    Only RANK and WORLD_SIZE count. An interactive Slurm shell sets SLURM_NTASKS with nobody at the
-    other end, and waiting for those tasks would hang.
+    Only RANK and WORLD_SIZE count. open_clip_train's own goes by SLURM_NTASKS as well, which an
+    interactive Slurm shell sets with nobody at the other end: waiting for those tasks would hang.
     """
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
@@ -76,6 +78,8 @@ def check_precision(precision: str, device: torch.device) -> None:
 def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[World]:
     """Join the process group the launcher asks for (nccl on CUDA, gloo on CPU), and leave it after.
 
+    Not by open_clip_train's init_distributed_device, which has no time-out and no store of its own.
+
     Args:
         device: see `device_of`.
         timeout_seconds: longest wait for another rank.
@@ -101,19 +105,17 @@ def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> I
         # Only after success: a failed rank must not wait here for the others.
         barrier()
     except RuntimeError as error:
-        reason = _lost(error, timeout_seconds)
-        if reason is None:
-            raise
-        raise WorkError(reason) from error
+        if reason := _lost_rank(error, timeout_seconds):
+            raise WorkError(reason) from error
+        raise
     dist.destroy_process_group()
 
 
-def _lost(error: RuntimeError, timeout_seconds: float) -> str | None:
+def _lost_rank(error: RuntimeError, timeout_seconds: float) -> str | None:
     """What an error of the transport means to a user; None: it is another error."""
     text = str(error)
-    if isinstance(error, WorkError | Stopped):
-        return None
-    if not isinstance(error, dist.DistError) and not re.search("gloo|nccl|store", text, re.I):
+    transport = isinstance(error, dist.DistError) or re.search("gloo|nccl|store", text, re.I)
+    if isinstance(error, WorkError | Stopped) or not transport:
         return None
     if _SILENT.search(text):
         return (
@@ -121,7 +123,7 @@ def _lost(error: RuntimeError, timeout_seconds: float) -> str | None:
             "hangs, or its node is gone"
         )
     if _GONE.search(text):
-        return "another rank ended; what it said, or the launcher says of it, is the cause"
+        return "another rank ended; its error, or the launcher's line about it, names the cause"
     return None
 
 
@@ -137,7 +139,6 @@ def first_to_report() -> bool:
     """
     if not is_distributed():
         return True
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
@@ -146,7 +147,7 @@ def first_to_report() -> bool:
             wait_for_workers=False,
             timeout=_STORE_TIMEOUT,
         )
-        return store.add(f"medclip_oc/reported/{attempt}", 1) == 1
+        return store.add(f"medclip_oc/reported/{restarts()}", 1) == 1
     except (KeyError, RuntimeError):  # no store to ask: better twice than never
         return True
 
@@ -256,41 +257,34 @@ def all_reduce_sum(numbers: list[int], device: torch.device) -> list[int]:
         return numbers
     totals = torch.tensor(numbers, dtype=torch.int64, device=device)
     dist.all_reduce(totals)
-    found: list[int] = totals.tolist()
-    return found
+    return [int(total) for total in totals]
 
 
-def all_gather_texts(texts: list[str], device: torch.device) -> list[list[str]]:
-    """The texts of every rank, in rank order, on every rank; line breaks become blanks."""
-    texts = [" ".join(text.replace("\0", " ").split("\n")) for text in texts]
+def all_gather_objects(value: T) -> list[T]:
+    """A value that can be pickled of every rank, in rank order, on every rank."""
     if not dist.is_initialized():
-        return [texts]
-    data = torch.frombuffer(bytearray("\0".join(texts).encode() + b"\n"), dtype=torch.uint8)
-    rows = all_gather_ragged(data.to(device)).cpu().numpy().tobytes().decode()
-    return [row.split("\0") if row else [] for row in rows.split("\n")[:-1]]
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def raise_together(error: InputError | WorkError | Stopped | None, device: torch.device) -> None:
+def raise_together(error: InputError | WorkError | Stopped | None) -> None:
     """If any rank has an error, raise the first one's on every rank; nobody is left waiting.
 
     Args:
         error: of this rank; None: it has none.
-        device: see `World`.
 
     Raises:
-        InputError, WorkError, Stopped: with the same words on every rank, in one line.
+        InputError, WorkError, Stopped: with the same message on every rank.
     """
-    if not dist.is_initialized():
-        if error is not None:
-            raise error
-        return
-    kind = next((name for name, one in _KINDS.items() if isinstance(error, one)), "")
-    found = [
-        texts for texts in all_gather_texts([kind, str(error)] if error else [], device) if texts
-    ]
-    if found:
-        kind, message = found[0]
-        raise _KINDS[kind](message)
+    if error is not None and not dist.is_initialized():
+        raise error
+    kinds = (InputError, Stopped, WorkError)
+    kind = next((base for base in kinds if isinstance(error, base)), None)
+    for first_kind, message in all_gather_objects((kind, str(error))):
+        if first_kind is not None:
+            raise first_kind(message)
 
 
 def barrier() -> None:

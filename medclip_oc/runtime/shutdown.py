@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from ..errors import Stopped
@@ -18,58 +19,51 @@ from ..errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Notice:
-    """Whether this process was asked to stop.
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop: the name of the first signal; None: nobody asked."""
 
-    Attributes:
-        name: of the first signal that asked; None: nobody did.
-    """
+    signal: str | None = None
 
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    def given(self) -> bool:
+    def received(self) -> bool:
         """Whether a signal came."""
-        return self.name is not None
+        return self.signal is not None
 
 
 @contextmanager
-def noticed() -> Iterator[Notice]:
-    """Take note of signals, where this is the main thread; elsewhere none is ever given.
+def stop_requests() -> Iterator[StopRequest]:
+    """Take note of signals, where this is the main thread; elsewhere none is ever received.
 
     A second SIGINT ends the process at once. After `Stopped` the signals stay noted and without
     effect, since a launcher sends more of them to a process that is on its way out.
     """
-    notice = Notice()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield notice
+        yield request
         return
     process = os.getpid()
 
-    def take(number: int, _: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         if os.getpid() != process:  # a fork of ours, before it has handlers of its own
             return
-        notice.name = notice.name or signal.Signals(number).name
+        request.signal = request.signal or signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if sys.stderr.isatty():
-                words = "\nstopping after this step, and saving; Ctrl-C again ends at once\n"
-                os.write(sys.stderr.fileno(), words.encode())
+                os.write(2, b"\nstopping after this step, and saving; Ctrl-C again ends at once\n")
 
-    before = {number: signal.signal(number, take) for number in SIGNALS}
-    leaving = False
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
-        yield notice
+        yield request
     except Stopped:
-        leaving = True
+        before = {}
         raise
     finally:
-        if not leaving:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def shield(_: int = 0) -> None:
+def outlive_signals(_: int = 0) -> None:
     """Let a loader process outlive a signal that is sent to all processes of a job or a terminal.
 
     It must still feed the steps until the training process has stopped, which alone may end it.

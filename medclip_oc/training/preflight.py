@@ -66,8 +66,8 @@ class Opened:
 def check(config: Config) -> int:
     """Examine, print every finding once, and return 1 if there is an error, else 0."""
     with distributed.process_group(config.run.device) as world:
-        every = distributed.all_gather_texts(list(examine(config, world)), world.device)
-    findings = list(dict.fromkeys(line for lines in every for line in lines))
+        every = distributed.all_gather_objects(list(examine(config, world)))
+    findings = list(dict.fromkeys(line.replace("\n", " ") for lines in every for line in lines))
     if world.main:
         for line in sorted(findings, key=lambda line: line.startswith("warning")):
             print(line)

@@ -81,15 +81,14 @@ def start(
             _make_ready(folder, origin, config.run.overwrite)
         except (InputError, WorkError) as caught:
             error = caught
-    distributed.raise_together(error, world.device)
-    texts = [str(origin.file)] if origin.file else []
-    main_file = distributed.all_gather_texts(texts, world.device)[0]
+    distributed.raise_together(error)
+    main_file = distributed.all_gather_objects(origin.file)[0]
     if main_file and not world.main:
         try:
-            origin = Origin(Path(main_file[0]), checkpoint.load(main_file[0], verify=False))
+            origin = Origin(main_file, checkpoint.load(main_file, verify=False))
         except InputError as caught:
             error = InputError(f"{caught}; every node must see the run folder")
-    distributed.raise_together(error, world.device)
+    distributed.raise_together(error)
     return origin
 
 

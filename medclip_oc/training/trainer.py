@@ -26,7 +26,7 @@ from ..reporting import results
 from ..runtime import distributed, shutdown
 from ..runtime.distributed import World
 from ..runtime.progress import Progress
-from ..runtime.shutdown import Notice
+from ..runtime.shutdown import StopRequest
 from . import build, checkpointer, logger, resume
 from . import optimizer as optim
 from .checkpointer import Checkpointer
@@ -47,9 +47,9 @@ def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> No
     """
     seconds = config.run.timeout_seconds
     with (
-        shutdown.noticed() as notice,
+        shutdown.stop_requests() as request,
         distributed.process_group(config.run.device, timeout_seconds=seconds) as world,
-        closing(Trainer(config, world, notice, source, allow)) as trainer,
+        closing(Trainer(config, world, request, source, allow)) as trainer,
     ):
         trainer.run()
 
@@ -60,7 +60,7 @@ class Trainer:
     Args:
         config: of the run.
         world: the ranks.
-        notice: whether a signal asks for the end.
+        request: whether a signal asks for the end.
         source, allow: see `train`.
 
     Raises:
@@ -68,9 +68,9 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, world: World, notice: Notice, source: str, allow: Sequence[str]
+        self, config: Config, world: World, request: StopRequest, source: str, allow: Sequence[str]
     ) -> None:
-        self.config, self.world, self.notice = config, world, notice
+        self.config, self.world, self.stop_request = config, world, request
         self.folder = RunFolder(Path(config.run.folder))
         self.data = build.open_data(config, world)
         self.plan = self.data.plan
@@ -197,10 +197,11 @@ class Trainer:
             WorkError: the state before could not be written; on every rank.
         """
         failure, device = self.checkpointer.error(), self.world.device
-        flags = [self.notice.given(), self.checkpointer.due(self.progress.step), bool(failure)]
+        due_here = self.checkpointer.due(self.progress.step)
+        flags = [self.stop_request.received(), due_here, bool(failure)]
         asked, due, failed = distributed.all_reduce_sum([int(flag) for flag in flags], device)
         if failed:
-            distributed.raise_together(failure, device)
+            distributed.raise_together(failure)
         return asked > 0, due > 0
 
     # ------------------------------------------------------------------------------- validation
@@ -255,7 +256,7 @@ class Trainer:
             batch_size=config.train.micro_batch_size,
             workers=config.data.workers,
             precision=config.train.precision,
-            stop=self.notice.given,
+            stop=self.stop_request.received,
         ).record
         scores = metrics.flat(record)
         self.log.record(step, {f"{name}/{key}": value for key, value in scores.items()})
@@ -298,7 +299,7 @@ class Trainer:
         if self.checkpointer.step < step:
             self.save()
         self.checkpointer.wait()
-        signal = self.notice.name or "a signal on another rank"
+        signal = self.stop_request.signal or "a signal on another rank"
         words = f"{signal}: stopped after step {step} of {self.plan.steps}, and saved"
         if self.world.main:
             self.folder.mark(words)

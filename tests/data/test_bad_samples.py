@@ -90,13 +90,13 @@ def exchange(world: World) -> dict[str, Any]:
     caught = []
     for error in (None, InputError(f"only {world.rank}\nhere") if world.rank == 1 else None):
         try:
-            distributed.raise_together(error, world.device)
+            distributed.raise_together(error)
         except InputError as raised:
             caught.append(str(raised))
     return {
         "sum": distributed.all_reduce_sum([1, 10 * world.rank], world.device),
-        "texts": distributed.all_gather_texts(own, world.device),
-        "none": distributed.all_gather_texts([], world.device),
+        "texts": distributed.all_gather_objects(own),
+        "none": distributed.all_gather_objects([]),
         "caught": caught,
     }
 
@@ -169,9 +169,9 @@ def test_the_collectives(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         met = rank["exchange"]
         assert met["sum"] == [2, 10]
-        assert met["texts"] == [["rank 0"], ["rank 1", "two lines é"]]
+        assert met["texts"] == [["rank 0"], ["rank 1", "two\nlines é"]]
         assert met["none"] == [[], []]
-        assert met["caught"] == ["only 1 here"]
+        assert met["caught"] == ["only 1\nhere"]
 
 
 @pytest.mark.slow

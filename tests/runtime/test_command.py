@@ -84,7 +84,7 @@ def test_one_process_of_several_reports(
 ) -> None:
     """Before torch is there the first of each node, afterwards the one that the store chooses."""
     monkeypatch.setenv("RANK", "4")
-    monkeypatch.setattr(command, "_LAST_WORD_SECONDS", 0)
+    monkeypatch.setattr(command, "_GRACE_SECONDS", 0)
     shown = []
     for first in (True, False):
         monkeypatch.setattr(distributed, "first_to_report", lambda first=first: first)

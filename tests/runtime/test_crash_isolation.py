@@ -6,33 +6,33 @@ import time
 import numpy as np
 import pytest
 
-from medclip_oc.runtime.crash_isolation import call_apart
+from medclip_oc.runtime.crash_isolation import call_isolated
 
 
 def test_returns_what_the_function_returns() -> None:
-    found = call_apart(lambda: (np.arange(10**6), os.getpid()), 60)  # far more than a pipe holds
+    found = call_isolated(lambda: (np.arange(10**6), os.getpid()), 60)  # far more than a pipe holds
     assert found[0].sum() == 10**6 * (10**6 - 1) // 2
     assert found[1] != os.getpid()
 
 
 def test_raises_what_the_function_says() -> None:
     with pytest.raises(RuntimeError, match="invalid literal for int"):
-        call_apart(lambda: int("x"), 60)
+        call_isolated(lambda: int("x"), 60)
 
 
 @pytest.mark.parametrize(("number", "name"), [(6, "SIGABRT"), (11, "SIGSEGV")])
 def test_survives_a_crash(number: int, name: str) -> None:
     with pytest.raises(ChildProcessError, match=f"died: {name}"):
-        call_apart(lambda: os.kill(os.getpid(), number), 60)
+        call_isolated(lambda: os.kill(os.getpid(), number), 60)
 
 
 def test_gives_up_in_time() -> None:
     start = time.monotonic()
     with pytest.raises(ChildProcessError, match="took over 1 s"):
-        call_apart(lambda: time.sleep(60), 1)
+        call_isolated(lambda: time.sleep(60), 1)
     assert time.monotonic() - start < 30
 
 
 def test_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    assert call_apart(lambda: os.write(2, b"as a C library would"), 60) == 20
+    assert call_isolated(lambda: os.write(2, b"as a C library would"), 60) == 20
     assert capfd.readouterr() == ("", "")
