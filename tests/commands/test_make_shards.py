@@ -1,14 +1,11 @@
 """tools/make_shards.py: what it prints, what it refuses, and its exit codes."""
 
-import csv
-import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from medclip_oc import make_shards
 from medclip_oc.config.packing import MakeShardsConfig
@@ -16,7 +13,7 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.cli import ROOT, call, one_line
-from tests.support.tiny_dataset import jpeg, write_kaggle
+from tests.support.faulty_source import contents, rejected, write_faulty_source
 
 SPLITS = ["train", "valid"]
 TABLE = ["--table", "x.csv", "--image-column", "a", "--caption-column", "b"]
@@ -28,36 +25,9 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd="/", capture_output=True, text=True)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    # without what readers keep there for themselves
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
-
-
-def rejected(folder: Path) -> list[dict[str, str]]:
-    with (folder / "rejects.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """23 training rows, of which 17 are sound, and 3 sound validation rows."""
-    folder = write_kaggle(tmp_path_factory.mktemp("source"), {"train": 18, "valid": 3})
-    pictures = folder / "train_images" / "train"
-    (pictures / "train_0003.jpg").write_bytes(jpeg(3)[:-50])  # cut
-    (pictures / "black.png").write_bytes(encoded(Image.new("L", (30, 20)), "PNG"))
-    (pictures / "empty.jpg").touch()
-    with (folder / "train_captions.csv").open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([["black", "night"], ["empty", "-"], ["absent", "-"]])
-        writer.writerows([["train_0000", "again"], ["up/../x", "-"]])
-    (folder / "train_concepts.csv").write_text("ID,CUIs\ntrain_0000,C0040405;C0007776\n")
-    return folder
-
-
-def encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
+    return write_faulty_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
