@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 
 from ..config.parse import parse
 from ..errors import InputError, Stopped, WorkError
+from .progress import print_line
 
 T = TypeVar("T")
 
@@ -65,9 +66,9 @@ def _print_error(text: str) -> None:
         from . import distributed  # needs torch, which --help and a wrong option do without
 
         if distributed.first_to_report():
-            print(text, file=sys.stderr, flush=True)
+            print_line(text)
     elif "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
+        print_line(text)
     else:
         # the launcher ends every process once one has ended: give the one that reports the time
         time.sleep(_GRACE_SECONDS)

@@ -61,7 +61,7 @@ class Progress:
         self._bar.update(items)
         if self._lines and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_SECONDS
-            print(self._line(), file=sys.stderr, flush=True)
+            print_line(self._line())
 
     def _line(self) -> str:
         rate = (self._done - self._before) / (time.monotonic() - self._began)
@@ -80,5 +80,5 @@ class Progress:
 
 
 def print_line(line: str) -> None:
-    """Print to stderr, above a bar that is shown."""
-    tqdm.write(line, file=sys.stderr)
+    """Print to stderr, above a bar that is shown; in one write, or ranks would mix their lines."""
+    tqdm.write(line + "\n", file=sys.stderr, end="")
