@@ -16,7 +16,6 @@ from typing import NoReturn, TypeVar
 
 from ..config.parse import parse
 from ..errors import InputError, Stopped, WorkError
-from .progress import print_line
 
 T = TypeVar("T")
 
@@ -65,10 +64,12 @@ def _print_error(text: str) -> None:
     if "torch" in sys.modules and "RANK" in os.environ:
         from . import distributed  # needs torch, which --help and a wrong option do without
 
-        if distributed.first_to_report():
-            print_line(text)
-    elif "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
-        print_line(text)
+        speaks = distributed.first_to_report()
+    else:
+        speaks = "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
+    if speaks:
+        sys.stderr.write(text + "\n")  # one write, or two ranks would mix their lines
+        sys.stderr.flush()
     else:
         # the launcher ends every process once one has ended: give the one that reports the time
         time.sleep(_GRACE_SECONDS)
