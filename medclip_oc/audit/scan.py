@@ -16,8 +16,8 @@ from PIL import Image
 
 from ..config.vocabulary import MODALITIES
 from ..errors import BadImage, WorkError
-from ..imaging import dicom
-from ..imaging.decode import MAX_PIXELS, decode
+from ..imaging.decode import MAX_PIXELS, decode, is_dicom
+from ..imaging.encode import refuse_blank
 from ..packing.samples import unusable
 from ..packing.sources import Pair, Reject, Source
 from ..runtime.progress import Progress
@@ -51,14 +51,12 @@ def inspect(pair: Pair | Reject, *, max_pixels: int = MAX_PIXELS) -> Inspected |
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; nobody would see them
             image = decode(data, max_pixels=max_pixels)
+            refuse_blank(image)
             kind, mode = _kind(data, image)
     except BadImage as error:
         return unusable(pair, error.reason, error.detail)
     except OSError as error:
         return unusable(pair, "image unreadable", str(error.strerror))
-    lowest, highest = np.reshape(image.getextrema(), (-1, 2)).T  # of each channel
-    if (lowest == highest).all():
-        return unusable(pair, "blank", f"every pixel is {image.getpixel((0, 0))}")
     row = np.zeros((), ROW)
     row["width"], row["height"] = image.size
     row["file"], row["pixels"] = digest(data), pixel_digest(image)
@@ -72,7 +70,7 @@ def inspect(pair: Pair | Reject, *, max_pixels: int = MAX_PIXELS) -> Inspected |
 
 def _kind(data: bytes, image: Image.Image) -> tuple[str, str]:
     """Format and mode of a file that could be decoded."""
-    if dicom.is_dicom(data):
+    if is_dicom(data):
         return "DICOM", image.mode
     try:
         with Image.open(io.BytesIO(data)) as header:

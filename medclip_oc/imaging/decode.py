@@ -36,10 +36,11 @@ JPEG decoders conceal some damage within the bit stream: that goes unnoticed.
 
 import io
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import BadImage, BadImageReason
-from . import depth, dicom, signatures
+from . import dicom
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit: above it, stock readers warn of a decompression bomb, and above twice that
@@ -49,6 +50,9 @@ they, and we, refuse it."""
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")  # JPEG: MPO too
 GREY = ("1", "L", "LA", "La")
 """Pillow's modes that are grey, of 8 bits."""
+DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+"""Pillow's modes of more than 8 bits."""
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, a value of the second
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -64,10 +68,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadImage: empty, undecodable, truncated or over max pixels. A blank image is decoded.
     """
-    if dicom.is_dicom(data):
+    if is_dicom(data):
         return dicom.decode(data, max_pixels)
     image = load(open_image(data, max_pixels), data)
     return turn(flatten(image, data), read_orientation(image))
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file has the mark of DICOM."""
+    return data[128:132] == b"DICM"
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -83,9 +92,9 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("over max pixels", str(error)) from None
     except UnidentifiedImageError:
-        if signatures.ends_early(data):
+        if _ends_early(data):
             raise BadImage("truncated", "the file ends before its image begins") from None
-        seems = signatures.guess(data)
+        seems = _guess(data)
         detail = f"not one of {', '.join(_FORMATS)}, DICOM" + (f"; seems {seems}" if seems else "")
         raise BadImage("undecodable", detail) from None
     except Exception as error:  # a damaged file raises whatever its decoder trips over
@@ -93,7 +102,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height}, limit {max_pixels} pixels"
         raise BadImage("over max pixels", size)
-    if depth.is_deep_colour(image, data):
+    if _is_deep_colour(image, data):
         raise BadImage("undecodable", "more than 8 bits per channel with colour or alpha")
     return image
 
@@ -111,12 +120,6 @@ def load(image: Image.Image, data: bytes) -> Image.Image:
     return image
 
 
-def _damage(error: Exception, data: bytes) -> BadImage:
-    cut = "truncated" in str(error).lower() or signatures.ends_early(data)
-    reason: BadImageReason = "truncated" if cut else "undecodable"
-    return BadImage(reason, " ".join(str(error).split()) or type(error).__name__)
-
-
 def read_orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8."""
     if image.format == "PNG" and "exif" not in image.info:
@@ -132,10 +135,13 @@ def read_orientation(image: Image.Image) -> int:
 
 def flatten(image: Image.Image, data: bytes) -> Image.Image:
     """A loaded image as "L" or "RGB", not turned yet."""
-    flat = depth.grey(image) if image.mode in depth.DEEP_GREY else image
+    flat = _windowed(image) if image.mode in DEEP_GREY else image
     try:
-        if flat.has_transparency_data:
-            flat = _over_black(flat)
+        if flat.has_transparency_data:  # laid over black
+            grey = flat.mode in GREY
+            whole = flat.convert("LA" if grey else "RGBA")
+            flat = Image.new("L" if grey else "RGB", whole.size)
+            flat.paste(whole.convert(flat.mode), mask=whole.getchannel("A"))
         return flat.convert("L" if flat.mode in GREY else "RGB")
     except (ValueError, OSError) as error:  # a mode with no way to RGB
         raise _damage(error, data) from None
@@ -150,10 +156,98 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _over_black(image: Image.Image) -> Image.Image:
-    """Lay a transparent image over black: "L" or "RGB"."""
-    grey = image.mode in GREY
-    whole = image.convert("LA" if grey else "RGBA")
-    ground = Image.new("L" if grey else "RGB", image.size)
-    ground.paste(whole.convert(ground.mode), mask=whole.getchannel("A"))
-    return ground
+def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
+    """Whether a file has more than 8 bits per channel with colour or alpha (PNG, TIFF)."""
+    if image.format == "PNG":
+        return data[24:25] == b"\x10" and data[25] in (2, 4, 6)
+    bits = _tiff_tag(image, _BITS)
+    return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8 and image.mode[:3] == "RGB"
+
+
+def _windowed(image: Image.Image) -> Image.Image:
+    """A loaded image of one of DEEP_GREY as "L"; white-is-zero TIFF inverted."""
+    values = np.asarray(image)
+    pixels = dicom.window(values, inverted=_tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # one grey of a PNG
+        pixels[values == transparent] = 0
+    return Image.fromarray(pixels)
+
+
+def _tiff_tag(image: Image.Image, number: int) -> object:
+    """None in other files."""
+    return getattr(image, "tag_v2", {}).get(number)
+
+
+# ---------------------------------------------------- by the first bytes, where no decoder tells
+
+_STARTS = {
+    b"%pdf": "a PDF",
+    b"pk\x03\x04": "a zip",
+    b"\x1f\x8b": "gzip",
+    b"version https://git-lfs": "a Git LFS pointer in place of the file",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+}
+# frame headers of JPEG: every 0xC0-0xCF but DHT, JPG and DAC (ITU-T T.81, table B.1)
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_NO_LENGTH = {0x00, 0x01, 0xFF, *range(0xD0, 0xD9)}  # a stuffed byte, and markers that stand alone
+
+
+def jpeg_frame(data: bytes) -> tuple[int, int] | None:
+    """The kind of a JPEG's first frame (N of its marker SOFn) and its bits per sample.
+
+    0, 1 and 2 are the Huffman-coded kinds that every decoder knows: baseline, extended and
+    progressive. 3 is lossless, 9 to 11 are coded arithmetically. None: not a JPEG, or cut.
+    """
+    position = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while (position := data.find(b"\xff", position)) >= 0 and position + 5 <= len(data):
+        kind = data[position + 1]
+        if kind in _FRAMES:
+            return kind - 0xC0, data[position + 4]
+        length = 0 if kind in _NO_LENGTH else int.from_bytes(data[position + 2 : position + 4]) + 1
+        position += 1 + length
+    return None
+
+
+def _damage(error: Exception, data: bytes) -> BadImage:
+    cut = "truncated" in str(error).lower() or _ends_early(data)
+    reason: BadImageReason = "truncated" if cut else "undecodable"
+    return BadImage(reason, " ".join(str(error).split()) or type(error).__name__)
+
+
+def _guess(data: bytes) -> str | None:
+    """What a file that no decoder takes seems to be: "a PDF". None: no idea."""
+    frame = jpeg_frame(data)
+    if frame and frame[1] != 8:
+        return f"a JPEG of {frame[1]} bits"
+    if data[4:8] == b"ftyp":
+        return "HEIF or AVIF"
+    if not data.strip(b"\0"):
+        return "nothing but zeros"
+    if data[:2] in (b"\x02\0", b"\x08\0") and data[3:4] == b"\0":  # a first tag in these groups
+        return "DICOM without its mark DICM at byte 128"
+    start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((seems for mark, seems in _STARTS.items() if start.startswith(mark)), None)
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether a file holds less than its own header promises, or lacks its end mark.
+
+    For a file that failed to decode: some sound ones have no end mark. JPEG decoders say it
+    themselves.
+    """
+    promised = 0
+    if data[:4] == b"RIFF":  # WebP
+        promised = int.from_bytes(data[4:8], "little") + 8
+    elif data[:4] in (b"II*\0", b"MM\0*"):  # TIFF: where its directory is
+        promised = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 2
+    elif data[:2] == b"BM":
+        promised = int.from_bytes(data[2:6], "little")
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data[-4096:]
+    elif data[:4] == b"GIF8":
+        return not data.rstrip(b"\0").endswith(b";")
+    elif data[:4] == b"\xffO\xffQ" or data[4:8] == b"jP  ":  # JPEG 2000, bare or in boxes
+        return b"\xff\xd9" not in data[-64:]
+    return promised > len(data)

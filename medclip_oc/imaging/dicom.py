@@ -27,7 +27,6 @@ from PIL import Image
 
 from ..errors import BadImage, InputError
 from ..runtime.crash_isolation import call_isolated
-from .depth import window
 
 INSTALL = "pip install pydicom python-gdcm"
 
@@ -50,11 +49,6 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 """A transfer syntax that nothing in radiology writes; pydicom would unpack it without bound."""
 
 
-def is_dicom(data: bytes) -> bool:
-    """Whether a file has the mark of DICOM."""
-    return data[128:132] == b"DICM"
-
-
 def decode(data: bytes, max_pixels: int) -> Image.Image:
     """Decode the first frame by the rules at the top of this module.
 
@@ -73,15 +67,14 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         import pydicom
     except ImportError:
         raise InputError(f"a DICOM file needs pydicom: {INSTALL}") from None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(over="ignore"):  # a sigmoid's exp may be infinite
         # pydicom warns wherever a file departs from the standard; what matters raises
         warnings.simplefilter("ignore", UserWarning)
         try:
             if _DEFLATED in data[132 : 144 + int.from_bytes(data[140:144], "little")]:
                 raise BadImage("undecodable", "a deflated DICOM file is not read")
             dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_READ])
-            _check(dataset, data, max_pixels)
-            return _picture(dataset)
+            return Image.fromarray(_shown(dataset, _first_frame(dataset, data, max_pixels)))
         except BadImage:
             raise
         except Exception as error:  # a damaged file raises whatever pydicom trips over
@@ -90,9 +83,50 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             raise BadImage("truncated" if cut else "undecodable", words) from None
 
 
-def _check(dataset: Any, data: bytes, max_pixels: int) -> None:
-    """Refuse what has no pixels, too many, or pixels that nothing here can decode."""
-    from pydicom.pixels import get_decoder
+def window(
+    values: np.ndarray,
+    *,
+    limits: tuple[float, float] | None = None,
+    counted: np.ndarray | None = None,
+    inverted: bool = False,
+) -> np.ndarray:
+    """Map values to 0..255, linearly, never saturated.
+
+    Args:
+        values: numbers of any shape.
+        limits: what becomes 0, and what 255; beyond them, the same. None: the darkest and the
+            brightest value that counts.
+        counted: of the same shape; False where a value is no image. It becomes 0, as NaN and
+            infinities do.
+        inverted: the brightest value becomes 0.
+
+    Returns:
+        uint8, of the same shape. One value alone becomes 0.
+    """
+    numbers = values.astype(np.float64)  # changed in place: an image may have 89 megapixels
+    kept = np.isfinite(numbers)
+    if counted is not None:
+        kept &= counted
+    low, high = limits or (
+        np.min(numbers, where=kept, initial=np.inf),
+        np.max(numbers, where=kept, initial=-np.inf),
+    )
+    if low == high or not kept.any():
+        return np.zeros(values.shape, dtype=np.uint8)
+    if inverted:
+        low, high = high, low
+    numbers -= low
+    numbers *= 255.0 / (high - low)
+    np.copyto(numbers, 0.0, where=~kept)
+    return np.rint(numbers.clip(0.0, 255.0, out=numbers), out=numbers).astype(np.uint8)
+
+
+def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
+    """Pixels as stored, (H, W) or (H, W, 3); YBR as RGB.
+
+    Refuses what has no pixels, too many, or pixels that nothing here can decode.
+    """
+    from pydicom.pixels import get_decoder, pixel_array
 
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if rows and columns and rows * columns > max_pixels:
@@ -104,45 +138,33 @@ def _check(dataset: Any, data: bytes, max_pixels: int) -> None:
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not syntax:
         raise BadImage("undecodable", "DICOM that names no transfer syntax")
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise BadImage("undecodable", f"transfer syntax {syntax.name} is not supported") from None
+    decoder = get_decoder(syntax)
     if not decoder.is_available:
         missing = "; ".join(decoder.missing_dependencies)
         hint = f" ({INSTALL})" if "gdcm" in missing else ""
         raise BadImage("undecodable", f"{syntax.name} needs another package: {missing}{hint}")
+    decode_frame = partial(pixel_array, dataset, index=0)
+    # damaged frames make GDCM abort and pydicom loop for ever
+    return decode_frame() if decoder.is_native else call_isolated(decode_frame, _SECONDS)
 
 
-def _picture(dataset: Any) -> Image.Image:
+def _shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
+    """Stored pixels as they are displayed: (H, W) or (H, W, 3) uint8."""
     from pydicom.pixels import apply_color_lut
 
     _take_from_groups(dataset)
-    pixels, colours = _pixels(dataset), dataset.PhotometricInterpretation
-    if colours in ("MONOCHROME1", "MONOCHROME2"):
-        return Image.fromarray(_grey(dataset, pixels, inverted=colours == "MONOCHROME1"))
-    if colours == "PALETTE COLOR":
+    space = dataset.PhotometricInterpretation
+    if space in ("MONOCHROME1", "MONOCHROME2"):
+        return _grey(dataset, stored, inverted=space == "MONOCHROME1")
+    if space == "PALETTE COLOR":
         count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
         last = first + (count or 65536) - 1
-        palette = apply_color_lut(np.arange(first, last + 1), dataset)  # (entries, 3)
-        pixels = apply_color_lut(pixels.astype(np.int64).clip(first, last), dataset)
-        if palette.max() > 255:
-            pixels = window(pixels, limits=(0, int(palette.max())))
-        return Image.fromarray(pixels.astype(np.uint8))
-    if colours != "RGB" and not colours.startswith("YBR"):
-        raise BadImage("undecodable", f"DICOM of colour space {colours}")
-    return Image.fromarray(pixels if pixels.dtype == np.uint8 else window(pixels))
-
-
-def _pixels(dataset: Any) -> np.ndarray:
-    """The first frame as stored, (H, W) or (H, W, 3); YBR as RGB."""
-    from pydicom.pixels import get_decoder, pixel_array
-
-    decode = partial(pixel_array, dataset, index=0)
-    if get_decoder(dataset.file_meta.TransferSyntaxUID).is_native:
-        return decode()
-    # damaged frames make GDCM abort and pydicom loop for ever
-    return call_isolated(decode, _SECONDS)
+        brightest = int(apply_color_lut(np.arange(first, last + 1), dataset).max())
+        pixels = apply_color_lut(stored.astype(np.int64).clip(first, last), dataset)
+        return window(pixels, limits=(0, brightest)) if brightest > 255 else pixels.astype(np.uint8)
+    if space != "RGB" and not space.startswith("YBR"):
+        raise BadImage("undecodable", f"DICOM of colour space {space}")
+    return stored if stored.dtype == np.uint8 else window(stored)
 
 
 def _take_from_groups(dataset: Any) -> None:
@@ -157,21 +179,30 @@ def _take_from_groups(dataset: Any) -> None:
             del dataset[name]
 
 
-# -------------------------------------------------------------------------------------------- grey
-
-
 def _grey(dataset: Any, stored: np.ndarray, *, inverted: bool) -> np.ndarray:
-    """Stored values as they are displayed: (H, W) uint8."""
-    from pydicom.pixels import apply_modality_lut
+    """Modality LUT or rescale, then VOI LUT or window; their real range where that is unusable."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    image = ~_padding(dataset, stored)
-    values = stored
+    counted, values = ~_padding(dataset, stored), stored
     if dataset.get("ModalityLUTSequence"):
         values = _indices(dataset.ModalityLUTSequence[0], values)
     values = apply_modality_lut(values, dataset)
-    if shown := _shown(dataset, values, image):
-        return window(shown[0], limits=shown[1], counted=image, inverted=inverted)
-    return window(values, counted=image, inverted=inverted)
+    tables, limits = dataset.get("VOILUTSequence"), None
+    with_table = bool(tables and tables[0].get("LUTDescriptor") and tables[0].get("LUTData"))
+    if with_table or all(dataset.get(name) is not None for name in ("WindowCenter", "WindowWidth")):
+        before, probes = values, np.array([-np.inf, np.inf])
+        if with_table:
+            before = _indices(tables[0], np.rint(values))
+            probes = _indices(tables[0], np.arange(-(1 << 15), 1 << 17))
+        try:
+            shown, ends = (apply_voi_lut(each, dataset) for each in (before, probes))
+        except ValueError:  # a width or function that the standard doesn't allow
+            return window(values, counted=counted, inverted=inverted)
+        kept = shown[counted]
+        if kept.size and kept.min() != kept.max():
+            values = shown
+            limits = (ends.min(), ends.max()) if with_table else (ends[0], ends[1])
+    return window(values, limits=limits, counted=counted, inverted=inverted)
 
 
 def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray:
@@ -183,43 +214,6 @@ def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray:
     if stored.dtype.kind == "i":  # some scanners write -2000 as the unsigned 63536
         first, last = (n - 65536 if 32767 < n < 65536 else n for n in (first, last))
     return (stored >= min(first, last)) & (stored <= max(first, last))
-
-
-def _shown(
-    dataset: Any, values: np.ndarray, image: np.ndarray
-) -> tuple[np.ndarray, tuple[float, float]] | None:
-    """Values after the VOI LUT or window, and what it makes darkest and brightest.
-
-    None: there is none, or it is unusable.
-    """
-    from pydicom.pixels import apply_voi_lut
-
-    tables = dataset.get("VOILUTSequence")
-    if tables and tables[0].get("LUTDescriptor") and tables[0].get("LUTData"):
-        values = _indices(tables[0], np.rint(values))
-        count, first, _ = tables[0].LUTDescriptor
-        probes = np.arange(first, first + (count or 65536))
-        brightness = apply_voi_lut(probes, dataset)
-        limits = float(brightness.min()), float(brightness.max())
-    elif any(dataset.get(name) is None for name in ("WindowCenter", "WindowWidth")):
-        return None
-    else:
-        try:
-            limits = tuple(_windowed(dataset, np.array([-np.inf, np.inf])).tolist())
-        except ValueError:  # a width or function that the standard doesn't allow
-            return None
-    shown = _windowed(dataset, values)
-    kept = shown[image]
-    if not kept.size or kept.min() == kept.max():
-        return None
-    return shown, limits
-
-
-def _windowed(dataset: Any, values: np.ndarray) -> np.ndarray:
-    from pydicom.pixels import apply_voi_lut
-
-    with np.errstate(over="ignore"):  # far out on a sigmoid: exp is infinite, which is right
-        return apply_voi_lut(values, dataset)
 
 
 def _indices(table: Any, values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ..errors import BadImage
 from . import decode
 
 _SPACES = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}
@@ -38,13 +37,11 @@ class Picture:
     def __init__(self, data: bytes, *, exact: bool = False) -> None:
         self._data = data
         self._image: Image.Image | None = None
-        self._space = ""
-        header = None if exact else _plain_jpeg(data)
-        if header is None:
+        if header := None if exact else _plain_jpeg(data):
+            self._space, self.size = header
+        else:
             self._image = decode.decode(data)
             self.size = self._image.size
-        else:
-            self._space, self.size = header
 
     def pixels(self, reduction: float = 1.0) -> tuple[np.ndarray, float]:
         """Decode at the smallest size that is at least the full one divided by `reduction`.
@@ -56,16 +53,12 @@ class Picture:
         """
         if self._image is None:
             eighths = next((n for n in (1, 2, 3, 4) if n * reduction >= 8), 8)
-            width, height = (-(-side * eighths // 8) for side in self.size)
+            least = dict[str, int]()
+            if eighths < 8:
+                width, height = (-(-side * eighths // 8) for side in self.size)
+                least = {"min_width": width, "min_height": height, "min_factor": 2}
             try:
-                pixels: np.ndarray = simplejpeg.decode_jpeg(
-                    self._data,
-                    _SPACES[self._space],
-                    min_width=width if eighths < 8 else 0,
-                    min_height=height if eighths < 8 else 0,
-                    min_factor=2 if eighths < 8 else 1,
-                )
-                assert pixels.shape[:2] == (height, width)
+                pixels = simplejpeg.decode_jpeg(self._data, self._space, **least)
                 return pixels, eighths / 8
             except ValueError:  # it is stricter than Pillow: what counts as damage, Pillow says
                 self._image = decode.decode(self._data)
@@ -81,21 +74,17 @@ class Picture:
 
 
 def _plain_jpeg(data: bytes) -> tuple[str, tuple[int, int]] | None:
-    """Colour space and size of a JPEG that any decoder gets right; None for anything else."""
+    """Simplejpeg's name for the colours to decode to, and the size, of a JPEG that any decoder
+    gets right; None for anything else.
+    """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space not in _SPACES or width * height > decode.MAX_PIXELS:
+            return None
+        if b"Exif\0\0" in data:
+            image = decode.open_image(data, decode.MAX_PIXELS)
+            if decode.read_orientation(image) != 1:
+                return None
     except ValueError:  # no JPEG, or a damaged one: decode.decode says which
         return None
-    if space not in _SPACES or width * height > decode.MAX_PIXELS or _turned(data):
-        return None
-    return space, (width, height)
-
-
-def _turned(data: bytes) -> bool:
-    """Whether EXIF, if there is any, asks for another orientation."""
-    if b"Exif\0\0" not in data:
-        return False
-    try:
-        return decode.read_orientation(decode.open_image(data, decode.MAX_PIXELS)) != 1
-    except BadImage:  # decode.decode says what it is
-        return True
+    return _SPACES[space], (width, height)

@@ -93,7 +93,7 @@ UNUSABLE: dict[str, tuple[bytes, str, str]] = {
     "a film": (
         dicom(GREY, syntax=MPEG, PixelData=frames(b"film")),
         "undecodable",
-        "transfer syntax MPEG2 .* is not supported",
+        "No pixel data decoders .* 'MPEG2",
     ),
     "an odd colour space": (
         dicom(COLOUR, PhotometricInterpretation="HSV"),
