@@ -1,11 +1,8 @@
 """AdamW over groups of parameters, each with the learning rate of its tower and layer."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from open_clip_train.scheduler import cosine_lr
-from torch import nn
 
 from ..config.schema import OptimConfig
 from ..models import freezing
@@ -58,25 +55,6 @@ def adamw(towers: Towers, settings: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def schedule(
-    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
-) -> Callable[[int], float]:
-    """A function that sets every group's rate for a step (0-based), a pure function of it, and
-    returns the factor of the peak: linear warm-up, then a cosine to zero (SGDR, Loshchilov &
-    Hutter 2017, eq. 5, no restart). The first step already moves, and the last one still does.
-    """
-    # open_clip's knows one rate for all groups, so it gives the factor, and each group its peak
-    factor_of = cosine_lr(optimizer, 1.0, warmup_steps, total_steps)
-
-    def set_lr(step: int) -> float:
-        factor = float(factor_of(step))
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group["peak_lr"]
-        return factor
-
-    return set_lr
-
-
 def describe(optimizer: torch.optim.Optimizer, towers: Towers) -> list[str]:
     """What trains and what doesn't, a line for each part of the model."""
     parts: dict[str, list[dict[str, Any]]] = {}
@@ -99,9 +77,3 @@ def describe(optimizer: torch.optim.Optimizer, towers: Towers) -> list[str]:
         if frozen:
             lines.append(f"frozen: {title}: {freezing.count(frozen):,} parameters")
     return lines
-
-
-def clip(model: nn.Module, max_norm: float | None) -> float:
-    """Scale the gradients down to a total norm of at most `max_norm`; returns the norm before."""
-    limit = float("inf") if max_norm is None else max_norm
-    return nn.utils.clip_grad_norm_(model.parameters(), limit).item()

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from open_clip_train.scheduler import cosine_lr
+from torch import nn
 
 from ..config import fields
 from ..config.schema import Config
@@ -79,7 +81,8 @@ class Trainer:
         self.clip = build.model(config, world, origin.content, str(origin.file))
         self.cached_step = build.cached_step(self.clip, config, world)
         self.optimizer = optim.adamw(self.clip.towers, config.optim)
-        self.set_lr = optim.schedule(self.optimizer, self.plan.warmup_steps, self.plan.steps)
+        # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)
+        self.schedule = cosine_lr(self.optimizer, 1.0, self.plan.warmup_steps, self.plan.steps)
         self.ema = None if config.ema.decay is None else Ema(self.clip.towers, config.ema.decay)
         valid = self.data.valid
         decode = config.valid.decode
@@ -168,7 +171,9 @@ class Trainer:
         """One step (1-based) over one global batch; returns what is logged of it."""
         settings, towers = self.config.optim, self.clip.towers
         towers.train()
-        factor = self.set_lr(step - 1)
+        factor = self.schedule(step - 1)  # of one rate for all groups
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["peak_lr"]
         loss = self.cached_step(batch["images"], batch["tokens"], Labels.of(batch)).item()
         for line in self.cached_step.notices():
             self.log.message(line)
@@ -176,7 +181,8 @@ class Trainer:
         scaler = self.cached_step.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = optim.clip(towers, settings.clip_norm)
+        limit = settings.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(towers.parameters(), limit).item()
         if scaler is None:
             self.require_finite("norm of the gradient", norm, step)
             self.optimizer.step()

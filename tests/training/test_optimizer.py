@@ -1,9 +1,8 @@
-"""What trains, at which rate and when, and what the log says of it."""
+"""What trains, at which rate, and what the log says of it."""
 
 from typing import Any
 
 import pytest
-import torch
 
 from medclip_oc.config.schema import ModelConfig, OptimConfig
 from medclip_oc.models import factory, freezing
@@ -72,10 +71,7 @@ def test_layer_decay_is_the_formula() -> None:
         "text_projection": 3.0,
     }.items():
         assert found[f"clip.{name}"] == pytest.approx(wanted), name
-    optimizer = optim.adamw(towers, settings)
-    assert optim.schedule(optimizer, 4, 9)(0) == 0.25
-    assert all(g["lr"] == 0.25 * g["peak_lr"] for g in optimizer.param_groups)
-    assert len({g["lr"] for g in optimizer.param_groups}) > 4
+    assert len({group["lr"] for group in optim.adamw(towers, settings).param_groups}) > 4
 
 
 def test_the_list_of_what_trains() -> None:
@@ -92,27 +88,3 @@ def test_the_list_of_what_trains() -> None:
     frozen = sum(p.numel() for p in towers.parameters() if not p.requires_grad)
     assert f"frozen: text tower: {frozen:,} parameters" in lines
     assert len(lines) == 6
-
-
-def test_clip_reports_the_norm_before() -> None:
-    layer = torch.nn.Linear(2, 1, bias=False)
-    layer.weight.grad = torch.tensor([[3.0, 4.0]])
-    assert optim.clip(layer, None) == 5
-    assert layer.weight.grad.norm() == 5
-    assert optim.clip(layer, 1.0) == 5
-    torch.testing.assert_close(layer.weight.grad, torch.tensor([[0.6, 0.8]]))
-
-
-def factors(warmup: int, total: int) -> list[float]:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    optimizer.param_groups[0]["peak_lr"] = 1.0
-    set_lr = optim.schedule(optimizer, warmup, total)
-    return [set_lr(step) for step in range(total)]
-
-
-def test_the_schedule_by_hand() -> None:
-    by_hand = [0.5, 1.0, 1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]
-    assert factors(2, 6) == pytest.approx(by_hand)
-    assert all(0 < factor <= 1 for factor in factors(10, 100)), "no step is wasted"
-    assert factors(0, 5)[0] == 1
-    assert factors(5, 5)[-1] == 1, "nothing but warm-up"

@@ -5,16 +5,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from math import cos, pi
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from medclip_oc import train
+from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, TrainCommand, ValidConfig
 from medclip_oc.models import checkpoint
+from medclip_oc.runtime.distributed import World
+from medclip_oc.runtime.shutdown import StopRequest
 from medclip_oc.training.trainer import Trainer
 from tests.support.cli import call, one_line, records, settings, write
 from tests.support.interrupted import (
@@ -43,6 +48,21 @@ def test_records_of_every_step(finished: Path) -> None:
     log = (finished / "log.txt").read_text()
     assert "48 training pairs, 9 steps (3.0 per epoch)" in log
     assert f"step 9/9  loss {steps[-1]['loss']:.4g}  lr " in log
+
+
+def test_a_step_has_its_rate_and_a_clipped_gradient(packed: Path, tmp_path: Path) -> None:
+    optim = {"lr": 1e-3, "image_lr": 4e-3, "clip_norm": 0.5, "warmup_steps": 4}
+    file = write(settings(packed, tmp_path / "run", optim=optim), tmp_path / "config.yaml")
+    config = parse.parse(Config, ["--config", str(file)], prog="", description="")
+    world = World(0, 1, torch.device("cpu"))
+    with closing(Trainer(config, world, StopRequest(), "auto", ())) as trainer:
+        values = trainer.optimizer_step(3, next(iter(trainer.batches)))
+        parameters = list(trainer.clip.towers.parameters())
+        norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+        assert values["grad_norm"] > 1, "that of before"
+        assert float(norm) == pytest.approx(0.5, rel=1e-4)
+        assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.75e-3, 3e-3}
+        assert values["lr"] == 0.75e-3
 
 
 def test_validation_and_the_best_checkpoint(finished: Path) -> None:
