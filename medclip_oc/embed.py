@@ -11,12 +11,13 @@ def main(settings: EmbedConfig) -> None:
     from .data import loader
     from .inference import feature_index
     from .inference.embedder import open_embedder
-    from .runtime import distributed
+    from .runtime.devices import device_of
+    from .runtime.distributed import World
 
     if settings.faiss:
         feature_index.import_faiss()  # it may be missing: better said now than at the end
     split = settings.split or "test"
-    world = distributed.World(0, 1, distributed.device_of(settings.device))
+    world = World(0, 1, device_of(settings.device))
     shards = loader.open_shards(settings.data, split, world)
     embedder = open_embedder(settings)
     feature_index.write(

@@ -185,7 +185,8 @@ def main(settings: InterpolateConfig) -> None:
     out = Path(settings.out)
     _make(out)
     from medclip_oc.models import averaging, checkpoint, factory
-    from medclip_oc.runtime.distributed import World, check_precision, device_of
+    from medclip_oc.runtime.devices import check_precision, device_of
+    from medclip_oc.runtime.distributed import World
 
     world = World(0, 1, device_of(settings.device))
     check_precision(settings.precision, world.device)

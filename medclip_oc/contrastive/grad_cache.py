@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime import distributed, memory
+from ..runtime import devices, distributed
 from . import recompute
 from .loss import Block, Gradients, LossName, contrast, tile_side
 from .micro_batched_tower import MicroBatchedTower
@@ -190,7 +190,7 @@ class CachedStep:
 
     def _keep_what_fits(self, rows: int) -> None:
         """Choose how many chunks keep their graph, by what the last step saw."""
-        free = memory.free_bytes(self.world.device) or 0
+        free = devices.free_bytes(self.world.device) or 0
         towers = {"text": self.texts, "image": self.images}
         parameters = sum(p.numel() * p.element_size() for p in self.towers.parameters())
         # room for the gradients, and for one graph beside the kept ones

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..runtime import memory
-from ..runtime.precision import autocast
+from ..runtime import devices
 from .recompute import FrozenBlocks, RandomState
 from .soft_targets import slices
 
@@ -50,7 +49,7 @@ class MicroBatchedTower:
         blocks: Sequence[nn.Module] = (),
     ) -> None:
         self.embed, self.device = embed, device
-        self.chunk, self.precision = chunk, precision
+        self.chunk, self.autocast = chunk, devices.autocast(device, precision)
         self._frozen = FrozenBlocks(blocks, device)
         self._trusted = False
 
@@ -69,7 +68,7 @@ class MicroBatchedTower:
         for number in range(1, min(keep, len(self._chunks)) if self.trains else 1):
             self._add(number, self._run(number))
         # One autocast around all, so that weights are cast once; safe where no graph is made.
-        with torch.no_grad(), autocast(self.device, self.precision):
+        with torch.no_grad(), self.autocast():
             for number in range(len(self._parts), len(self._chunks)):
                 if self.trains:
                     self._states[number] = RandomState.now(self.device)
@@ -141,7 +140,7 @@ class MicroBatchedTower:
 
     def embed_chunk(self, rows: Tensor) -> Tensor:
         """Features (C, D) of (C, ...) rows on any device, in the tower's precision."""
-        with autocast(self.device, self.precision):
+        with self.autocast():
             return self.embed(rows.to(self.device, non_blocking=True))
 
     def _run(self, number: int) -> Tensor:
@@ -150,5 +149,5 @@ class MicroBatchedTower:
     def _frozen_fit(self) -> bool:
         """Whether there is room for the output of the last frozen block in all chunks."""
         needed = self._frozen.kept_bytes * len(self._chunks)
-        free = memory.free_bytes(self.device) if needed else None
+        free = devices.free_bytes(self.device) if needed else None
         return free is None or needed <= _SHARE_FOR_FROZEN * free

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runtime.precision import autocast
+from ..runtime.devices import autocast
 from .loss import LossName, clip_loss, siglip_loss
 from .soft_targets import Labels, Rule, Targets
 
@@ -51,7 +51,7 @@ def plain_step(
     rows = len(images) // len(seeds or [0])  # B
     image_parts: list[Tensor] = []
     text_parts: list[Tensor] = []
-    with autocast(device, precision):
+    with autocast(device, precision)():
         for rank, (own_images, own_tokens) in enumerate(
             zip(images.split(rows), tokens.split(rows), strict=True)
         ):

@@ -27,7 +27,7 @@ from ..errors import InputError, Stopped, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.atomic import atomic_file
-from ..runtime.precision import autocast
+from ..runtime.devices import autocast
 from ..runtime.progress import Progress
 
 _FACTS = ("image_hash", "caption_hash", "concepts")
@@ -116,12 +116,12 @@ def embed_pairs(
     hashes: list[Tensor] = []
     concepts: list[Tensor] = []
     failure: InputError | WorkError | Stopped | None = None
-    pin = world.device.type == "cuda"
+    pin, mixed = world.device.type == "cuda", autocast(world.device, precision)
     with Progress(len(pairs), "pairs", "embed", shown=world.main) as progress:
         try:
             for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin):
                 pixels, tokens = (batch[name].to(world.device) for name in ("images", "tokens"))
-                with autocast(world.device, precision):
+                with mixed():
                     image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each
                 images.append(image_features)
                 texts.append(text_features)

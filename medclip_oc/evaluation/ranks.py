@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import distributed
-from ..runtime.precision import check_finite
+from ..runtime.devices import check_finite
 
 Ties = Literal["expected", "optimistic", "pessimistic"]
 Counts = TypeVar("Counts")

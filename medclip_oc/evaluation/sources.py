@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..models import checkpoint
 from ..models.clip import Clip
 from ..models.factory import baseline_clip, trained_clip
-from ..runtime import distributed
+from ..runtime import devices
 from ..runtime.distributed import World
 from . import concepts, features, retrieval
 from .features import Embedded
@@ -92,7 +92,7 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
         InputError: see `EvaluateConfig`; nothing of that name, or it doesn't fit.
         WorkError: features that are not finite; a file that can't be written.
     """
-    distributed.check_precision(settings.precision, world.device)
+    devices.check_precision(settings.precision, world.device)
     source = _from_file(settings, world) if settings.features_in else _from_model(settings, world)
     files = _outputs(settings, source.about["split"])
     retrieval.check_pools(settings, len(source.ids()))

@@ -22,8 +22,8 @@ from ..imaging.jpeg import Picture
 from ..models import factory
 from ..models.clip import Clip
 from ..models.factory import trained_clip
-from ..runtime import distributed
-from ..runtime.precision import autocast, check_finite
+from ..runtime import devices
+from ..runtime.devices import autocast, check_finite
 from ..runtime.workers import cores
 from .image_inputs import ImageSet
 
@@ -137,7 +137,7 @@ class Embedder:
     @torch.inference_mode()
     def forward(self, embed: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         """One batch through one tower: (B, D) float32, normalised."""
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.precision)():
             return embed(batch.to(self.device, non_blocking=True))
 
 
@@ -147,8 +147,8 @@ def open_embedder(choice: ModelChoice) -> Embedder:
     Raises:
         InputError, WorkError: as `trained_clip` and `factory.build`.
     """
-    device = distributed.device_of(choice.device)
-    distributed.check_precision(choice.precision, device)
+    device = devices.device_of(choice.device)
+    devices.check_precision(choice.precision, device)
     if choice.checkpoint is not None:
         clip, _ = trained_clip(choice.checkpoint, device)
     else:

@@ -24,7 +24,7 @@ from ..data import dataset, loader
 from ..data.shards import ShardSet
 from ..errors import InputError
 from ..runtime.atomic import atomic_folder
-from ..runtime.precision import check_finite
+from ..runtime.devices import check_finite
 from ..runtime.progress import Progress
 from .embedder import Embedder
 

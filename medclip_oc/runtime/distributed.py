@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import InputError, Stopped, WorkError
+from .devices import device_of
 
 T = TypeVar("T")
 
@@ -53,27 +54,6 @@ def is_distributed() -> bool:
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def device_of(name: str) -> torch.device:
-    """The device that "auto" (CUDA where there is a GPU), "cpu" or "cuda" stands for.
-
-    Raises:
-        InputError: CUDA was asked for where there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse fp16 on the CPU, which is slow at it and loses range.
-
-    Raises:
-        InputError: says what to take.
-    """
-    if precision == "fp16" and device.type != "cuda":
-        raise InputError("precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
-
-
 @contextmanager
 def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[World]:
     """Join the process group the launcher asks for (nccl on CUDA, gloo on CPU), and leave it after.
@@ -81,7 +61,7 @@ def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> I
     Not by open_clip_train's init_distributed_device, which has no time-out and no store of its own.
 
     Args:
-        device: see `device_of`.
+        device: see `devices.device_of`.
         timeout_seconds: longest wait for another rank.
 
     Raises:

@@ -19,7 +19,7 @@ from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..models import factory, freezing, lora
 from ..models.clip import Clip
-from ..runtime import distributed
+from ..runtime import devices
 from ..runtime.distributed import World
 
 
@@ -112,7 +112,7 @@ def open_data(config: Config, world: World) -> RunData:
         InputError: fp16 or `keep_chunks: auto` without CUDA, shards that can't be opened, numbers
             that don't fit.
     """
-    distributed.check_precision(config.train.precision, world.device)
+    devices.check_precision(config.train.precision, world.device)
     if config.train.keep_chunks == "auto" and world.device.type != "cuda":
         raise InputError("train.keep_chunks: auto needs CUDA; on the CPU give a number of chunks")
     setting = "data.train"

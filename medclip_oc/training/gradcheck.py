@@ -27,7 +27,7 @@ from ..data import loader
 from ..data.dataset import Batch
 from ..errors import InputError, WorkError
 from ..models.clip import Clip
-from ..runtime import distributed, memory
+from ..runtime import devices, distributed
 from ..runtime.distributed import World
 from . import build
 
@@ -87,17 +87,11 @@ def check(config: Config) -> int:
 
 def fitting_pairs(clip: Clip, images: Tensor, tokens: Tensor, config: Config, world: World) -> int:
     """Of the global batch, how many pairs one plain big batch on one process has room for."""
-    few = min(8, len(images))
-    moved = [side[:few].to(world.device) for side in (images, tokens)]
-    clip.towers(*[side[:1] for side in moved])  # one-time costs
-    before = memory.allocated_bytes(world.device)
-    outputs = clip.towers(*moved)
-    after = memory.allocated_bytes(world.device)
-    del outputs
-    free = memory.free_bytes(world.device)
+    few = [side[:8].to(world.device) for side in (images, tokens)]
+    free = devices.free_bytes(world.device)
     fitting = 2 * config.train.micro_batch_size * world.size
-    if before is not None and after is not None and free is not None:
-        fitting = int(_SHARE_OF_FREE_MEMORY * free) * few // max(1, after - before)
+    if free is not None and len(images) > 1:
+        fitting = int(_SHARE_OF_FREE_MEMORY * free) // devices.graph_bytes(clip.towers, *few)
     chosen = torch.tensor([min(len(images) * world.size, fitting)], device=world.device)
     distributed.broadcast_([chosen])
     pairs = int(chosen.item()) // world.size * world.size
@@ -156,17 +150,19 @@ def draws(step: CachedStep, images: Tensor, tokens: Tensor) -> bool:
 
 
 def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:
-    """Loss, gradients without the scaler's factor, time and peak memory of one step."""
-    device = step.world.device
-    with memory.Peak(device) as peak:
-        began = time.perf_counter()
-        loss = run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
+    """Loss, gradients without the scaler's factor, time and (CUDA) peak memory of one step."""
+    device, peak, before = step.world.device, None, 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    began = time.perf_counter()
+    loss = float(run())  # waits for a GPU
+    seconds = time.perf_counter() - began
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) - before
     factor = 1.0 if step.scaler is None else step.scaler.get_scale()
     gradients = {n: g.cpu() / factor for n, g in reference.gradients(step.towers).items()}
-    return Measured(float(loss), gradients, seconds, peak.bytes)
+    return Measured(loss, gradients, seconds, peak)
 
 
 def report(

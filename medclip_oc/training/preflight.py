@@ -26,9 +26,8 @@ from ..data.dataset import Pairs
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..models.clip import Clip
-from ..runtime import distributed, memory
+from ..runtime import devices, distributed
 from ..runtime.distributed import World
-from ..runtime.precision import autocast
 from . import build, logger
 from .build import RunData
 
@@ -234,7 +233,7 @@ def loss(images: Tensor, tokens: Tensor, run: Opened) -> Iterator[str]:
     towers, device = run.clip.towers.eval(), run.world.device
     rows = run.config.train.micro_batch_size
     chunks = zip(images.to(device).split(rows), tokens.to(device).split(rows), strict=True)
-    with torch.inference_mode(), autocast(device, run.config.train.precision):
+    with torch.inference_mode(), devices.autocast(device, run.config.train.precision)():
         parts = [towers(image, token)[:2] for image, token in chunks]
     image_features, text_features = (torch.cat(side).float() for side in zip(*parts, strict=True))
     scale = towers.inverse_temperature()
@@ -253,7 +252,7 @@ def too_large(run: Opened) -> Iterator[tuple[str, str, int]]:
     largest that fits).
     """
     train, world = run.config.train, run.world
-    free = memory.free_bytes(world.device)
+    free = devices.free_bytes(world.device)
     if free is None:
         return
     _, trained = parameter_bytes(run.clip)
@@ -267,13 +266,8 @@ def too_large(run: Opened) -> Iterator[tuple[str, str, int]]:
         ("micro_batch_size", train.micro_batch_size, "images", towers.embed_images, images),
         ("text_micro_batch_size", texts, "texts", towers.embed_texts, tokens),
     ):
-        with autocast(world.device, train.precision):
-            embed(rows[:1])  # one-time costs
-            before = memory.allocated_bytes(world.device)
-            graph = embed(rows)
-            after = memory.allocated_bytes(world.device)
-            del graph
-        each = 0 if before is None or after is None else max(0, after - before) // len(rows)
+        with devices.autocast(world.device, train.precision)():
+            each = devices.graph_bytes(embed, rows)
         if each * min(size, run.data.plan.pairs_per_rank) > room:
             yield setting, f"{size} {name}", max(1, room // each)
 
@@ -292,13 +286,14 @@ def loader_rate(run: Opened) -> float:
 
 def step_rate(run: Opened, most_rows: int) -> float:
     """Pairs per second that this rank's share of a step takes: two forwards and a backward."""
-    device, precision = run.world.device, run.config.train.precision
+    device = run.world.device
+    autocast = devices.autocast(device, run.config.train.precision)
     rows = min(most_rows, run.data.plan.pairs_per_rank)
     images, tokens = _rows(run, rows)
     towers = run.clip.towers.train()
     began, taken = 0.0, -rows  # the first one warms up
     while taken < 0 or (time.perf_counter() - began < _STEP_SECONDS and taken < 8 * rows):
-        with autocast(device, precision):
+        with autocast():
             with torch.no_grad():
                 towers(images, tokens)
             image_features, text_features, _ = towers(images, tokens)  # (C, D) each

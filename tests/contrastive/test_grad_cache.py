@@ -8,7 +8,7 @@ import torch
 
 from medclip_oc.contrastive import grad_cache
 from medclip_oc.contrastive.reference import gradients, plain_step
-from medclip_oc.runtime import memory
+from medclip_oc.runtime import devices
 from tests.support.reference import (
     DROPOUT,
     HF,
@@ -247,7 +247,7 @@ def test_frozen_blocks_run_once(name: str, keep: int) -> None:
 
 
 def test_frozen_blocks_run_again_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1000)
     towers = build()
     freeze(towers, all_but="resblocks.1.")
     reference = copy_of(towers)
@@ -306,7 +306,7 @@ def test_auto_keeps_what_fits(
     step.texts.graph_bytes, step.images.graph_bytes = 100, 200  # as a GPU would say
     parameters = sum(p.numel() * p.element_size() for p in towers.parameters())
     free = math.ceil((parameters + 200 + room) / grad_cache._SHARE) + 1
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: free)
     torch.manual_seed(7)
     plain_step(reference, "clip", *batch(12), micro_batches=(2, 2))
     torch.manual_seed(7)
@@ -320,7 +320,7 @@ def test_auto_keeps_what_fits(
 
 
 def test_auto_keeps_all_of_a_tower_without_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 10**9)
     step = cached(build(), micro_batch_size=2, keep_chunks="auto")
     kept = []
     for _ in range(3):

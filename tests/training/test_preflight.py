@@ -18,7 +18,7 @@ from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, OptimConfig, TrainCommand
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.imaging.jpeg import Picture
-from medclip_oc.runtime import memory
+from medclip_oc.runtime import devices
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, preflight
 from tests.support.cli import call, settings, torchrun, write
@@ -92,10 +92,8 @@ def long_captions(shards: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def little_memory(shards: Path, patch: pytest.MonkeyPatch) -> None:
-    if memory.allocated_bytes(torch.device("cpu")) is None:
-        pytest.skip("the C library does not say what is allocated")
     patch.setattr(preflight, "STATE_COPIES", 0)  # a small model is mostly its vocabulary
-    patch.setattr(memory, "free_bytes", lambda device: 500_000)
+    patch.setattr(devices, "free_bytes", lambda device: 500_000)
 
 
 def slow_loader(shards: Path, patch: pytest.MonkeyPatch) -> None:
@@ -270,9 +268,9 @@ def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any)
 
     _, trained = preflight.parameter_bytes(run.clip)
     free = math.ceil((350 + 3 * trained) / 0.9)  # 350 bytes besides gradients and averages
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    allocated = iter([0, 800, 0, 80])
-    monkeypatch.setattr(memory, "allocated_bytes", lambda device: next(allocated))
+    monkeypatch.setattr(devices, "free_bytes", lambda device: free)
+    each = iter([100, 10])
+    monkeypatch.setattr(devices, "graph_bytes", lambda *_: next(each))
     # an image takes 100 bytes, a text 10, and a micro batch has 4 of each
     assert list(preflight.too_large(run)) == [("micro_batch_size", "4 images", 3)]
 

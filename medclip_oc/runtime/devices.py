@@ -1,0 +1,95 @@
+"""A device: which one, its mixed precision, and what its memory has room for."""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip_train.precision import get_autocast
+from torch import Tensor
+
+from ..errors import InputError, WorkError
+
+_OPEN_CLIP_NAMES = {"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}
+_MEMINFO = Path("/proc/meminfo")
+
+
+def device_of(name: str) -> torch.device:
+    """The device that "auto" (CUDA where there is a GPU), "cpu" or "cuda" stands for.
+
+    Raises:
+        InputError: CUDA was asked for where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse fp16 on the CPU, which is slow at it and loses range.
+
+    Raises:
+        InputError: says what to take.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
+
+
+def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes contexts of mixed precision ("bf16", "fp16") for forwards; of none for "fp32"."""
+    context: Callable[[], AbstractContextManager[Any]] = get_autocast(
+        _OPEN_CLIP_NAMES[precision], device.type
+    )
+    return context
+
+
+def check_finite(features: Tensor, name: str) -> None:
+    """Refuse features that can't be compared.
+
+    Args:
+        features: of any shape.
+        name: whose they are: "image" or "text".
+
+    Raises:
+        WorkError: NaN or infinity among them.
+    """
+    if not features.isfinite().all():
+        raise WorkError(f"{name} features hold NaN or infinity: nothing can be ranked")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What can still be allocated on a GPU, or in this machine's memory; None: unknown here."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # torch holds on to freed blocks: they are free for torch
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if not _MEMINFO.exists():  # macOS
+        return None
+    found = re.search(r"MemAvailable: +(\d+) kB", _MEMINFO.read_text())
+    return 1024 * int(found[1]) if found else None
+
+
+def graph_bytes(forward: Callable[..., Any], *inputs: Tensor) -> int:
+    """What each further row adds to what a forward keeps for its backward, in bytes.
+
+    Args:
+        forward: takes the inputs.
+        *inputs: (C, ...) each, C at least 2.
+    """
+
+    def kept(count: int) -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            _graph = forward(*(side[:count] for side in inputs))  # alive: no storage is used twice
+        return sum(storages.values())
+
+    count = len(inputs[0])
+    return (kept(count) - kept(1)) // (count - 1)  # without weights and inputs: they are there anyway
