@@ -92,4 +92,6 @@ def graph_bytes(forward: Callable[..., Any], *inputs: Tensor) -> int:
         return sum(storages.values())
 
     count = len(inputs[0])
-    return (kept(count) - kept(1)) // (count - 1)  # without weights and inputs: they are there anyway
+    return (kept(count) - kept(1)) // (
+        count - 1
+    )  # without weights and inputs: they are there anyway
