@@ -97,7 +97,7 @@ def audit(
     Args:
         source: the pairs.
         arch: whose tokenizer counts; for the record.
-        token_counter: what `tokenizer.token_counter(arch)` returns.
+        token_counter: what `models.clip.token_counter(arch)` returns.
         workers: processes that decode and compare.
         max_pixels: larger images count as unusable.
 

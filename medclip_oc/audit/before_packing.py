@@ -2,7 +2,7 @@
 
 from ..config.packing import MakeShardsConfig
 from ..errors import InputError, WorkError
-from ..models.tokenizer import token_counter
+from ..models.clip import token_counter
 from ..packing.sources import Source
 from .audit import Audit, audit
 from .hashing import require_libraries

@@ -1,21 +1,27 @@
 """A CLIP model as the rest uses it: the towers of an open_clip model, and what belongs to them.
 
-B images or texts in a batch, L context length, D embedding size.
+B images or texts in a batch, M texts, L context length, D embedding size.
 """
 
+import os
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.transforms import Compose, Normalize, PILToTensor
+from torchvision.transforms import Compose, PILToTensor
 
+from ..config.schema import ModelConfig
 from ..errors import InputError
+from . import definition
 
 LN_100 = 4.605170185988092  # upper clamp of the log inverse temperature (CLIP, section 2.5)
 # Where towers hold their blocks, and the layers of a stem that come before; the last must be there.
@@ -142,9 +148,7 @@ class Clip:
     """What a checkpoint says of the model: plain values."""
 
     def __post_init__(self) -> None:
-        *geometry, to_tensor, normalize = self.open_clip_preprocess().transforms
-        assert isinstance(normalize, Normalize)
-        assert "ToTensor" in type(to_tensor).__name__
+        *geometry, _to_tensor, _normalize = self.open_clip_preprocess().transforms
         self.preprocess: Callable[[Image.Image], Tensor] = Compose([*geometry, PILToTensor()])
         """Image -> (3, H, W) uint8: open_clip's own geometry; normalising is the towers' work."""
 
@@ -174,3 +178,78 @@ def _flat(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, nn.Sequential | nn.ModuleList):
         return [block for child in module.children() for block in _flat(child)]
     return [module]
+
+
+def tokenizer_of(name: str) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of a model that open_clip knows: M texts -> (M, L) int64.
+
+    Raises:
+        InputError: it needs transformers, or its folder holds none.
+        WorkError: it can't be downloaded.
+    """
+    # Loader processes are forked after the tokenizer's first use; its own threads would deadlock.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with definition.quiet():
+            tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, ValueError) as error:
+        raise definition.unreachable(f"tokenizer of {name}", error) from error
+    except ImportError as error:
+        raise InputError(f"{name}: needs transformers: pip install transformers") from error
+    plain = type(tokenizer) is open_clip.SimpleTokenizer
+    return _CachingTokenizer(tokenizer) if plain else tokenizer
+
+
+def token_counter(arch: str) -> tuple[Callable[[str], int], int]:
+    """How long texts are to the tokenizer of an architecture, before it cuts them.
+
+    Returns:
+        a function from a text to its number of tokens, start and end included; and the context
+        length, beyond which it cuts.
+
+    Raises:
+        InputError: no such architecture.
+        WorkError: its tokenizer can't be downloaded.
+    """
+    definition.identify(ModelConfig(arch=arch))
+    tokenizer: Any = tokenizer_of(arch)
+    length = tokenizer.context_length
+    if hasattr(tokenizer, "sot_token_id"):  # open_clip's own
+        return lambda text: len(tokenizer.encode(text)) + 2, length
+    inner = tokenizer.tokenizer  # of Hugging Face
+    # open_clip cleans before it tokenizes; SigLIP's tokenizer has a way of its own
+    clean = getattr(tokenizer, "clean_fn", None) or open_clip.tokenizer.get_clean_fn("canonicalize")
+    return lambda text: len(inner(clean(text), truncation=False, verbose=False).input_ids), length
+
+
+class _CachingTokenizer(open_clip.SimpleTokenizer):
+    """The same tokens in a third of the time: words met before are looked up, and a text that has
+    nothing to be mended isn't searched for it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.__dict__.update(vars(tokenizer))
+        if tokenizer.clean_fn is open_clip.tokenizer.get_clean_fn("lower"):
+            self.clean_fn = partial(_clean_lower, mend=tokenizer.clean_fn)
+        self._uncached = copy(tokenizer)
+        self._uncached.clean_fn = str  # a word of a cleaned text needs no other
+        self._tokens = dict[str, list[int]]()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without its start and end."""
+        words = self.pat.findall(self.clean_fn(text))
+        for word in words:
+            if word not in self._tokens:
+                self._tokens[word] = self._uncached.encode(word)
+        return [token for word in words for token in self._tokens[word]]
+
+
+def _clean_lower(text: str, mend: Callable[[str], str]) -> str:
+    """What open_clip's "lower" cleaning, `mend`, makes of a text.
+
+    Printable ASCII without HTML entities has no mojibake, ligatures or escapes, which ftfy looks
+    for at length.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return " ".join(text.split()).lower()
+    return mend(text)

@@ -15,7 +15,7 @@ import torch
 from ..config.schema import ModelConfig
 from ..errors import InputError
 from . import checkpoint, pretrained
-from .clip import Clip, Towers
+from .clip import Clip, Towers, tokenizer_of
 from .definition import (
     PREPROCESS_KEYS,
     check_preprocess,
@@ -27,7 +27,6 @@ from .definition import (
     register,
     unreachable,
 )
-from .tokenizer import tokenizer_of
 
 _CONVERTED = (".npz", ".npy")
 """big_vision's weights, which open_clip renames."""

