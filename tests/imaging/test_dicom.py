@@ -1,7 +1,12 @@
-"""A DICOM's pixels come out as they are meant to be seen; nothing else of it comes out."""
+"""A DICOM's pixels come out as they are meant to be seen, and nothing else of it comes out.
 
+What can't be decoded is refused with its reason.
+"""
+
+import importlib.util
 import io
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +15,52 @@ import pytest
 from PIL import Image
 
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.errors import InputError
+from medclip_oc.errors import BadImage, InputError
+from medclip_oc.imaging import dicom as module
 from medclip_oc.imaging.decode import decode
 from medclip_oc.imaging.encode import prepare
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.dicom_pixels import COLOUR, DEEP, GREY, REAL_RANGE, SIGNED, pixels, spread
-from tests.support.odd_files import dicom
-from tests.support.tiny_dataset import write_kaggle
+from tests.support.odd_files import dicom, file
+from tests.support.tiny_dataset import picture, write_kaggle
 
 pydicom = pytest.importorskip("pydicom")
+needs_gdcm = pytest.mark.skipif(not importlib.util.find_spec("gdcm"), reason="needs python-gdcm")
+
+JPEG_SYNTAX, JPEG_2000, JPEG_LS, MPEG = (f"1.2.840.10008.1.2.4.{end}" for end in (50, 90, 80, 100))
+GREY = np.asarray(picture(5))  # (40, 48) uint8, 0 to about 240
+DEEP = GREY.astype(np.uint16) * 15 + 100  # (40, 48), 12 bits
+SIGNED = DEEP.astype(np.int16) - 2000
+COLOUR = np.stack([GREY, 255 - GREY, np.roll(GREY, 5)], axis=-1)  # (40, 48, 3)
+PADDED = np.where(GREY > 200, -2000, SIGNED).astype(np.int16)
+INSIDE = PADDED != -2000
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(decode(data))
+
+
+def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Linearly from low..high to 0..255, and no further."""
+    return ((values.astype(float) - low) / (high - low) * 255).clip(0, 255).round()
+
+
+def real_range(values: np.ndarray) -> np.ndarray:
+    return spread(values, values.min(), values.max())
 
 
 def ramp(values: np.ndarray, centre: float, width: float) -> np.ndarray:
     """The window of DICOM PS3.3, C.11.2.1.2.1: its formula, towards 0..255."""
     scaled = ((values.astype(float) - (centre - 0.5)) / (width - 1) + 0.5) * 255
     return scaled.clip(0, 255).round()
+
+
+def window(centre: Any, width: Any, function: str | None = None) -> dict[str, Any]:
+    return {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
+
+
+def rescale(slope: int, intercept: int) -> dict[str, int]:
+    return {"RescaleSlope": slope, "RescaleIntercept": intercept}
 
 
 def lut(first: int, bits: int, entries: list[int]) -> Any:
@@ -35,134 +70,97 @@ def lut(first: int, bits: int, entries: list[int]) -> Any:
     return pydicom.Sequence([table])
 
 
-def palette(entries: int, words: str) -> dict[str, Any]:
+def palette(words: str) -> dict[str, Any]:
     """Tags of a palette whose red rises, whose green falls and whose blue is constant."""
     top = 255 if words == "u1" else 65535
-    rising = np.linspace(0, top, entries).astype(words)
+    rising = np.linspace(0, top, 256).astype(words)
     tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name, values in (("Red", rising), ("Green", rising[::-1]), ("Blue", rising * 0 + top)):
         bits = 8 * values.dtype.itemsize
-        tags[f"{name}PaletteColorLookupTableDescriptor"] = [entries, 0, bits]
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
         tags[f"{name}PaletteColorLookupTableData"] = values.tobytes()
     return tags
 
 
-def group(**items: Any) -> Any:
-    """A functional group of an enhanced object: {macro: {keyword: value}}."""
-    functions = pydicom.Dataset()
-    for macro, values in items.items():
-        inner = pydicom.Dataset()
-        for keyword, value in values.items():
+def group(macro: str, values: dict[str, Any]) -> Any:
+    """A functional group of an enhanced object."""
+    inner, functions = pydicom.Dataset(), pydicom.Dataset()
+    for keyword, value in values.items():
+        if value is not None:
             setattr(inner, keyword, value)
-        setattr(functions, macro, pydicom.Sequence([inner]))
+    setattr(functions, macro, pydicom.Sequence([inner]))
     return pydicom.Sequence([functions])
 
 
-PADDED = np.where(GREY > 200, -2000, SIGNED).astype(np.int16)
-INSIDE = PADDED != -2000
-TWO_FRAMES = np.concatenate([DEEP, DEEP[::-1]]).tobytes()
-HOUNSFIELD = {"RescaleSlope": 2, "RescaleIntercept": -1000}
-FALLING = [255 - n // 16 for n in range(4096)]
-ENHANCED = {
-    "SharedFunctionalGroupsSequence": group(PixelValueTransformationSequence=HOUNSFIELD),
-    "PerFrameFunctionalGroupsSequence": group(
-        FrameVOILUTSequence={"WindowCenter": 1000, "WindowWidth": 3000}
-    ),
-}
+def framed(values: np.ndarray, syntax: str, *frames: bytes, **tags: Any) -> bytes:
+    """A file whose pixels are compressed, a frame each."""
+    from pydicom.encaps import encapsulate
 
+    return dicom(values, syntax=syntax, PixelData=encapsulate(list(frames)), **tags)
+
+
+TWO_FRAMES = {"NumberOfFrames": 2, "PixelData": np.concatenate([DEEP, DEEP[::-1]]).tobytes()}
+FALLING = [255 - n // 16 for n in range(4096)]
+SHARED = group("PixelValueTransformationSequence", rescale(2, -1000))
+FIRST = group("FrameVOILUTSequence", window(1000, 3000))
+GROUPS = {"SharedFunctionalGroupsSequence": SHARED, "PerFrameFunctionalGroupsSequence": FIRST}
+RANGE = {"PixelPaddingValue": -3000, "PixelPaddingRangeLimit": -2000}
+BITS = np.packbits((GREY > 99).ravel(), bitorder="little").tobytes()
+ONE_BIT = {"PixelData": BITS, "BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}
+FLOATS: dict[str, Any] = {"FloatPixelData": DEEP.astype(np.float32).tobytes(), "BitsAllocated": 32}
+FLOATS |= dict.fromkeys(("PixelData", "BitsStored", "HighBit"))
+JPEG = file(Image.fromarray(GREY), "JPEG", quality=95)
+J2K = [file(Image.fromarray(each), "JPEG2000", no_jp2=True) for each in (DEEP, DEEP[::-1])]
+JPEG_IN_DICOM = framed(GREY, JPEG_SYNTAX, JPEG)
+PLANES = {"PlanarConfiguration": 1, "PixelData": COLOUR.transpose(2, 0, 1).tobytes()}
+
+MEANT = real_range(DEEP)
+UNPADDED = np.where(INSIDE, spread(PADDED, PADDED[INSIDE].min(), PADDED[INSIDE].max()), 0)
+PAINTED = np.stack([GREY, 255 - GREY, GREY * 0 + 255], axis=-1)
 SHOWN: dict[str, tuple[bytes, np.ndarray]] = {
-    "8 bits": (dicom(GREY), spread(GREY, GREY.min(), GREY.max())),
-    "12 bits": (dicom(DEEP, BitsStored=12, HighBit=11), REAL_RANGE),
-    "rescaled": (dicom(SIGNED, **HOUNSFIELD), REAL_RANGE),
-    "falling rescale": (dicom(DEEP, RescaleSlope=-1, RescaleIntercept=0), 255 - REAL_RANGE),
-    "window": (dicom(DEEP, WindowCenter=2000, WindowWidth=1000), ramp(DEEP, 2000, 1000)),
-    "first of several windows": (
-        dicom(DEEP, WindowCenter=[2000, 40], WindowWidth=[1000, 80]),
-        ramp(DEEP, 2000, 1000),
-    ),
+    "8 bits": (dicom(GREY), real_range(GREY)),
+    "12 bits": (dicom(DEEP, BitsStored=12, HighBit=11), MEANT),
+    "rescaled": (dicom(SIGNED, **rescale(2, -1000)), MEANT),
+    "falling rescale": (dicom(DEEP, **rescale(-1, 0)), 255 - MEANT),
+    "window": (dicom(DEEP, **window(2000, 1000)), ramp(DEEP, 2000, 1000)),
+    "first of windows": (dicom(DEEP, **window([2000, 40], [1000, 80])), ramp(DEEP, 2000, 1000)),
     "window after rescale": (
-        dicom(SIGNED, WindowCenter=0, WindowWidth=4000, **HOUNSFIELD),
+        dicom(SIGNED, **window(0, 4000), **rescale(2, -1000)),
         ramp(SIGNED * 2.0 - 1000, 0, 4000),
     ),
-    "window after a falling rescale": (
-        dicom(DEEP, WindowCenter=-2000, WindowWidth=1000, RescaleSlope=-1, RescaleIntercept=0),
+    "and a falling one": (
+        dicom(DEEP, **window(-2000, 1000), **rescale(-1, 0)),
         ramp(-DEEP.astype(int), -2000, 1000),
     ),
-    "exact window": (
-        dicom(DEEP, WindowCenter=2000, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"),
-        spread(DEEP, 1500, 2500),
-    ),
-    "sigmoid": (
-        dicom(DEEP, WindowCenter=2000, WindowWidth=1, VOILUTFunction="SIGMOID"),
-        np.where(DEEP > 2000, 255.0, 0.0),
-    ),
-    "window of width 0": (dicom(DEEP, WindowCenter=2000, WindowWidth=0), REAL_RANGE),
-    "window past all values": (dicom(DEEP, WindowCenter=9000, WindowWidth=10), REAL_RANGE),
-    "window without a value": (dicom(DEEP, WindowCenter="", WindowWidth=""), REAL_RANGE),
-    "inverse": (dicom(DEEP, PhotometricInterpretation="MONOCHROME1"), 255 - REAL_RANGE),
-    "VOI LUT of 8 bits": (
-        dicom(DEEP, VOILUTSequence=lut(0, 8, FALLING)),
-        spread(255 - DEEP // 16, 0, 255),
-    ),
+    "exact": (dicom(DEEP, **window(2000, 1000, "LINEAR_EXACT")), spread(DEEP, 1500, 2500)),
+    "sigmoid": (dicom(DEEP, **window(2000, 1, "SIGMOID")), np.where(DEEP > 2000, 255.0, 0.0)),
+    "window of width 0": (dicom(DEEP, **window(2000, 0)), MEANT),
+    "window past all values": (dicom(DEEP, **window(9000, 10)), MEANT),
+    "window without a value": (dicom(DEEP, **window("", "")), MEANT),
+    "inverse": (dicom(DEEP, PhotometricInterpretation="MONOCHROME1"), 255 - MEANT),
+    "VOI LUT of 8 bits": (dicom(DEEP, VOILUTSequence=lut(0, 8, FALLING)), 255 - DEEP // 16),
     "VOI LUT that begins below 0": (
         dicom(SIGNED, VOILUTSequence=lut(-2000, 12, list(range(4096)))),
         spread(DEEP, 0, 4095),
     ),
     "modality LUT": (
         dicom(DEEP, BitsStored=12, HighBit=11, ModalityLUTSequence=lut(0, 8, FALLING)),
-        spread(255 - DEEP // 16, (255 - DEEP // 16).min(), (255 - DEEP // 16).max()),
+        real_range(255 - DEEP // 16),
     ),
-    "padding": (
-        dicom(PADDED, PixelPaddingValue=-2000),
-        np.where(INSIDE, spread(PADDED, PADDED[INSIDE].min(), PADDED[INSIDE].max()), 0),
-    ),
-    "padding by a range": (
-        dicom(PADDED, PixelPaddingValue=-3000, PixelPaddingRangeLimit=-2000),
-        np.where(INSIDE, spread(PADDED, PADDED[INSIDE].min(), PADDED[INSIDE].max()), 0),
-    ),
-    "one bit": (
-        dicom(
-            GREY,
-            PixelData=np.packbits((GREY > 99).ravel(), bitorder="little").tobytes(),
-            BitsAllocated=1,
-            BitsStored=1,
-            HighBit=0,
-        ),
-        np.where(GREY > 99, 255, 0),
-    ),
-    "floats": (
-        dicom(
-            GREY,
-            PixelData=None,
-            FloatPixelData=DEEP.astype(np.float32).tobytes(),
-            BitsAllocated=32,
-            BitsStored=None,
-            HighBit=None,
-        ),
-        REAL_RANGE,
-    ),
+    "padding": (dicom(PADDED, PixelPaddingValue=-2000), UNPADDED),
+    "padding by a range": (dicom(PADDED, **RANGE), UNPADDED),
+    "one bit": (dicom(GREY, **ONE_BIT), np.where(GREY > 99, 255, 0)),
+    "floats": (dicom(GREY, **FLOATS), MEANT),
     "colour": (dicom(COLOUR), COLOUR),
-    "colour in planes": (
-        dicom(COLOUR, PlanarConfiguration=1, PixelData=COLOUR.transpose(2, 0, 1).tobytes()),
-        COLOUR,
-    ),
-    "colour of 16 bits": (
-        dicom(COLOUR.astype(np.uint16) * 9 + 77),
-        spread(COLOUR, COLOUR.min(), COLOUR.max()),
-    ),
-    "palette": (
-        dicom(GREY, **palette(256, "u1")),
-        np.stack([GREY, 255 - GREY, GREY * 0 + 255], axis=-1),
-    ),
-    "palette of 16 bits": (
-        dicom(GREY, **palette(256, "<u2")),
-        np.stack([GREY, 255 - GREY, GREY * 0 + 255], axis=-1),
-    ),
-    "first of two frames": (dicom(DEEP, NumberOfFrames=2, PixelData=TWO_FRAMES), REAL_RANGE),
-    "enhanced": (
-        dicom(DEEP, NumberOfFrames=2, PixelData=TWO_FRAMES, **ENHANCED),
-        ramp(DEEP * 2.0 - 1000, 1000, 3000),
-    ),
+    "colour in planes": (dicom(COLOUR, **PLANES), COLOUR),
+    "colour of 16 bits": (dicom(COLOUR.astype(np.uint16) * 9 + 77), real_range(COLOUR)),
+    "palette": (dicom(GREY, **palette("u1")), PAINTED),
+    "palette of 16 bits": (dicom(GREY, **palette("<u2")), PAINTED),
+    "first of two frames": (dicom(DEEP, **TWO_FRAMES), MEANT),
+    "enhanced": (dicom(DEEP, **TWO_FRAMES, **GROUPS), ramp(DEEP * 2.0 - 1000, 1000, 3000)),
+    "JPEG inside": (JPEG_IN_DICOM, real_range(np.asarray(Image.open(io.BytesIO(JPEG))))),
+    "first of two JPEG 2000 inside": (framed(DEEP, JPEG_2000, *J2K, NumberOfFrames=2), MEANT),
+    "a mention of deflation": (dicom(DEEP, ImageComments="not 1.2.840.10008.1.2.1.99"), MEANT),
 }
 
 
@@ -188,28 +186,102 @@ def test_padding_that_a_scanner_writes_unsigned() -> None:
     assert np.array_equal(pixels(data), pixels(SHOWN["padding"][0]))
 
 
+@needs_gdcm
+@pytest.mark.parametrize(
+    "name", ["jpeg_ls_lossless", "jp2klossless", "RLE", "bigendian", "implicit", "padded"]
+)
+def test_all_ways_to_store_one_image_give_the_same(name: str) -> None:
+    """Files that come with pydicom."""
+    plain, other = (
+        Path(pydicom.data.get_testdata_file(f"MR_small{end}.dcm", download=False)).read_bytes()
+        for end in ("", f"_{name}")
+    )
+    assert np.array_equal(pixels(plain), pixels(other))
+
+
+# ----------------------------------------------------------------------------------------- unusable
+
+PLAIN = dicom(DEEP)
+MAIN_PART = PLAIN[132 + 12 + int.from_bytes(PLAIN[140:144], "little") :]  # after file meta
+UNUSABLE: dict[str, tuple[bytes, str, str]] = {
+    "no pixels": (dicom(None), "undecodable", "DICOM without whole pixels"),
+    "cut in the pixels": (PLAIN[:-900], "truncated", "2940 vs 3840 bytes"),
+    "cut before the pixels": (PLAIN[:300], "undecodable", "without whole pixels"),
+    "compressed, cut": (JPEG_IN_DICOM[:-300], "truncated", "without whole pixels"),
+    "a film": (framed(GREY, MPEG, b"film"), "undecodable", "No pixel data decoders .* 'MPEG2"),
+    "an odd colour space": (dicom(COLOUR, PhotometricInterpretation="HSV"), "undecodable", "HSV"),
+    "no Rows": (dicom(DEEP, Rows=None), "undecodable", "Rows"),
+    "more bits than there are": (dicom(DEEP, BitsStored=99), "undecodable", "Bits Stored"),
+    "one value": (dicom(DEEP * 0 + 7), "blank", "every pixel is 0"),
+    "nothing but padding": (dicom(DEEP * 0 + 7, PixelPaddingValue=7), "blank", "every pixel is 0"),
+    "no mark": (bytes(128) + PLAIN[132:], "undecodable", "not one of .* DICOM"),
+    "the data set alone": (MAIN_PART, "undecodable", "DICOM without its mark DICM"),
+    "the mark alone": (PLAIN[:132], "undecodable", "without whole pixels"),
+    "deflated": (dicom(None, syntax="1.2.840.10008.1.2.1.99"), "undecodable", "a deflated DICOM"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_refuses(name: str) -> None:
+    data, reason, detail = UNUSABLE[name]
+    with pytest.raises(BadImage, match=detail) as caught:
+        prepare(data, max_pixels=1_000_000)
+    assert caught.value.reason == reason
+    assert "\n" not in caught.value.detail
+
+
+@pytest.mark.parametrize("data", [PLAIN, JPEG_IN_DICOM, dicom(DEEP, PixelData=b"..")])
+def test_rows_and_columns_are_looked_at_before_the_pixels(data: bytes) -> None:
+    with pytest.raises(BadImage, match=r"over max pixels \(48 x 40, limit 1919 pixels\)"):
+        decode(data, max_pixels=40 * 48 - 1)
+
+
+def test_a_frame_that_makes_pydicom_loop_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JPEG 2000 box of length 0: the reader of boxes never gets past it."""
+    monkeypatch.setattr(module, "_SECONDS", 1)
+    start = time.monotonic()
+    with pytest.raises(BadImage, match="took over 1 s"):
+        decode(framed(DEEP, JPEG_2000, b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(16)))
+    assert time.monotonic() - start < 30
+
+
+@needs_gdcm
+@pytest.mark.parametrize("wrong", [(4, 17), (8, 0)])  # bits per sample; columns
+def test_a_frame_that_makes_gdcm_abort_is_an_error(wrong: tuple[int, int]) -> None:
+    path = pydicom.data.get_testdata_file("MR_small_jpeg_ls_lossless.dcm", download=False)
+    data = bytearray(Path(path).read_bytes())
+    place, value = wrong
+    data[data.rindex(b"\xff\xf7") + place] = value  # in the header of the JPEG-LS frame
+    with pytest.raises(BadImage, match=r"undecodable \(") as caught:
+        decode(bytes(data))
+    assert "\n" not in caught.value.detail
+
+
+def test_without_gdcm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydicom.pixels import get_decoder
+
+    decoder = get_decoder(JPEG_LS)
+    monkeypatch.setattr(decoder, "_available", {})
+    monkeypatch.setattr(decoder, "_unavailable", {"gdcm": ("gdcm>=3.0.10",)})
+    with pytest.raises(BadImage, match=r"undecodable.*JPEG-LS.*pip install pydicom python-gdcm"):
+        decode(framed(DEEP, JPEG_LS, b".."))
+
+
 # ------------------------------------------------------------------------------------------ packing
 
 
-@pytest.mark.parametrize("resize", [None, 16])
-def test_no_patient_tag_reaches_a_shard(tmp_path: Path, resize: int | None) -> None:
-    secrets = {
-        "PatientBirthDate": "19470811",
-        "StudyDescription": "SECRET study",
-        "ImageComments": "SECRET comment",
-        "OtherPatientIDs": "SECRET-99",
-        "InstitutionName": "SECRET clinic",
-    }
+def test_no_patient_tag_reaches_a_shard(tmp_path: Path) -> None:
+    secrets = {"StudyDescription": "SECRET study", "ImageComments": "SECRET comment"}
+    secrets |= {"OtherPatientIDs": "SECRET-99", "InstitutionName": "SECRET clinic"}
     folder = write_kaggle(tmp_path / "source", {"test": 0})
     (folder / "test_captions.csv").write_text("ID,Caption\na,chest\nb,broken\n")
-    good = dicom(DEEP, WindowCenter=2000, WindowWidth=4000, **secrets)
+    good = dicom(DEEP, **window(2000, 4000), **secrets, PatientBirthDate="19470811")
     (folder / "test_images" / "test" / "a.dcm").write_bytes(good)
     (folder / "test_images" / "test" / "b.dcm").write_bytes(good[:-100])
     assert b"Doe" in good
-    pack(open_source(folder, ["test"]), tmp_path / "out", PackOptions(resize=resize))
+    pack(open_source(folder, ["test"]), tmp_path / "out", PackOptions(resize=16))
     sample = ShardSet.open(str(tmp_path / "out"), "test").read(0)
-    assert sample.extension == ("png" if resize is None else "jpg")
-    assert sample.facts["reencoded"] == "DICOM file"
+    assert (sample.extension, sample.facts["reencoded"]) == ("jpg", "DICOM file")
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert b"truncated" in written
     for secret in (b"Doe", b"Jane", b"4711", b"SECRET", b"19470811"):

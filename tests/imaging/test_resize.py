@@ -21,11 +21,10 @@ from tests.support.tiny_dataset import jpeg, picture, write_kaggle
 def detailed(width: int, height: int) -> Image.Image:
     """Structure at every scale, as a radiograph has it, and some noise."""
     noise = np.random.default_rng(7)
-    total = np.zeros((height, width))
+    total = noise.normal(0, 0.02, (height, width))
     for cells in (3, 12, 48, 192):
         coarse = Image.fromarray(noise.normal(0, 1, (cells, cells)).astype(np.float32))
         total += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / cells**0.5
-    total += noise.normal(0, 0.02, total.shape)
     return Image.fromarray(((total - total.min()) / np.ptp(total) * 255).astype(np.uint8))
 
 
@@ -64,10 +63,9 @@ def test_size(kind: str, before: tuple[int, int], resize: int, after: tuple[int,
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-@pytest.mark.parametrize("resize", [30, 31])
-def test_nothing_is_enlarged(kind: str, resize: int) -> None:
+def test_nothing_is_enlarged(kind: str) -> None:
     data = file(picture(3, (40, 30)), kind)
-    assert prepare(data, resize=resize) == prepare(data)
+    assert prepare(data, resize=30) == prepare(data, resize=31) == prepare(data)
 
 
 def test_a_reduced_decode_loses_nothing_that_can_be_seen() -> None:
@@ -114,22 +112,15 @@ def test_quality_95_without_chroma_subsampling() -> None:
     assert not found.getexif()
 
 
-def test_turned_upright_first() -> None:
-    data = turned("JPEG", 6, LARGE)
-    stored = prepare(data, resize=110)
-    assert (stored.width, stored.height, stored.resized_from) == (110, 150, (1100, 1500))
-    assert stored.reencoded == "EXIF orientation 6"
-    upright = decode(data).resize((110, 150), Image.Resampling.LANCZOS)
-    assert psnr(pixels(stored.data), np.asarray(upright)) > 36
-
-
-DEEP = np.asarray(LARGE.resize((150, 110))).astype(np.uint16)[..., None] * 9 + 300
+SMALL = LARGE.resize((150, 110))
+DEEP = np.asarray(SMALL).astype(np.uint16)[..., None] * 9 + 300
 OTHERS = {
     "more than 8 bits per channel": png_16(DEEP),
-    "GIF file": file(LARGE.resize((150, 110)), "GIF"),
-    "mode CMYK": file(LARGE.resize((150, 110)).convert("CMYK"), "JPEG"),
+    "GIF file": file(SMALL, "GIF"),
+    "mode CMYK": file(SMALL.convert("CMYK"), "JPEG"),
     "DICOM file": dicom(DEEP[..., 0]),
-    "resized": file(LARGE.resize((150, 110)).convert("P"), "PNG"),
+    "resized": file(SMALL.convert("P"), "PNG"),
+    "EXIF orientation 6": turned("JPEG", 6, SMALL.transpose(Image.Transpose.ROTATE_90)),
 }
 
 
@@ -142,13 +133,12 @@ def test_other_kinds_are_shrunk_after_their_own_rule(reason: str) -> None:
     assert psnr(pixels(stored.data), np.asarray(expected)) > 36
 
 
-def test_a_side_too_long_for_jpeg_makes_a_png() -> None:
-    data = file(picture(3, (70_000, 12)), "PNG")
-    stored = prepare(data, resize=11)
-    assert (stored.extension, stored.width, stored.height) == ("jpg", 64_167, 11)
-    data = file(picture(3, (90_000, 12)), "TIFF")
-    stored = prepare(data, resize=11)
-    assert (stored.extension, stored.width, stored.height) == ("png", 82_500, 11)
+@pytest.mark.parametrize(
+    ("before", "extension", "after"), [(70_000, "jpg", 64_167), (90_000, "png", 82_500)]
+)
+def test_a_side_too_long_for_jpeg_makes_a_png(before: int, extension: str, after: int) -> None:
+    stored = prepare(file(picture(3, (before, 12)), "TIFF"), resize=11)
+    assert (stored.extension, stored.width, stored.height) == (extension, after, 11)
 
 
 def test_detail_finer_than_the_reduced_scale_is_no_blankness() -> None:
@@ -159,17 +149,15 @@ def test_detail_finer_than_the_reduced_scale_is_no_blankness() -> None:
 
 def test_packing_says_what_was_resized(tmp_path: Path) -> None:
     folder = write_kaggle(tmp_path / "source", {"test": 2})
-    pictures = folder / "test_images" / "test"
-    (pictures / "test_0001.jpg").write_bytes(LARGE_JPEG)
+    (folder / "test_images" / "test" / "test_0001.jpg").write_bytes(LARGE_JPEG)
     report = pack(open_source(folder, ["test"]), tmp_path / "out", PackOptions(resize=64))
+    assert report.reencoded == {"resized": 1}
     small, large = (ShardSet.open(str(tmp_path / "out"), "test").read(n) for n in (0, 1))
     assert (small.image, small.facts["width"]) == (jpeg(0), 48)
     assert not {"resized_from", "reencoded"} & small.facts.keys()
-    facts = {key: large.facts[key] for key in ("width", "height", "resized_from", "reencoded")}
     expected = {"width": 87, "height": 64, "resized_from": [1500, 1100], "reencoded": "resized"}
-    assert facts == expected
-    assert large.facts["sha256"] == hashlib.sha256(LARGE_JPEG).hexdigest()
-    assert report.reencoded == {"resized": 1}
+    expected["sha256"] = hashlib.sha256(LARGE_JPEG).hexdigest()
+    assert large.facts.items() >= expected.items()
     with pytest.raises(InputError, match="resize 64, not None"):
         pack(open_source(folder, ["test"]), tmp_path / "out")
     with pytest.raises(InputError, match="resize and workers are at least 1"):
