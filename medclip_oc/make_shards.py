@@ -29,7 +29,7 @@ def main(config: MakeShardsConfig) -> None:
         check_folder(out, options, overwrite=config.overwrite)  # before an audit takes its time
     audit = None
     if config.audit or config.audit_only or config.drop_leaks:
-        from .audit.before_packing import audit_source
+        from .audit.audit import audit_source
 
         source, audit = audit_source(source, config, workers)
     if config.audit_only:

@@ -13,28 +13,31 @@ validation and test stay what others measure on. Of a leak between those nothing
 The result is a function of the source alone: workers change the time only. N usable pairs.
 """
 
+import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import BadImage, WorkError
+from ..config.packing import MakeShardsConfig
+from ..config.vocabulary import MODALITIES
+from ..errors import BadImage, InputError, WorkError
 from ..imaging.decode import MAX_PIXELS, decode
-from ..packing.sources import Pair, Source
+from ..models import clip
+from ..packing.sources import Pair, Reject, Source
 from ..reporting import audit_page, html
 from ..runtime.atomic import atomic_file
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
-from .hashing import require_libraries
 from .near_duplicates import best_matches, first_of_equals, near_hashes, nearest, similar_sets
 from .registration import aligned_correlation
-from .scan import Scan, inspect, modalities, scan
+from .scan import scan
 
 VERSION = 1
 # Seen on 316 real images. Found of their copies: re-encoded, resized, a fifth darker or brighter,
@@ -58,10 +61,10 @@ class Audit:
     """What stands in audit.json (shards/README.md describes it)."""
     dropped: dict[tuple[str, str], str]
     """(split, key) of each training pair that leaks -> which pair it is a copy of, and how."""
-    pictures: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    pictures: dict[tuple[str, str], bytes]
     """(split, id) -> JPEG, of the pairs that the page shows."""
-    captions: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(split, id) -> caption, of the pairs that the page shows."""
+    captions: dict[tuple[str, str], str]
+    """(split, id) -> caption."""
 
     def write(self, folder: Path) -> None:
         """Write audit.json and audit.html, whole or not at all.
@@ -79,14 +82,63 @@ class Audit:
             with atomic_file(folder / name, durable=True) as partial_file:
                 partial_file.write_text(text, encoding="utf-8")
 
-    def summary(self) -> str:
-        """The main findings, a line each."""
-        return "\n".join(audit_page.headlines(self.report))
+
+class Without(Source):
+    """A source of which some pairs are rejected, with the reason "leak".
+
+    Args:
+        source: the whole.
+        dropped: (split, key) of each such pair -> what stands in rejects.csv.
+    """
+
+    def __init__(self, source: Source, dropped: Mapping[tuple[str, str], str]) -> None:
+        self.form, self.splits = source.form, source.splits
+        self._source, self._dropped = source, dropped
+
+    def count(self, split: str) -> int:
+        """Rows of a split, the dropped ones too: they are read, and rejected."""
+        return self._source.count(split)
+
+    def records(self, split: str) -> Iterator[Pair | Reject]:
+        """As many records as the whole source has."""
+        for record in self._source.records(split):
+            way = self._dropped.get((split, record.key)) if isinstance(record, Pair) else None
+            yield Reject(record.id, split, "leak", way) if way else record
+
+    def fingerprints(self) -> dict[str, str]:
+        """Those of the whole source, and a hash of which pairs are `dropped`."""
+        dropped = hashlib.sha256(json.dumps(sorted(self._dropped.items())).encode()).hexdigest()
+        return {**self._source.fingerprints(), "dropped": dropped}
+
+
+def audit_source(source: Source, config: MakeShardsConfig, workers: int) -> tuple[Source, Audit]:
+    """Audit a source before it is packed, and print what was found.
+
+    Returns:
+        What is to be packed (with --drop-leaks, the source without them), and the audit. With
+        --audit-only it is written; else that is for the caller: packing may have to refuse or clear
+        the folder first.
+
+    Raises:
+        InputError, WorkError: the folder is a file, or the audit fails.
+    """
+    out = config.path("out")
+    if out.exists() and not out.is_dir():  # now rather than after all the reading
+        raise InputError(f"{out}: not a folder")
+    try:
+        counter = clip.token_counter(config.audit_arch)
+    except (InputError, WorkError) as error:
+        raise type(error)(str(error).replace("model.arch", "--audit-arch")) from None
+    found = audit(source, config.audit_arch, counter, workers, config.max_pixels)
+    print(*audit_page.headlines(found.report), sep="\n")
+    if config.audit_only:
+        found.write(out)
+        print(f"{out / 'audit.html'}: the page; audit.json has every finding")
+    return (Without(source, found.dropped) if config.drop_leaks else source), found
 
 
 def audit(
     source: Source,
-    *,
     arch: str,
     token_counter: tuple[Callable[[str], int], int],
     workers: int = 1,
@@ -103,34 +155,27 @@ def audit(
 
     Raises:
         InputError: a broken table, or a library of the extra `audit` is not installed.
-        WorkError: a worker died, the disk is full, or the source changed meanwhile.
+        WorkError: a worker died.
     """
-    require_libraries()
     count_tokens, context_length = token_counter
-    try:
-        with tempfile.TemporaryFile() as file:
-            look = partial(inspect, max_pixels=max_pixels)
-            scanned = scan(source, look, count_tokens, workers, file)
-            result = _examine(source, scanned, context_length, workers)
-    except OSError as error:
-        where = error.filename or tempfile.gettempdir()
-        raise WorkError(f"audit: {where}: {error.strerror or error}") from error
-    result.report["settings"] |= {"arch": arch, "max_pixels": max_pixels}
-    _fetch_shown(source, result, max_pixels)
-    return result
-
-
-def _examine(source: Source, scanned: Scan, context_length: int, workers: int) -> Audit:
-    """Everything but the images for the page."""
-    rows, pairs, splits = scanned.rows, scanned.pairs, source.splits
-    images = _named(_image_copies(rows, workers), pairs, IMAGE_WAYS)
-    captions = _named(_caption_copies(rows, scanned.words), pairs, CAPTION_WAYS)
+    pairs, others = scan(source, max_pixels, count_tokens, workers)
+    images = _named(_image_copies(pairs, workers), pairs, IMAGE_WAYS)
+    captions = _named(_caption_copies(pairs), pairs, CAPTION_WAYS)
     dropped = _dropped(images)
+    by_split = {split: pairs[pairs.split == split] for split in source.splits}
+    reasons = (others.reason[others.split == split] for split in source.splits)
+    unusable = [each.value_counts().sort_index().to_dict() for each in reasons]
+    names = {cui: name for name, cui in MODALITIES.items()}
+    for cuis, said in zip(pairs.cuis, pairs.names, strict=True):
+        named = zip(cuis or [], said or [], strict=False)
+        names |= {cui: name for cui, name in named if cui in names and name}
+    tokens = {split: own.tokens > context_length for split, own in by_split.items()}
+    ends = sorted({context_length * eighths // 8 + 1 for eighths in range(1, 17)})
     report = {
         "version": VERSION,
         "source": {
             "form": source.form,
-            "splits": list(splits),
+            "splits": list(source.splits),
             "tables": source.fingerprints()["tables"],
         },
         "settings": {
@@ -139,46 +184,60 @@ def _examine(source: Source, scanned: Scan, context_length: int, workers: int) -
             "fine_radius": FINE_RADIUS,
             "likeness": CORRELATION,
             "jaccard": JACCARD,
+            "arch": arch,
+            "max_pixels": max_pixels,
         },
-        "pairs": {split: _usable(scanned, split) for split in splits},
+        "pairs": {
+            split: {"read": len(own) + sum(bad.values()), "usable": len(own), "unusable": bad}
+            for (split, own), bad in zip(by_split.items(), unusable, strict=True)
+        },
         "images": {
             "formats": pairs.format.value_counts().sort_index().to_dict(),
             "modes": pairs["mode"].value_counts().sort_index().to_dict(),
-            "width": _range(rows["width"]),
-            "height": _range(rows["height"]),
-            "shorter_side": _histogram(np.minimum(rows["width"], rows["height"]), _SIDES),
+            "width": _range(pairs.width),
+            "height": _range(pairs.height),
+            "shorter_side": _histogram(pairs[["width", "height"]].min(axis=1), _SIDES),
         },
-        "captions": {"tokens": _tokens(rows, splits, context_length)},
+        "captions": {
+            # lengths before cutting, start and end included; a bin ends at the context length
+            "tokens": {
+                **_range(pairs.tokens),
+                "truncated": {split: int(is_cut.sum()) for split, is_cut in tokens.items()},
+                "histogram": _histogram(pairs.tokens, ends),
+            }
+        },
         "concepts": {
-            "names": scanned.names,
-            "splits": {split: modalities(scanned, split) for split in splits},
+            "names": names,
+            "splits": {split: _modalities(own.cuis) for split, own in by_split.items()},
         },
-        "alike_images": _counted(images, splits, IMAGE_WAYS),
-        "alike_captions": _counted(captions, splits, CAPTION_WAYS),
+        "alike_images": _counted(images, source.splits, IMAGE_WAYS),
+        "alike_captions": _counted(captions, source.splits, CAPTION_WAYS),
         "leaking_pairs": len(dropped),
     }
-    return Audit(report, dropped)
+    texts = dict(zip(zip(pairs.split, pairs.id, strict=True), pairs.caption, strict=True))
+    return Audit(report, dropped, _pictures(source, report, max_pixels), texts)
 
 
-def _image_copies(rows: np.ndarray, workers: int) -> pd.DataFrame:
+def _image_copies(pairs: pd.DataFrame, workers: int) -> pd.DataFrame:
     """Each image's most similar ones (see `best_matches`)."""
-    pixels = first_of_equals(rows["pixels"])
+    splits, thumbnails = pairs.split.to_numpy(), pairs.thumbnail.to_numpy()
+    file, pixels = first_of_equals(pairs.file), first_of_equals(pairs.pixels)
     distinct = np.unique(pixels)
-    hashes, fine = rows["phash"][distinct], rows["fine_phash"][distinct]
-    pairs, distance = near_hashes(hashes, HASH_RADIUS, fine, FINE_RADIUS)
-    pairs = distinct[pairs[nearest(pairs, distance, rows["split"][distinct], _COMPARED)]]
-    pieces = [pairs[begin : begin + _PIECE].T for begin in range(0, len(pairs), _PIECE)]
-    thumbnails = ((rows["thumbnail"][a], rows["thumbnail"][b]) for a, b in pieces)
+    hashes = np.array(pairs.phash.to_list(), np.uint64).reshape(-1, 5)[distinct]
+    near, distance = near_hashes(hashes[:, 0], HASH_RADIUS, hashes[:, 1:], FINE_RADIUS)
+    near = distinct[near[nearest(near, distance, splits[distinct], _COMPARED)]]
+    pieces = [near[begin : begin + _PIECE].T for begin in range(0, len(near), _PIECE)]
+    both = ((np.stack(thumbnails[a]), np.stack(thumbnails[b])) for a, b in pieces)
     correlations = [np.empty(0, np.float32)]
-    with Progress(len(pairs), "comparisons", "audit") as progress:
+    with Progress(len(near), "comparisons", "audit") as progress:
         # starting processes costs more than a few comparisons
         own = workers if len(pieces) > 8 else 1
-        for piece in ordered_map(_correlation, thumbnails, own, batch=1):
+        for piece in ordered_map(_correlation, both, own, batch=1):
             correlations.append(piece)
             progress.update(len(piece))
     correlation = np.concatenate(correlations)
-    near, file = correlation >= CORRELATION, first_of_equals(rows["file"])
-    return best_matches(rows["split"], file, pixels, pairs[near], correlation[near])
+    alike = correlation >= CORRELATION
+    return best_matches(splits, file, pixels, near[alike], correlation[alike])
 
 
 def _correlation(thumbnails: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -186,36 +245,42 @@ def _correlation(thumbnails: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return aligned_correlation(*thumbnails)
 
 
-def _caption_copies(rows: np.ndarray, words: Sequence[np.ndarray]) -> pd.DataFrame:
+def _caption_copies(pairs: pd.DataFrame) -> pd.DataFrame:
     """Each caption's most similar ones (see `best_matches`)."""
-    same_words, text = first_of_equals(rows["words"]), first_of_equals(rows["caption"])
-    distinct = np.unique(same_words)
-    own = [words[row] for row in distinct]
-    pairs, index = similar_sets(own, JACCARD)
-    return best_matches(rows["split"], text, same_words, distinct[pairs], index)
+    # "?" and "!" have no words, and nothing in common
+    sets = zip(pairs.words, pairs.caption, strict=True)
+    words = first_of_equals([own.tobytes() or text for own, text in sets])
+    distinct = np.unique(words)
+    near, index = similar_sets(pairs.words.iloc[distinct].to_list(), JACCARD)
+    texts = first_of_equals(pairs.caption)
+    return best_matches(pairs.split.to_numpy(), texts, words, distinct[near], index)
 
 
 # ------------------------------------------------------------------------------------- the findings
 
 
-def _usable(scanned: Scan, split: str) -> dict[str, Any]:
-    """How many pairs of a split were read, and why some are of no use."""
-    usable = int((scanned.pairs.split == split).sum())
-    reasons = scanned.unusable.reason[scanned.unusable.split == split]
-    counts = reasons.value_counts().sort_index().to_dict()
-    return {"read": usable + len(reasons), "usable": usable, "unusable": counts}
+def _modalities(cuis: pd.Series) -> dict[str, Any]:
+    """Usable pairs of a split by modality, and of none, of several, of unknown ones."""
+    own = [set(MODALITIES.values()) & set(each or []) for each in cuis]
+    counts = pd.Series([cui for each in own for cui in each], dtype=object).value_counts()
+    return {
+        "modalities": {cui: int(counts.get(cui, 0)) for cui in MODALITIES.values()},
+        "unknown": sum(each is None for each in cuis),
+        "none": sum(each == [] for each in cuis),
+        "no_modality": sum(bool(every) and not of for every, of in zip(cuis, own, strict=True)),
+        "several_modalities": sum(len(each) > 1 for each in own),
+    }
 
 
 def _named(matches: pd.DataFrame, pairs: pd.DataFrame, ways: Sequence[str]) -> pd.DataFrame:
     """Matches by split, id and key instead of row, the worst first."""
     order = ["degree", "similarity", "row", "other"]
     matches = matches.sort_values(order, ascending=[True, False, True, True])
-    one, other = pairs.iloc[matches.row], pairs.iloc[matches.other]
-    columns = {"split": one.split, "id": one.id, "key": one.key, "other_split": other.split}
-    table = pd.DataFrame({name: column.to_list() for name, column in columns.items()})
-    table["other_id"], table["way"] = other.id.to_list(), [ways[d] for d in matches.degree]
-    table["likeness"] = [round(number, 3) for number in matches.similarity.to_list()]
-    return table
+    one = pairs[["split", "id", "key"]].iloc[matches.row].reset_index(drop=True)
+    other = pairs[["split", "id"]].iloc[matches.other].reset_index(drop=True)
+    likeness = [round(number, 3) for number in matches.similarity.to_list()]
+    way = [ways[degree] for degree in matches.degree]
+    return one.join(other.add_prefix("other_")).assign(way=way, likeness=likeness)
 
 
 def _counted(table: pd.DataFrame, splits: Sequence[str], ways: Sequence[str]) -> dict[str, Any]:
@@ -238,43 +303,31 @@ def _dropped(images: pd.DataFrame) -> dict[tuple[str, str], str]:
     return dropped
 
 
-def _tokens(rows: np.ndarray, splits: Sequence[str], context_length: int) -> dict[str, Any]:
-    """Lengths before cutting, start and end included. A bin ends at the context length."""
-    ends = sorted({context_length * eighths // 8 + 1 for eighths in range(1, 17)})
-    long = rows["split"][rows["tokens"] > context_length]
-    truncated = {split: int((long == number).sum()) for number, split in enumerate(splits)}
-    histogram = _histogram(rows["tokens"], ends)
-    return {**_range(rows["tokens"]), "truncated": truncated, "histogram": histogram}
-
-
-def _range(values: np.ndarray) -> dict[str, int | None]:
-    if not len(values):
+def _range(values: pd.Series) -> dict[str, int | None]:
+    if values.empty:
         return dict.fromkeys(("min", "median", "max"))
     low, middle, high = np.quantile(values, [0, 0.5, 1], method="lower").tolist()
     return {"min": low, "median": middle, "max": high}
 
 
-def _histogram(values: np.ndarray, edges: Sequence[int]) -> list[dict[str, int | None]]:
+def _histogram(values: pd.Series, edges: Sequence[int]) -> list[dict[str, int | None]]:
     """Counts of whole numbers from 0, and from each edge, to before the next; the last is open."""
-    counts, _ = np.histogram(values, [0, *edges, np.inf])
-    lasts = [*(edge - 1 for edge in edges), None]
-    bins = zip((0, *edges), lasts, counts.tolist(), strict=True)
-    return [{"from": first, "to": last, "count": count} for first, last, count in bins]
+    counts, _ = np.histogram(values.to_numpy(float), [0, *edges, np.inf])
+    bins = zip(pairwise([0, *edges, None]), counts.tolist(), strict=True)
+    return [{"from": a, "to": b and b - 1, "count": count} for (a, b), count in bins]
 
 
-def _fetch_shown(source: Source, result: Audit, max_pixels: int) -> None:
-    """Read once more what the page shows."""
-    shown = audit_page.shown(result.report)
+def _pictures(source: Source, report: Mapping[str, Any], max_pixels: int) -> dict[Any, bytes]:
+    """Of the pairs that the page shows: read once more."""
+    shown, pictures = audit_page.shown(report), dict[tuple[str, str], bytes]()
     for split in source.splits:
-        left = {name: with_image for (of, name), with_image in shown.items() if of == split}
+        left = {name for of, name in shown if of == split}
         for record in source.records(split) if left else ():
             if isinstance(record, Pair) and record.id in left:
-                result.captions[split, record.id] = record.caption
-                if left.pop(record.id):
-                    try:
-                        image = decode(record.image.read(), max_pixels=max_pixels)
-                    except (BadImage, OSError):  # gone meanwhile: the page shows a gap
-                        continue
-                    result.pictures[split, record.id] = html.preview(image)
+                left.remove(record.id)
+                with suppress(BadImage, OSError):  # gone meanwhile: the page shows a gap
+                    image = decode(record.image.read(), max_pixels=max_pixels)
+                    pictures[split, record.id] = html.preview(image)
             if not left:
                 break
+    return pictures

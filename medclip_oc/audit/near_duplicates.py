@@ -1,9 +1,10 @@
-"""Finding copies among many: equal digests, near hashes, sets with most words in common.
+"""Finding copies among many: equal values, near hashes, sets with most words in common.
 
 Pure functions over arrays; no image, no file. N rows, numbered from 0; M pairs of rows.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +15,13 @@ MOST_CANDIDATES = 200
 """Sets before it with which a set is compared."""
 
 
-def first_of_equals(digests: np.ndarray) -> np.ndarray:
-    """The first row with the same digest: (N, K) uint64 -> (N,) int64.
+def first_of_equals(values: Sequence[Any] | pd.Series) -> np.ndarray:
+    """The first row with the same value: (N,) int64.
 
     A row that is the first of its kind has its own number.
     """
-    rows = pd.Series(np.arange(len(digests)))
-    return rows.groupby(list(digests.T)).transform("first").to_numpy(np.int64)
+    kinds, _ = pd.factorize(np.array(values, dtype=object))  # numbered as they first appear
+    return np.unique(kinds, return_index=True)[1][kinds]
 
 
 def near_hashes(
@@ -88,21 +89,23 @@ def similar_sets(sets: Sequence[np.ndarray], threshold: float) -> tuple[np.ndarr
     from datasketch import MinHash, MinHashLSH  # of the extra `audit`
 
     lsh = MinHashLSH(num_perm=_BANDS * _BAND, params=(_BANDS, _BAND))
-    empty, similar = MinHash(_BANDS * _BAND, seed=1), list[tuple[int, int, float]]()
-    for row, members in enumerate(sets):
+    signatures = MinHash.generator(
+        ([member.tobytes() for member in members] for members in sets),
+        num_perm=_BANDS * _BAND,
+        seed=1,
+    )
+    similar = list[tuple[int, int, float]]()
+    for row, (members, signature) in enumerate(zip(sets, signatures, strict=True)):
         if not len(members):
             continue
-        signature = empty.copy()
-        signature.update_batch([member.tobytes() for member in members])
         for other in sorted(lsh.query(signature))[-MOST_CANDIDATES:]:
             common = len(np.intersect1d(members, sets[other], assume_unique=True))
             index = common / (len(members) + len(sets[other]) - common)
             if index >= threshold:
                 similar.append((other, row, index))
         lsh.insert(row, signature)
-    similar.sort()
-    pairs = np.array([pair for *pair, _ in similar], np.int64).reshape(-1, 2)
-    return pairs, np.array([index for *_, index in similar])
+    table = np.array(sorted(similar)).reshape(-1, 3)
+    return table[:, :2].astype(np.int64), table[:, 2]
 
 
 def best_matches(
@@ -130,20 +133,18 @@ def best_matches(
     """
     rows = pd.DataFrame({"row": np.arange(len(splits)), "split": splits})
     rows = rows.assign(fine=fine, coarse=coarse)
-
-    def first_by(kind: str) -> pd.DataFrame:
-        """The first row of each kind and split."""
-        first = rows.drop_duplicates([kind, "split"])[["row", "split", kind]]
-        return first.rename(columns={"row": "other", "split": "other_split"})
-
-    both = np.concatenate([near, near[:, ::-1]])
-    links = pd.DataFrame({"coarse": both[:, 0], "partner": both[:, 1]})
-    links = links.assign(similarity=np.tile(similarity, 2))
-    partners = first_by("coarse").rename(columns={"coarse": "partner"})
+    others = rows.rename(columns={"row": "other", "split": "other_split"})
+    first_fine, first_coarse = (
+        others.drop_duplicates([kind, "other_split"])[["other", "other_split", kind]]
+        for kind in ("fine", "coarse")
+    )
+    one, other = np.concatenate([near, near[:, ::-1]]).T
+    links = pd.DataFrame({"coarse": one, "partner": other, "similarity": np.tile(similarity, 2)})
+    partners = first_coarse.rename(columns={"coarse": "partner"})
     matches = pd.concat(
         [
-            rows.merge(first_by("fine"), on="fine").assign(degree=0, similarity=1.0),
-            rows.merge(first_by("coarse"), on="coarse").assign(degree=1, similarity=1.0),
+            rows.merge(first_fine, on="fine").assign(degree=0, similarity=1.0),
+            rows.merge(first_coarse, on="coarse").assign(degree=1, similarity=1.0),
             rows.merge(links, on="coarse").merge(partners, on="partner").assign(degree=2),
         ]
     )

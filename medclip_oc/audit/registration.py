@@ -28,33 +28,22 @@ def aligned_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """
     best = np.zeros(len(one), np.float32)
     for begin in range(0, len(one), _PIECE):
-        a, b = one[begin : begin + _PIECE], other[begin : begin + _PIECE]
-        ways = (_as_they_are(a, b), _over(a, b), _over(b, a))
+        a, b = (each[begin : begin + _PIECE].astype(np.float32) for each in (one, other))
+        # as they are: where nearly all is dark, the search may wander off from the right place
+        ways = (_correlation(a, b, np.ones_like(a)), _over(a, b), _over(b, a))
         best[begin : begin + _PIECE] = np.max(ways, axis=0)
     return best
-
-
-def _as_they_are(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Where nearly all is dark, the search may wander off from the right place: (P,)."""
-    whole = np.ones((1, 1, 1), np.float32)
-    return _correlation(one.astype(np.float32), other.astype(np.float32), whole)
 
 
 def _over(still: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """Correlation once `moved` is laid over `still`: (P, n, n) twice -> (P,)."""
     place = np.tile(np.array([1.0, 0.0, 1.0, 0.0]), (len(still), 1))  # stretch, shift; down, across
     for side, steps in ((_COARSE_SIDE, _COARSE_STEPS), (still.shape[-1], _FINE_STEPS)):
-        fixed, moving = _reduced(still, side), _reduced(moved, side)
+        squares = (-1, side, still.shape[-1] // side, side, still.shape[-1] // side)
+        fixed, moving = (each.reshape(squares).mean((2, 4)) for each in (still, moved))
         for _ in range(steps):
             place = _step(fixed, moving, place)
-    warped, inside = _warped(moving, place)
-    return _correlation(fixed, warped, inside)
-
-
-def _reduced(images: np.ndarray, side: int) -> np.ndarray:
-    """Means over squares: (P, n, n) -> (P, side, side) float32."""
-    factor = images.shape[-1] // side
-    return images.reshape(-1, side, factor, side, factor).mean((2, 4), dtype=np.float32)
+    return _correlation(fixed, *_warped(moving, place))
 
 
 def _warped(images: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,12 +93,11 @@ def _step(fixed: np.ndarray, moving: np.ndarray, place: np.ndarray) -> np.ndarra
 
 def _correlation(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Pearson's, over the pixels inside: (P, n, n) three times -> (P,)."""
-    inside = np.broadcast_to(inside, one.shape)
     pixels = np.maximum(inside.sum((1, 2), keepdims=True), 1)
-    centred = [
-        (p - (p * inside).sum((1, 2), keepdims=True) / pixels) * inside for p in (one, other)
-    ]
-    length = [np.sqrt((each**2).sum((1, 2))) for each in centred]
-    product = (centred[0] * centred[1]).sum((1, 2))
-    correlation = product / np.maximum(length[0] * length[1], 1e-6)
-    return np.where(np.minimum(*length) > 1e-3, correlation, 0).astype(np.float32)
+    one, other = (
+        (each - (each * inside).sum((1, 2), keepdims=True) / pixels) * inside
+        for each in (one, other)
+    )
+    lengths = [np.sqrt((each**2).sum((1, 2))) for each in (one, other)]
+    correlation = (one * other).sum((1, 2)) / np.maximum(lengths[0] * lengths[1], 1e-6)
+    return np.where(np.minimum(*lengths) > 1e-3, correlation, 0).astype(np.float32)

@@ -1,48 +1,69 @@
-"""Looking at every pair of a source once, and keeping little of each.
+"""Looking at every pair of a source once, and keeping what it is compared by: some 3 kB each.
 
-Pairs are read and decoded in worker processes. What they are compared by, a row of 2.5 kB, waits
-in a temporary file (TMPDIR); captions are kept as hashes of their words.
+Pairs are read and decoded in worker processes.
 """
 
-import io
+import hashlib
+import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..config.vocabulary import MODALITIES
-from ..errors import BadImage, WorkError
-from ..imaging.decode import MAX_PIXELS, decode, is_dicom
+from ..errors import BadImage, InputError
+from ..imaging.decode import decode, is_dicom, open_image
 from ..imaging.encode import refuse_blank
 from ..packing.samples import unusable
 from ..packing.sources import Pair, Reject, Source
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
-from .hashing import ROW, digest, hash_image, pixel_digest, word_hashes
+
+THUMBNAIL_SIDE = 48
+_GREY_SIDE = 64  # what the hashes and the thumbnail are made from
+_WORD = re.compile(r"\w+")
+_COLUMNS = ["split", "id", "key", "caption", "tokens", "words", "cuis", "names"]
+_COLUMNS += ["width", "height", "format", "mode", "file", "pixels", "phash", "thumbnail"]
 
 
-class Inspected(NamedTuple):
-    """A usable pair without its image."""
+def scan(
+    source: Source, max_pixels: int, count_tokens: Callable[[str], int], workers: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Look at every pair, in order.
 
-    id: str
-    key: str
-    caption: str
-    facts: Mapping[str, Any]
-    row: np.ndarray
-    """() of ROW; split and tokens are left to the caller."""
-    words: np.ndarray
-    """(W,) uint64, sorted: hashes of the caption's distinct words."""
-    format: str
-    """Of the file: JPEG, PNG ..."""
-    mode: str
-    """Of the file: L, RGB, CMYK, I;16 ..."""
+    Returns:
+        The N usable pairs: `split`, `id`, `key`, `caption`, `tokens`; `words` (see `word_hashes`);
+        `cuis` and their `names` (lists, None: not known); `width`, `height`, `format` and `mode`,
+        the last two of the file; hashes of the `file` and the decoded `pixels`; `phash` and
+        `thumbnail` (see `hash_image`). And the other ones: `split`, `reason`.
+
+    Raises:
+        InputError: a library is not installed.
+    """
+    try:
+        import datasketch  # noqa: F401
+        import imagehash  # noqa: F401
+    except ImportError as error:
+        libraries = "pip install ImageHash datasketch"
+        raise InputError(f"the audit needs {error.name} ({libraries})") from None
+    look = partial(inspect, max_pixels=max_pixels)
+    usable, others = list[dict[str, Any]](), list[tuple[str, str]]()
+    with Progress(sum(map(source.count, source.splits)), "images", "audit") as progress:
+        for split in source.splits:
+            for seen in ordered_map(look, source.records(split), workers):
+                progress.update()
+                if isinstance(seen, Reject):
+                    others.append((split, seen.reason))
+                else:
+                    usable.append(seen | {"tokens": count_tokens(seen["caption"])})
+    columns = ["split", "reason"]
+    return pd.DataFrame(usable, columns=_COLUMNS), pd.DataFrame(others, columns=columns)
 
 
-def inspect(pair: Pair | Reject, *, max_pixels: int = MAX_PIXELS) -> Inspected | Reject:
+def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
     """Read and decode one pair, and hash what is compared later. What packing would refuse, is."""
     if isinstance(pair, Reject):
         return pair
@@ -52,100 +73,53 @@ def inspect(pair: Pair | Reject, *, max_pixels: int = MAX_PIXELS) -> Inspected |
             warnings.simplefilter("ignore")  # about odd metadata; nobody would see them
             image = decode(data, max_pixels=max_pixels)
             refuse_blank(image)
-            kind, mode = _kind(data, image)
+            header = image if is_dicom(data) else open_image(data, max_pixels)
     except BadImage as error:
         return unusable(pair, error.reason, error.detail)
     except OSError as error:
         return unusable(pair, "image unreadable", str(error.strerror))
-    row = np.zeros((), ROW)
-    row["width"], row["height"] = image.size
-    row["file"], row["pixels"] = digest(data), pixel_digest(image)
-    hash_image(image, row)
-    words = word_hashes(pair.caption)
-    row["caption"] = row["words"] = digest(pair.caption.encode())
-    if len(words):  # "?" and "!" have no words, and nothing in common
-        row["words"] = digest(words.tobytes())
-    return Inspected(pair.id, pair.key, pair.caption, pair.facts, row, words, kind, mode)
+    phash, thumbnail = hash_image(image)
+    return {
+        "split": pair.split,
+        "id": pair.id,
+        "key": pair.key,
+        "caption": pair.caption,
+        "words": word_hashes(pair.caption),
+        "cuis": pair.facts.get("concepts"),
+        "names": pair.facts.get("concept_names"),
+        "width": image.width,
+        "height": image.height,
+        "format": header.format or "DICOM",
+        "mode": header.mode,
+        "file": hashlib.sha256(data).digest(),
+        "pixels": hash_pixels(image),
+        "phash": phash,
+        "thumbnail": thumbnail,
+    }
 
 
-def _kind(data: bytes, image: Image.Image) -> tuple[str, str]:
-    """Format and mode of a file that could be decoded."""
-    if is_dicom(data):
-        return "DICOM", image.mode
-    try:
-        with Image.open(io.BytesIO(data)) as header:
-            return header.format or "other", header.mode
-    except Exception:  # past Pillow's limits, but not past ours
-        return "other", image.mode
+def hash_image(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """PHash of 64 bits and then of 256 bits, (5,) uint64; and the grey thumbnail, uint8."""
+    import imagehash
+
+    size = (_GREY_SIDE, _GREY_SIDE)
+    grey = image.convert("L").resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+    bits = np.concatenate([imagehash.phash(grey, side).hash.ravel() for side in (8, 16)])
+    small = grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    return np.packbits(bits).view(np.uint64), np.asarray(small)
 
 
-class Scan(NamedTuple):
-    """What is known of a source. N usable pairs."""
-
-    rows: np.ndarray
-    """(N,) of ROW, on disk."""
-    words: list[np.ndarray]
-    """N times (W,) uint64, sorted: hashes of a caption's distinct words."""
-    pairs: pd.DataFrame
-    """N rows: `split`, `id`, `key`, `format`, `mode`, `cuis` (a list, or None: not known)."""
-    unusable: pd.DataFrame
-    """The other pairs: `split`, `reason`."""
-    names: dict[str, str]
-    """Of the modalities: CUI -> name, as the source has it."""
+def hash_pixels(image: Image.Image) -> bytes:
+    """Of size and pixels; a grey image equals the same one stored as RGB."""
+    if image.mode == "RGB":
+        red, green, blue = (band.tobytes() for band in image.split())
+        if red == green == blue:
+            image = image.getchannel(0)
+    return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).digest()
 
 
-def scan(
-    source: Source,
-    look: Callable[[Pair | Reject], Inspected | Reject],
-    count_tokens: Callable[[str], int],
-    workers: int,
-    file: IO[bytes],
-) -> Scan:
-    """Look at every pair, in order. The rows go to `file`, which is empty.
-
-    Raises:
-        WorkError: the source has other rows than it counted.
-    """
-    total = {split: source.count(split) for split in source.splits}
-    names = {cui: name for name, cui in MODALITIES.items()}
-    words, pairs, rejected = list[np.ndarray](), list[tuple[Any, ...]](), list[tuple[str, str]]()
-    with Progress(sum(total.values()), "images", "audit") as progress:
-        for number, split in enumerate(source.splits):
-            before = len(pairs) + len(rejected)
-            for seen in ordered_map(look, source.records(split), workers):
-                progress.update()
-                if isinstance(seen, Reject):
-                    rejected.append((split, seen.reason))
-                    continue
-                seen.row["split"], seen.row["tokens"] = number, count_tokens(seen.caption)
-                file.write(seen.row.tobytes())
-                words.append(seen.words)
-                cuis = seen.facts.get("concepts")
-                pairs.append((split, seen.id, seen.key, seen.format, seen.mode, cuis))
-                named = zip(cuis or [], seen.facts.get("concept_names") or [], strict=False)
-                names |= {cui: name for cui, name in named if cui in names and name}
-            if (read := len(pairs) + len(rejected) - before) != total[split]:
-                raise WorkError(
-                    f"{split}: {total[split]} rows counted, {read} read; did the source change "
-                    "meanwhile?"
-                )
-    file.flush()
-    rows = np.memmap(file, ROW, "r", shape=(len(pairs),)) if pairs else np.empty(0, ROW)
-    columns = ["split", "id", "key", "format", "mode", "cuis"]
-    table = pd.DataFrame(pairs, columns=columns, dtype=object)
-    return Scan(rows, words, table, pd.DataFrame(rejected, columns=["split", "reason"]), names)
-
-
-def modalities(scanned: Scan, split: str) -> dict[str, Any]:
-    """Usable pairs of a split by modality, and of none, of several, of unknown ones."""
-    counts = Counter[str]()
-    for cuis in scanned.pairs.cuis[scanned.pairs.split == split]:
-        own = scanned.names.keys() & set(cuis or [])
-        counts.update(own)
-        counts["unknown"] += cuis is None
-        counts["none"] += cuis == []
-        counts["no_modality"] += bool(cuis) and not own
-        counts["several_modalities"] += len(own) > 1
-    others = ("unknown", "none", "no_modality", "several_modalities")
-    by_cui = {cui: counts[cui] for cui in MODALITIES.values()}
-    return {"modalities": by_cui, **{name: counts[name] for name in others}}
+def word_hashes(caption: str) -> np.ndarray:
+    """Distinct words, upper and lower case alike, as sorted hashes: (W,) uint64."""
+    words = set(_WORD.findall(caption.casefold()))
+    hashes = [hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words]
+    return np.unique(np.frombuffer(b"".join(hashes), np.uint64))

@@ -15,14 +15,12 @@ Report = Mapping[str, Any]
 Place = tuple[str, str]  # split, id
 
 
-def shown(report: Report) -> dict[Place, bool]:
-    """Pairs that the page names, and whether it shows their pictures."""
-    leaks, copies, near = _findings(report)
-    return {
-        place: has_picture
-        for entries, has_picture in ((near, False), (leaks + copies, True))
-        for e in entries
-        for place in ((e["split"], e["id"]), (e["other_split"], e["other_id"]))
+def shown(report: Report) -> set[Place]:
+    """Pairs whose pictures the page shows."""
+    leaks, copies, _ = _findings(report)
+    entries = leaks + copies
+    return {(e["split"], e["id"]) for e in entries} | {
+        (e["other_split"], e["other_id"]) for e in entries
     }
 
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medclip_oc.audit import near_duplicates
-from medclip_oc.audit.hashing import word_hashes
 from medclip_oc.audit.near_duplicates import (
     best_matches,
     first_of_equals,
@@ -17,6 +16,7 @@ from medclip_oc.audit.near_duplicates import (
     nearest,
     similar_sets,
 )
+from medclip_oc.audit.scan import word_hashes
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -61,7 +61,7 @@ def test_a_finer_hash_thins_the_near_ones() -> None:
 
 @given(st.lists(st.integers(0, 5)))
 def test_first_of_equals(values: list[int]) -> None:
-    digests = np.array([(7, value) for value in values], np.uint64).reshape(-1, 2)
+    digests = [bytes([7, value]) for value in values]
     assert first_of_equals(digests).tolist() == [values.index(value) for value in values]
 
 

@@ -5,16 +5,15 @@ import pytest
 from PIL import Image
 
 from medclip_oc.audit.audit import CORRELATION, FINE_RADIUS, HASH_RADIUS
-from medclip_oc.audit.hashing import ROW, hash_image, pixel_digest
 from medclip_oc.audit.registration import aligned_correlation
+from medclip_oc.audit.scan import hash_image, hash_pixels
 from tests.support.synthetic_images import CHANGES, KINDS, phantom
 
 
-def rows(pictures: list[Image.Image]) -> np.ndarray:
-    found = np.zeros(len(pictures), ROW)
-    for number, picture in enumerate(pictures):
-        hash_image(picture, found[number : number + 1].reshape(()))
-    return found
+def hashed(pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 5) and (N, 48, 48)."""
+    hashes, thumbnails = zip(*map(hash_image, pictures), strict=True)
+    return np.stack(hashes), np.stack(thumbnails)
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +23,16 @@ def drawings() -> list[Image.Image]:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_pass_every_threshold(drawings: list[Image.Image], change: str) -> None:
-    before, after = rows(drawings), rows([CHANGES[change](each) for each in drawings])
-    near = np.bitwise_count(before["phash"] ^ after["phash"]) <= HASH_RADIUS
-    near &= np.bitwise_count(before["fine_phash"] ^ after["fine_phash"]).sum(1) <= FINE_RADIUS
-    alike = near & (aligned_correlation(before["thumbnail"], after["thumbnail"]) >= CORRELATION)
+    before, one = hashed(drawings)
+    after, other = hashed([CHANGES[change](each) for each in drawings])
+    bits = np.bitwise_count(before ^ after)
+    near = (bits[:, 0] <= HASH_RADIUS) & (bits[:, 1:].sum(1) <= FINE_RADIUS)
+    alike = near & (aligned_correlation(one, other) >= CORRELATION)
     assert alike.mean() >= 0.9, np.flatnonzero(~alike)
 
 
 def test_other_drawings_are_less_alike(drawings: list[Image.Image]) -> None:
-    thumbnails = rows(drawings)["thumbnail"]
+    _, thumbnails = hashed(drawings)
     one, other = np.triu_indices(len(drawings), 1)
     assert aligned_correlation(thumbnails[one], thumbnails[other]).max() < CORRELATION
 
@@ -53,12 +53,11 @@ def test_one_value_is_like_nothing() -> None:
     assert aligned_correlation(blank[:0], full[:0]).shape == (0,)
 
 
-def test_pixel_digest_sees_pixels_not_how_they_are_stored(drawings: list[Image.Image]) -> None:
+def test_hash_of_pixels_sees_pixels_not_how_they_are_stored(drawings: list[Image.Image]) -> None:
     grey = drawings[0]
-    same = pixel_digest(grey).tolist()
-    assert pixel_digest(grey.convert("RGB")).tolist() == same
+    same = hash_pixels(grey)
+    assert hash_pixels(grey.convert("RGB")) == same
     changed = grey.copy()
     changed.putpixel((0, 0), grey.getpixel((0, 0)) ^ 1)
-    assert pixel_digest(changed).tolist() != same
-    turned = Image.frombytes("L", (grey.height, grey.width), grey.tobytes())
-    assert pixel_digest(turned).tolist() != same
+    assert hash_pixels(changed) != same
+    assert hash_pixels(Image.frombytes("L", (grey.height, grey.width), grey.tobytes())) != same
