@@ -61,7 +61,7 @@ class ShardIndex:
             try:
                 actual = path.stat().st_size
             except OSError:
-                return f"{path}: shard missing, and {INDEX} names it"
+                return f"{path}: shard missing, and {INDEX} names it; restore it, or pack again"
             if actual != size:
                 return f"{path}: {actual} bytes, {INDEX} says {size}; damaged or changed"
         return None
@@ -246,7 +246,9 @@ def _read_index(folder: Path) -> list[_Shard]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged; pack the folder again") from None
     version = content["version"]
-    raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
+    raise InputError(
+        f"{path}: version {version!r}, this program reads version {VERSION}; pack it again"
+    )
 
 
 def _entry(value: dict[str, Any]) -> Any:

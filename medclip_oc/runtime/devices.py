@@ -69,29 +69,3 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     found = re.search(r"MemAvailable: +(\d+) kB", _MEMINFO.read_text())
     return 1024 * int(found[1]) if found else None
-
-
-def graph_bytes(forward: Callable[..., Any], *inputs: Tensor) -> int:
-    """What each further row adds to what a forward keeps for its backward, in bytes.
-
-    Args:
-        forward: takes the inputs.
-        *inputs: (C, ...) each, C at least 2.
-    """
-
-    def kept(count: int) -> int:
-        storages: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            _graph = forward(*(side[:count] for side in inputs))  # alive: no storage is used twice
-        return sum(storages.values())
-
-    count = len(inputs[0])
-    return (kept(count) - kept(1)) // (
-        count - 1
-    )  # without weights and inputs: they are there anyway

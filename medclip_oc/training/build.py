@@ -1,7 +1,5 @@
-"""From a configuration to what a run works with: pairs, plan, model, step. All of a run's parts
-are built here and nowhere else: the training, `--doctor` and `--selfcheck` see the same ones.
-
-G pairs over all ranks.
+"""From a configuration to what a run works with: pairs, plan, model, step. They are built here and
+nowhere else: the training, `--doctor` and `--selfcheck` see the same ones.
 """
 
 from dataclasses import dataclass
@@ -28,27 +26,15 @@ class Plan:
     """The shape of a run, derived from the configuration and the number of pairs."""
 
     pairs: int
+    """Of an epoch."""
     global_batch: int
-    pairs_per_rank: int
-    chunks: int
-    text_chunks: int
     steps: int
-    steps_per_epoch: float
     warmup_steps: int
-    unused_pairs: int
 
-    def lines(self) -> list[str]:
-        """What a user wants to know before the first step."""
-        share = self.warmup_steps / self.steps
-        texts = f", {self.text_chunks} of texts" if self.text_chunks != self.chunks else ""
-        left = f"; the last {self.unused_pairs:,} pairs of the last epoch are left out"
-        return [
-            f"{self.pairs:,} training pairs, {self.steps:,} steps "
-            f"({self.steps_per_epoch:.1f} per epoch{left if self.unused_pairs else ''})",
-            f"each step contrasts {self.global_batch:,} pairs: {self.pairs_per_rank:,} per rank in "
-            f"{self.chunks} chunk(s){texts}; warm-up {self.warmup_steps:,} steps "
-            f"({share:.0%} of the run)",
-        ]
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in one pass over the pairs."""
+        return self.pairs / self.global_batch
 
 
 def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size: int) -> Plan:
@@ -58,13 +44,12 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
         InputError: a global batch that the ranks can't share equally, or fewer pairs than one
             global batch, or a warm-up longer than the run.
     """
-    batch, micro = settings.global_batch_size, settings.micro_batch_size
-    text_micro = settings.text_micro_batch_size or micro
-    if batch % world_size:
+    batch = settings.global_batch_size
+    if over := batch % world_size:
         raise InputError(
             f"train.global_batch_size: {batch} can't be shared equally by {world_size} processes; "
-            f"the nearest sizes that can: {batch - batch % world_size or world_size} or "
-            f"{batch + world_size - batch % world_size}"
+            f"the nearest sizes that can: {batch - over or world_size} or "
+            f"{batch + world_size - over}"
         )
     if pairs < batch:
         raise InputError(
@@ -76,18 +61,7 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
         raise InputError(
             f"optim.warmup_steps: {warmup} is more than the run's {steps} steps; null takes a tenth"
         )
-    share = batch // world_size
-    return Plan(
-        pairs=pairs,
-        global_batch=batch,
-        pairs_per_rank=share,
-        chunks=-(-share // micro),
-        text_chunks=-(-share // text_micro),
-        steps=steps,
-        steps_per_epoch=pairs / batch,
-        warmup_steps=warmup,
-        unused_pairs=settings.epochs * pairs - steps * batch,
-    )
+    return Plan(pairs, batch, steps, warmup)
 
 
 @dataclass(frozen=True)
@@ -118,8 +92,7 @@ def open_data(config: Config, world: World) -> RunData:
     setting = "data.train"
     try:
         train = loader.open_training(config.data, config.run.seed, world)
-        pairs, warmup = train.pairs_per_epoch, config.optim.warmup_steps
-        steps = plan(config.train, warmup, pairs, world.size)
+        steps = plan(config.train, config.optim.warmup_steps, train.pairs_per_epoch, world.size)
         setting, valid = "data.valid", None
         if config.data.valid is not None:
             valid = loader.open_shards(config.data.valid, "valid", world)
@@ -183,17 +156,28 @@ def cached_step(clip: Clip, config: Config, world: World) -> CachedStep:
 
 def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
     """The model, where its weights began, the machine and the plan, a line each."""
+    model, train = config.model, config.train
     trained = sum(p.numel() for p in clip.towers.parameters() if p.requires_grad)
-    given = (config.model.pretrained, config.model.pretrained_image, config.model.pretrained_text)
-    weights = " and ".join(source for source in given if source) or "random weights"
-    if config.model.arch.startswith(("hf-hub:", "local-dir:")):
+    given = (model.pretrained, model.pretrained_image, model.pretrained_text)
+    weights = " and ".join(filter(None, given)) or "random weights"
+    if model.arch.startswith(("hf-hub:", "local-dir:")):
         weights = "its own weights"
+    share = plan.global_batch // world.size
+    rows = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
+    chunks, text_chunks = (-(-share // size) for size in rows)
+    texts = f", {text_chunks} of texts" if text_chunks != chunks else ""
+    unused = train.epochs * plan.pairs - plan.steps * plan.global_batch
+    left = f"; the last {unused:,} pairs of the last epoch are left out" if unused else ""
     lines = [
-        f"{config.model.arch} from {weights}, {trained / 1e6:.1f} M trainable parameters, "
-        f"{config.train.precision}, {world.size} process(es) on {world.device.type}",
-        *plan.lines(),
+        f"{model.arch} from {weights}, {trained / 1e6:.1f} M trainable parameters, "
+        f"{train.precision}, {world.size} process(es) on {world.device.type}",
+        f"{plan.pairs:,} training pairs, {plan.steps:,} steps "
+        f"({plan.steps_per_epoch:.1f} per epoch{left})",
+        f"each step contrasts {plan.global_batch:,} pairs: {share:,} per rank in {chunks} "
+        f"chunk(s){texts}; warm-up {plan.warmup_steps:,} steps "
+        f"({plan.warmup_steps / plan.steps:.0%} of the run)",
     ]
-    if plan.chunks * world.size > 1 and live_batch_norms(clip.towers.train()):
+    if chunks * world.size > 1 and live_batch_norms(clip.towers.train()):
         lines.append(
             "batch norm is live: each chunk is normalised by itself, so the step equals one big "
             "batch of the same chunks, not one that is normalised whole (model.freeze_batch_norm)"

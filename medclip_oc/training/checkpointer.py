@@ -12,16 +12,11 @@ The step stands beside it in the checkpoint, and with it the place in the schedu
 both are functions of the step. The weights are the checkpoint's `state_dict`; a run whose weights
 are not those of the plain model (adapters, a running average) adds a part that holds its own, which
 is loaded after them. Images and captions draw from generators of (seed, epoch, index), so of these
-there is nothing to save. Only tensors and plain values: the file is opened without running code
-from it.
-
-The state is copied to host memory while the training stands still; a thread writes the copy. At
-most one is written at a time. best.pt comes before the state that knows of it, so that a run which
-is killed in between writes it once more.
+there is nothing to save.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,9 +129,8 @@ def restore(
             parts[name].load_state_dict(training["parts"][name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{file}: its {name} doesn't fit this run ({error})") from error
-    random = training["random"]
-    if world.rank < len(random):
-        own = random[world.rank]
+    if world.rank < len(training["random"]):
+        own = training["random"][world.rank]
         cuda = own["cuda"] if world.device.type == "cuda" else None
         RandomState(own["cpu"], cuda).set(world.device)
     else:
@@ -146,20 +140,32 @@ def restore(
 class Checkpointer:
     """Writes a run's checkpoints, on the main rank; elsewhere it does nothing.
 
+    The state is copied to host memory while the training stands still; a thread writes the copy. At
+    most one is written at a time. best.pt comes before the state that knows of it, so that a run
+    which is killed in between writes it once more.
+
     Args:
         folder: of the run.
         settings: when to save, and how much to keep.
+        log: where a line about each one goes.
         main: whether this rank writes.
 
     Attributes:
         step: of the last state that was given to it.
     """
 
-    def __init__(self, folder: RunFolder, settings: CheckpointConfig, *, main: bool) -> None:
-        self.folder, self.settings, self.main = folder, settings, main
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: CheckpointConfig,
+        log: Callable[[str], None],
+        *,
+        main: bool,
+    ) -> None:
+        self.folder, self.settings, self.log, self.main = folder, settings, log, main
         self.step = 0
-        self._writing: futures.Future[None] | None = None
-        self._lines: list[str] = []
+        self._writing: futures.Future[None] = futures.Future()
+        self._writing.set_result(None)
         self._saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -185,22 +191,20 @@ class Checkpointer:
         if not self.main:
             return
         self.wait()
-        background = self.settings.background
-        content = _copy(content) if background else content
         self._saved_at = time.monotonic()
+        if not self.settings.background:
+            self._write(content, best, since)
+            return
+        content = _copy(content)
         paused = time.perf_counter() - since
         # one thread for one state: no idle one stands by while loader processes are forked
         with_thread = futures.ThreadPoolExecutor(1, "checkpoint")
-        self._writing = with_thread.submit(self._write, content, best=best, paused=paused)
-        with_thread.shutdown(wait=not background)
-        if not background:
-            self.wait()
+        self._writing = with_thread.submit(self._write, content, best, since, paused)
+        with_thread.shutdown(wait=False)
 
     def error(self) -> WorkError | None:
         """What went wrong with a state that was being written."""
-        if self._writing is None or not self._writing.done():
-            return None
-        error = self._writing.exception()
+        error = self._writing.exception() if self._writing.done() else None
         return error if isinstance(error, WorkError) else None
 
     def wait(self) -> None:
@@ -209,20 +213,15 @@ class Checkpointer:
         Raises:
             WorkError: it can't be.
         """
-        if self._writing is not None:
-            self._writing.result()
+        self._writing.result()
 
     def close(self) -> None:
         """Let the last state get to the disk, whatever ends the run."""
-        if self._writing is not None:
-            futures.wait([self._writing])
+        futures.wait([self._writing])
 
-    def lines(self) -> list[str]:
-        """What the log should say of the states written since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
-
-    def _write(self, content: dict[str, Any], *, best: bool, paused: float) -> None:
+    def _write(
+        self, content: dict[str, Any], best: bool, since: float, paused: float | None = None
+    ) -> None:
         began = time.perf_counter()
         if best:
             plain = {key: value for key, value in content.items() if key != "training"}
@@ -230,11 +229,11 @@ class Checkpointer:
         file = self.folder.state(content["step"])
         size = checkpoint.save(file, content)
         self.folder.keep(content["step"], self.settings.keep_last)
-        seconds = time.perf_counter() - began
-        paused += 0.0 if self.settings.background else seconds
-        self._lines.append(
+        now = time.perf_counter()
+        self.log(
             f"saved {file.name}{' and best.pt' if best else ''}: {size / 1e6:,.1f} MB in "
-            f"{seconds:.2f} s; the training paused for {paused:.2f} s"
+            f"{now - began:.2f} s; the training paused for "
+            f"{now - since if paused is None else paused:.2f} s"
         )
 
 

@@ -5,19 +5,19 @@ plain big batch on the main process (contrastive/reference.py). Where the model 
 or normalises by the batch, the plain side embeds the same chunks under the same random numbers,
 which is what the cached step promises to equal.
 
-B pairs per rank, G pairs over all ranks.
+G pairs over all ranks.
 """
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..config.checks import Precision
 from ..config.schema import Config
 from ..contrastive import reference
 from ..contrastive.grad_cache import CachedStep, gather_labels
@@ -25,25 +25,23 @@ from ..contrastive.recompute import RandomState, live_batch_norms
 from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
-from ..errors import InputError, WorkError
+from ..errors import WorkError
 from ..models.clip import Clip
-from ..runtime import devices, distributed
+from ..runtime import distributed
 from ..runtime.distributed import World
 from . import build
 
 LIMIT = 1e-5
 """Largest relative error of a parameter's gradient in fp32."""
-_SHARE_OF_FREE_MEMORY = 0.5
+_CHUNKS = 4
 
 
-@dataclass
-class Measured:
+class Measured(NamedTuple):
     """One step, cached or plain."""
 
     loss: float
     gradients: dict[str, Tensor]
-    seconds: float
-    peak_bytes: int | None
+    cost: str
 
 
 def check(config: Config) -> int:
@@ -52,6 +50,7 @@ def check(config: Config) -> int:
     Raises:
         WorkError: it is not; names the parameter.
     """
+    train = config.train
     with distributed.process_group(config.run.device) as world:
         say = partial(print, flush=True) if world.main else lambda line: None
         data = build.open_data(config, world)
@@ -61,43 +60,27 @@ def check(config: Config) -> int:
         batch = next(
             iter(loader.training_batches(data.train, clip, config, world, say, steps=steps))
         )
-        pairs = fitting_pairs(clip, batch["images"], batch["tokens"], config, world)
-        batch = {name: rows[: pairs // world.size] for name, rows in batch.items()}
-        whole, half = config.train.global_batch_size, max(1, pairs // world.size // 2)
-        images = min(config.train.micro_batch_size, half)  # at least two chunks of two rows
-        texts = min(config.train.text_micro_batch_size or images, half)
-        less = f" (of {whole}: as many as a plain batch has room for)" if pairs < whole else ""
+        # the plain batch is on one process, which has room for a micro batch
+        most = min(train.global_batch_size, max(train.micro_batch_size, 2 * world.size))
+        share = most // world.size
+        batch = {name: rows[:share] for name, rows in batch.items()}
+        images = max(1, share // _CHUNKS)
+        texts = min(train.text_micro_batch_size or images, max(1, share // 2))
         say(
-            f"{pairs} pairs{less} on {world.size} process(es), {world.device.type}, in chunks of "
-            f"{images} images and {texts} texts, {config.train.keep_chunks} kept, against one "
-            "plain batch on one process"
+            f"{share * world.size} of {train.global_batch_size} pairs on {world.size} process(es), "
+            f"{world.device.type}, in chunks of {images} images and {texts} texts, "
+            f"{train.keep_chunks} kept, against one plain batch on one process"
         )
-        train = replace(config.train, micro_batch_size=images, text_micro_batch_size=texts)
         worst: list[tuple[float, str]] = []
-        precisions: list[Precision] = [train.precision, "fp32"]
-        for precision in dict.fromkeys(precisions):
-            settings = replace(config, train=replace(train, precision=precision))
-            worst = compare(clip, batch, settings, world)
+        for precision in dict.fromkeys([train.precision, "fp32"]):
+            sizes = {"micro_batch_size": images, "text_micro_batch_size": texts}
+            changed = replace(train, precision=precision, **sizes)
+            worst = compare(clip, batch, replace(config, train=changed), world)
     error, name = max(worst, default=(0.0, ""))
     if error >= LIMIT:
         raise WorkError(f"selfcheck: {name}: relative error {error:.1e} in fp32, above {LIMIT:g}")
     say(f"holds: every relative error is under {LIMIT:g} in fp32")
     return 0
-
-
-def fitting_pairs(clip: Clip, images: Tensor, tokens: Tensor, config: Config, world: World) -> int:
-    """Of the global batch, how many pairs one plain big batch on one process has room for."""
-    few = [side[:8].to(world.device) for side in (images, tokens)]
-    free = devices.free_bytes(world.device)
-    fitting = 2 * config.train.micro_batch_size * world.size
-    if free is not None and len(images) > 1:
-        fitting = int(_SHARE_OF_FREE_MEMORY * free) // devices.graph_bytes(clip.towers, *few)
-    chosen = torch.tensor([min(len(images) * world.size, fitting)], device=world.device)
-    distributed.broadcast_([chosen])
-    pairs = int(chosen.item()) // world.size * world.size
-    if pairs < 2:
-        raise InputError("selfcheck: there is no room for a plain batch of two pairs")
-    return pairs
 
 
 def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tuple[float, str]]:
@@ -111,7 +94,7 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tupl
     all_tokens = distributed.all_gather(tokens.to(world.device)).cpu()  # (G, L)
     all_labels = gather_labels(labels, world.device)
     seeds = [config.run.seed + rank for rank in range(world.size)]
-    exact: AbstractContextManager[object] = nullcontext()
+    exact: Any = nullcontext()
     if train.precision == "fp32" and world.device.type == "cuda":  # not in TF32's 10 bits
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact:
@@ -151,18 +134,19 @@ def draws(step: CachedStep, images: Tensor, tokens: Tensor) -> bool:
 
 def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:
     """Loss, gradients without the scaler's factor, time and (CUDA) peak memory of one step."""
-    device, peak, before = step.world.device, None, 0
+    device, before = step.world.device, 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     began = time.perf_counter()
-    loss = float(run())  # waits for a GPU
-    seconds = time.perf_counter() - began
+    loss = run().item()  # waits for a GPU
+    cost = f"{time.perf_counter() - began:.2f} s"
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) - before
+        cost += f", peak memory {peak / 1e6:,.0f} MB"
     factor = 1.0 if step.scaler is None else step.scaler.get_scale()
     gradients = {n: g.cpu() / factor for n, g in reference.gradients(step.towers).items()}
-    return Measured(loss, gradients, seconds, peak)
+    return Measured(loss, gradients, cost)
 
 
 def report(
@@ -173,25 +157,17 @@ def report(
         errors = reference.relative_errors(cached.gradients, plain.gradients)
     except ValueError as error:
         raise WorkError(f"selfcheck: {error}") from error
-    parts: dict[str, list[tuple[float, str]]] = {}
+    names = {"clip.logit_scale": "temperature", "clip.logit_bias": "bias"}
+    worst: dict[str, tuple[float, str]] = {}
     for name, relative in errors.items():
-        parts.setdefault(part_of(name), []).append((relative, name))
-    worst = {part: max(pairs) for part, pairs in sorted(parts.items())}
+        tower = "image tower" if name.startswith("clip.visual.") else "text tower"
+        part = names.get(name, tower)
+        worst[part] = max(worst.get(part, (0.0, "")), (relative, name))
     way = "all pairs embedded at once"
     if chunked:
         way = "the same chunks, since the model draws random numbers or normalises by the batch"
     print(f"{precision}: loss {cached.loss:.6f} cached, {plain.loss:.6f} plain ({way})")
-    for part, (relative, name) in worst.items():
+    for part, (relative, name) in sorted(worst.items()):
         print(f"  {part:<12} worst relative error {relative:.1e}  {name}")
-    for title, side in (("cached step", cached), ("plain step", plain)):
-        peak = "" if side.peak_bytes is None else f", peak memory {side.peak_bytes / 1e6:,.0f} MB"
-        print(f"  {title:<12} {side.seconds:.2f} s{peak}", flush=True)
+    print(f"  cached step  {cached.cost}\n  plain step   {plain.cost}", flush=True)
     return list(worst.values())
-
-
-def part_of(parameter: str) -> str:
-    """The part of the model that a parameter of `Towers` belongs to."""
-    last = parameter.rpartition(".")[2]
-    if last in ("logit_scale", "logit_bias"):
-        return {"logit_scale": "temperature", "logit_bias": "bias"}[last]
-    return "image tower" if parameter.startswith("clip.visual.") else "text tower"

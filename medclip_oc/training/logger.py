@@ -6,30 +6,27 @@
     RUN/wandb/          the same records, where asked for; RUN/wandb_id.txt names the wandb run,
                         so that a resumed training continues it
 
-Each place for records is a class with `log` and `close`. wandb and tensorboard are imported only
-when asked for: they cost seconds, and wandb starts a process.
+wandb and tensorboard are imported only when asked for: they cost seconds, and wandb starts a
+process.
 """
 
 import json
 import math
 import os
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from ..config.schema import LogConfig
+from ..config.schema import Config, LogConfig
 from ..errors import WorkError
 from ..reporting import run_files
 from ..runtime.atomic import atomic_file
 from ..runtime.progress import print_line
-
-_WANDB_SECONDS = 30.0
-"""Longest wait for wandb's server."""
+from .checkpointer import Progress
 
 
 class RunLog:
@@ -37,215 +34,139 @@ class RunLog:
 
     Args:
         folder: the run folder; files are appended to, so that a resumed run continues them.
-        settings: what to write besides log.txt and metrics.jsonl.
-        config: the resolved configuration, which wandb shows beside the run.
+        config: of the run: what to write besides, and what wandb shows beside it.
+        progress: what was done before; records of later steps, or of a validation that is done
+            again, are taken back.
         main: whether this rank writes. On all others every method does nothing.
-        done: steps that were done before; records of later ones are taken back, as those steps are
-            done again.
-        validated: whether the validation after the last of them was done as well.
 
     Raises:
         WorkError: the folder cannot be written to, or wandb online cannot be reached.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: LogConfig,
-        *,
-        config: dict[str, Any],
-        main: bool,
-        done: int = 0,
-        validated: bool = True,
-    ) -> None:
-        self._places: list[JsonLines | TensorBoard | Wandb] = []
-        self._text: TextIO | None = None
+    def __init__(self, folder: Path, config: Config, progress: Progress, *, main: bool) -> None:
+        self._text, self._records = folder / "log.txt", folder / "metrics.jsonl"
+        self._main, self._opened = main, ExitStack()
+        self._board: Any = None
+        self._wandb: Any = None
         if not main:
             return
-        with _naming(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._text = _open_lines(folder / "log.txt")
-            self._places.append(JsonLines(folder / "metrics.jsonl", done, validated))
-        try:
-            if settings.tensorboard:
-                self._places.append(TensorBoard(folder / "tensorboard", done))
-            if settings.wandb != "disabled":
-                self._places.append(Wandb(folder, settings, config))
-        except BaseException:
-            self.close()
-            raise
+        _append(self._text, "")
+        if self._records.exists():
+            kept = [r for r in run_files.records(folder) if _stays(r, progress)]
+            with atomic_file(self._records) as partial:
+                partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+        with ExitStack() as opened:
+            if config.log.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                purge = progress.step + 1 if progress.step else None
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+                opened.callback(self._board.close)
+            if config.log.wandb != "disabled":
+                self._wandb = _start_wandb(folder, config)
+                opened.callback(_finish_wandb, self._wandb)
+            self._opened = opened.pop_all()
 
     def message(self, text: str) -> None:
         """Write a dated line to log.txt and to stderr, above the bar if there is one."""
-        if self._text is not None:
+        if self._main:
             line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
-            with _naming(self._text.name):
-                self._text.write(f"{line}\n")
+            _append(self._text, f"{line}\n")
             print_line(line)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values measured at `step` to every place for records."""
-        for place in self._places:
-            place.log(step, values)
+        if not self._main:
+            return
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        _append(self._records, json.dumps({"step": step} | finite) + "\n")
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
 
     def flush(self) -> None:
         """Have the records on the disk: a checkpoint that is there must not know of more."""
-        for place in self._places:
-            if isinstance(place, JsonLines):
-                place.flush()
+        if self._main:
+            _append(self._records, "", sync=True)
 
     def close(self) -> None:
-        """Write out what is still held back. A second call does nothing."""
-        places, self._places = self._places, []
-        for place in reversed(places):
-            place.close()
-        if self._text is not None:
-            with suppress(OSError):  # each line was written at once; a full disk was told then
-                self._text.close()
-            self._text = None
+        """Let the last records get to tensorboard and wandb."""
+        self._opened.close()
 
 
-class JsonLines:
-    """metrics.jsonl, without the records that a crash cut short or that come again."""
-
-    def __init__(self, path: Path, done: int, validated: bool) -> None:
-        records = [r for r in run_files.records(path.parent) if _stays(r, done, validated)]
-        if path.exists():
-            with atomic_file(path) as partial:
-                partial.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-        self._file = _open_lines(path)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line."""
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        with _naming(self._file.name):
-            self._file.write(json.dumps({"step": step} | finite) + "\n")
-
-    def flush(self) -> None:
-        """Have all lines on the disk."""
-        with _naming(self._file.name):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Each line was written at once, and a full disk was told then."""
-        with suppress(OSError):
-            self._file.close()
-
-
-class TensorBoard:
-    """Event files, read by `tensorboard --logdir`."""
-
-    def __init__(self, folder: Path, done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with _naming(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to each curve."""
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
-
-    def close(self) -> None:
-        """Write what is held back."""
-        self._writer.close()
-
-
-class Wandb:
-    """The wandb run of this folder, begun or continued.
+def wandb_online(settings: LogConfig) -> bool:
+    """Whether records go to wandb's server, after a login there.
 
     Raises:
-        WorkError: online doesn't work from here.
+        WorkError: that doesn't work from here.
     """
-
-    def __init__(self, folder: Path, settings: LogConfig, config: dict[str, Any]) -> None:
-        import wandb
-
-        wandb.setup(wandb.Settings(silent=True))  # before all else, or logging in is announced
-        id_file = folder / "wandb_id.txt"
-        if not id_file.exists():
-            id_file.write_text(f"{uuid.uuid4().hex[:8]}\n")
-        # wandb's own variable, which a job sets on a node without network
-        online = settings.wandb == "online" and os.environ.get("WANDB_MODE") != "offline"
-        try:
-            # a question on the terminal would hang the other ranks
-            if online and not wandb.login(prompt=False, verify=False):
-                raise wandb.errors.UsageError("not logged in")
-            self._run = wandb.init(
-                project=settings.wandb_project,
-                name=folder.name,
-                id=id_file.read_text().strip(),
-                resume="allow" if online else None,  # offline nobody can be asked; the id is enough
-                mode="online" if online else "offline",
-                dir=str(folder),
-                config=config,
-                settings=wandb.Settings(silent=True, console="off", init_timeout=_WANDB_SECONDS),
-            )
-        except wandb.errors.Error as error:
-            reason = str(error).partition("\n")[0]
-            raise WorkError(
-                f"log.wandb: {settings.wandb} does not work here: {reason}; "
-                "run `wandb login`, or take --log.wandb offline and `wandb sync` later"
-            ) from error
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Send a record, or keep it for `wandb sync`."""
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Wait until the last records are sent, or on the disk: `finish` alone returns before."""
-        import wandb
-
-        self._run.finish()
-        wandb.teardown()
-
-
-def wandb_trouble() -> str | None:
-    """Why records can't go to wandb from here; None: they can. Nothing is sent."""
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
-    try:
-        if not wandb.login(prompt=False, verify=False):
-            return "not logged in"
-    except wandb.errors.Error as error:
-        return str(error).partition("\n")[0]
-    address = str(wandb.setup().settings.base_url)
-    try:
-        urllib.request.urlopen(address, timeout=_WANDB_SECONDS).close()
-    except urllib.error.HTTPError:
-        return None  # a server answers
-    except (OSError, ValueError) as error:
-        return f"{address} can't be reached ({getattr(error, 'reason', error)})"
-    return None
-
-
-def describe(values: Mapping[str, float]) -> str:
-    """The values a reader follows, in a few words: "loss 3.21  lr 1.0e-05  812 pairs/s"."""
-    forms = {
-        "loss": "loss {:.4g}",
-        "lr": "lr {:.1e}",
-        "temperature": "temperature {:.4g}",
-        "pairs_per_second": "{:,.0f} pairs/s",
-    }
-    return "  ".join(form.format(values[key]) for key, form in forms.items() if key in values)
-
-
-def _stays(record: Mapping[str, Any], done: int, validated: bool) -> bool:
-    """Whether a record of an earlier start belongs to what is resumed after `done` steps."""
-    again = not validated and any(key.startswith(("valid/", "valid_ema/")) for key in record)
-    return bool(record["step"] < done or (record["step"] == done and not again))
-
-
-def _open_lines(path: Path) -> TextIO:
-    """Opened line-buffered: whatever ends the process, the lines before it are on the disk."""
-    return path.open("a", buffering=1, encoding="utf-8")
+    # wandb's own variable, which a job sets on a node without network
+    if settings.wandb != "online" or os.environ.get("WANDB_MODE") == "offline":
+        return False
+    with _wandb() as wandb:  # a question on the terminal would hang the other ranks
+        if not wandb.login(prompt=False, verify=True):
+            raise wandb.errors.UsageError("not logged in")
+    return True
 
 
 @contextmanager
-def _naming(path: Path | str) -> Iterator[None]:
-    """Name the file that could not be written."""
+def _wandb() -> Iterator[Any]:
+    """The package, which stays silent; its errors in one line."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))  # before all else, or logging in is announced
     try:
-        yield
+        yield wandb
+    except wandb.errors.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise WorkError(
+            f"log.wandb: online does not work here: {reason}; "
+            "run `wandb login`, or take --log.wandb offline and `wandb sync` later"
+        ) from error
+
+
+def _start_wandb(folder: Path, config: Config) -> Any:
+    """The wandb run of this folder, begun or continued."""
+    online = wandb_online(config.log)
+    id_file = folder / "wandb_id.txt"
+    if not id_file.exists():
+        id_file.write_text(f"{uuid.uuid4().hex[:8]}\n")
+    with _wandb() as wandb:
+        return wandb.init(
+            project=config.log.wandb_project,
+            name=folder.name,
+            id=id_file.read_text().strip(),
+            resume="allow" if online else None,  # offline nobody can be asked; the id is enough
+            mode="online" if online else "offline",
+            dir=str(folder),
+            config=asdict(config),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        )
+
+
+def _finish_wandb(run: Any) -> None:
+    """Wait until the last records are sent, or on the disk: `finish` alone returns before."""
+    import wandb
+
+    run.finish()
+    wandb.teardown()
+
+
+def _stays(record: Mapping[str, Any], progress: Progress) -> bool:
+    """Whether a record of an earlier start belongs to what is resumed."""
+    validation = any(key.startswith(("valid/", "valid_ema/")) for key in record)
+    done = progress.step - (validation and not progress.validated)
+    return bool(record["step"] <= done)
+
+
+def _append(path: Path, text: str, *, sync: bool = False) -> None:
+    """Write text to the end of a file: whatever ends the process, it is there."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            if sync:
+                os.fsync(file.fileno())
     except OSError as error:
-        raise WorkError(f"{error.filename or path}: {error.strerror}") from error
+        raise WorkError(f"{path}: {error.strerror}") from error

@@ -4,7 +4,7 @@ Looks at the data, the settings, the weights, the machine and what the run will 
 rank, and trains nothing. Each finding is one line with its remedy: an `error` means that the run
 would fail, or be wasted, and the exit code is 1; a `warning` that it may. A sound run has none.
 
-B pairs, C pairs per micro batch, D embedding size.
+B pairs.
 """
 
 import math
@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,6 @@ from torch import Tensor
 from ..config.schema import Config
 from ..contrastive.loss import clip_loss
 from ..data import loader
-from ..data.dataset import Pairs
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..models.clip import Clip
@@ -39,17 +39,16 @@ USUAL_LR: dict[str, tuple[float, float]] = {
     "two towers that never met": (1e-5, 1e-3),
     "a model from scratch": (5e-5, 5e-3),
 }
-PAIRS_READ = 64
+PAIRS_READ = 256
 """Pairs that are read and decoded, spread over the whole set, by all ranks together."""
-CAPTIONS_READ = 500
+LOSS_PAIRS = 64
+"""Of these, how many a rank takes the starting loss of."""
 LONG_SHARE = 0.10
 """Captions cut, above which a warning is given: of ROCOv2's 2 % pass 77 tokens."""
 STATE_COPIES = 3
 """Of weights that train: they, and AdamW's two averages."""
 _LOSS_SLACK = 2.0
 """How far above ln(B) a model that fits may start: confident, and wrong about a new domain."""
-_MEMORY_SHARE = 0.9
-_STEP_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Opened:
 def check(config: Config) -> int:
     """Examine, print every finding once, and return 1 if there is an error, else 0."""
     with distributed.process_group(config.run.device) as world:
-        every = distributed.all_gather_objects(list(examine(config, world)))
+        every = distributed.all_gather_objects(examine(config, world))
     findings = list(dict.fromkeys(line.replace("\n", " ") for lines in every for line in lines))
     if world.main:
         for line in sorted(findings, key=lambda line: line.startswith("warning")):
@@ -75,32 +74,37 @@ def check(config: Config) -> int:
     return int(any(line.startswith("error") for line in findings))
 
 
-def examine(config: Config, world: World) -> Iterator[str]:
+def examine(config: Config, world: World) -> list[str]:
     """Every check in turn, but those that need what could not be opened."""
+    findings: list[str] = []
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        try:
+            yield
+        except (InputError, WorkError) as error:
+            findings.append(f"error: {error}")
+
     data: RunData | None = None
     clip: Clip | None = None
-    try:
+    with noted():
         data = build.open_data(config, world)
-    except (InputError, WorkError) as error:
-        of_shards = str(error).startswith(("data.train: ", "data.valid: "))
-        yield f"error: {error}{'; pack it again, or correct the setting' if of_shards else ''}"
-    try:
+    with noted():
         clip = build.model(config, world)
         build.cached_step(clip, config, world)
-    except (InputError, WorkError) as error:
-        yield f"error: {error}"
-    checks = [rates(config), wandb_mode(config, world)]
-    if clip is not None:
-        checks.append(disk(config, clip, world))
+    findings.extend(rates(config))
+    if world.main:
+        with noted():
+            logger.wandb_online(config.log)
+        if clip is not None:
+            findings.extend(disk(config, clip))
     if data is not None and clip is not None:
-        checks.append(examine_pairs(Opened(config, world, data, clip)))
-    for findings in checks:
-        try:
-            yield from findings
-        except (InputError, WorkError) as error:
-            yield f"error: {error}"
-        except torch.OutOfMemoryError:
-            yield "error: train.micro_batch_size: the GPU runs out of memory; take a smaller one"
+        run = Opened(config, world, data, clip)
+        with noted():
+            findings.extend(pairs(run))
+        with noted():
+            findings.extend(speed(run))
+    return findings
 
 
 def rates(config: Config) -> Iterator[str]:
@@ -130,10 +134,8 @@ def method_of(config: Config) -> str:
     return "a pretrained model in full"
 
 
-def disk(config: Config, clip: Clip, world: World) -> Iterator[str]:
+def disk(config: Config, clip: Clip) -> Iterator[str]:
     """Room for the run's checkpoints."""
-    if not world.main:
-        return
     folder = Path(config.run.folder).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     if not os.access(existing, os.W_OK):
@@ -150,82 +152,42 @@ def disk(config: Config, clip: Clip, world: World) -> Iterator[str]:
         )
 
 
-def wandb_mode(config: Config, world: World) -> Iterator[str]:
-    """Whether wandb can be reached, where records are to go there."""
-    reason = logger.wandb_trouble() if world.main and config.log.wandb == "online" else None
-    if reason:
-        yield (
-            f"error: log.wandb: online does not work here: {reason}; run `wandb login`, or take "
-            "offline and `wandb sync` later"
-        )
-
-
-def examine_pairs(run: Opened) -> Iterator[str]:
+def pairs(run: Opened) -> Iterator[str]:
     """What the pairs and the model show; a stream has no shards of its own to read."""
-    source = run.data.train.source
-    if isinstance(source, ShardSet):
-        source.check()  # says which shard is gone, or has another size
-        pairs = loader.training_pairs(source, run.clip, run.config.data, run.config.run.seed)
-        pairs.replace = False  # an unreadable pair is to be seen
-        samples = [pairs[(0, at)] for at in _spread(len(pairs), PAIRS_READ, run.world)]
-        reasons = [str(sample["error"]) for sample in samples if "error" in sample]
-        counts = [len(reasons), len(samples)]
-        bad, total = distributed.all_reduce_sum(counts, run.world.device)
-        allowed = run.config.data.max_bad_share
-        if reasons and bad == total:
-            yield (
-                f"error: data.train: none of {total} pairs can be read ({reasons[0]}); see what "
-                "tools/make_shards.py --verify says"
-            )
-        elif reasons and bad / total > allowed:  # a rank without any leaves it to another
-            yield (
-                f"warning: data.train: {bad} of {total} pairs can't be read ({reasons[0]}); the "
-                f"run stops past data.max_bad_share {allowed:g}: pack again with the decode check"
-            )
-        if bad == total:
-            return  # what comes after would only say the same
-        yield from captions(pairs, run)
-        sound = [sample for sample in samples if "images" in sample]
-        if run.config.loss.name == "clip" and len(sound) > 1:
-            images, tokens = (torch.stack([s[n] for s in sound]) for n in ("images", "tokens"))
-            yield from loss(images, tokens, run)
-    fitting = run.config.train.micro_batch_size
-    for setting, size, fit in too_large(run):
-        yield (
-            f"error: train.{setting}: {size} need more memory than is free; take {fit} or fewer, "
-            "the result is the same"
-        )
-        fitting = min(fitting, fit)
+    source, settings, device = run.data.train.source, run.config.data, run.world.device
     if not isinstance(source, ShardSet):
         return
-    given, taken = loader_rate(run), step_rate(run, fitting)
-    if given < taken:
+    source.check()  # says which shard is gone, or has another size
+    read = loader.training_pairs(source, run.clip, settings, run.config.run.seed)
+    read.replace = False  # an unreadable pair is to be seen
+    samples = [read[(0, at)] for at in _spread(len(read), PAIRS_READ, run.world)]
+    reasons = [str(sample["error"]) for sample in samples if "error" in sample]
+    sound = [sample for sample in samples if "images" in sample]
+    counts = [len(sound), len(samples), sum(sample["long"] for sample in sound)]
+    readable, total, long = distributed.all_reduce_sum(counts, device)
+    if not readable:  # what comes after would only say the same
         yield (
-            f"warning: data.workers: {run.config.data.workers} give {given:.0f} pairs/s, and a "
-            f"step takes {taken:.0f} pairs/s: give more workers, or pack with --resize 256"
+            f"error: data.train: none of {total} pairs can be read ({reasons[0]}); see what "
+            "tools/make_shards.py --verify says"
         )
-
-
-def captions(pairs: Pairs, run: Opened) -> Iterator[str]:
-    """How many captions the model cuts."""
-    if run.config.data.long_captions != "truncate":
         return
-    assert pairs.shards is not None
-    long = seen = 0
-    for at in _spread(len(pairs), CAPTIONS_READ, run.world):
-        try:
-            caption = pairs.shards.read(at).caption
-        except (InputError, WorkError):  # told by the check before
-            continue
-        long += pairs.captions.tokens(caption, [0])[1]
-        seen += 1
-    long, seen = distributed.all_reduce_sum([long, seen], run.world.device)
-    if seen and long / seen > LONG_SHARE:
+    bad = total - readable
+    if reasons and bad / total > settings.max_bad_share:  # a rank without any leaves it to another
         yield (
-            f"warning: data.long_captions: {long / seen:.0%} of the captions are longer than "
-            f"{pairs.captions.context} tokens and would be cut; take `sentences`, or a model with "
+            f"warning: data.train: {bad} of {total} pairs can't be read ({reasons[0]}); the run "
+            f"stops past data.max_bad_share {settings.max_bad_share:g}: pack again with the decode "
+            "check"
+        )
+    if settings.long_captions == "truncate" and long / readable > LONG_SHARE:
+        yield (
+            f"warning: data.long_captions: {long / readable:.0%} of the captions are longer than "
+            f"{read.captions.context} tokens and would be cut; take `sentences`, or a model with "
             "a longer context"
         )
+    sound = sound[:LOSS_PAIRS]
+    if run.config.loss.name == "clip" and len(sound) > 1:
+        images, tokens = (torch.stack([s[name] for s in sound]) for name in ("images", "tokens"))
+        yield from loss(images, tokens, run)
 
 
 def loss(images: Tensor, tokens: Tensor, run: Opened) -> Iterator[str]:
@@ -236,8 +198,7 @@ def loss(images: Tensor, tokens: Tensor, run: Opened) -> Iterator[str]:
     with torch.inference_mode(), devices.autocast(device, run.config.train.precision)():
         parts = [towers(image, token)[:2] for image, token in chunks]
     image_features, text_features = (torch.cat(side).float() for side in zip(*parts, strict=True))
-    scale = towers.inverse_temperature()
-    value = clip_loss(image_features, text_features, scale).item()
+    value = clip_loss(image_features, text_features, towers.inverse_temperature()).item()
     chance = math.log(len(images))
     if not value <= chance + _LOSS_SLACK:
         yield (
@@ -247,29 +208,28 @@ def loss(images: Tensor, tokens: Tensor, run: Opened) -> Iterator[str]:
         )
 
 
-def too_large(run: Opened) -> Iterator[tuple[str, str, int]]:
-    """Micro batches whose graph doesn't fit, by what a few rows take: (setting, "48 images", the
-    largest that fits).
-    """
-    train, world = run.config.train, run.world
-    free = devices.free_bytes(world.device)
-    if free is None:
-        return
-    _, trained = parameter_bytes(run.clip)
-    room = int(_MEMORY_SHARE * free) - STATE_COPIES * trained  # gradients and AdamW's averages
-    if world.device.type == "cpu":
-        room //= world.size
-    images, tokens = _rows(run, 8)
-    towers = run.clip.towers.train()
-    texts = train.text_micro_batch_size or train.micro_batch_size
-    for setting, size, name, embed, rows in (
-        ("micro_batch_size", train.micro_batch_size, "images", towers.embed_images, images),
-        ("text_micro_batch_size", texts, "texts", towers.embed_texts, tokens),
-    ):
-        with devices.autocast(world.device, train.precision)():
-            each = devices.graph_bytes(embed, rows)
-        if each * min(size, run.data.plan.pairs_per_rank) > room:
-            yield setting, f"{size} {name}", max(1, room // each)
+def speed(run: Opened) -> Iterator[str]:
+    """Whether a micro batch fits the GPU, and the loader keeps up with the steps."""
+    train, share = run.config.train, run.data.plan.global_batch // run.world.size
+    sizes = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
+    part, taken = 1, None
+    while taken is None:
+        try:
+            taken = step_rate(run, *(max(1, min(size, share) // part) for size in sizes))
+        except torch.OutOfMemoryError:
+            if part > max(sizes):
+                raise WorkError("the GPU has no memory for one pair of this model") from None
+            part *= 2
+    if part > 1:
+        yield (
+            f"error: train.micro_batch_size: {sizes[0]} needs more memory than the GPU has free; "
+            f"take {max(1, min(sizes[0], share) // part)}, the result is the same"
+        )
+    if isinstance(run.data.train.source, ShardSet) and (given := loader_rate(run)) < taken:
+        yield (
+            f"warning: data.workers: {run.config.data.workers} give {given:.0f} pairs/s, and a "
+            f"step takes {taken:.0f} pairs/s: give more workers, or pack with --resize 256"
+        )
 
 
 def loader_rate(run: Opened) -> float:
@@ -284,39 +244,37 @@ def loader_rate(run: Opened) -> float:
     return given / (time.perf_counter() - began) if given else math.inf
 
 
-def step_rate(run: Opened, most_rows: int) -> float:
-    """Pairs per second that this rank's share of a step takes: two forwards and a backward."""
-    device = run.world.device
+def step_rate(run: Opened, images: int, texts: int) -> float:
+    """Pairs per second that this rank's share of a step takes: two forwards and a backward of each
+    tower, over so many rows, beside the averages of AdamW.
+    """
+    device, towers = run.world.device, run.clip.towers.train()
     autocast = devices.autocast(device, run.config.train.precision)
-    rows = min(most_rows, run.data.plan.pairs_per_rank)
-    images, tokens = _rows(run, rows)
-    towers = run.clip.towers.train()
-    began, taken = 0.0, -rows  # the first one warms up
-    while taken < 0 or (time.perf_counter() - began < _STEP_SECONDS and taken < 8 * rows):
-        with autocast():
-            with torch.no_grad():
-                towers(images, tokens)
-            image_features, text_features, _ = towers(images, tokens)  # (C, D) each
-            value = (image_features * text_features).sum()
-        value.backward()
-        value.item()  # waits for a GPU
-        towers.zero_grad()
-        taken += rows
-        began = time.perf_counter() if taken == 0 else began
-    return taken / (time.perf_counter() - began)
+    averages = torch.empty(2 * parameter_bytes(run.clip)[1], dtype=torch.uint8, device=device)
+    blank = torch.zeros(images, 3, *run.clip.image_size, dtype=torch.uint8, device=device)
+    tokens = run.clip.tokenizer(["a chest radiograph"] * texts).to(device)
+    seconds = 0.0  # of a pair
+    for embed, rows in ((towers.embed_images, blank), (towers.embed_texts, tokens)):
+        for _ in range(2):  # the first one warms up
+            began = time.perf_counter()
+            with autocast():
+                with torch.no_grad():
+                    embed(rows)
+                value = embed(rows).sum()
+            if value.requires_grad:
+                value.backward()
+            value.item()  # waits for a GPU
+            last = time.perf_counter() - began
+        seconds += last / len(rows)
+    towers.zero_grad()
+    del averages
+    return 1 / seconds
 
 
 def parameter_bytes(clip: Clip) -> tuple[int, int]:
     """Of all weights, and of those that train."""
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in clip.towers.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
-
-
-def _rows(run: Opened, count: int) -> tuple[Tensor, Tensor]:
-    """So many blank images and equal texts, on the device."""
-    device, size = run.world.device, run.clip.image_size
-    images = torch.zeros(count, 3, *size, dtype=torch.uint8, device=device)  # (C, 3, H, W)
-    return images, run.clip.tokenizer(["a chest radiograph"] * count).to(device)
 
 
 def _spread(count: int, wanted: int, world: World) -> list[int]:

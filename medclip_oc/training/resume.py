@@ -5,7 +5,7 @@ belong to neither. What can't change the result may differ; the rest has to be a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,16 @@ _FIXED = ("train.global_batch_size",)
 _MODEL_NOT_FIXED = ("model.freeze_batch_norm", "model.grad_checkpointing")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Origin:
     """What a run starts from: a state, or nothing."""
 
     file: Path | None = None
     content: dict[str, Any] | None = None
     """Of the checkpoint."""
-    lines: tuple[str, ...] = ()
+    lines: list[str] = field(default_factory=list)
     """For the log."""
-    damaged: tuple[Path, ...] = ()
+    damaged: list[Path] = field(default_factory=list)
     """Newer states, which can't be used."""
 
 
@@ -75,17 +75,15 @@ def start(
         try:
             origin = _choose(source, config, folder)
             if origin.content is not None:
-                place = folder.path if source == "auto" else origin.file
-                lines = _check(origin, config, data, allow, str(place))
-                origin = replace(origin, lines=(*origin.lines, *lines))
+                origin.lines += _compare(origin.content, origin.file, config, data, allow)
             _make_ready(folder, origin, config.run.overwrite)
         except (InputError, WorkError) as caught:
             error = caught
     distributed.raise_together(error)
-    main_file = distributed.all_gather_objects(origin.file)[0]
-    if main_file and not world.main:
+    origin.file = distributed.all_gather_objects(origin.file)[0]
+    if origin.file is not None and not world.main:
         try:
-            origin = Origin(main_file, checkpoint.load(main_file, verify=False))
+            origin.content = checkpoint.load(origin.file, verify=False)
         except InputError as caught:
             error = InputError(f"{caught}; every node must see the run folder")
     distributed.raise_together(error)
@@ -94,11 +92,10 @@ def start(
 
 def _make_ready(folder: RunFolder, origin: Origin, overwrite: bool) -> None:
     """The folder without what belongs to no run, or to one that isn't resumed."""
-    if origin.file is None:
+    if origin.content is None:
         # one that was never saved begins again, and keeps its log
         folder.prepare(clear=overwrite and not distributed.restarts())
-    elif folder.owns(origin.file):
-        assert origin.content is not None
+    elif origin.file is not None and folder.owns(origin.file):
         folder.prepare(clear=False)
         for file in origin.damaged:
             folder.set_aside(file, "damaged")
@@ -110,10 +107,19 @@ def _make_ready(folder: RunFolder, origin: Origin, overwrite: bool) -> None:
 def _choose(source: str, config: Config, folder: RunFolder) -> Origin:
     """A state that this run may resume from, or none."""
     restarted = distributed.restarts() > 0  # by the launcher, not by the user
-    overwrite = config.run.overwrite and not restarted
+    overwrite = config.run.overwrite
     if source not in ("auto", "never") and not (restarted and folder.states()):
-        return _from_file(Path(source), folder, config.run.overwrite)
-    if not folder.begun() or overwrite:
+        file = Path(source)
+        content, own = _open(file), folder.owns(file)
+        if own and overwrite:
+            raise InputError(f"--resume {file}: run.overwrite would remove it with its run")
+        if not own and folder.begun() and not overwrite:
+            raise InputError(
+                f"run.folder: {folder.path} holds another run than --resume {file}; replace it "
+                "(--run.overwrite true), or choose another folder"
+            )
+        return Origin(file, content)
+    if not folder.begun() or (overwrite and not restarted):
         return Origin()
     if source == "never" and not restarted:
         raise InputError(
@@ -123,35 +129,23 @@ def _choose(source: str, config: Config, folder: RunFolder) -> Origin:
     return _newest(folder)
 
 
-def _from_file(file: Path, folder: RunFolder, overwrite: bool) -> Origin:
-    content, own = _open(file), folder.owns(file)
-    if not own and folder.begun() and not overwrite:
-        raise InputError(
-            f"run.folder: {folder.path} holds another run than --resume {file}; replace it "
-            "(--run.overwrite true), or choose another folder"
-        )
-    if own and overwrite:
-        raise InputError(f"--resume {file}: run.overwrite would remove it with its run")
-    return Origin(file, content)
-
-
 def _newest(folder: RunFolder) -> Origin:
     """The newest state that is sound, with a line for each damaged one."""
-    damaged: dict[Path, str] = {}
+    origin, reasons = Origin(), list[str]()
     for file in folder.states():
         try:
-            content = _open(file)
+            origin.file, origin.content = file, _open(file)
+            return origin
         except DamagedCheckpoint as error:
-            damaged[file] = str(error)
-            continue
-        lines = [f"{reason}; the state before it is used" for reason in damaged.values()]
-        return Origin(file, content, tuple(lines), tuple(damaged))
-    if damaged:
+            origin.damaged.append(file)
+            origin.lines.append(f"{error}; the state before it is used")
+            reasons.append(str(error))
+    if reasons:
         raise InputError(
             f"run.folder: {folder.path} has no sound checkpoint to resume from "
-            f"({'; '.join(damaged.values())}); replace the run with --run.overwrite true"
+            f"({'; '.join(reasons)}); replace the run with --run.overwrite true"
         )
-    return Origin(lines=(f"{folder.path}: nothing was saved yet; it begins again",))
+    return Origin(lines=[f"{folder.path}: nothing was saved yet; it begins again"])
 
 
 def _open(file: Path) -> dict[str, Any]:
@@ -191,33 +185,36 @@ def differences(before: Mapping[str, Any], now: Config) -> dict[str, str]:
         for tree in (asdict(Config()), before, asdict(now))
     )
     then = usual | then
+    return {
+        key: f"{key} {_shown(then[key])}, now {_shown(today[key])}"
+        for key in names
+        if then[key] != today[key]
+    }
 
-    def shown(value: Any) -> str:
-        return value if isinstance(value, str) else fields.shorten(value)
 
-    changed = [key for key in names if then[key] != today[key]]
-    return {key: f"{key} {shown(then[key])}, now {shown(today[key])}" for key in changed}
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else fields.shorten(value)
 
 
-def _check(
-    origin: Origin, config: Config, data: RunData, allow: Sequence[str], place: str
+def _compare(
+    content: dict[str, Any], file: Path | None, config: Config, data: RunData, allow: Sequence[str]
 ) -> list[str]:
-    """Compare settings, shards and steps with those of the state; returns lines for the log.
+    """Compare settings, shards and steps with those of a state; returns lines for the log.
 
     Raises:
-        InputError: what matters has changed, and nobody allowed it; says what was made `place`.
+        InputError: what matters has changed, and nobody allowed it.
     """
-    assert origin.content is not None
-    changed = differences(origin.content["config"], config)
-    free = {key for key in changed if key in _FREE or key.startswith(_FREE_GROUPS)}
-    wrong = [key for key in changed if key not in free and key not in (*_DATA, *allow)]
+    changed = differences(content["config"], config)
+    may_differ = {*_FREE, *_DATA, *allow}
+    wrong = [k for k in changed if k not in may_differ and not k.startswith(_FREE_GROUPS)]
+    elsewhere = "take another run.folder for another run"
     if wrong:
-        advice = "take another run.folder for another run"
-        if not any(map(_is_fixed, wrong)):
-            advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {advice}"
+        advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {elsewhere}"
+        if any(map(_is_fixed, wrong)):
+            advice = elsewhere
         listed = "; ".join(changed[key] for key in wrong)
-        raise InputError(f"{place} was made with other settings: {listed}; {advice}")
-    before, now = origin.content["training"]["fingerprints"], data.fingerprints
+        raise InputError(f"{file} was made with other settings: {listed}; {advice}")
+    before, now = content["training"]["fingerprints"], data.fingerprints
     for key in _DATA:  # moved shards are the same; of a stream only the address can be compared
         same = before[key] == now[key] and (now[key] is not None or key not in changed)
         if same or key in allow:
@@ -226,17 +223,17 @@ def _check(
         if key in changed:
             change = f"{changed[key].replace(' ', ': ', 1)}: other pairs than when"
         raise InputError(
-            f"{change} {origin.file} was saved; resume all the same with --resume.allow {key}, "
-            "or take another run.folder for another run"
+            f"{change} {file} was saved; resume all the same with --resume.allow {key}, or "
+            f"{elsewhere}"
         )
-    step, steps = origin.content["step"], data.plan.steps
+    step, steps = content["step"], data.plan.steps
     if step > steps:
         raise InputError(
-            f"train.epochs: the run ends after {steps} steps, but {origin.file} is {step} steps old"
+            f"train.epochs: the run ends after {steps} steps, but {file} is {step} steps old"
         )
     told = "; ".join(words for key, words in changed.items() if not key.startswith("run."))
     lines = [f"resumes with other settings: {told}"] if told else []
-    return [*lines, f"resumes from {origin.file}, step {step:,} of {steps:,}"]
+    return [*lines, f"resumes from {file}, step {step:,} of {steps:,}"]
 
 
 def _is_fixed(key: str) -> bool:

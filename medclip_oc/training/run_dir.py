@@ -13,7 +13,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import InputError, WorkError
+from ..errors import InputError
 from ..models import checkpoint
 from ..runtime.atomic import atomic_file
 
@@ -24,11 +24,7 @@ _STATE = re.compile(r"step-(\d{8,})\.pt")
 
 
 class RunFolder:
-    """The files of one run, by what they are.
-
-    Args:
-        path: RUN.
-    """
+    """The files of one run, by what they are."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,17 +89,15 @@ class RunFolder:
         Raises:
             WorkError: the folder is gone or can't be written.
         """
-        try:
-            with atomic_file(self.last) as link:
-                try:
-                    os.link(self.state(step), link)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(self.state(step), link)
-            for old_step, file in self._numbered()[newest:]:
-                if old_step != step:
-                    file.unlink(missing_ok=True)
-        except OSError as error:
-            raise WorkError(f"{self.checkpoints}: can't be written ({error.strerror})") from error
+        with atomic_file(self.last) as link:
+            try:
+                os.link(self.state(step), link)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.state(step), link)
+        for old_step, file in self._numbered()[newest:]:
+            if old_step != step:
+                with suppress(OSError):  # it only takes room
+                    file.unlink()
 
     def set_aside(self, file: Path, reason: str) -> None:
         """Give a state another ending, so that no run resumes from it; it may be looked at."""
@@ -128,9 +122,8 @@ def environment() -> str:
     """The commit of the working tree and the versions that decide a result, one a line."""
     lines = [f"{name} {version}" for name, version in checkpoint.versions().items()]
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run([*git, "--abbrev=40"], capture_output=True, text=True, check=True)
-        lines.insert(0, f"commit {done.stdout.strip()}")
-    except (OSError, subprocess.CalledProcessError):
-        pass  # installed from a package, or no git here
+    with suppress(OSError):  # no git here
+        commit = subprocess.run([*git, "--abbrev=40"], capture_output=True, text=True).stdout
+        if commit:
+            lines.insert(0, f"commit {commit.strip()}")
     return "\n".join(lines) + "\n"

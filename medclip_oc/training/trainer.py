@@ -29,20 +29,19 @@ from ..runtime import distributed, shutdown
 from ..runtime.distributed import World
 from ..runtime.progress import Progress
 from ..runtime.shutdown import StopRequest
-from . import build, checkpointer, logger, resume
+from . import build, checkpointer, resume
 from . import optimizer as optim
 from .checkpointer import Checkpointer
 from .logger import RunLog
 from .run_dir import RunFolder
 
+_SHOWN = (
+    "loss {loss:.4g}  lr {lr:.1e}  temperature {temperature:.4g}  {pairs_per_second:,.0f} pairs/s"
+)
+
 
 def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> None:
-    """Run the configured training from where it stands to its last step.
-
-    Args:
-        config: of the run.
-        source: what to start from: "auto", "never", or a checkpoint file; see resume.start.
-        allow: settings that may differ from those of the run that is resumed.
+    """Run the configured training from where it stands (see resume.start) to its last step.
 
     Raises:
         Stopped: a signal came, and the state was saved.
@@ -58,12 +57,6 @@ def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> No
 
 class Trainer:
     """A training run on this rank: what it works with, and how far it is.
-
-    Args:
-        config: of the run.
-        world: the ranks.
-        request: whether a signal asks for the end.
-        source, allow: see `train`.
 
     Raises:
         InputError: data, model, settings or an earlier run in the folder don't allow the run.
@@ -84,32 +77,35 @@ class Trainer:
         # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)
         self.schedule = cosine_lr(self.optimizer, 1.0, self.plan.warmup_steps, self.plan.steps)
         self.ema = None if config.ema.decay is None else Ema(self.clip.towers, config.ema.decay)
-        valid = self.data.valid
-        decode = config.valid.decode
-        self.valid = (
-            None if valid is None else loader.evaluation_pairs(valid, self.clip, decode=decode)
-        )
+        self.valid = None
+        if self.data.valid is not None:
+            decode = config.valid.decode
+            self.valid = loader.evaluation_pairs(self.data.valid, self.clip, decode=decode)
+        if world.main:
+            fields.save_yaml(config, self.folder.config)
         with ExitStack() as opened:  # closed here if the rest fails
-            self.log = opened.enter_context(closing(self._open_log()))
+            log = RunLog(self.folder.path, config, self.progress, main=world.main)
+            self.log = opened.enter_context(closing(log))
+            say = self.log.message
             told = build.describe(self.clip, config, self.plan, world)
             told += optim.describe(self.optimizer, self.clip.towers)
             for line in (*told, *origin.lines):
-                self.log.message(line)
+                say(line)
             self.checkpointer = opened.enter_context(
-                closing(Checkpointer(self.folder, config.checkpoint, main=world.main))
+                closing(Checkpointer(self.folder, config.checkpoint, say, main=world.main))
             )
-            position = self.progress.step * self.plan.global_batch
-            steps, say = self.plan.steps, self.log.message
+            start, steps = self.progress.step * self.plan.global_batch, self.plan.steps
             self.batches = loader.training_batches(
-                self.data.train, self.clip, config, world, say, steps=steps, start=position
+                self.data.train, self.clip, config, world, say, steps=steps, start=start
             )
             self.parts = self._parts()
             # dropout differs between ranks; of open_clip_train's random_seed this is all that is
             # drawn from, and its module imports wandb, tensorboard and torchvision
             torch.manual_seed(config.run.seed + world.rank)
-            content, file, seed = origin.content, origin.file, config.run.seed
-            if content is not None and file is not None:
-                checkpointer.restore(content, file, self.parts, seed=seed, world=world)
+            if origin.content is not None:
+                checkpointer.restore(
+                    origin.content, origin.file, self.parts, seed=config.run.seed, world=world
+                )
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -134,15 +130,15 @@ class Trainer:
         ) as bar:
             counted_from, since = progress.step, time.perf_counter()
             for step, batch in enumerate(self.batches, progress.step + 1):
-                values = self.optimizer_step(step, batch)
                 progress.step = step
+                values = self.optimizer_step(batch)
                 bar.update()
 
                 if step % self.config.log.every_steps == 0 or step in (1, last):
                     pairs = (step - counted_from) * self.plan.global_batch
                     values["pairs_per_second"] = pairs / (time.perf_counter() - since)
                     self.log.record(step, values)
-                    self.log.message(f"step {step}/{last}  {logger.describe(values)}")
+                    self.log.message(f"step {step}/{last}  {_SHOWN.format(**values)}")
                     counted_from, since = step, time.perf_counter()
 
                 if self.validation_due(step):
@@ -154,12 +150,8 @@ class Trainer:
                     self.stop()
                 if save_due and self.checkpointer.step < step:
                     self.save()
-                for line in self.checkpointer.lines():
-                    self.log.message(line)
 
         self.checkpointer.wait()
-        for line in self.checkpointer.lines():
-            self.log.message(line)
         name = self.config.valid.metric
         self.log.message(
             f"done: {self.folder.last} (no validation data, so no best.pt)"
@@ -167,24 +159,23 @@ class Trainer:
             else f"done: best valid/{name} {progress.best:.4f} in {self.folder.best}"
         )
 
-    def optimizer_step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One step (1-based) over one global batch; returns what is logged of it."""
-        settings, towers = self.config.optim, self.clip.towers
+    def optimizer_step(self, batch: Batch) -> dict[str, float]:
+        """One step over one global batch; returns what is logged of it."""
+        settings, towers, scaler = self.config.optim, self.clip.towers, self.cached_step.scaler
         towers.train()
-        factor = self.schedule(step - 1)  # of one rate for all groups
+        factor = self.schedule(self.progress.step - 1)  # of one rate for all groups
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
         loss = self.cached_step(batch["images"], batch["tokens"], Labels.of(batch)).item()
         for line in self.cached_step.notices():
             self.log.message(line)
-        self.require_finite("loss", loss, step)
-        scaler = self.cached_step.scaler
+        self.require_finite("loss", loss)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         limit = settings.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(towers.parameters(), limit).item()
         if scaler is None:
-            self.require_finite("norm of the gradient", norm, step)
+            self.require_finite("norm of the gradient", norm)
             self.optimizer.step()
         else:  # leaves the step out where scaling overflowed
             scaler.step(self.optimizer)
@@ -214,12 +205,10 @@ class Trainer:
 
     def validation_due(self, step: int) -> bool:
         """After the last step, and as often as the configuration says."""
-        settings = self.config.valid
-        if step == self.plan.steps:
+        steps, epochs = self.config.valid.every_steps, self.config.valid.every_epochs
+        if step == self.plan.steps or (steps is not None and step % steps == 0):
             return True
-        if settings.every_steps is not None and step % settings.every_steps == 0:
-            return True
-        period = self.plan.steps_per_epoch * (settings.every_epochs or float("inf"))
+        period = self.plan.steps_per_epoch * (epochs or math.inf)
         return step // period > (step - 1) // period
 
     def validate(self) -> None:
@@ -245,7 +234,7 @@ class Trainer:
             progress.validated = False
             self.stop()
         progress.scores, progress.validated = scores, True
-        score = scores.get(self.config.valid.metric, float("-inf"))
+        score = scores.get(self.config.valid.metric, -math.inf)
         better = score > progress.best
         progress.best = max(progress.best, score)
         self.save(best=better)
@@ -277,7 +266,7 @@ class Trainer:
         """Have the run's state written, and best.pt where it is the best."""
         since = time.perf_counter()
         total = math.fsum(p.detach().sum().item() for p in self.clip.towers.parameters())
-        self.require_finite("sum of the weights", total, self.progress.step)
+        self.require_finite("sum of the weights", total)
         fingerprints = self.data.fingerprints
         training = checkpointer.capture(self.parts, self.progress, fingerprints, self.world)
         self.log.flush()
@@ -286,13 +275,12 @@ class Trainer:
 
     def content(self, scores: dict[str, float]) -> dict[str, Any]:
         """What a checkpoint holds of the model as it is: the plain one, any adapters merged."""
-        step = self.progress.step
-        position = step * self.plan.global_batch
+        position = self.progress.step * self.plan.global_batch
         return {
             "state_dict": lora.plain_state(self.clip.towers),
             "model": self.clip.description,
             "config": dataclasses.asdict(self.config),
-            "step": step,
+            "step": self.progress.step,
             "epoch": position / self.plan.pairs,
             "position": position,
             "metrics": scores,
@@ -313,7 +301,7 @@ class Trainer:
         distributed.barrier()
         raise Stopped(f"{words}; the same command resumes it")
 
-    def require_finite(self, name: str, value: float, step: int) -> None:
+    def require_finite(self, name: str, value: float) -> None:
         """Stop a run that is lost.
 
         Raises:
@@ -324,23 +312,8 @@ class Trainer:
         states = self.folder.states()
         kept = f"{states[0]} is the newest saved state" if states else "nothing was saved yet"
         raise WorkError(
-            f"step {step}: the {name} is {value}; {kept}. "
+            f"step {self.progress.step}: the {name} is {value}; {kept}. "
             "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
-        )
-
-    # ----------------------------------------------------------------------------- its building
-
-    def _open_log(self) -> RunLog:
-        """The log of the run, and its configuration beside it."""
-        if self.world.main:
-            fields.save_yaml(self.config, self.folder.config)
-        return RunLog(
-            self.folder.path,
-            self.config.log,
-            config=dataclasses.asdict(self.config),
-            main=self.world.main,
-            done=self.progress.step,
-            validated=self.progress.validated,
         )
 
     def _parts(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run that goes well, and one that signals and faults interrupt: what it leaves and says."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_a_step_has_its_rate_and_a_clipped_gradient(packed: Path, tmp_path: Path
     config = parse.parse(Config, ["--config", str(file)], prog="", description="")
     world = World(0, 1, torch.device("cpu"))
     with closing(Trainer(config, world, StopRequest(), "auto", ())) as trainer:
-        values = trainer.optimizer_step(3, next(iter(trainer.batches)))
+        trainer.progress.step = 3
+        values = trainer.optimizer_step(next(iter(trainer.batches)))
         parameters = list(trainer.clip.towers.parameters())
         norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
         assert values["grad_norm"] > 1, "that of before"
@@ -266,6 +268,5 @@ def test_a_run_folder_that_goes_away(fork_server: ForkServer, packed: Path, tmp_
     (tmp_path / "run").rename(tmp_path / "gone")  # at once, where removing takes a while
     assert fork_server.answer() == [1]
     shown = (tmp_path / "rank0.txt").read_text()
-    assert "checkpoints" in shown.splitlines()[-1]
-    assert "No such file or directory" in shown.splitlines()[-1]
+    assert re.search("/run/.*No such file or directory", shown.splitlines()[-1])
     assert "Traceback" not in shown
