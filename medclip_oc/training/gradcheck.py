@@ -73,8 +73,9 @@ def check(config: Config) -> int:
         )
         worst: list[tuple[float, str]] = []
         for precision in dict.fromkeys([train.precision, "fp32"]):
-            sizes = {"micro_batch_size": images, "text_micro_batch_size": texts}
-            changed = replace(train, precision=precision, **sizes)
+            changed = replace(
+                train, precision=precision, micro_batch_size=images, text_micro_batch_size=texts
+            )
             worst = compare(clip, batch, replace(config, train=changed), world)
     error, name = max(worst, default=(0.0, ""))
     if error >= LIMIT:

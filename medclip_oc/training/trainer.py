@@ -102,7 +102,7 @@ class Trainer:
             # dropout differs between ranks; of open_clip_train's random_seed this is all that is
             # drawn from, and its module imports wandb, tensorboard and torchvision
             torch.manual_seed(config.run.seed + world.rank)
-            if origin.content is not None:
+            if origin.content is not None and origin.file is not None:
                 checkpointer.restore(
                     origin.content, origin.file, self.parts, seed=config.run.seed, world=world
                 )
