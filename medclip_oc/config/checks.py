@@ -1,7 +1,8 @@
-"""Bounds that stand in a setting's type, and are checked when its dataclass is made."""
+"""Kinds of settings: a bound stands in the type, and is checked when the dataclass is made."""
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
@@ -11,6 +12,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 Decode = Literal["fast", "exact"]
 Split = Literal["train", "valid", "test"]
+LongCaptions = Literal["truncate", "sentences"]
 
 
 class Bound(NamedTuple):
@@ -20,12 +22,10 @@ class Bound(NamedTuple):
     holds: Callable[[Any], object]
 
 
-def _is_regex(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
+def _is_regex(text: str) -> object:
+    with suppress(re.error):
+        return re.compile(text)
+    return None
 
 
 Count = Annotated[int, Bound("at least 1", lambda value: value >= 1)]
@@ -35,7 +35,6 @@ NotNegative = Annotated[float, Bound("at least 0", lambda value: value >= 0)]
 Share = Annotated[float, Bound("in [0, 1]", lambda value: 0 <= value <= 1)]
 ShareBelowOne = Annotated[float, Bound("in [0, 1)", lambda value: 0 <= value < 1)]
 ShareAboveZero = Annotated[float, Bound("in (0, 1]", lambda value: 0 < value <= 1)]
-AtLeastTwo = Annotated[int, Bound("at least 2", lambda value: value >= 2)]
 Name = Annotated[str, Bound("a name", str.strip)]
 Pattern = Annotated[str, Bound("a regular expression", _is_regex)]
 JsonFile = Annotated[str, Bound("a file name that ends in .json", lambda v: v.endswith(".json"))]
@@ -46,20 +45,19 @@ class Settings:
 
     Attributes:
         section: the dotted place in YAML, `optim.`; the options of a command have none.
-        reads: the fields that say what a command reads, in the order of its help.
-        writes: those that say what it writes; help has the rest under "how".
+        reads: the names of the fields that say what a command reads, for its help.
+        writes: of those that say what it writes; help has the rest under "how".
 
     Raises:
         InputError: a value is out of its bounds.
     """
 
     section: ClassVar[str] = ""
-    reads: ClassVar[tuple[str, ...]] = ()
-    writes: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[str] = ""
+    writes: ClassVar[str] = ""
 
     def __init_subclass__(cls, section: str | None = None) -> None:
-        if section is not None:
-            cls.section = section
+        cls.section = cls.section if section is None else section
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)

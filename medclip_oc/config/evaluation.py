@@ -1,26 +1,25 @@
-"""Settings of the commands that measure a model: evaluate and report.
-
-No torch here, as in `schema`; a field's help is the docstring under it.
-"""
+"""Settings of the commands that measure a model: evaluate and report. No torch, as in `schema`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ..errors import InputError
-from .checks import (
-    Bound,
-    Count,
-    Decode,
-    Device,
-    JsonFile,
-    Natural,
-    Precision,
-    Settings,
-    ShareAboveZero,
-    Split,
-)
+from . import checks
+from .checks import Bound, Count, JsonFile, Natural, Settings
 
 NpzFile = Annotated[str, Bound("a file name that ends in .npz", lambda v: v.endswith(".npz"))]
+
+
+@dataclass(kw_only=True)
+class ComputeConfig(Settings):
+    """How a model embeds."""
+
+    batch_size: Count = 64
+    """Pairs, images or texts embedded at once on one rank."""
+    precision: checks.Precision = "fp32"
+    """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
+    device: checks.Device = "auto"
+    """auto: CUDA where there is a GPU, else the CPU."""
 
 
 @dataclass(kw_only=True)
@@ -32,16 +31,16 @@ class MeasureConfig(Settings):
     ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
     """How equal scores count: at their expected rank, or as if the right one came first or last."""
     duplicates: Literal["both", "keep", "merge"] = "both"
-    """Copies of a right caption or image: keep counts them as wrong; merge takes copies as one, so
-    that all that came with any of them is right; both shows both figures."""
+    """Copies of a right caption or image count as wrong (keep), as right (merge); or both figures.
+    """
     pools: list[str] = field(default_factory=list)
-    """Sizes of smaller pools, as in 32,1000,full: figures averaged over random ones. The full pool
-    is always measured."""
+    """Sizes of smaller pools, as in 32,1000,full: averages over random ones, beside the full one.
+    """
     pool_draws: Count = 100
     """Random pools drawn of each size."""
     slices: list[str] = field(default_factory=list)
     """Concepts, by name or CUI, whose pairs get figures of their own, beside the modalities."""
-    relevant: ShareAboveZero = 0.5
+    relevant: checks.ShareAboveZero = 0.5
     """Least overlap of concepts (Jaccard) of a relevant candidate."""
     interval_draws: Natural = 1000
     """Bootstrap draws behind each interval. 0: no intervals."""
@@ -53,19 +52,12 @@ class MeasureConfig(Settings):
         self.pool_sizes()
 
     def pool_sizes(self) -> list[int]:
-        """The smaller pools, in order.
-
-        Raises:
-            InputError: one is no number of pairs.
-        """
-        sizes = set()
-        for word in ",".join(self.pools).split(","):
-            size = word.strip()
-            if size and size != "full":
-                if not size.isdecimal() or not int(size):
-                    raise InputError(f"--pools: {size!r} is not a number of pairs, or full")
-                sizes.add(int(size))
-        return sorted(sizes)
+        """The smaller pools, in order; InputError: one is no number of pairs."""
+        sizes = {word.strip() for word in ",".join(self.pools).split(",")} - {"", "full"}
+        for size in sizes:
+            if not size.isdecimal() or not int(size):
+                raise InputError(f"--pools: {size!r} is not a number of pairs, or full")
+        return sorted(map(int, sizes))
 
     def all_ks(self) -> list[int]:
         """The K in order, with those that everyone reports."""
@@ -73,40 +65,31 @@ class MeasureConfig(Settings):
 
 
 @dataclass
-class EvaluateConfig(MeasureConfig):
+class EvaluateConfig(ComputeConfig, MeasureConfig):
     """Retrieval over held-out pairs."""
 
-    reads = ("checkpoint", "data", "split", "baseline", "features_in")
-    writes = ("json", "features_out")
+    reads = "checkpoint data split baseline features_in"
+    writes = "json features_out"
 
     checkpoint: str | None = None
     """A checkpoint written by training. Needed unless features are read from a file."""
     data: str | list[str] | None = None
-    """Shard folder, brace pattern, glob or list of tars. null: the shard folder that the run
-    validated on."""
-    split: Split | None = None
+    """Shard folder, brace pattern, glob or list of tars. null: what the run validated on."""
+    split: checks.Split | None = None
     """Split of a shard folder. null: test. Tars named one by one are all taken."""
     baseline: str | None = None
-    """Measure this too, and the difference: a checkpoint; `start`, the weights that the run began
-    from; an open_clip tag of the same architecture (`openai`), or ARCHITECTURE:TAG; or a file of
-    features."""
+    """Another one to compare: a checkpoint; `start`, the weights that the run began from; a tag of
+    open_clip (`openai`), or ARCHITECTURE:TAG; or a file of features."""
     features_in: NpzFile | None = None
     """Take the features from this file (.npz) in place of a model."""
+    json: JsonFile | None = None
+    """Write the result here, beside RUN/evaluations/CHECKPOINT-SPLIT.json of a run's checkpoint."""
     features_out: NpzFile | None = None
     """Write the features to this file (.npz)."""
-    json: JsonFile | None = None
-    """Write the result here too. A checkpoint in its run folder always gets
-    RUN/evaluations/CHECKPOINT-SPLIT.json."""
-    batch_size: Count = 64
-    """Pairs embedded at once on one rank."""
     workers: Natural = 2
     """Loader processes per rank."""
-    decode: Decode = "exact"
+    decode: checks.Decode = "exact"
     """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
-    precision: Precision = "fp32"
-    """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
-    device: Device = "auto"
-    """auto: CUDA where there is a GPU, else the CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,7 +104,7 @@ class EvaluateConfig(MeasureConfig):
 class ReportConfig(Settings):
     """A page on a run."""
 
-    reads = ("run", "data")
+    reads = "run data"
 
     run: str
     """The run folder. It may stand alone, without --run."""

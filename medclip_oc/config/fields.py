@@ -1,10 +1,8 @@
-"""Dataclasses of settings: dotted names, types in plain words, the nearest name, and YAML.
-
-In YAML here 1e-5 is a number, and a key given twice an error.
-"""
+"""Dataclasses of settings: dotted names, types in plain words, the nearest name, and YAML."""
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -17,14 +15,14 @@ from ..errors import InputError
 from .checks import option
 
 # type -> one value of it, several of it, its place in help
-WORDS: dict[Any, tuple[str, str, str]] = {
+_WORDS: dict[Any, tuple[str, str, str]] = {
     bool: ("true or false", "true/false values", "{true,false}"),
     int: ("a whole number", "whole numbers", "INT"),
     float: ("a number", "numbers", "NUMBER"),
     str: ("text", "texts", "TEXT"),
     NoneType: ("null", "nulls", ""),
-    Any: ("a value", "values", "VALUE"),
     dict: ("a mapping", "mappings", "MAPPING"),
+    Literal: ("", "", ""),  # its choices
 }
 # What other programs call a setting; the first that the command has is meant.
 _MEANT = {
@@ -47,39 +45,35 @@ _MEANT = {
     "output_dir": ("out", "run.folder"),
     "name": ("run.folder",),
 }
-# YAML 1.1 wants a dot and a sign in 1.0e-5; people write 1e-5.
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+
+
+def fields_of(config_class: Any, prefix: str = "") -> Iterator[tuple[str, str, Any, Any]]:
+    """The name, dotted name, type and default (MISSING: required) of each field."""
+    hints = get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        key, made = prefix + field.metadata.get("option", field.name), field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        yield field.name, key, hints[field.name], default
 
 
 def settings_of(config_class: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> type and default (MISSING: required), of every setting."""
+    """Dotted name -> type and default, of every setting."""
     settings: dict[str, tuple[Any, Any]] = {}
-    for field, key, kind in _fields(config_class, prefix):
-        if dataclasses.is_dataclass(kind):
-            settings |= settings_of(kind, f"{key}.")
-        elif field.default_factory is not dataclasses.MISSING:
-            settings[key] = kind, field.default_factory()
-        else:
-            settings[key] = kind, field.default
+    for _, key, kind, default in fields_of(config_class, prefix):
+        nested = dataclasses.is_dataclass(kind)
+        settings |= settings_of(kind, f"{key}.") if nested else {key: (kind, default)}
     return settings
 
 
 def build(config_class: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """An instance of the dataclass; what `values` (by dotted name) leaves out has its default."""
     given: dict[str, Any] = {}
-    for field, key, kind in _fields(config_class, prefix):
+    for name, key, kind, _ in fields_of(config_class, prefix):
         if dataclasses.is_dataclass(kind):
-            given[field.name] = build(kind, values, f"{key}.")
+            given[name] = build(kind, values, f"{key}.")
         elif key in values:
-            given[field.name] = values[key]
+            given[name] = values[key]
     return config_class(**given)
-
-
-def _fields(config_class: Any, prefix: str) -> Iterator[tuple[dataclasses.Field[Any], str, Any]]:
-    """Each field with its dotted name and its type."""
-    hints = get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        yield field, prefix + field.metadata.get("option", field.name), hints[field.name]
 
 
 def flatten(
@@ -101,30 +95,26 @@ def choices(kind: Any) -> tuple[Any, ...]:
 
 def describe(kind: Any) -> tuple[str, str]:
     """A value of this type in an error line ("a number or null") and in help ("NUMBER")."""
-    words, places = [], []
+    words, places = [], list[str]()
     for choice in choices(kind):
         origin, inner = get_origin(choice) or choice, get_args(choice)
+        word, several, place = _WORDS[inner[0] if origin in (list, tuple) else origin]
         if origin is Literal:
-            words.append(f"one of {', '.join(inner)}")
-            places.append(f"{{{','.join(inner)}}}")
+            word, place = f"one of {', '.join(inner)}", f"{{{','.join(inner)}}}"
         elif origin is list:
-            _, several, place = WORDS[inner[0]]
-            words.append(f"a list of {several}")
-            places = [f"{place} [{place} ...]"]  # which has room for a single one, too
+            word, places = f"a list of {several}", []  # which has room for a single one, too
+            place = f"{place} [{place} ...]"
         elif origin is tuple:
-            words.append(f"{len(inner)} {WORDS[inner[0]][1]}")
-            places.append(" ".join(WORDS[item][2] for item in inner))
-        else:
-            words.append(WORDS[origin][0])
-            places.append(WORDS[origin][2])
+            word, place = f"{len(inner)} {several}", " ".join([place] * len(inner))
+        words.append(word)
+        places.append(place)
     return " or ".join(words), "|".join(filter(None, places))
 
 
 def shorten(value: Any) -> str:
     """A value as an error line shows it: as YAML has it, and not too long."""
-    text = repr(value)
-    if value is None or isinstance(value, bool):
-        text = "null" if value is None else text.lower()
+    plain = value is None or isinstance(value, bool)
+    text = json.dumps(value) if plain else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -141,9 +131,10 @@ def no_such(key: str, names: Collection[str], *, dashes: bool = False) -> str:
     meant = [name for name in _MEANT.get(last, ()) if name in names]
     if not meant:  # optim.every_steps: among the settings with that last part, the nearest
         groups = sorted({name.rpartition(".")[0] for name in names} - {""})
-        choices = [*names, *(("config", "help", "version") if dashes else groups)]
-        alike = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in choices], 1)
-        same = [name for name in choices if name.rpartition(".")[2] in alike]
+        known = [*names, *(("config", "help", "version") if dashes else groups)]
+        lasts = {name: name.rpartition(".")[2] for name in known}
+        alike = difflib.get_close_matches(last, lasts.values(), 1)
+        same = [name for name in known if lasts[name] in alike]
         meant = difflib.get_close_matches(key, same, 1, cutoff=0)
     if not meant:
         return "no such setting; see --help"
@@ -154,54 +145,37 @@ class _Loader(yaml.SafeLoader):
     """Plain values only, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
-            if name in names and name != "<<":
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{name} is given twice", problem_mark=key.start_mark
-                )
-            names.add(name)
+        names = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if names.count(key.value) > 1]:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes each text that `_Loader` would take for a number."""
 
-    def ignore_aliases(self, data: Any) -> bool:
-        return True  # a list used twice is written twice, not as *id001
 
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+for _class in (_Loader, _Dumper):  # people write 1e-5, where YAML 1.1 wants 1.0e-5
+    _number = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _number, list("-+.0123456789"))
 
 
 def load(path: str) -> dict[Any, Any]:
-    """The mapping in a YAML file; an empty file is an empty one.
-
-    Raises:
-        InputError: no such file, not YAML (with the line), or not a mapping.
-    """
+    """The mapping in a YAML file, {} of an empty one; or an InputError with file and line."""
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(f"{path}: {line}not valid YAML: {error.problem}") from None
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(f"{path}: line {line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"{path}: not a YAML file") from None
     if not isinstance(tree, dict | None):
         raise InputError(f"{path}: a mapping of settings was expected, not {shorten(tree)}")
     return tree or {}
-
-
-def plain(value: Any) -> Any:
-    """The same with a list for each tuple, as YAML gives it back."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def save_yaml(config: Any, path: Path) -> None:

@@ -10,20 +10,17 @@ from .checks import Bound, Count, Settings
 MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
-TABLE_OPTIONS = (
-    *("image_column", "caption_column", "id_column", "split_column", "concepts_column"),
-    "image_root",
-)
-VERIFY_OPTIONS = ("verify", "workers", "no_decode_check")
-PACK_OPTIONS = ("samples_per_shard", "resize", "no_decode_check", "overwrite", "drop_leaks")
+TABLE = "image_column caption_column id_column split_column concepts_column image_root"
+VERIFY = "verify workers no_decode_check"
+PACK = "samples_per_shard resize no_decode_check overwrite drop_leaks"
 
 
 @dataclass
 class MakeShardsConfig(Settings):
     """What to pack, where to, and how."""
 
-    reads = ("source", "format", "splits", "concepts", "table", *TABLE_OPTIONS)
-    writes = ("out", "samples_per_shard", "resize", "overwrite", "audit", "audit_only")
+    reads = f"source format splits concepts table {TABLE}"
+    writes = "out samples_per_shard resize overwrite audit audit_only"
 
     out: str
     """Shard folder to write."""
@@ -71,46 +68,42 @@ class MakeShardsConfig(Settings):
     audit_arch: str = "ViT-B-16-quickgelu"
     """The model whose tokenizer and context length the audit counts with."""
     verify: bool = False
-    """Pack nothing: read all that --out holds again, and say what isn't as it was packed. With
-    --no-decode-check the images are compared, not decoded."""
+    """Pack nothing: compare all that --out holds with what was packed (and decode it, unless
+    --no-decode-check)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.verify:
-            self._refuse("--verify", *VERIFY_OPTIONS, only=True)
+            self._refuse("--verify", VERIFY, only=True)
         elif (self.source is None) == (self.table is None):
             raise InputError("--source, --table: give one of them")
         elif self.table is not None and not (self.image_column and self.caption_column):
             raise InputError("--table: needs --image-column and --caption-column")
         elif self.source is not None:
-            self._refuse("--source", *TABLE_OPTIONS)
+            self._refuse("--source", TABLE)
         else:
-            self._refuse("--table", "format", "concepts")
+            self._refuse("--table", "format concepts")
         if self.audit_only:
-            self._refuse("--audit-only", *PACK_OPTIONS)
+            self._refuse("--audit-only", PACK)
         if self.drop_leaks and self.splits and not (self.splits[1:] and "train" in self.splits):
             raise InputError("--drop-leaks: needs train and another split to compare it with")
 
     def path(self, name: str) -> Path:
-        """A field that is a path.
-
-        Raises:
-            InputError: none that a file system can have.
-        """
+        """A field that is a path; InputError: none that a file system can have."""
         text: str = getattr(self, name)
+        if not text.strip():
+            raise InputError(f"{self.option(name)}: is empty; give a path")
         try:
             path = Path(text).expanduser()
             path.exists()
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", error)
             raise InputError(f"{self.option(name)} {text[:60]!r}: {reason}") from None
-        if not text.strip():
-            raise InputError(f"{self.option(name)}: is empty; give a path")
         return path
 
-    def _refuse(self, mode: str, *names: str, only: bool = False) -> None:
+    def _refuse(self, mode: str, names: str, only: bool = False) -> None:
         """Refuse settings that a mode doesn't use (or, with `only`, all but those it uses)."""
         given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
         given.remove("out")  # has no default
-        if wrong := [self.option(name) for name in given if (name in names) != only]:
+        if wrong := [self.option(name) for name in given if (name in names.split()) != only]:
             raise InputError(f"{', '.join(wrong)}: of no use with {mode}")

@@ -10,68 +10,43 @@ No torch here: `--help` reads this module. A field's help is the docstring under
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from .checks import (
-    AtLeastTwo,
-    Bound,
-    Count,
-    Decode,
-    Device,
-    Name,
-    Natural,
-    NotNegative,
-    Pattern,
-    Positive,
-    Precision,
-    Settings,
-    Share,
-    ShareAboveZero,
-    ShareBelowOne,
-)
+from . import checks
+from .checks import Bound, Count, Natural, Positive, Settings
+from .vocabulary import DIRECTIONS
 
-LongCaptions = Literal["truncate", "sentences"]
-RecallName = Literal[
-    "mean_recall",
-    "image_to_text/R@1",
-    "image_to_text/R@5",
-    "image_to_text/R@10",
-    "image_to_text/mrr",
-    "text_to_image/R@1",
-    "text_to_image/R@5",
-    "text_to_image/R@10",
-    "text_to_image/mrr",
-]
-
-Degrees = Annotated[float, Bound("in [0, 180]", lambda value: 0 <= value <= 180)]
+METRICS = ["mean_recall"]
+METRICS += [f"{way}/{score}" for way in DIRECTIONS for score in ("R@1", "R@5", "R@10", "mrr")]
+"""What validation may choose the best checkpoint by."""
 
 
 @dataclass
 class RunConfig(Settings, section="run."):
     """Where the run lives and what makes it repeatable."""
 
-    folder: Name = "runs/default"
+    folder: checks.Name = "runs/default"
     """Run folder: config, logs and checkpoints go here."""
     seed: Natural = 0
     """Seed of weights, sample order, augmentation and dropout."""
-    device: Device = "auto"
+    device: checks.Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
     overwrite: bool = False
     """Replace what an earlier run left in the folder, instead of resuming it."""
     timeout_seconds: Positive = 600.0
-    """A rank that waits this long for another one ends the run: that one hangs, or is gone."""
+    """Longest wait for another rank, which then hangs or is gone: the run ends."""
 
 
 @dataclass
 class ModelConfig(Settings, section="model."):
     """Which open_clip model, from which weights."""
 
-    arch: Name = "ViT-B-16-quickgelu"
+    arch: checks.Name = "ViT-B-16-quickgelu"
     """open_clip architecture, or `hf-hub:ORG/NAME`, or `local-dir:FOLDER`."""
     pretrained: str | None = None
     """open_clip weight tag (`openai`), or a checkpoint file. null: random weights."""
     definition: dict[str, Any] | None = None
     """The full open_clip config (embed_dim, vision_cfg, text_cfg), registered under `arch`."""
     preprocess: dict[str, Any] | None = None
-    """mean, std, interpolation, resize_mode, where they differ from what the architecture says."""
+    """mean, std, interpolation, resize_mode, where they differ from the architecture's."""
     pretrained_image: str | None = None
     """Weights of the image tower alone: a file, or `package:NAME/FILE` inside a Python package."""
     pretrained_text: str | None = None
@@ -86,20 +61,20 @@ class ModelConfig(Settings, section="model."):
 
 @dataclass
 class AugmentConfig(Settings, section="data.augment."):
-    """Gentle by intent: a caption says left and right, so nothing is ever flipped."""
+    """Gentle by intent: captions say left and right, and colour means something in radiology."""
 
     scale: tuple[float, float] = (0.8, 1.0)
     """Area of the random crop, as a share of the largest crop of the input's shape."""
-    rotation_degrees: Degrees = 10.0
+    rotation_degrees: Annotated[float, Bound("in [0, 180]", lambda v: 0 <= v <= 180)] = 10.0
     """Largest rotation, either way."""
-    brightness: ShareBelowOne = 0.1
+    brightness: checks.ShareBelowOne = 0.1
     """Largest relative change of brightness."""
-    contrast: ShareBelowOne = 0.1
+    contrast: checks.ShareBelowOne = 0.1
     """Largest relative change of contrast."""
     flip: bool = False
-    """Mirror half of the images. Captions say left and right: leave it off for radiology."""
+    """Mirror half of the images: not for radiology."""
     hue: Annotated[float, Bound("in [0, 0.5]", lambda value: 0 <= value <= 0.5)] = 0.0
-    """Largest change of hue, up to 0.5. Colour means something in radiology: leave it at 0."""
+    """Largest change of hue, up to 0.5: leave it at 0 for radiology."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,11 +99,11 @@ class DataConfig(Settings, section="data."):
     """How often each set joined by `::` is drawn from, relative to the others. null: by size."""
     samples_per_epoch: Count | None = None
     """Pairs that count as an epoch. null: as many as there are; a stream needs a number."""
-    decode: Decode = "fast"
+    decode: checks.Decode = "fast"
     """fast: JPEGs at the smallest scale that covers the crop. exact: in full."""
-    long_captions: LongCaptions = "truncate"
+    long_captions: checks.LongCaptions = "truncate"
     """Longer than the context: cut, or given as a run of whole sentences, another each epoch."""
-    max_bad_share: ShareBelowOne = 0.01
+    max_bad_share: checks.ShareBelowOne = 0.01
     """Unreadable pairs are replaced by others, up to this share; past it the run stops."""
     cache_folder: str | None = None
     """Keep streamed shards here, and read them from here the next time."""
@@ -143,19 +118,18 @@ class DataConfig(Settings, section="data."):
 class TrainConfig(Settings, section="train."):
     """The optimizer step and its budget."""
 
-    global_batch_size: AtLeastTwo = 1024
+    global_batch_size: Annotated[int, Bound("at least 2", lambda value: value >= 2)] = 1024
     """Pairs contrasted with each other per optimizer step, over all ranks."""
     micro_batch_size: Count = 128
-    """Pairs embedded at once on one rank: sets the memory, not the result (see grad_cache)."""
+    """Pairs embedded at once on one rank: sets the memory, not the result."""
     epochs: Count = 10
     """Passes over the training pairs."""
-    precision: Precision = "bf16"
+    precision: checks.Precision = "bf16"
     """bf16 (CPU and CUDA), fp16 with loss scaling (CUDA), fp32."""
     text_micro_batch_size: Count | None = None
     """Texts embedded at once on one rank. null: as many as images, micro_batch_size."""
     keep_chunks: Natural | Literal["auto"] = 0
-    """Chunks whose graph is kept in place of a second forward: memory for time, the result is the
-    same. auto (CUDA): as many as fit the free memory, from the third step on."""
+    """Chunks whose graph is kept in place of a second forward. auto (CUDA): all that fit."""
     compile: bool = False
     """Run the towers through torch.compile: slow first steps, then faster ones."""
 
@@ -165,15 +139,14 @@ class LossConfig(Settings, section="loss."):
     """What a step minimises over all its pairs."""
 
     name: Literal["clip", "siglip"] = "clip"
-    """clip: softmax over each row and column (InfoNCE). siglip: yes or no for each pairing; needs a
-    model with a bias."""
+    """clip: softmax over rows and columns (InfoNCE). siglip: yes or no; needs a model with a bias.
+    """
     positives: Literal["pairs", "captions", "concepts"] = "pairs"
-    """Right answers of an image. pairs: its own caption. captions: those of all pairs with the same
-    caption or the same image. concepts: these, and in part all that share UMLS concepts."""
-    concept_strength: Share = 0.3
-    """Share of the answer that positives: concepts gives to the overlap, in [0, 1]; for siglip, how
-    much of a copy's yes a whole overlap is."""
-    label_smoothing: ShareBelowOne = 0.0
+    """Right answers of an image: its own caption; those of copies of its caption or image, too; or
+    in part all that share UMLS concepts, besides."""
+    concept_strength: checks.Share = 0.3
+    """Share of the answer that positives: concepts gives to the overlap of concepts."""
+    label_smoothing: checks.ShareBelowOne = 0.0
     """Share of the answer that is spread evenly over the batch; for clip."""
 
     def __post_init__(self) -> None:
@@ -188,11 +161,11 @@ class OptimConfig(Settings, section="optim."):
 
     lr: Positive = 1e-5
     """Peak learning rate."""
-    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.98)
+    betas: tuple[checks.ShareBelowOne, checks.ShareBelowOne] = (0.9, 0.98)
     """Decay of AdamW's two running averages."""
     eps: Positive = 1e-6
     """Added to AdamW's denominator."""
-    weight_decay: NotNegative = 0.1
+    weight_decay: checks.NotNegative = 0.1
     """On matrices only: none on gains, biases and the temperature."""
     warmup_steps: Natural | None = None
     """Steps of linear warm-up. null: a tenth of the run."""
@@ -202,12 +175,11 @@ class OptimConfig(Settings, section="optim."):
     """Peak learning rate of the image tower. null: lr."""
     text_lr: Positive | None = None
     """Peak learning rate of the text tower. null: lr."""
-    image_layer_decay: ShareAboveZero = 1.0
-    """Each layer's rate is this times that of the layer after it: early layers, which know what is
-    general, move least. 1: all layers alike."""
-    text_layer_decay: ShareAboveZero = 1.0
+    image_layer_decay: checks.ShareAboveZero = 1.0
+    """Each layer's rate is this times that of the layer after it. 1: all layers alike."""
+    text_layer_decay: checks.ShareAboveZero = 1.0
     """The same in the text tower."""
-    freeze: Pattern | list[Pattern] | None = None
+    freeze: checks.Pattern | list[checks.Pattern] | None = None
     """What doesn't train: image, text (the whole tower), all_but_projections, or regular
     expressions that match names of open_clip's parameters."""
     image_last_blocks: Natural | None = None
@@ -244,9 +216,9 @@ class ValidConfig(Settings, section="valid."):
     """Validate after this many epochs. The end of the run is always validated."""
     every_steps: Count | None = None
     """Validate after this many steps, besides."""
-    metric: RecallName = "mean_recall"
-    """Higher is better. mean_recall: the mean of R@1, R@5 and R@10 of both directions."""
-    decode: Decode = "exact"
+    metric: Annotated[str, Bound(f"one of {', '.join(METRICS)}", METRICS.__contains__)] = METRICS[0]
+    """mean_recall (of R@1, R@5, R@10, both directions), or one as text_to_image/R@1 or .../mrr."""
+    decode: checks.Decode = "exact"
     """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
 
 
@@ -300,8 +272,7 @@ class TrainCommand(Config):
     """One training run, or a check before it."""
 
     resume: str = "auto"
-    """auto: resume the run in the folder, if there is one. never: that run is an error. FILE:
-    resume from this checkpoint."""
+    """The run in the folder, if there is one (auto); this checkpoint (FILE); or nothing (never)."""
     resume_allow: list[str] | None = field(default=None, metadata={"option": "resume.allow"})
     """Names of settings that may differ from what they were when the resumed run began."""
     selfcheck: bool = False

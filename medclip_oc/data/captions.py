@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from ..config.schema import LongCaptions
+from ..config.checks import LongCaptions
 
 Tokenizer = Callable[..., Tensor]
 """M texts, and perhaps `context_length` -> (M, L) int64."""

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from ..config.checks import Decode
-from ..config.schema import LongCaptions
+from ..config.checks import Decode, LongCaptions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..runtime import shutdown

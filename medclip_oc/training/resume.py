@@ -4,6 +4,7 @@ A run resumes only as the run that it was: with other settings, or other shards,
 belong to neither. What can't change the result may differ; the rest has to be allowed by name.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -181,7 +182,7 @@ def differences(before: Mapping[str, Any], now: Config) -> dict[str, str]:
     """
     names = fields.settings_of(Config)
     usual, then, today = (
-        dict(fields.flatten(fields.plain(tree), names))
+        dict(fields.flatten(json.loads(json.dumps(tree)), names))  # a list for each tuple
         for tree in (asdict(Config()), before, asdict(now))
     )
     then = usual | then
