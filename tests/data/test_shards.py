@@ -134,7 +134,10 @@ def edit_index(folder: Path, edit: Callable[[str], str]) -> None:
         (lambda f: (f / "index.json").unlink(), r"shards: no index.json"),
         (lambda f: edit_index(f, lambda text: text.rstrip()[:-1]), r"index.json: damaged"),
         (lambda f: edit_index(f, lambda _: "[]"), r"index.json: damaged"),
-        (lambda f: edit_index(f, lambda _: '{"version": 9}'), r"index.json: version 9, .* 1; pack it again$"),
+        (
+            lambda f: edit_index(f, lambda _: '{"version": 9}'),
+            r"index.json: version 9, .* 1; pack it again$",
+        ),
         (
             lambda f: edit_index(f, lambda t: t.replace('"samples": 3', '"samples": 4', 1)),
             "damaged",
