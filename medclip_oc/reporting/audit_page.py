@@ -17,19 +17,17 @@ Place = tuple[str, str]  # split, id
 
 def shown(report: Report) -> set[Place]:
     """Pairs whose pictures the page shows."""
-    leaks, copies, _ = _findings(report)
-    entries = leaks + copies
-    return {(e["split"], e["id"]) for e in entries} | {
-        (e["other_split"], e["other_id"]) for e in entries
-    }
+    found = _found(report)
+    sides = (("split", "id"), ("other_split", "other_id"))
+    return {(e[s], e[i]) for e in found["leaks"] + found["copies"] for s, i in sides}
 
 
 def headlines(report: Report) -> Iterator[str]:
     """The main findings, a line each."""
-    read, usable = _totals(report)
-    yield f"audit: {read:,} pairs read, {usable:,} usable"
-    splits, copied = report["source"]["splits"], _copied(report)
-    leaks = [(a, b) for a, b in combinations(splits, 2) if copied[a][b]]
+    found = _found(report)
+    splits, copied, usable = found["splits"], found["copied"], found["usable"]
+    yield f"audit: {found['read']:,} pairs read, {usable:,} usable"
+    leaks = [(a, b) for a, b in found["crossing"] if copied[a][b]]
     for first, second in leaks:
         counted = (
             f"{number:,} of {(whole := report['pairs'][split]['usable']):,} {split} pairs "
@@ -39,20 +37,18 @@ def headlines(report: Report) -> Iterator[str]:
         yield f"  leak {first}-{second}: the pictures of {' and '.join(counted)}"
     if len(splits) > 1 and not leaks:
         yield "  no picture is in two splits"
-    if any(copied[split][split] for split in splits):
+    if found["copied_inside"]:
         counts = ", ".join(f"{split} {copied[split][split]:,}" for split in splits)
         yield f"  pictures like an earlier one of their split: {counts}"
-    for first, second in _split_pairs(splits):
+    for first, second in found["inside"] + found["crossing"]:
         ways = report["alike_captions"]["counts"][first][second]
         if any(ways.values()):
             like = f"an earlier one of {first}" if first == second else f"one of {second}"
             counts = ", ".join(f"{number:,} {way}" for way, number in ways.items() if number)
             yield f"  captions of {first} like {like}: {counts}"
-    settings, cut = report["settings"], _cut(report)
-    yield (
-        f"  captions longer than the {settings['context_length']} tokens of {settings['arch']}: "
-        f"{cut:,} ({_share(cut, usable)})"
-    )
+    length, arch = (report["settings"][name] for name in ("context_length", "arch"))
+    longer = f"  captions longer than the {length} tokens of {arch}"
+    yield f"{longer}: {found['cut']:,} ({_share(found['cut'], usable)})"
 
 
 def render(report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Place, str]) -> str:
@@ -61,34 +57,20 @@ def render(report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Pl
     Args:
         report: what stands in audit.json.
         pictures: JPEGs of the pairs that `shown` names.
-        captions: theirs.
+        captions: of those at least.
     """
-    splits, (read, usable) = report["source"]["splits"], _totals(report)
     images, bins = report["images"], report["captions"]["tokens"]["histogram"]
     over = (n for n, b in enumerate(bins) if b["from"] > report["settings"]["context_length"])
     lengths = [(_edge(each, 1), each["count"]) for each in bins]
     sides = [(_edge(each, 0), each["count"]) for each in images["shorter_side"]]
-    copied, (leaks, copies, near) = _copied(report), _findings(report)
     return html.render(
         "audit.html.j2",
         title="Audit of image-caption pairs",
         report=report,
         pictures=pictures,
         captions=captions,
-        splits=splits,
-        inside=[(split, split) for split in splits],
-        crossing=list(combinations(splits, 2)),
-        both_ways=list(permutations(splits, 2)),
-        read=read,
-        usable=usable,
-        cut=_cut(report),
         share=_share,
-        copied=copied,
-        copied_inside=sum(copied[split][split] for split in splits),
-        leaks=leaks,
-        leaks_found=sum(copied[a][b] for a, b in combinations(splits, 2)),
-        copies=copies,
-        near=near,
+        **_found(report),
         lengths=plots.histogram("Length in tokens", lengths, next(over, None)),
         modalities=_modalities(report),
         shorter_side=plots.histogram("Shorter side, pixels from", sides),
@@ -117,41 +99,37 @@ def _shares(title: str, counts: Mapping[str, int], total: int | None = None) -> 
     return plots.bars(title, rows)
 
 
-def _split_pairs(splits: list[str]) -> list[Place]:
-    """Each split with itself, then each two splits once, in order."""
-    return [*((split, split) for split in splits), *combinations(splits, 2)]
+def _found(report: Report) -> dict[str, Any]:
+    """What headlines and page tell of: counts, and the `leaks`, `copies` and `near` captions shown.
 
-
-def _findings(report: Report) -> tuple[list[Report], list[Report], list[Report]]:
-    """Leaks, copies and near captions that are shown.
-
-    Each once, from the side that comes first (and is left out, if it is training).
+    `copied[a][b]` are pairs of split a that are like one of split b, or an earlier one of a itself.
+    What is shown is shown once, from the side that comes first (and is left out, if it is
+    training).
     """
-    once = _split_pairs(report["source"]["splits"])
+    splits, pairs = report["source"]["splits"], report["pairs"].values()
+    inside, crossing = [(split, split) for split in splits], list(combinations(splits, 2))
     images, captions = (
-        [e for e in report[part]["list"] if (e["split"], e["other_split"]) in once]
+        [e for e in report[part]["list"] if (e["split"], e["other_split"]) in inside + crossing]
         for part in ("alike_images", "alike_captions")
     )
-    leaks = [e for e in images if e["split"] != e["other_split"]]
-    copies = [e for e in images if e["split"] == e["other_split"]]
-    near = [e for e in captions if e["way"] == "near"]  # identical ones need no looking at
-    return leaks[:LEAKS_SHOWN], copies[:COPIES_SHOWN], near[:CAPTIONS_SHOWN]
-
-
-def _copied(report: Report) -> dict[str, dict[str, int]]:
-    """Pairs of a split that are alike one of another (or an earlier one of the same)."""
     counts = report["alike_images"]["counts"]
-    return {a: {b: sum(ways.values()) for b, ways in of_a.items()} for a, of_a in counts.items()}
-
-
-def _totals(report: Report) -> tuple[int, int]:
-    """Pairs read, and usable ones."""
-    pairs = report["pairs"].values()
-    return sum(each["read"] for each in pairs), sum(each["usable"] for each in pairs)
-
-
-def _cut(report: Report) -> int:
-    return sum(report["captions"]["tokens"]["truncated"].values())
+    copied = {a: {b: sum(ways.values()) for b, ways in of_a.items()} for a, of_a in counts.items()}
+    return {
+        "splits": splits,
+        "inside": inside,
+        "crossing": crossing,
+        "copied": copied,
+        "both_ways": list(permutations(splits, 2)),
+        "read": sum(each["read"] for each in pairs),
+        "usable": sum(each["usable"] for each in pairs),
+        "cut": sum(report["captions"]["tokens"]["truncated"].values()),
+        "copied_inside": sum(copied[split][split] for split in splits),
+        "leaks_found": sum(copied[a][b] for a, b in crossing),
+        "leaks": [e for e in images if e["split"] != e["other_split"]][:LEAKS_SHOWN],
+        "copies": [e for e in images if e["split"] == e["other_split"]][:COPIES_SHOWN],
+        # identical ones need no looking at
+        "near": [e for e in captions if e["way"] == "near"][:CAPTIONS_SHOWN],
+    }
 
 
 def _share(part: int, whole: int) -> str:

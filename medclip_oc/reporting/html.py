@@ -17,12 +17,7 @@ _PREVIEW_SIDE = 224
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page.
-
-    Args:
-        template: file name of one of the pages in `templates/`.
-        values: what it asks for.
-    """
+    """A whole page: one of those in `templates/`, with the values that it asks for."""
     environment = Environment(
         loader=PackageLoader("medclip_oc.reporting"),
         autoescape=True,
@@ -30,18 +25,16 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": plots.svg, "data_uri": _data_uri}
+    environment.filters["svg"] = plots.svg
+    environment.filters["data_uri"] = lambda jpeg: (
+        "data:image/jpeg;base64," + b64encode(jpeg).decode()
+    )
     return environment.get_template(template).render(colours=plots.COLOURS, **values)
 
 
 def preview(picture: Image.Image) -> bytes:
     """A small JPEG."""
-    small = picture.copy()
+    small, file = picture.copy(), io.BytesIO()
     small.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
-    file = io.BytesIO()
     small.save(file, "JPEG", quality=80)
     return file.getvalue()
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + b64encode(jpeg).decode()

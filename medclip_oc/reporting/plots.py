@@ -25,24 +25,20 @@ COLOURS = {
     "fine": "#1d7044",
 }
 """Of the light theme; the page has variables of these names."""
-_FURTHER_LINES = ("#8a63c9", "#b8860b", "#3b97a8")
+_LINES = (COLOURS["bar"], COLOURS["warn"], COLOURS["fine"], "#8a63c9", "#b8860b", "#3b97a8")
 _WIDTH = 3.6  # inches
 _LABEL_LETTERS = 38
 _STYLE = {
     "font.size": 8.5,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
-    "axes.titlecolor": COLOURS["ink"],
-    "axes.labelcolor": COLOURS["soft"],
-    "axes.edgecolor": COLOURS["line"],
+    **dict.fromkeys(("axes.titlecolor", "text.color"), COLOURS["ink"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), COLOURS["soft"]),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), COLOURS["line"]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "grid.color": COLOURS["line"],
-    "text.color": COLOURS["ink"],
     "text.parse_math": False,  # a dollar sign in a caption is a dollar sign
-    "xtick.color": COLOURS["soft"],
-    "ytick.color": COLOURS["soft"],
     "lines.linewidth": 1.4,
     "svg.fonttype": "none",
     "svg.hashsalt": "medclip_oc",  # or names inside the SVG would be random
@@ -53,8 +49,7 @@ _STYLE = {
 def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     """Lines over steps: each name's (step, value), steps ascending."""
     figure, axes = _axes(title, 2.0 if len(series) == 1 else 2.8)
-    colours = (*(COLOURS[name] for name in ("bar", "warn", "fine")), *_FURTHER_LINES)
-    for (label, points), colour in zip(series.items(), colours, strict=False):
+    for (label, points), colour in zip(series.items(), _LINES, strict=False):
         marker = "o" if len(points) == 1 else None  # a line of one point can't be seen
         axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker)
     axes.set_xlabel("step")
@@ -68,8 +63,8 @@ def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Fi
 def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
     """Lying bars, one under the other: label, value and note; the longest takes the whole width."""
     figure, axes = _axes(title, 0.35 + 0.31 * len(rows))
-    longest = max((value for _, value, _ in rows), default=0) or 1
     values = [value for _, value, _ in rows]
+    longest = max(values, default=0) or 1
     place: dict[str, Any] = {"va": "bottom", "in_layout": False}
     axes.barh(range(len(rows)), longest, height=0.3, color=COLOURS["line"])
     axes.barh(range(len(rows)), values, height=0.3, color=COLOURS["bar"])
@@ -101,9 +96,7 @@ def svg(figure: Figure) -> Markup:
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     _save(figure, file, format="svg", transparent=True, metadata=nothing)
-    [(view, drawn)] = re.findall(
-        r'<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', file.getvalue(), re.DOTALL
-    )
+    [(view, drawn)] = re.findall(r'(?s)<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', file.getvalue())
     drawn = re.sub(r' id="[^"]*_\d+"', "", drawn)  # would be in the page several times
     for name, colour in COLOURS.items():
         drawn = drawn.replace(colour, f"var(--{name})")

@@ -38,22 +38,19 @@ def tables(record: Record) -> dict[str, list[Table]]:
         concepts = [_scores(part, f"{title}{part['relevant']:g}")]
     if part := record.get("baseline"):
         title = f"difference to {part['name']}, query by query"
-        baseline = [
-            _scores(part, f"baseline {part['name']}"),
-            _scores(part["difference"], title),
-        ]
+        baseline = [_scores(part, f"baseline {part['name']}"), _scores(part["difference"], title)]
     return {"retrieval": retrieval, "concepts": concepts, "baseline": baseline}
 
 
 def recalls(
     first: str, records: Mapping[str, Record], size: str, names: Sequence[str] = ("R@1", "R@10")
 ) -> Table:
-    """Recalls of several records, each in a row, which says as well how many pairs it is of.
+    """Recalls of several records, a row each.
 
     Args:
         first: title of the column of names.
         records: by their names.
-        size: key of the number of pairs.
+        size: key of the number of pairs, which stands behind the name.
         names: of the recalls.
     """
     columns = [(name, direction) for name in names for direction in DIRECTIONS]
@@ -64,9 +61,11 @@ def recalls(
     return {"head": [first, *(f"{name}, {DIRECTIONS[way]}" for name, way in columns)], "rows": rows}
 
 
-def cell(name: str, value: float) -> str:
+def cell(name: str, value: float, unit: str = "\u00a0%") -> str:
     """One figure: shares in per cent, ranks and MRR as they are."""
-    return f"{_number(name, value)}\u00a0%" if "@" in name else _number(name, value)
+    if "@" in name:
+        return f"{100 * value:.1f}{unit}"
+    return f"{value:.3f}" if name == "mrr" else f"{value:,.1f}"
 
 
 def has_copies(record: Record) -> bool:
@@ -79,15 +78,9 @@ def brief(record: Record) -> str:
     """Both directions' recalls in a few words, in per cent."""
     parts = []
     for way, title in DIRECTIONS.items():
-        shares = "/".join(f"{100 * record[way][f'R@{k}']:.1f}" for k in (1, 5, 10))
+        shares = "/".join(cell(name, record[way][name], "") for name in ("R@1", "R@5", "R@10"))
         parts.append(f"{title} R@1/5/10 {shares} %")
     return ", ".join(parts)
-
-
-def _number(name: str, value: float) -> str:
-    if "@" in name:
-        return f"{100 * value:.1f}"
-    return f"{value:.3f}" if name == "mrr" else f"{value:,.1f}"
 
 
 def _copies(record: Record) -> str:
@@ -111,11 +104,10 @@ def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
 
 def _with_ends(record: Record, direction: str, name: str, ranges: str = "intervals") -> str:
     """A figure, and its [low, high] if it has one: that may stand in a second line."""
-    ends = record.get(ranges, {}).get(direction)
-    figure = cell(name, record[direction][name])
-    if not ends:
-        return figure
-    return figure + " [" + ",\u00a0".join(_number(name, end) for end in ends[name]) + "]"
+    figure, ends = cell(name, record[direction][name]), record.get(ranges, {}).get(direction)
+    if ends:
+        figure += " [" + ",\u00a0".join(cell(name, end, "") for end in ends[name]) + "]"
+    return figure
 
 
 def _lines(table: Table) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 from ..config.vocabulary import DIRECTIONS
 from ..errors import InputError
 
-Point = tuple[float, float]
 _SCORES = ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr")
 _MOST_POINTS = 300
 
@@ -37,19 +36,20 @@ def records(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         return []
-    *whole_lines, _rest = file.read_text(encoding="utf-8").split("\n")
     parsed = []
+    *whole_lines, _rest = file.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(whole_lines, 1):
         try:
-            record = json.loads(line)
-            float(record["step"])
+            parsed.append(json.loads(line))
+            float(parsed[-1]["step"])
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{file}: line {number} is no record of a run") from None
-        parsed.append(record)
     return parsed
 
 
-def series(records: Iterable[dict[str, Any]], name: str, most: int = _MOST_POINTS) -> list[Point]:
+def series(
+    records: Iterable[dict[str, Any]], name: str, most: int = _MOST_POINTS
+) -> list[tuple[float, float]]:
     """(step, value) of a name that was recorded; means of neighbours where there are too many."""
     recorded = ((float(record["step"]), record.get(name)) for record in records)
     points = [(step, float(v)) for step, v in recorded if v is not None and math.isfinite(v)]
@@ -72,7 +72,7 @@ def evaluations(folder: Path) -> list[Evaluated]:
 
 def _evaluated(file: Path) -> Evaluated:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record, arrays = json.loads(file.read_text(encoding="utf-8")), None
         pool = int(record["pool"])
         for part in (*DIRECTIONS, "chance"):
             assert all(math.isfinite(record[part][name]) for name in _SCORES)
@@ -80,14 +80,13 @@ def _evaluated(file: Path) -> Evaluated:
     except (ValueError, TypeError, KeyError, AssertionError):
         raise InputError(f"{file}: not the record of an evaluation") from None
     beside = file.with_suffix(".npz")
-    if not beside.is_file():
-        return Evaluated(file.stem, record, None)
     try:
-        with np.load(beside, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
-        _ = arrays["ids"], [arrays[f"{direction}_rank"] for direction in DIRECTIONS]
+        if beside.is_file():
+            with np.load(beside, allow_pickle=False) as opened:
+                arrays = dict(opened)
+            _ = arrays["ids"], [arrays[f"{direction}_rank"] for direction in DIRECTIONS]
     except (OSError, ValueError, EOFError, KeyError, BadZipFile):
         raise InputError(f"{beside}: damaged, or not of an evaluation") from None
-    if any(len(array) != pool for array in arrays.values()):
+    if any(len(array) != pool for array in (arrays or {}).values()):
         raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}")
     return Evaluated(file.stem, record, arrays)

@@ -54,10 +54,26 @@ def write(
     charts, values = {"training": _training_charts(records)}, Record(record=None)
     if evaluations:
         first, *others = evaluations
-        values, problems = _retrieval(first, number, read_pairs)
-        values["others"] = results.recalls("evaluation", {e.name: e.record for e in others}, "pool")
+        chosen, pairs = examples(first, number), Pairs()
+        if chosen and first.record.get("data"):
+            ids = {each[name] for each in chosen for name in ("query", "first")}
+            pairs, problems = read_pairs(ids, first.record)
+            notes += problems
+        elif number:
+            missing = "the place of its pairs" if chosen else "nearest ids"
+            notes.append(f"Gallery: {first.name} doesn't say {missing}.")
+        slices = {each["name"]: each for each in first.record.get("slices", [])}
+        values = {
+            "record": first.record,
+            "evaluation": first.name,
+            "directions": DIRECTIONS,
+            "results": results,
+            "examples": chosen,
+            "pairs": pairs,
+            "slices": results.recalls("queries", slices, "images"),
+            "others": results.recalls("evaluation", {e.name: e.record for e in others}, "pool"),
+        }
         charts |= _retrieval_charts(first)
-        notes += problems
     title = f"Run {folder.resolve().name}"
     page = html.render("run.html.j2", title=title, charts=charts, notes=notes, **values)
     file = folder / "report.html"
@@ -69,35 +85,6 @@ def write(
     return [file, *(folder / "report" / name for name in names)], notes
 
 
-def _retrieval(
-    evaluated: Evaluated, number: int, read_pairs: Callable[..., tuple[Pairs, list[str]]]
-) -> tuple[Record, list[str]]:
-    """What the template asks for of an evaluation, and notes on what is missing."""
-    record, chosen = evaluated.record, examples(evaluated, number)
-    pairs: Pairs = {}
-    problems: list[str] = []
-    if chosen and record.get("data"):
-        ids = {each[name] for each in chosen for name in ("query", "first")}
-        pairs, problems = read_pairs(ids, record)
-    elif number:
-        missing = "the place of its pairs" if chosen else "nearest ids"
-        problems = [f"Gallery: {evaluated.name} doesn't say {missing}."]
-    data = record.get("data") or record.get("features") or "unknown data"
-    slices = {each["name"]: each for each in record.get("slices", [])}
-    return {
-        "record": record,
-        "evaluation": evaluated.name,
-        "data": ", ".join(data) if isinstance(data, list) else data,
-        "directions": DIRECTIONS,
-        "cell": results.cell,
-        "tables": results.tables(record),
-        "has_copies": results.has_copies(record),
-        "slices": results.recalls("queries", slices, "images"),
-        "examples": chosen,
-        "pairs": pairs,
-    }, problems
-
-
 def examples(evaluated: Evaluated, number: int) -> list[Record]:
     """The best, median and worst queries of each direction, so many of each kind.
 
@@ -105,19 +92,13 @@ def examples(evaluated: Evaluated, number: int) -> list[Record]:
         `direction`; `kind`; `rank`; `query`, the id of the pair whose image or caption is the
         query; `first`, that of the pair whose caption or image came first.
     """
-    arrays = evaluated.arrays
-    if arrays is None or "image_to_text_nearest" not in arrays:
-        return []
-    chosen = []
-    for direction in DIRECTIONS:
+    arrays, chosen = evaluated.arrays or {}, []
+    for direction in DIRECTIONS if "image_to_text_nearest" in arrays else ():
         ranks, nearest = arrays[f"{direction}_rank"], arrays[f"{direction}_nearest"]
         order = np.argsort(ranks, kind="stable")
         middle = max(0, (len(order) - number) // 2)
-        kinds = {
-            "Best": order[:number],
-            "Median": order[middle : middle + number],
-            "Worst": order[::-1][:number],
-        }
+        median = order[middle : middle + number]
+        kinds = {"Best": order[:number], "Median": median, "Worst": order[::-1][:number]}
         for kind, places in kinds.items():
             for place in places:
                 example = {"direction": direction, "kind": kind, "rank": float(ranks[place])}
@@ -140,18 +121,17 @@ def _training_charts(records: Sequence[Record]) -> list[Figure]:
 
 
 def _retrieval_charts(evaluated: Evaluated) -> dict[str, list[Figure]]:
-    slices, ranks = [], []
+    charts = dict[str, list[Figure]](slices=[], ranks=[])
     for direction, title in DIRECTIONS.items():
         if parts := evaluated.record.get("slices"):
             values = [(each["name"], each[direction]["R@10"]) for each in parts]
             rows = [(name, value, results.cell("R@10", value)) for name, value in values]
-            slices.append(plots.bars(f"R@10, {title}", rows))
+            charts["slices"].append(plots.bars(f"R@10, {title}", rows))
         if evaluated.arrays:
-            bins = rank_bins(evaluated.arrays[f"{direction}_rank"])
-            total = len(evaluated.arrays["ids"])
-            rows = [(label, n, f"{n:,} ({n / total:.1%})") for label, n in bins]
-            ranks.append(plots.bars(f"Rank of the right one, {title}", rows))
-    return {"slices": slices, "ranks": ranks}
+            ranks = evaluated.arrays[f"{direction}_rank"]
+            rows = [(label, n, f"{n:,} ({n / len(ranks):.1%})") for label, n in rank_bins(ranks)]
+            charts["ranks"].append(plots.bars(f"Rank of the right one, {title}", rows))
+    return charts
 
 
 def rank_bins(ranks: np.ndarray) -> list[tuple[str, int]]:

@@ -1,12 +1,12 @@
 """Planted copies are found, and nothing else; the training side of a leak can be left out."""
 
-import csv
 import io
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -18,7 +18,6 @@ from medclip_oc.errors import InputError
 from medclip_oc.make_shards import main
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from medclip_oc.packing.sources import Pair, Reject
 from medclip_oc.reporting.audit_page import headlines
 from tests.support.cli import call
 from tests.support.html_reader import Reader
@@ -35,12 +34,11 @@ def write(folder: Path, pairs: Mapping[str, Mapping[str, tuple[bytes, str]]]) ->
     for split, files in pairs.items():
         images = folder / f"{split}_images" / split
         images.mkdir(parents=True)
-        with (folder / f"{split}_captions.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["ID", "Caption"])
-            for name, (data, caption) in files.items():
-                (images / name).write_bytes(data)
-                writer.writerow([name.rpartition(".")[0], caption])
+        for name, (data, _) in files.items():
+            (images / name).write_bytes(data)
+        rows = [(name.rpartition(".")[0], caption) for name, (_, caption) in files.items()]
+        table = pd.DataFrame(rows, columns=["ID", "Caption"])
+        table.to_csv(folder / f"{split}_captions.csv", index=False)
     return folder
 
 
@@ -124,23 +122,18 @@ def test_captions_alike(found: Audit) -> None:
     assert (near["id"], near["other_id"], near["likeness"]) == ("inside", "same-file", 0.935)
 
 
-def test_tokens(found: Audit) -> None:
-    tokens = found.report["captions"]["tokens"]
-    assert tokens["truncated"] == {"train": 2, "valid": 0, "test": 0}  # LONG, twice
-    assert (tokens["min"], tokens["max"]) == (4, 32)
-    assert sum(each["count"] for each in tokens["histogram"]) == 33
-    assert sum(each["count"] for each in tokens["histogram"] if each["from"] > 20) == 2
-
-
 def test_counts_kinds_and_sizes(found: Audit) -> None:
     assert found.report["pairs"]["train"] == {"read": 20, "usable": 20, "unusable": {}}
-    images = found.report["images"]
+    images, tokens = found.report["images"], found.report["captions"]["tokens"]
     assert images["formats"] == {"BMP": 1, "JPEG": 3, "PNG": 29}
     assert images["modes"] == {"L": 33}
     assert images["width"]["min"] == 120
     bins = {each["from"]: each["count"] for each in images["shorter_side"]}
-    assert bins[64] + bins[128] == 33
-    assert bins[64] == 1  # the resized one
+    assert (bins[64], bins[128]) == (1, 32)  # the resized one
+    assert tokens["truncated"] == {"train": 2, "valid": 0, "test": 0}  # LONG, twice
+    assert (tokens["min"], tokens["max"]) == (4, 32)
+    assert sum(each["count"] for each in tokens["histogram"]) == 33
+    assert sum(each["count"] for each in tokens["histogram"] if each["from"] > 20) == 2
 
 
 @pytest.mark.slow
@@ -237,38 +230,29 @@ def test_a_missing_library_is_one_line(planted: Path, monkeypatch: pytest.Monkey
 # ---------------------------------------------------------------------------------- leaving out
 
 
-def test_without_rejects_what_leaks_and_counts_all(planted: Path, found: Audit) -> None:
+def test_another_choice_of_pairs_is_another_source(planted: Path, found: Audit) -> None:
     whole = open_source(planted)
-    source = Without(whole, found.dropped)
-    assert (source.form, source.splits) == (whole.form, whole.splits)
-    records = list(source.records("train"))
-    assert len(records) == source.count("train") == 20
-    gone = [each for each in records if isinstance(each, Reject)]
-    assert {(each.id, each.split, each.reason) for each in gone} == {
-        (name, "train", "leak") for name, _, _ in LEAKS
-    }
-    assert all(isinstance(each, Pair) for each in source.records("test"))
-    others = (Without(whole, {}), Without(whole, {("train", "a1"): "same file as test pair c18"}))
-    assert len({str(each.fingerprints()) for each in (whole, source, *others)}) == 4
-    assert Without(open_source(planted), found.dropped).fingerprints() == source.fingerprints()
+    choices = ({}, found.dropped, {("train", "a1"): "same file as test pair c18"})
+    sources = [whole, *(Without(whole, dropped) for dropped in choices)]
+    assert len({str(source.fingerprints()) for source in sources}) == 4
+    assert Without(open_source(planted), found.dropped).fingerprints() == sources[2].fingerprints()
 
 
 def test_packing_without_leaks(planted: Path, found: Audit, tmp_path: Path) -> None:
     source, options = Without(open_source(planted), found.dropped), PackOptions(drop_leaks=True)
     report = pack(source, tmp_path, options)
     assert report.read["train"] == report.packed["train"] + report.rejected["train", "leak"] == 20
-    keys = [key for key, _ in rejected(tmp_path)]
-    assert set(keys) == {name for name, _, _ in LEAKS}
+    names = {name for name, _, _ in LEAKS}
+    assert rejected(tmp_path) == dict.fromkeys(names, "leak")
     train = ShardSet.open(str(tmp_path), "train")
-    assert not set(keys) & {train.key(place) for place in range(len(train))}
+    assert not names & {train.key(place) for place in range(len(train))}
     assert pack(source, tmp_path, options).before == 33  # finished: nothing to do again
     with pytest.raises(InputError, match="drop_leaks True, not False"):
         pack(open_source(planted), tmp_path, PackOptions())
 
 
-def rejected(folder: Path) -> list[tuple[str, str]]:
-    with (folder / "rejects.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["id"], row["reason"]) for row in csv.DictReader(file)]
+def rejected(folder: Path) -> dict[str, str]:
+    return pd.read_csv(folder / "rejects.csv", index_col="id").reason.to_dict()
 
 
 def make_shards(*words: object) -> int:
@@ -285,7 +269,7 @@ def test_the_command(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads(first)["settings"]["context_length"] == 77
     assert make_shards(*words, "--drop-leaks") == 0  # into the folder that holds an audit
     assert (out / "audit.json").read_bytes() == first
-    assert {reason for _, reason in rejected(out)} == {"leak"}
+    assert set(rejected(out).values()) == {"leak"}
     assert make_shards(*words) == 2  # an audit of other shards than these would mislead
     assert "drop_leaks True, not False" in capsys.readouterr().err
     assert make_shards(*words, "--overwrite") == 0

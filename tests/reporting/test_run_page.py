@@ -12,6 +12,7 @@ import pytest
 
 from medclip_oc import report
 from medclip_oc.config.evaluation import ReportConfig
+from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import plots, run_files, run_page
@@ -19,10 +20,22 @@ from tests.support import cli
 from tests.support.html_reader import NASTY, Reader
 from tests.support.tiny_dataset import write_kaggle
 
-WAYS = ("image to text", "text to image")
 CHARTS = ["Loss", "Learning rate", "Temperature", "Pairs per second", "Validation recall, per cent"]
 AFTER = ("R@10", "Rank of the right one")
 IDS = [f"test_{n:04}" for n in range(20)]
+
+
+SHOWN = ["43.2\u00a0%", "[42.8,\u00a043.6]", "77 bootstrap draws", "54.3\u00a0%", "65.4\u00a0%"]
+SHOWN += [
+    "Copies as one: 19 images, 20 captions",
+    "77.7\u00a0%",
+    "87.7\u00a0%",
+    "12.3\u00a0%",
+    NASTY,
+]
+SHOWN += ["Pools of 5 pairs, mean of 33", "Pools of 6 pairs, mean of 44", "Baseline start"]
+SHOWN += ["Difference to start", "last-valid", "Best: rank 1 of 20", "Median: rank 10 of 20"]
+SHOWN += [NASTY, "Worst: rank 20 of 20", "number 0: upper left dark", "the right one"]
 
 
 def call(*words: object) -> int:
@@ -34,32 +47,31 @@ def scores(value: float) -> dict[str, float]:
     return dict.fromkeys(names, value) | {"median_rank": 3.5, "mean_rank": 7.25, "mrr": 0.321}
 
 
-def both(of: Callable[[float], Any], value: float) -> dict[str, Any]:
-    return {"image_to_text": of(value), "text_to_image": of(value + 0.01)}
-
-
 def ends(value: float) -> dict[str, list[float]]:
     return {name: [one - 0.004, one + 0.004] for name, one in scores(value).items()}
 
 
-def record(shards: str) -> dict[str, Any]:
-    intervals = {"level": 0.95, "draws": 77, "seed": 0} | both(ends, 0.4321)
+def both(value: float, of: Callable[[float], Any] = scores) -> dict[str, Any]:
+    return {"image_to_text": of(value), "text_to_image": of(value + 0.01)}
+
+
+def record(shards: str, text: str = NASTY, baseline: str = "start") -> dict[str, Any]:
+    intervals = {"level": 0.95, "draws": 77, "seed": 0} | both(0.4321, ends)
     whole = {"pool": 20, "images": 20, "texts": 20, "chance": scores(0.05), "ties": "expected"}
-    whole |= both(scores, 0.4321) | {"mean_recall": 0.4, "intervals": intervals}
-    one_slice = {"name": NASTY, "concept": "C1", "images": 8, "texts": 8} | both(scores, 0.777)
-    small = {**whole, **both(scores, 0.6543), "between_draws": both(ends, 0.6543)}
+    whole |= both(0.4321) | {"mean_recall": 0.4, "intervals": intervals}
+    small = whole | both(0.6543) | {"between_draws": both(0.6543, ends)}
+    concepts = both(0.8774, lambda v: {"nDCG@10": v, "modality_agreement@1": v})
     return {
         "checkpoint": "best.pt",
         "data": shards,
         "split": "test",
         "duplicates": "keep",
         **whole,
-        "merged": {**whole, "images": 19} | both(scores, 0.5432),
-        "pools": [{**small, "pool": 5, "draws": 33}, {**small, "pool": 6, "draws": 44}],
-        "concepts": {"queries": 18, "relevant": 0.5}
-        | both(lambda v: {"nDCG@10": v, "modality_agreement@1": v}, 0.8774),
-        "slices": [one_slice],
-        "baseline": {"name": "start", **whole, "difference": both(scores, 0.1234)},
+        "merged": whole | {"images": 19} | both(0.5432),
+        "pools": [small | {"pool": 5, "draws": 33}, small | {"pool": 6, "draws": 44}],
+        "concepts": {"queries": 18, "relevant": 0.5} | concepts,
+        "slices": [{"name": text, "concept": "C1", "images": 8, "texts": 8} | both(0.777)],
+        "baseline": {"name": baseline, **whole, "difference": both(0.1234)},
     }
 
 
@@ -76,10 +88,10 @@ def write_run(folder: Path, shards: Path) -> Path:
     (folder / "evaluations").mkdir(parents=True)
     lines = []
     for step in range(1, 41):
-        values = {"loss": 3 / step, "lr": 1e-3 / step, "temperature": 0.07}
-        lines.append({"step": step, **values, "pairs_per_second": 100 + step, "grad_norm": None})
+        values = {"loss": 3 / step, "lr": 1e-3 / step, "temperature": 0.07, "grad_norm": None}
+        lines.append({"step": step, **values, "pairs_per_second": 100 + step})
         if step % 10 == 0:
-            recalls = {f"valid/{way}/R@1": step / 100 for way in ("image_to_text", "text_to_image")}
+            recalls = {f"valid/{way}/R@1": step / 100 for way in DIRECTIONS}
             lines.append({"step": step, "valid/mean_recall": step / 80, **recalls})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 41, "lo')  # cut by a crash
@@ -87,10 +99,15 @@ def write_run(folder: Path, shards: Path) -> Path:
         (folder / "evaluations" / f"{name}.json").write_text(json.dumps(record(str(shards))))
     ranks = np.arange(1.0, 21.0)
     arrays = {"image_to_text_rank": ranks, "text_to_image_rank": ranks[::-1]}
-    for way in ("image_to_text", "text_to_image"):
+    for way in DIRECTIONS:
         arrays[f"{way}_nearest"] = np.tile(np.array(IDS[:10]), (20, 1))
     np.savez(folder / "evaluations" / "best-test.npz", ids=np.array(IDS), **arrays)  # type: ignore[arg-type]
     return folder
+
+
+def change_record(run: Path, changes: dict[str, Any]) -> None:
+    file = run / "evaluations" / "best-test.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 @pytest.fixture
@@ -106,39 +123,14 @@ def test_everything_is_on_the_page(
     run = write_run(tmp_path / "run", shards)
     assert call("--run", run) == 0
     page = Reader((run / "report.html").read_text())
-    for words in (
-        ("Loss", "Learning rate", "Temperature", "Pairs per second", "Validation recall"),
-        (
-            "43.2\u00a0%",
-            "[42.8,\u00a043.6]",
-            "77 bootstrap draws",
-            "Copies as one: 19 images, 20 captions",
-        ),
-        (
-            "54.3\u00a0%",
-            "Pools of 5 pairs, mean of 33",
-            "Pools of 6 pairs, mean of 44",
-            "65.4\u00a0%",
-        ),
-        (
-            "77.7\u00a0%",
-            "87.7\u00a0%",
-            "Baseline start",
-            "Difference to start",
-            "12.3\u00a0%",
-            "last-valid",
-        ),
-        ("Best: rank 1 of 20", "Median: rank 10 of 20", "Worst: rank 20 of 20"),
-        ("number 0: upper left dark", "the right one", NASTY),
-    ):
-        for text in words:
-            assert text in page.text, text
+    for text in SHOWN:
+        assert text in page.text, text
     html = (run / "report.html").read_text()
     pictures = [value for name, value in page.attributes if name == "src"]
     assert len(pictures) == 36  # both directions, three kinds, three examples, two sides
     assert all(str(one).startswith("data:image/jpeg;base64,") for one in pictures)
     titles = [str(value) for name, value in page.attributes if name == "aria-label"]
-    assert titles == [*CHARTS, *(f"{what}, {way}" for what in AFTER for way in WAYS)]
+    assert titles == [*CHARTS, *(f"{what}, {way}" for what in AFTER for way in DIRECTIONS.values())]
     assert "script" not in page.tags
     assert not any(name in ("href", "onerror", "onload") for name, _ in page.attributes)
     assert not re.search(r"url\((?!#)|@import|https?:", html)
@@ -151,13 +143,10 @@ def test_everything_is_on_the_page(
 
 def test_text_stays_text_wherever_it_stands(run: Path) -> None:
     """The page has the same tags whatever the names, the paths and the notes hold."""
-
     (run / "metrics.jsonl").unlink()
 
     def page(text: str) -> Reader:
-        content = record(text)
-        content["baseline"]["name"] = content["slices"][0]["name"] = text
-        (run / "evaluations" / "best-test.json").write_text(json.dumps(content))
+        change_record(run, record(text, text, text))
         assert call("--run", run) == 0
         return Reader((run / "report.html").read_text())
 
@@ -172,18 +161,11 @@ def test_the_examples_are_those_of_their_ranks(run: Path) -> None:
     found = run_files.evaluations(run)
     assert [one.name for one in found] == ["best-test", "last-valid"]
     chosen = run_page.examples(found[0], 2)
-    ours = [
-        (one["kind"], one["rank"], one["query"])
-        for one in chosen
-        if one["direction"] == "text_to_image"
-    ]
-    assert ours == [
-        ("Best", 1, "test_0019"),
-        ("Best", 2, "test_0018"),
-        ("Median", 10, "test_0010"),
-        ("Median", 11, "test_0009"),
-        ("Worst", 20, "test_0000"),
-        ("Worst", 19, "test_0001"),
+    own = [one for one in chosen if one["direction"] == "text_to_image"]
+    assert [(one["kind"], one["rank"], one["query"][-2:]) for one in own] == [
+        *(("Best", 1, "19"), ("Best", 2, "18")),
+        *(("Median", 10, "10"), ("Median", 11, "09")),
+        *(("Worst", 20, "00"), ("Worst", 19, "01")),
     ]
     assert {one["first"] for one in chosen} == {"test_0000"}
 
@@ -215,8 +197,7 @@ def test_pairs_that_went_away(
 ) -> None:
     """The page is made, and says it; --data names their new place."""
     (run / "metrics.jsonl").unlink()
-    content = record(str(tmp_path / "gone"))
-    (run / "evaluations" / "best-test.json").write_text(json.dumps(content))
+    change_record(run, {"data": str(tmp_path / "gone")})
     assert call("--run", run) == 0
     assert "Gallery: " in capsys.readouterr().out
     page = Reader((run / "report.html").read_text())
@@ -228,36 +209,37 @@ def test_pairs_that_went_away(
     assert call("--run", run, "--data", tmp_path / "gone") == 2
 
 
-def ruin(name: str, content: str | None) -> Callable[[Path], None]:
-    def work(folder: Path) -> None:
-        (folder / name).write_text(content or "")
-
-    return work
-
-
-def other_pairs(folder: Path) -> None:
-    file = folder / "evaluations" / "best-test.npz"
+def other_pairs(run: Path) -> None:
+    file = run / "evaluations" / "best-test.npz"
     arrays = dict(np.load(file))
     np.savez(file, **{name: array[:7] for name, array in arrays.items()})
 
 
-def change_record(run: Path, name: str, value: Any) -> None:
-    file = run / "evaluations" / "best-test.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+def empty(run: Path) -> None:
+    shutil.rmtree(run)
+    run.mkdir()
 
 
-MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD = '{"pool": 3}'
+MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "no such run folder"),
-    "metrics": (ruin("metrics.jsonl", "{}\n"), r"metrics.jsonl: line 1 is no record of a run"),
+    "an empty folder": (empty, "neither metrics.jsonl nor evaluations/"),
+    "metrics": (
+        lambda run: (run / "metrics.jsonl").write_text("{}\n"),
+        r"metrics.jsonl: line 1 is no record of a run",
+    ),
     "evaluation": (
-        ruin("evaluations/best-test.json", '{"pool": 3}'),
+        lambda run: (run / "evaluations" / "best-test.json").write_text(BAD),
         "best-test.json: not the record of an evaluation",
     ),
     "an unknown rule": (
-        lambda run: change_record(run, "ties", "lucky"),
+        lambda run: change_record(run, {"ties": "lucky"}),
         "best-test.json: not the record of an evaluation",
     ),
-    "arrays": (ruin("evaluations/best-test.npz", "x"), "best-test.npz: damaged"),
+    "arrays": (
+        lambda run: (run / "evaluations" / "best-test.npz").write_text("x"),
+        "best-test.npz: damaged",
+    ),
     "arrays of others": (other_pairs, "best-test.npz: not of the 20 pairs of best-test.json"),
 }
 
@@ -270,8 +252,3 @@ def test_mistakes_are_one_line(name: str, run: Path, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
-
-
-def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--run", tmp_path) == 2
-    assert "neither metrics.jsonl nor evaluations/" in capsys.readouterr().err
