@@ -11,9 +11,9 @@ def main(settings: ExportConfig) -> None:
     """Write the folder, and print by how much its features differ from the checkpoint's."""
     from .exporters.export import export_checkpoint
 
-    pairs, difference = export_checkpoint(settings)
+    images, texts, difference = export_checkpoint(settings)
     print(
-        f"{settings.out}: features of {len(pairs.pictures)} images and {len(pairs.texts)} texts "
+        f"{settings.out}: features of {images} images and {texts} texts "
         f"differ from the checkpoint's by at most {difference:.1e}"
     )
 

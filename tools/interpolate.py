@@ -130,13 +130,10 @@ class Scorer:
 
 def weights_before(settings: InterpolateConfig, content: dict[str, Any]) -> "State":
     """What --zero-shot stands for, for the model of a fine-tuned checkpoint."""
-    from medclip_oc.models import checkpoint, factory, lora
+    from medclip_oc.models import factory, lora
 
     start, trained = settings.zero_shot, ModelConfig(**content["config"]["model"])
     if start != "start":
-        header = checkpoint.load_header(start) if Path(start).is_file() else None
-        if header is not None:
-            return dict(checkpoint.load(start)["state_dict"])
         trained = replace(trained, pretrained=start, pretrained_image=None, pretrained_text=None)
     clip = factory.build(trained, seed=content["config"]["run"]["seed"])
     return lora.plain_state(clip.towers)
@@ -195,8 +192,7 @@ def main(settings: InterpolateConfig) -> None:
     content = contents[settings.fine_tuned[0]]
     before = weights_before(settings, content)
     averaging.check_alike({**states, f"--zero-shot {settings.zero_shot}": before})
-    clip = factory.restore(content, settings.fine_tuned[0])
-    clip.towers.to(world.device).eval()
+    clip = factory.restore(content, settings.fine_tuned[0]).on(world.device)
     scorer = Scorer(clip, world, settings)
     after, joined = soup(settings, states, scorer)
     rows = []

@@ -13,9 +13,8 @@ from ..config.evaluation import EvaluateConfig
 from ..data import loader
 from ..data.shards import ShardSet
 from ..errors import InputError
-from ..models import checkpoint
+from ..models import checkpoint, factory
 from ..models.clip import Clip
-from ..models.factory import baseline_clip, trained_clip
 from ..runtime import devices
 from ..runtime.distributed import World
 from . import concepts, features, retrieval
@@ -124,7 +123,9 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
 def _from_model(settings: EvaluateConfig, world: World) -> Source:
     """A checkpoint, and the pairs of --data or those that its run validated on."""
     assert settings.checkpoint is not None
-    clip, trained = trained_clip(settings.checkpoint, world.device)
+    content = checkpoint.load(settings.checkpoint)
+    clip = factory.restore(content, settings.checkpoint).on(world.device)
+    trained = content["config"]
     where = settings.data if settings.data is not None else trained["data"]["valid"]
     split = _split(settings, where)
     shards = loader.open_shards(where, split, world)
@@ -189,7 +190,7 @@ def _baseline(settings: EvaluateConfig, source: Source, world: World) -> Clip | 
         return embedded
     if source.shards is None:
         raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")
-    return baseline_clip(name, source.trained, world.device)
+    return factory.baseline_clip(name, source.trained).on(world.device)
 
 
 def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:

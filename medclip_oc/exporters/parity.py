@@ -14,16 +14,6 @@ from ..errors import WorkError
 
 LIMIT = 1e-4
 """Largest difference of a number in the normalised features."""
-Features = dict[str, Tensor]
-""""images": (N, D), "texts": (M, D); float32, normalised."""
-
-
-class Pairs(NamedTuple):
-    """What both sides embed."""
-
-    pictures: list[Image.Image]
-    """RGB, decoded by our rules."""
-    texts: list[str]
 
 
 class Side(NamedTuple):
@@ -37,15 +27,15 @@ class Side(NamedTuple):
     """What the tokenizer gives for M texts -> (M, D)."""
 
     @torch.inference_mode()
-    def features(self, pairs: Pairs) -> Features:
-        """Embed the pairs."""
-        pixels = torch.stack([self.preprocess(picture) for picture in pairs.pictures])
-        texts = self.embed_texts(self.tokenizer(pairs.texts))  # (M, D)
-        return {"images": self.embed_images(pixels), "texts": texts}
+    def features(self, pictures: list[Image.Image], texts: list[str]) -> dict[str, Tensor]:
+        """Images (N, D) and texts (M, D), float32, normalised; of RGB, decoded by our rules."""
+        pixels = torch.stack([self.preprocess(picture) for picture in pictures])  # (N, 3, H, W)
+        text_features = self.embed_texts(self.tokenizer(texts))  # (M, D)
+        return {"images": self.embed_images(pixels), "texts": text_features}
 
 
-def check(expected: Features, exported: Features, command: str) -> float:
-    """The largest difference.
+def check(expected: dict[str, Tensor], exported: dict[str, Tensor], command: str) -> float:
+    """The largest difference of features.
 
     Raises:
         WorkError: it is above LIMIT, or the shapes differ. Says which `command` exports nothing.
@@ -53,14 +43,15 @@ def check(expected: Features, exported: Features, command: str) -> float:
     largest = 0.0
     for name, ours in expected.items():
         theirs = exported[name].float()
+        where = f"{command}: its features of {name}"
         if ours.shape != theirs.shape:
             shapes = f"{tuple(theirs.shape)}, the checkpoint's {tuple(ours.shape)}"
-            raise WorkError(f"{command}: its features of {name} are {shapes}; nothing is exported")
+            raise WorkError(f"{where} are {shapes}; nothing is exported")
         difference = float((ours - theirs).abs().max())
         if not difference <= LIMIT:  # NaN too
             raise WorkError(
-                f"{command}: its features of {name} differ from the checkpoint's by "
-                f"{difference:.1e}, more than {LIMIT:g}; nothing is exported"
+                f"{where} differ from the checkpoint's by {difference:.1e}, more than {LIMIT:g}; "
+                "nothing is exported"
             )
         largest = max(largest, difference)
     return largest

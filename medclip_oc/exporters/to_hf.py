@@ -4,9 +4,9 @@ CLIPModel is OpenAI's architecture: a ViT and a causal text transformer, whose f
 projections of one token. Of open_clip's models those of that build alone map.
 """
 
-import contextlib
 import io
 import warnings
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,7 @@ _TOKENS = 49408
 
 
 def write(clip: Clip, folder: Path) -> None:
-    """Write configuration, weights, tokenizer and image processor.
-
-    Args:
-        clip: the model, on the CPU.
-        folder: where to.
+    """Write configuration, weights, tokenizer and image processor of a model on the CPU.
 
     Raises:
         InputError: CLIPModel doesn't have the architecture; says what doesn't map.
@@ -64,13 +60,12 @@ def write(clip: Clip, folder: Path) -> None:
     weights: dict[str, Tensor] = {}
     for key, tensor in clip.towers.clip.state_dict().items():
         weights |= _converted(key.removeprefix("text."), tensor)  # of a module of its own
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         model = CLIPModel(config)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise _no_counterpart(clip, str(error).splitlines()[-1].strip()) from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _no_counterpart(clip, str(error).splitlines()[-1].strip()) from error
     config.architectures = ["CLIPModel"]
     config.save_pretrained(folder)
     # save_pretrained of the model would draw a bar
@@ -87,8 +82,7 @@ def read(clip: Clip, folder: Path) -> Side:
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
         model = CLIPModel.from_pretrained(folder).eval()  # it draws a bar
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return Side(
@@ -103,17 +97,14 @@ def _check(clip: Clip) -> None:
     """Refuse what CLIPModel is not; names of weights that it doesn't have are found at loading."""
     text = clip.description["definition"]["text_cfg"]
     tower = type(clip.towers.clip.visual).__name__
-    problem = None
     if tower != "VisionTransformer":
-        problem = f"its image tower is a {tower}, not a ViT"
-    elif "hf_model_name" in text or not hasattr(clip.tokenizer, "bpe_ranks"):
-        problem = "its text tower or tokenizer is not CLIP's own"
-    elif text.get("vocab_size", _TOKENS) != _TOKENS:
-        problem = f"its vocabulary has {text['vocab_size']} tokens, CLIP's {_TOKENS}"
-    elif clip.description["preprocess"]["resize_mode"] == "longest":
-        problem = "its images are padded to a square"
-    if problem:
-        raise _no_counterpart(clip, problem)
+        raise _no_counterpart(clip, f"its image tower is a {tower}, not a ViT")
+    if "hf_model_name" in text or not hasattr(clip.tokenizer, "bpe_ranks"):
+        raise _no_counterpart(clip, "its text tower or tokenizer is not CLIP's own")
+    if (tokens := text.get("vocab_size", _TOKENS)) != _TOKENS:
+        raise _no_counterpart(clip, f"its vocabulary has {tokens} tokens, CLIP's {_TOKENS}")
+    if clip.description["preprocess"]["resize_mode"] == "longest":
+        raise _no_counterpart(clip, "its images are padded to a square")
 
 
 def _no_counterpart(clip: Clip, problem: str) -> InputError:
@@ -136,45 +127,48 @@ def _converted(key: str, tensor: Tensor) -> dict[str, Tensor]:
 def _config(clip: Clip) -> dict[str, Any]:
     definition = clip.description["definition"]
     image, text = definition["vision_cfg"], definition["text_cfg"]
-    visual = clip.towers.clip.visual
-    width = image.get("width", 768)
-    activation = "quick_gelu" if clip.description["quick_gelu"] else "gelu"
-    size = clip.image_size
-    assert size[0] == size[1]
+    widths = image.get("width", 768), text.get("width", 512)
+    height, width = clip.image_size
+    assert height == width
+    shared = {
+        "projection_dim": definition["embed_dim"],
+        "hidden_act": "quick_gelu" if clip.description["quick_gelu"] else "gelu",
+    }
+    towers = [
+        shared
+        | {
+            "hidden_size": width,
+            "intermediate_size": int(width * tower.get("mlp_ratio", 4.0)),
+            "num_hidden_layers": tower.get("layers", 12),
+        }
+        for tower, width in zip((image, text), widths, strict=True)
+    ]
     return {
         "projection_dim": definition["embed_dim"],
-        "vision_config": {
-            "hidden_size": width,
-            "intermediate_size": int(width * image.get("mlp_ratio", 4.0)),
-            "num_hidden_layers": image.get("layers", 12),
-            "num_attention_heads": width // image.get("head_width", 64),
-            "image_size": size[0],
-            "patch_size": visual.conv1.kernel_size[0],
-            "hidden_act": activation,
-            "projection_dim": definition["embed_dim"],
+        "vision_config": towers[0]
+        | {
+            "num_attention_heads": widths[0] // image.get("head_width", 64),
+            "image_size": height,
+            "patch_size": clip.towers.clip.visual.conv1.kernel_size[0],
         },
-        "text_config": {
-            "hidden_size": text.get("width", 512),
-            "intermediate_size": int(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
-            "num_hidden_layers": text.get("layers", 12),
+        "text_config": towers[1]
+        | {
             "num_attention_heads": text.get("heads", 8),
             "max_position_embeddings": clip.description["context_length"],
-            "hidden_act": activation,
             "pad_token_id": _TOKENS - 1,
-            "projection_dim": definition["embed_dim"],
         },
     }
 
 
 def _processor(clip: Clip) -> dict[str, Any]:
-    preprocess = clip.description["preprocess"]
-    height, width = clip.image_size
+    preprocess, (height, width) = clip.description["preprocess"], clip.image_size
+    whole = {"height": height, "width": width}
     squash = preprocess["resize_mode"] == "squash"
     return {
-        "size": {"height": height, "width": width} if squash else {"shortest_edge": height},
+        "size": whole if squash else {"shortest_edge": height},
         "resample": Image.Resampling[preprocess["interpolation"].upper()],
         "do_center_crop": not squash,
-        "crop_size": {"height": height, "width": width},
+        "crop_size": whole,
         "image_mean": preprocess["mean"],
         "image_std": preprocess["std"],
     }

@@ -8,12 +8,10 @@
 B images or texts, L context length, D embedding size.
 """
 
-import contextlib
 import io
 import json
-import logging
 import warnings
-from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WorkError
+from ..models import definition
 from ..models.clip import Clip
 from . import tokenizer_files
 from .parity import Side
@@ -46,25 +45,26 @@ class _Tower(nn.Module):
 
 
 def write(clip: Clip, folder: Path) -> None:
-    """Write both graphs, the preprocessing and the tokenizer.
-
-    Args:
-        clip: the model, on the CPU.
-        folder: where to.
+    """Write both graphs, the preprocessing and the tokenizer of a model on the CPU.
 
     Raises:
         WorkError: the exporter can't follow a tower.
     """
-    height, width = clip.image_size
     examples = {
-        "images": torch.zeros(2, 3, height, width, dtype=torch.uint8),  # (B, 3, H, W)
+        "images": torch.zeros(2, 3, *clip.image_size, dtype=torch.uint8),  # (B, 3, H, W)
         "tokens": clip.tokenizer(["a radiograph", "no finding"]),  # (B, L)
     }
     for file, name in _TOWERS.items():
-        tower = _Tower(clip, name).eval()
+        tower, narration = _Tower(clip, name).eval(), io.StringIO()
         size = sum(p.numel() * p.element_size() for p in tower.parameters())
-        with _silence() as narration:
-            try:
+        try:
+            # the exporter narrates on every channel
+            with (
+                definition.quiet(),
+                warnings.catch_warnings(action="ignore"),
+                redirect_stdout(narration),
+                redirect_stderr(narration),
+            ):
                 torch.onnx.export(
                     tower,
                     (examples[name],),
@@ -76,9 +76,9 @@ def write(clip: Clip, folder: Path) -> None:
                     external_data=size > _LARGEST_FILE,
                     verbose=False,
                 )
-            except Exception as error:  # whatever the exporter trips over
-                lines = str(error).strip().splitlines() or narration.getvalue().splitlines() or [""]
-                raise WorkError(f"--to onnx: {file}: not exported ({lines[0][:200]})") from error
+        except Exception as error:  # whatever it trips over
+            lines = str(error).strip().splitlines() or narration.getvalue().splitlines() or [""]
+            raise WorkError(f"--to onnx: {file}: not exported ({lines[0][:200]})") from error
     about = {**clip.description["preprocess"], "mean_and_std": "in image_tower.onnx"}
     (folder / "preprocess.json").write_text(json.dumps(about, indent=2) + "\n")
     tokenizer_files.write(clip.tokenizer, folder, clip.description["context_length"])
@@ -97,20 +97,3 @@ def read(clip: Clip, folder: Path) -> Side:
 
     embed_towers = (partial(embed, file, name) for file, name in _TOWERS.items())
     return Side(clip.preprocess, clip.tokenizer, *embed_towers)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[io.StringIO]:
-    """The exporter narrates on every channel; a failure is told of in our words."""
-    narration = io.StringIO()
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(narration),
-        contextlib.redirect_stderr(narration),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield narration
-        finally:
-            logging.disable(logging.NOTSET)

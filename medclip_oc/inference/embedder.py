@@ -21,7 +21,6 @@ from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..models import factory
 from ..models.clip import Clip
-from ..models.factory import trained_clip
 from ..runtime import devices
 from ..runtime.devices import autocast, check_finite
 from ..runtime.workers import cores
@@ -145,12 +144,12 @@ def open_embedder(choice: ModelChoice) -> Embedder:
     """The model that a command was given, on its device.
 
     Raises:
-        InputError, WorkError: as `trained_clip` and `factory.build`.
+        InputError, WorkError: as `factory.load` and `factory.build`.
     """
     device = devices.device_of(choice.device)
     devices.check_precision(choice.precision, device)
     if choice.checkpoint is not None:
-        clip, _ = trained_clip(choice.checkpoint, device)
+        clip = factory.load(choice.checkpoint)
     else:
         assert choice.model is not None
         try:
@@ -158,8 +157,7 @@ def open_embedder(choice: ModelChoice) -> Embedder:
         except InputError as error:  # in the words of this command
             message = str(error).replace("model.pretrained", "--pretrained")
             raise InputError(message.replace("model.arch", "--model")) from error
-        clip.towers.to(device).eval()
-    return Embedder(clip, device, choice.batch_size, choice.workers, choice.precision)
+    return Embedder(clip.on(device), device, choice.batch_size, choice.workers, choice.precision)
 
 
 class _Pixels(Dataset[tuple[int, Any]]):

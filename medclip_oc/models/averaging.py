@@ -20,86 +20,62 @@ State = Mapping[str, Tensor]
 
 
 class Ema:
-    """The running average of what trains of a model; with adapters, of their matrices.
-
-    Args:
-        model: in training, on its device.
-        decay: d, in (0, 1).
-    """
+    """The running average of what trains of a model on its device; of adapters, their matrices."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = model, decay
-        self.average = {name: p.detach().clone() for name, p in self._parameters().items()}
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.decay = decay
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.average = self._clones(self.weights)
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step."""
-        weights = self._parameters()
         # d a + (1 - d) w, as one fused pass
-        torch._foreach_lerp_(
-            list(self.average.values()), [weights[name] for name in self.average], 1 - self.decay
-        )
+        average, weights = list(self.average.values()), list[Tensor](self.weights.values())
+        torch._foreach_lerp_(average, weights, 1 - self.decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the average for weights; its own are put back after, bit for bit."""
-        weights = self._parameters()
-        before = {name: weights[name].detach().clone() for name in self.average}
-        _copy(self.average, weights)
+        before = self._clones(self.weights)
+        copy(self.average, self.weights)
         try:
             yield
         finally:
-            _copy(before, weights)
+            copy(before, self.weights)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average, by the parameters' names."""
-        return {name: value.clone() for name, value in self.average.items()}
+        return self._clones(self.average)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Resume from there.
+        """Resume from there; a ValueError if other parameters train."""
+        copy(state, self.average, mismatch="it is an average of other parameters")
 
-        Raises:
-            ValueError: other parameters train.
-        """
-        resume_from(state, self.average, "it is an average of other parameters")
+    @staticmethod
+    def _clones(state: State) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in state.items()}
 
 
 @torch.no_grad()
-def _copy(values: State, into: State) -> None:
+def copy(values: State, into: State, *, mismatch: str = "") -> None:
+    """Copy tensors into those of the same names; a ValueError if names or shapes differ."""
+    if {n: t.shape for n, t in values.items()} != {n: t.shape for n, t in into.items()}:
+        raise ValueError(mismatch)
     for name, value in values.items():
         into[name].copy_(value)
 
 
-def resume_from(saved: State, into: State, mismatch: str) -> None:
-    """Copy tensors that were saved into those of now.
-
-    Raises:
-        ValueError: other names or shapes; says `mismatch`.
-    """
-    saved_shapes, shapes = ({n: t.shape for n, t in side.items()} for side in (saved, into))
-    if saved_shapes != shapes:
-        raise ValueError(mismatch)
-    _copy(saved, into)
-
-
 def check_alike(states: Mapping[str, State]) -> None:
-    """Refuse models of different builds, by the names of their files.
-
-    Raises:
-        InputError: names both files, and what differs.
-    """
+    """Refuse models of different builds: an InputError with the names of two, and a tensor's."""
     (first, start), *others = states.items()
+    shapes = {(key, value.shape) for key, value in start.items()}
     for name, state in others:
-        odd = sorted(start.keys() ^ state.keys())
-        odd += [key for key in start if key in state and start[key].shape != state[key].shape]
+        odd = shapes ^ {(key, value.shape) for key, value in state.items()}
         if odd:
-            raise InputError(f"{first} and {name} are not of one model: {odd[0]} differs")
+            raise InputError(f"{first} and {name} are not of one model: {min(odd)[0]} differs")
 
 
-@torch.no_grad()
 def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
     """(1 - alpha) start + alpha end; 0 and 1 are the very weights of either.
 
@@ -107,20 +83,17 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
     """
     if alpha in (0, 1):
         return dict(end if alpha else start)
-    return {
-        # float64, so that weights that are equal stay as they are
-        name: start[name].double().lerp(value.double(), alpha).to(value.dtype)
-        if value.is_floating_point()
-        else value
-        for name, value in end.items()
-    }
+    return mean([end, start], [alpha, 1 - alpha])
 
 
 @torch.no_grad()
-def mean(states: Sequence[State]) -> dict[str, Tensor]:
-    """The uniform soup. Whole numbers are those of the first."""
+def mean(states: Sequence[State], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """The uniform soup, or one by shares. Whole numbers are those of the first."""
+    shares = shares or [1 / len(states)] * len(states)
+    # float64, so that weights that are equal stay as they are
+    weights = torch.tensor(shares, dtype=torch.float64)
     return {
-        name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
+        name: torch.tensordot(weights, torch.stack([s[name].double() for s in states]), 1).to(value)
         if value.is_floating_point()
         else value
         for name, value in states[0].items()
@@ -132,11 +105,7 @@ def greedy(
 ) -> tuple[list[int], list[float]]:
     """The greedy soup (Wortsman et al. 2022b, algorithm 1).
 
-    Best first, a model joins if the mean with it scores no less than the mean without.
-
-    Args:
-        states: the models.
-        score: higher is better, on held-out data.
+    Best first, a model joins if the mean with it scores no less (on held-out data) than without.
 
     Returns:
         numbers of the models that joined, and the score of each model alone.

@@ -5,9 +5,7 @@ B images or texts in a batch, M texts, L context length, D embedding size.
 
 import os
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import open_clip
@@ -63,8 +61,8 @@ class Towers(nn.Module):
             tokens: (B, L) int64, or None.
 
         Returns:
-            image features (B, D) and text features (B, D), normalised float32, None where the
-            input was; and the inverse temperature (), which multiplies the cosines.
+            features (B, D) of both, normalised float32, None where the input was; and the inverse
+            temperature (), which multiplies the cosines.
         """
         image_features = None if images is None else self.embed_images(images)
         text_features = None if tokens is None else self.embed_texts(tokens)
@@ -82,10 +80,8 @@ class Towers(nn.Module):
     def image_blocks(self, *, stem: bool = True) -> list[nn.Module]:
         """The image tower's blocks in the order in which they run, each feeding the next alone.
 
-        Empty for a tower of another build than open_clip's own and timm's usual ones.
-
-        Args:
-            stem: whether to begin with the layers of a stem, where there is one.
+        With stem, its layers come first. Empty for a tower of another build than open_clip's own
+        and timm's usual ones.
         """
         visual = self.clip.visual
         return _blocks(getattr(visual, "trunk", visual), stem=stem)
@@ -114,13 +110,12 @@ class Towers(nn.Module):
         Raises:
             InputError: the model has none.
         """
-        bias = getattr(self.clip, "logit_bias", None)
-        if bias is None:
+        if self.logit_bias() is None:
             raise InputError(
                 "loss.name: siglip needs a model with a bias: an architecture with SigLIP in its "
                 "name, or init_logit_bias: -10 and init_logit_scale: 2.3 in model.definition"
             )
-        bias.requires_grad_(True)
+        self.clip.logit_bias.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "Towers":
         """Switch training mode; frozen batch norm stays in evaluation mode."""
@@ -156,6 +151,11 @@ class Clip:
         """Image -> (3, H, W) float32, normalised: what `towers.clip` itself takes."""
         cfg = PreprocessCfg(**self.towers.clip.visual.preprocess_cfg)
         return image_transform_v2(cfg, is_train=False)
+
+    def on(self, device: torch.device) -> "Clip":
+        """Itself, ready to embed there."""
+        self.towers.to(device).eval()
+        return self
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -229,27 +229,18 @@ class _CachingTokenizer(open_clip.SimpleTokenizer):
 
     def __init__(self, tokenizer: Any) -> None:
         self.__dict__.update(vars(tokenizer))
-        if tokenizer.clean_fn is open_clip.tokenizer.get_clean_fn("lower"):
-            self.clean_fn = partial(_clean_lower, mend=tokenizer.clean_fn)
-        self._uncached = copy(tokenizer)
-        self._uncached.clean_fn = str  # a word of a cleaned text needs no other
+        self._lowers = tokenizer.clean_fn is open_clip.tokenizer.get_clean_fn("lower")
         self._tokens = dict[str, list[int]]()
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without its start and end."""
-        words = self.pat.findall(self.clean_fn(text))
+        # printable ASCII without HTML entities has no mojibake, ligatures or escapes for ftfy
+        if self._lowers and text.isascii() and text.isprintable() and "&" not in text:
+            words = self.pat.findall(" ".join(text.split()).lower())
+        else:
+            words = self.pat.findall(self.clean_fn(text))
         for word in words:
             if word not in self._tokens:
-                self._tokens[word] = self._uncached.encode(word)
+                letters = "".join(self.byte_encoder[byte] for byte in word.encode())
+                self._tokens[word] = [self.encoder[part] for part in self.bpe(letters).split(" ")]
         return [token for word in words for token in self._tokens[word]]
-
-
-def _clean_lower(text: str, mend: Callable[[str], str]) -> str:
-    """What open_clip's "lower" cleaning, `mend`, makes of a text.
-
-    Printable ASCII without HTML entities has no mojibake, ligatures or escapes, which ftfy looks
-    for at length.
-    """
-    if text.isascii() and text.isprintable() and "&" not in text:
-        return " ".join(text.split()).lower()
-    return mend(text)

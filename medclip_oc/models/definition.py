@@ -33,11 +33,9 @@ def has_schema(arch: str) -> bool:
     return arch.startswith(("hf-hub:", "local-dir:"))
 
 
-def exported_folder(arch: str) -> Path | None:
-    """The folder of a model whose text tower's configuration lies inside (see exporters)."""
-    folder = Path(arch.removeprefix("local-dir:"))
-    inside = arch.startswith("local-dir:") and (folder / TEXT_MODEL).is_dir()
-    return folder if inside else None
+def folder_of(arch: str) -> Path | None:
+    """The folder that an architecture names."""
+    return Path(arch.removeprefix("local-dir:")) if arch.startswith("local-dir:") else None
 
 
 def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -47,7 +45,7 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
         InputError: no such architecture, or a definition that lacks a part.
         WorkError: its configuration can't be downloaded.
     """
-    arch, definition = settings.arch, settings.definition
+    arch, definition = settings.arch, deepcopy(settings.definition)
     name = Path(arch.partition(":")[2]).name if has_schema(arch) else arch
     try:
         with quiet():
@@ -61,17 +59,17 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
                 f"model.arch: {arch!r} is open_clip's own; a model given in full "
                 "(model.definition) needs a name of its own"
             )
-        definition = deepcopy(definition)
     elif registered is None:
         near = difflib.get_close_matches(arch, open_clip.list_models(), 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"model.arch: {arch!r} is not an open_clip architecture{hint}")
     else:
         definition, text = registered, registered["text_cfg"]
+        folder = folder_of(arch)
         # a folder's tokenizer and text tower are those inside it, wherever it was made
-        if arch.startswith("local-dir:") and text.get("hf_tokenizer_name"):
-            text["hf_tokenizer_name"] = arch.removeprefix("local-dir:")
-        if folder := exported_folder(arch):
+        if folder and text.get("hf_tokenizer_name"):
+            text["hf_tokenizer_name"] = str(folder)
+        if folder and (folder / TEXT_MODEL).is_dir():
             text["hf_model_name"] = str(folder / TEXT_MODEL)
     if settings.image_size not in (None, definition["vision_cfg"].get("image_size")):
         definition["vision_cfg"]["image_size"] = settings.image_size
@@ -97,12 +95,10 @@ def register(name: str, definition: dict[str, Any]) -> None:
 
 def resolved(definition: dict[str, Any]) -> dict[str, Any]:
     """The definition with every `package:` reference turned into a path."""
-    definition = deepcopy(definition)
-    text = definition.get("text_cfg", {})
-    for key in ("hf_model_name", "hf_tokenizer_name"):
-        if key in text:
-            text[key] = resolve(text[key])
-    return definition
+    text = dict(definition["text_cfg"])
+    for key in {"hf_model_name", "hf_tokenizer_name"} & text.keys():
+        text[key] = resolve(text[key])
+    return {**definition, "text_cfg": text}
 
 
 def _check_definition(definition: dict[str, Any]) -> None:
@@ -115,11 +111,7 @@ def _check_definition(definition: dict[str, Any]) -> None:
 
 
 def check_preprocess(values: dict[str, Any]) -> None:
-    """Refuse preprocessing that open_clip doesn't have.
-
-    Raises:
-        InputError: names the setting and what it may be.
-    """
+    """Refuse preprocessing that open_clip doesn't have, by naming what there is."""
     for key, value in values.items():
         if key not in PREPROCESS_KEYS:
             allowed = ", ".join(PREPROCESS_KEYS)
@@ -127,9 +119,8 @@ def check_preprocess(values: dict[str, Any]) -> None:
         if key in _CHOICES:
             fits, form = value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}"
         else:
-            numbers = value if isinstance(value, list | tuple) else []
-            fits = len(numbers) == 3 and all(isinstance(v, float | int) for v in numbers)
-            form = "three numbers"
+            form, fits = "three numbers", isinstance(value, list | tuple) and len(value) == 3
+            fits = fits and all(isinstance(number, float | int) for number in value)
         if not fits:
             raise InputError(f"model.preprocess.{key}: {value!r} is not {form}")
 
@@ -147,12 +138,11 @@ def quiet() -> Iterator[None]:
 
 def unreachable(name: str, error: Exception) -> InputError | WorkError:
     """The error to raise where something could not be loaded, from a folder or from the hub."""
+    problem = f"{name}: could not be loaded"
     if isinstance(error, ValueError | FileNotFoundError):
-        return InputError(f"{name}: could not be loaded ({first_lines(error)})")
-    return WorkError(
-        f"{name}: could not be loaded; model.pretrained takes a local file where there is no "
-        f"network ({first_lines(error)})"
-    )
+        return InputError(f"{problem} ({first_lines(error)})")
+    remedy = "model.pretrained takes a local file where there is no network"
+    return WorkError(f"{problem}; {remedy} ({first_lines(error)})")
 
 
 def first_lines(error: Exception) -> str:

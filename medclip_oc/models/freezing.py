@@ -18,7 +18,8 @@ TOWERS: tuple[TowerName, ...] = ("image", "text")
 
 # what joins a tower to the shared space: open_clip's ViT, timm's head, ResNet's pooling, the texts'
 _PROJECTION = re.compile(
-    r"(visual\.)?(proj|head\..+|attnpool\.c_proj\..+)|(text\.)?(text_projection(\..+)?|proj(\..+)?)"
+    r"clip\.(visual\.(proj|head\..+|attnpool\.c_proj\..+)"
+    r"|(text\.)?(text_projection(\..+)?|proj(\..+)?))"
 )
 # what comes before the blocks, by the name of any of its modules
 _BEFORE = re.compile(
@@ -69,40 +70,37 @@ def freeze(towers: Towers, settings: OptimConfig) -> None:
         InputError: a regular expression that matches nothing, more blocks than there are, or
             nothing of either tower is left to train.
     """
-    parameters = dict(towers.named_parameters())
     by_name = places(towers)
+    frozen = set[str]()
     for tower in TOWERS:
         last = getattr(settings, f"{tower}_last_blocks")
         if last is None:
             continue
-        blocks = next(place.blocks for place in by_name.values() if place.tower == tower)
+        own = {name: place for name, place in by_name.items() if place.tower == tower}
+        blocks = next(iter(own.values())).blocks
         if last > blocks:
             raise InputError(
                 f"optim.{tower}_last_blocks: {last}, but the {tower} tower has {blocks} blocks"
                 + ("" if blocks else " that can be told apart")
             )
-        for name, place in by_name.items():
-            if place.tower == tower and place.layer <= blocks - last:
-                parameters[name].requires_grad_(False)
+        frozen |= {name for name, place in own.items() if place.layer <= blocks - last}
     given = settings.freeze or []
     for word in [given] if isinstance(given, str) else given:
-        for name in _matching(word, by_name):
-            parameters[name].requires_grad_(False)
-    if not any(p.requires_grad for n, p in parameters.items() if by_name[n].tower != "both"):
+        frozen |= _matching(word, by_name)
+    for name in frozen:
+        towers.get_parameter(name).requires_grad_(False)
+    if not any(place.tower != "both" and name not in frozen for name, place in by_name.items()):
         raise InputError(f"optim.freeze: {given} leaves nothing of either tower to train")
 
 
-def _matching(word: str, by_name: dict[str, Place]) -> list[str]:
+def _matching(word: str, by_name: dict[str, Place]) -> set[str]:
     """The parameters that a preset, or a regular expression, stands for."""
     if word in TOWERS:
-        return [name for name, place in by_name.items() if place.tower == word]
+        return {name for name, place in by_name.items() if place.tower == word}
     if word == "all_but_projections":
-        return [
-            name
-            for name, place in by_name.items()
-            if place.tower != "both" and not is_projection(name)
-        ]
-    names = [name for name in by_name if re.search(word, name.removeprefix("clip."))]
+        in_towers = {name for name, place in by_name.items() if place.tower != "both"}
+        return {name for name in in_towers if not _PROJECTION.fullmatch(name)}
+    names = {name for name in by_name if re.search(word, name.removeprefix("clip."))}
     if not names:
         example = next(iter(by_name)).removeprefix("clip.")
         raise InputError(
@@ -110,12 +108,6 @@ def _matching(word: str, by_name: dict[str, Place]) -> list[str]:
             f"no parameter (one is {example})"
         )
     return names
-
-
-def is_projection(name: str) -> bool:
-    """Whether a parameter of `Towers` joins a tower to the shared space."""
-    plain = name.removeprefix("clip.").replace("visual.trunk.", "trunk.")
-    return _PROJECTION.fullmatch(plain) is not None
 
 
 def count(parameters: list[nn.Parameter]) -> int:

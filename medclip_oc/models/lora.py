@@ -18,21 +18,14 @@ from torch.nn.utils import parametrize
 
 from ..config.schema import LoraConfig
 from ..errors import InputError
-from .averaging import resume_from
+from . import averaging
 from .clip import Towers
 
 _INSIDE = ".parametrizations."
-_ORIGINAL = ".original"
 
 
 class LowRank(nn.Module):
-    """W -> W + scale * B A.
-
-    Args:
-        weight: W, (M, ...); what follows the first dimension counts as one, N.
-        rank: r.
-        alpha: scale is alpha / r.
-    """
+    """W -> W + scale * B A, with W (M, ...); what follows its first dimension counts as one, N."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
@@ -56,18 +49,15 @@ def insert(towers: Towers, settings: LoraConfig) -> None:
     """
     assert settings.rank is not None
     matrices = _matrices(towers, settings)
-    logits = [getattr(towers.clip, name, None) for name in ("logit_scale", "logit_bias")]
-    still_train = [p for p in logits if p is not None and p.requires_grad]
-    towers.requires_grad_(False)
-    for parameter in still_train:
-        parameter.requires_grad_(True)
+    for name, parameter in towers.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith("clip.logit_"))
     for layer, name in matrices:
         adapter = LowRank(getattr(layer, name), settings.rank, settings.alpha)
         parametrize.register_parametrization(layer, name, adapter)
 
 
 def _matrices(towers: Towers, settings: LoraConfig) -> list[tuple[nn.Module, str]]:
-    """The matrices that get an adapter: their layer, and their name in it."""
+    """The layers that get an adapter, and the name of its matrix in each."""
     chosen = []
     for tower, blocks in (("image", towers.image_blocks), ("text", towers.text_blocks)):
         if settings.towers not in (tower, "both"):
@@ -99,35 +89,27 @@ def plain_state(towers: Towers) -> dict[str, Tensor]:
         owner, inside, rest = name.partition(_INSIDE)
         if not inside:
             merged[name] = value
-        elif rest.endswith(_ORIGINAL):
-            weight = rest.removesuffix(_ORIGINAL)
+        elif rest.endswith(".original"):
+            weight = rest.removesuffix(".original")
             merged[f"{owner}.{weight}"] = getattr(towers.clip.get_submodule(owner), weight)
     return merged
 
 
 class Adapters:
-    """What training resumes from: a merged checkpoint can't be taken apart again.
+    """What training resumes from: the adapters, and the matrices that they change, unmerged.
 
-    Args:
-        towers: with adapters.
+    A merged checkpoint can't be taken apart again.
     """
 
     def __init__(self, towers: Towers) -> None:
-        self.towers = towers
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """The adapters, and the matrices that they change, unmerged."""
-        state: dict[str, Tensor] = self.towers.clip.state_dict()
-        return {name: value for name, value in state.items() if _INSIDE in name}
+        state: dict[str, Tensor] = towers.clip.state_dict()  # in the towers' own memory
+        self.tensors = {name: value for name, value in state.items() if _INSIDE in name}
 
     def state_dict(self) -> dict[str, Tensor]:
         """By names in the adapted model."""
-        return {name: value.detach().clone() for name, value in self._tensors().items()}
+        return {name: value.clone() for name, value in self.tensors.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Resume from there.
-
-        Raises:
-            ValueError: it is of other adapters.
-        """
-        resume_from(state, self._tensors(), "other layers are adapted, or with another rank")
+        """Resume from there; a ValueError if it is of other adapters."""
+        problem = "other layers are adapted, or with another rank"
+        averaging.copy(state, self.tensors, mismatch=problem)

@@ -1,32 +1,39 @@
-"""Weights for one tower alone, loaded strictly.
+"""Weights of other makers: read without running code, and loaded strictly.
 
-open_clip loads such files with `strict=False` and keeps silent about what didn't fit, so a file
-with other names leaves the tower random. Here every tensor of the tower comes from the file, but
-for the projection that joins the tower to the shared space, and a final comparison proves it.
+open_clip loads weights of one tower with `strict=False` and keeps silent about what didn't fit, so
+a file with other names leaves the tower random. Here every tensor of a tower comes from the file,
+but for the projection that joins it to the shared space.
 """
 
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import open_clip
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+from . import checkpoint
 
-_PACKAGE = "package:"
 # What a CLIP tower has no place for: classifier, unused pooler, index buffers.
 _LEFT_OUT = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
 
 
 def resolve(reference: str) -> str:
-    """Turn `package:NAME/PATH` into the path of that file or folder inside an installed package.
+    """The path of what `package:NAME/PATH` names inside an installed package; others as they are.
 
-    Anything else (a path, a hub name) is returned as it is. The reference, not the path, goes into
-    checkpoints, so they open on another machine.
+    The reference, not the path, goes into checkpoints, so they open on another machine.
+
+    Raises:
+        InputError: no such package, or it holds no such thing.
     """
-    if not reference.startswith(_PACKAGE):
+    scheme, _, rest = reference.partition(":")
+    if scheme != "package":
         return reference
-    package, _, inner = reference.removeprefix(_PACKAGE).partition("/")
+    package, _, inner = rest.partition("/")
     try:
         path = Path(str(resources.files(package))) / inner
     except ModuleNotFoundError as error:
@@ -36,36 +43,85 @@ def resolve(reference: str) -> str:
     return str(path)
 
 
-def load_image_tower(visual: nn.Module, state: dict[str, Tensor], reference: str) -> None:
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or torch file, bare or under the key `state_dict`.
+
+    Raises:
+        InputError: the file is missing, damaged, holds no tensors, or holds pickled code.
+    """
+    if Path(path).suffix == ".safetensors":
+        checkpoint.require_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path}: damaged or not a safetensors file ({error})") from error
+    content = checkpoint.read(path, mmap=True)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no state dict (a mapping of names to tensors)")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> None:
+    """Refuse a tag that open_clip lacks, or of another activation, for which it warns at most."""
+    weights = open_clip.get_pretrained_cfg(arch, tag)
+    if not weights:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
+        raise InputError(
+            f"model.pretrained: {tag!r} is neither a file nor a tag of {arch} ({tags})"
+        )
+    theirs, ours = bool(weights.get("quick_gelu")), bool(definition.get("quick_gelu"))
+    if theirs != ours:
+        words = {True: "QuickGELU", False: "GELU"}
+        remedy = f"use {arch}-quickgelu" if theirs else "drop -quickgelu from the name"
+        raise InputError(
+            f"model.arch: {arch} uses {words[ours]}, but the weights {tag!r} were "
+            f"trained with {words[theirs]}; {remedy}"
+        )
+
+
+def refuse_resized(model: nn.Module, file: str) -> None:
+    """open_clip stretches position tables without a word; that is right for `image_size` only."""
+    built = model.state_dict()
+    for name, tensor in load_weights(file).items():
+        if "positional_embedding" in name and name in built and built[name].shape != tensor.shape:
+            raise InputError(
+                f"model.pretrained: {file} doesn't fit: {name} is {tuple(tensor.shape)} there and "
+                f"{tuple(built[name].shape)} in the model (another image size or context length)"
+            )
+
+
+def load_image_tower(visual: nn.Module, reference: str) -> None:
     """Load an image classifier's weights into `visual` (an open_clip image tower), in place.
 
     Args:
         visual: the image tower.
-        state: the weights, under the names of open_clip's tower, of a bare timm model, or of
-            EfficientNet-PyTorch.
-        reference: where they come from, for errors.
+        reference: a file, or `package:NAME/FILE`, with the names of open_clip's tower, a bare timm
+            model, or EfficientNet-PyTorch.
 
     Raises:
-        InputError: a tensor of the tower is missing from the file, or has another shape, or the
-            file holds tensors that belong nowhere.
+        InputError: as `load_weights`; tensors are missing, have another shape, or belong nowhere.
     """
+    state = load_weights(resolve(reference))
     tower: nn.Module = getattr(visual, "trunk", visual)  # timm's stands in a trunk
     if tower is not visual and "_conv_stem.weight" in state:
         # EfficientNet-PyTorch has timm's tensors in the same order, then those of the classifier
         state = dict(zip(tower.state_dict(), state.values(), strict=False))
-    _load(
-        tower,
-        {n.removeprefix("visual.").removeprefix("trunk."): t for n, t in state.items()},
-        reference,
-    )
+    state = {n.removeprefix("visual.").removeprefix("trunk."): t for n, t in state.items()}
+    _load(tower, state, reference)
 
 
 def load_text_tower(text: nn.Module, reference: str) -> None:
     """Load a Hugging Face encoder's weights into `text` (an open_clip HFTextEncoder), in place.
 
+    Its pooling and projection are left as they are.
+
     Args:
-        text: the text tower; its pooling and projection are left as they are.
-        reference: folder, hub name, or `package:NAME/FOLDER`.
+        text: the text tower.
+        reference: a folder, a hub name, or `package:NAME/FOLDER`.
+
+    Raises:
+        InputError: a tower of another kind, no such weights, or they don't fit.
     """
     from transformers import AutoModel
     from transformers.utils import logging
@@ -98,5 +154,3 @@ def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
             raise InputError(f"{reference}: {problem} {len(names)} tensors of the tower: {shown}")
     module.load_state_dict({name: state[name] for name in tower})
-    for name, tensor in module.state_dict().items():
-        assert tensor.equal(state[name].to(tensor)), f"{name} did not take the file's values"

@@ -1,14 +1,14 @@
-"""Templates to one self-contained HTML page.
+"""Templates to one self-contained HTML page, and to the model card.
 
 Nothing is fetched from anywhere and no script runs: pictures are data URIs, charts are inline SVG.
-A page reads on a phone, in light and dark. Whatever stands in a value is escaped.
+A page reads on a phone, in light and dark. Whatever stands in a value is escaped in HTML.
 """
 
 import io
 from base64 import b64encode
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from . import plots
@@ -20,7 +20,7 @@ def render(template: str, **values: Any) -> str:
     """A whole page: one of those in `templates/`, with the values that it asks for."""
     environment = Environment(
         loader=PackageLoader("medclip_oc.reporting"),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
