@@ -1,19 +1,16 @@
 """The exact cached step: contrast G pairs while the graphs of only some chunks are in memory.
 
-Gradient caching (GradCache, Gao et al. 2021, section 3) splits a step in three:
-
-1. every chunk's features, without a graph;
-2. ONE loss over all G pairs, whose gradient with respect to the features is kept;
-3. every chunk once more, with a graph, whose backward starts from those feature gradients.
+Gradient caching (GradCache, Gao et al. 2021, section 3) splits a step in three: every chunk's
+features, without a graph; ONE loss over all G pairs, whose gradient with respect to the features is
+kept; every chunk once more, with a graph, whose backward starts from those feature gradients.
 
 The result is the gradient of one big batch, for every parameter, temperature and bias included.
 Dropout and patch dropout see the same random numbers in both passes. Batch norm is exact against
 one big batch while its statistics are frozen; with live statistics the step is exact against the
-same chunks normalised one by one, and the running statistics are updated once (by pass 1).
+same chunks normalised one by one, and the running statistics are updated once (by the first pass).
 
-The limit of the method is one more forward; less is possible where memory is left. Chunks that keep
-their graph (`keep_chunks`) skip pass 3's forward, a frozen tower skips pass 3, and frozen blocks
-before the first one that trains run once (see recompute.py).
+The price is one more forward, and less where memory is left: chunks that keep their graph
+(`keep_chunks`), frozen towers and leading frozen blocks run once, see micro_batched_tower.py.
 
 Across ranks, each computes the rows of its own images (Inf-CLIP, Cheng et al. 2024, shards the loss
 likewise): the texts are gathered once, the column statistics added up once, the gradients of the
@@ -21,9 +18,11 @@ texts added up and scattered once, and the parameters' gradients added up once, 
 all-reduce. DistributedDataParallel, whose reducer is armed by each forward, has no part in it. Soft
 targets (see soft_targets.py) need every rank's labels besides, and a number a pair.
 
-B pairs per rank, G pairs over all ranks, C pairs per chunk, D embedding size.
+B pairs per rank, G pairs over all ranks, C pairs per chunk, D embedding size, L context length, K
+most concepts of a pair.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,15 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime import devices, distributed
-from . import recompute
 from .loss import Block, Gradients, LossName, contrast, tile_side
-from .micro_batched_tower import MicroBatchedTower
+from .micro_batched_tower import MicroBatchedTower, live_batch_norms, statistics_kept
 from .soft_targets import Labels, Rule, Targets
 
-# Of the memory that is free: what kept graphs may take.
-_SHARE = 0.8
-# The optimizer's state is there from the second step on; one-time costs are over as well.
-_STEPS_BEFORE_CHOICE = 2
+_SHARE = 0.8  # of the memory that is free: what kept graphs may take
+_STEPS_BEFORE_CHOICE = 2  # by then the optimizer's state is there, and one-time costs are over
 
 
 class CachedStep:
@@ -79,18 +75,19 @@ class CachedStep:
         self.rule = rule
         self.keep_chunks, self._steps = keep_chunks, 0
         self._notices: list[str] = []
-        images, texts = towers.embed_images, towers.embed_texts
-        # compiled code runs as a whole: no block of it can be left out
-        blocks = ([], []) if compiled else (towers.image_blocks(), towers.text_blocks())
-        if compiled:
-            # its own random numbers would differ between the graphs with and without gradients
-            images, texts = (
-                torch.compile(embed, options={"fallback_random": True}) for embed in (images, texts)
-            )
-        sizes = (micro_batch_size, text_micro_batch_size or micro_batch_size)
         self.images, self.texts = (
-            MicroBatchedTower(embed, world.device, chunk=size, precision=precision, blocks=own)
-            for embed, size, own in zip((images, texts), sizes, blocks, strict=True)
+            MicroBatchedTower(
+                # its own random numbers would differ between the graphs with and without gradients
+                torch.compile(embed, options={"fallback_random": True}) if compiled else embed,
+                world.device,
+                chunk=size,
+                precision=precision,
+                blocks=[] if compiled else blocks(),  # compiled code runs as a whole
+            )
+            for embed, size, blocks in (
+                (towers.embed_images, micro_batch_size, towers.image_blocks),
+                (towers.embed_texts, text_micro_batch_size or micro_batch_size, towers.text_blocks),
+            )
         )
         if keep_chunks != "auto":
             self.images.keep = self.texts.keep = keep_chunks
@@ -118,9 +115,20 @@ class CachedStep:
         bias = bias if self.loss == "siglip" else None  # the softmax of InfoNCE cancels it
         targets = self._targets(labels, image_features)
         loss, gradients = self._contrast(image_features, text_features, scale, bias, targets)
-        self._backward(gradients, scale, bias)
+        # a tower with checkpointed blocks runs them again in any backward
+        with statistics_kept(self.towers):
+            if self.images.trains and gradients.images is not None:
+                self.images.backward(gradients.images)
+            if self.texts.trains and gradients.texts is not None:
+                self.texts.backward(gradients.texts)
+        for value, own in ((scale, gradients.scale), (bias, gradients.bias)):
+            if value is not None and value.requires_grad:
+                value.backward(own)
         distributed.all_reduce_gradients(self.towers.parameters())
-        self._share_statistics()
+        # live running statistics are averaged, so that every rank holds the same model
+        for layer in live_batch_norms(self.towers):
+            running = [s for s in (layer.running_mean, layer.running_var) if s is not None]
+            distributed.all_reduce_mean_(running)
         return loss
 
     def notices(self) -> list[str]:
@@ -162,31 +170,15 @@ class CachedStep:
             first=self.world.rank * len(images),
             targets=targets,
         )
-        share, gradients = contrast(
-            self.loss,
-            block,
-            wanted=(bool(self.images.trains), bool(self.texts.trains)),
-            combine=lambda columns: distributed.all_reduce_logsumexp(columns, block.scale),
-        )
+        wanted = bool(self.images.trains), bool(self.texts.trains)
+        combine = partial(distributed.all_reduce_logsumexp, near=block.scale)
+        share, gradients = contrast(self.loss, block, wanted=wanted, combine=combine)
         if gradients.texts is not None:
             gradients = gradients._replace(texts=distributed.reduce_scatter(gradients.texts))
         if self.scaler is not None:
             factor = self.scaler.scale(torch.ones((), device=share.device))
             gradients = Gradients._make(g if g is None else g * factor for g in gradients)
         return distributed.all_reduce_sum_(share).float(), gradients
-
-    def _backward(self, gradients: Gradients, scale: Tensor, bias: Tensor | None) -> None:
-        # a tower with checkpointed blocks runs them again in any backward
-        with recompute.statistics_kept(self.towers):
-            for tower, gradient in (
-                (self.images, gradients.images),
-                (self.texts, gradients.texts),
-            ):
-                if tower.trains and gradient is not None:
-                    tower.backward(gradient)
-        for value, own in ((scale, gradients.scale), (bias, gradients.bias)):
-            if value is not None and value.requires_grad:
-                value.backward(own)
 
     def _keep_what_fits(self, rows: int) -> None:
         """Choose how many chunks keep their graph, by what the last step saw."""
@@ -195,7 +187,7 @@ class CachedStep:
         parameters = sum(p.numel() * p.element_size() for p in self.towers.parameters())
         # room for the gradients, and for one graph beside the kept ones
         room = int(_SHARE * free) - parameters - max(t.graph_bytes for t in towers.values())
-        kept = []
+        kept = list[str]()
         for name, tower in towers.items():
             chunks = len(tower.chunks(rows))
             fitting = room // tower.graph_bytes if tower.graph_bytes else chunks
@@ -206,12 +198,6 @@ class CachedStep:
             f"train.keep_chunks: {free / 1e9:.1f} GB are free; the graphs of "
             f"{' and '.join(reversed(kept))} are kept"
         )
-
-    def _share_statistics(self) -> None:
-        """Average live running statistics, so that every rank holds the same model."""
-        live = recompute.live_batch_norms(self.towers)
-        running = [s for layer in live for s in (layer.running_mean, layer.running_var)]
-        distributed.all_reduce_mean_([s for s in running if s is not None])
 
 
 def gather_labels(labels: Labels, device: torch.device) -> Labels:

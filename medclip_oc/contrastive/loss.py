@@ -4,8 +4,7 @@
 batches. `contrast` computes the same loss and its gradients tile by tile, so that no G x G matrix
 exists: memory O(G D + tile^2), one product of the features for both directions, float32 whatever
 autocast does around it. It takes the rows of one rank at a time; what ranks must add up on the way
-goes through the function `combine`, so nothing here knows of other processes. Where more than a
-pair's own partner is right, a block carries soft targets, see soft_targets.py.
+goes through the function `combine`, so nothing here knows of other processes.
 
 Work, in products of (G, D) by (D, G): InfoNCE 4 (logits twice, one gradient for each side), SigLIP
 3. Plain autograd takes 3 with the matrix kept, open_clip's ClipLoss 6.
@@ -15,7 +14,7 @@ B pairs per rank, G pairs over all ranks, D embedding size, r and c rows and col
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +23,6 @@ from torch import Tensor
 from .soft_targets import Targets, slices
 
 LossName = Literal["clip", "siglip"]
-Combine = Callable[[Tensor], Tensor]
-"""A block's log-sum-exp per column (G,) -> that of all blocks together (G,)."""
 # Side of a tile: large enough that starting the work on it costs nothing beside the work.
 _TILES = {"cpu": 2048, "cuda": 4096}
 
@@ -99,18 +96,10 @@ class Block:
     targets: Targets | None = None
     """What is right, where it is more than each pair's own partner; completed."""
 
-    def scaled(self) -> Tensor:
-        """The images times the scale: (B, D), whose products with the texts are the logits."""
-        return self.scale * self.images
-
     @property
     def own(self) -> slice:
-        """The rows' own columns."""
-        return self.among_all(slice(0, len(self.images)))
-
-    def among_all(self, row: slice) -> slice:
-        """Where some of its rows stand among all G pairs."""
-        return slice(self.first + row.start, self.first + row.stop)
+        """The columns of the rows' own partners."""
+        return slice(self.first, self.first + len(self.images))
 
 
 class Gradients(NamedTuple):
@@ -132,7 +121,7 @@ def contrast(
     block: Block,
     *,
     wanted: tuple[bool, bool] = (True, True),
-    combine: Combine = lambda column: column,
+    combine: Callable[[Tensor], Tensor] = lambda columns: columns,
     tile: int | None = None,
 ) -> tuple[Tensor, Gradients]:
     """A block's share of the loss, and of its gradients, without a G x G matrix.
@@ -142,7 +131,8 @@ def contrast(
         block: float32 or float64 features.
         wanted: whether the gradients of the images and of the texts are asked for; a frozen
             tower's are not, and save a product.
-        combine: adds up the column statistics of all blocks; InfoNCE calls it once, SigLIP never.
+        combine: a block's log-sum-exp per column (G,) -> that of all blocks together (G,); InfoNCE
+            calls it once, SigLIP never.
         tile: side of the largest matrix that exists at a time; None: by device.
 
     Returns:
@@ -152,7 +142,7 @@ def contrast(
     with torch.autocast(block.images.device.type, enabled=False):
         if name == "siglip":
             return _tile_by_tile(block, wanted, side)
-        rows, columns = clip_statistics(block, side)
+        rows, columns = _clip_statistics(block, side)  # (B,), (G,)
         return _tile_by_tile(block, wanted, side, (rows, combine(columns)))
 
 
@@ -161,63 +151,15 @@ def tile_side(device: torch.device) -> int:
     return _TILES.get(device.type, 2048)
 
 
-def tiled_loss(
-    name: LossName,
-    images: Tensor,
-    texts: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    targets: Targets | None = None,
-) -> Tensor:
-    """`clip_loss` or `siglip_loss` for autograd, computed by `contrast` on this process alone.
-
-    Args:
-        name: "clip" or "siglip".
-        images: (G, D), normalised.
-        texts: (G, D), normalised.
-        scale: ().
-        bias: (), for SigLIP.
-        targets: see `Block`.
-
-    Returns:
-        (), the loss.
-    """
-    loss: Tensor = _Tiled.apply(name, targets, images, texts, scale, bias)
-    return loss
-
-
-class _Tiled(torch.autograd.Function):
-    """Takes the gradients along with the loss: they cost no G x G matrix to keep."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        name: LossName,
-        targets: Targets | None,
-        images: Tensor,
-        texts: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        block = Block(images, texts, scale, bias, targets=targets)
-        loss, ctx.gradients = contrast(name, block, wanted=ctx.needs_input_grad[2:4])
-        return loss.to(images.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, None, *(None if g is None else g * upstream for g in ctx.gradients)
-
-
-def clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
+def _clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the block's logits: per row (B,), and per column over these rows (G,)."""
     # -inf is the log of an empty sum
-    rows = block.images.new_full((len(block.images),), -torch.inf)
-    columns = block.images.new_full((len(block.texts),), -torch.inf)
-    spare = _buffer(block, tile)
-    for row, column, logits in _tiles(block, block.scaled(), tile):
+    rows = block.images.new_full((len(block.images),), -torch.inf)  # (B,)
+    columns = block.images.new_full((len(block.texts),), -torch.inf)  # (G,)
+    for row, column, logits, spare in _tiles(block, block.scale * block.images, tile):
         for sums, place, way in ((rows, row, 1), (columns, column, 0)):
             most = logits.amax(way, keepdim=True)  # (r, 1) or (1, c)
-            powers = torch.sub(logits, most, out=_shaped(spare, logits)).exp_()
+            powers = torch.sub(logits, most, out=spare).exp_()  # (r, c)
             here = powers.sum(way).log_().add_(most.squeeze(way))  # (r,) or (c,)
             sums[place] = torch.logaddexp(sums[place], here)
     return rows, columns
@@ -240,37 +182,37 @@ def _tile_by_tile(
     no = 1 - yes if a pair's own partner alone is right.
     """
     sums = _Sums(block, wanted)
-    spare = _buffer(block, tile)
-    own, divisor = (1, len(block.texts)) if logsums is None else (2, 2 * len(block.texts))
+    own = 1 if logsums is None else 2
     cost, right = sums.total.clone(), sums.total.clone()
-    for row, column, logits in _tiles(block, sums.scaled, tile):
+    for row, column, logits, spare in _tiles(block, sums.scaled, tile):
+        place = slice(block.first + row.start, block.first + row.stop)  # among all G
         targets = both = None  # (r, c) each; those of the last tile are freed
         if block.targets is not None and logsums is None:
-            targets, no = block.targets.answers(block.among_all(row), column)
+            targets, no = block.targets.answers(place, column)
             both = no.add_(targets)
         elif block.targets is not None:
-            targets = block.targets.tile(block.among_all(row), column)
+            targets = block.targets.tile(place, column)
         if targets is not None:
             right += (targets * logits).sum(1).double().sum()
         if logsums is None:
-            # of a no; a yes costs the logit less
-            entropy = F.softplus(logits) if both is None else both * F.softplus(logits)
+            entropy = F.softplus(logits)  # (r, c), of a no; a yes costs the logit less
+            weights = logits.sigmoid_()  # (r, c)
+            if both is not None:
+                entropy, weights = entropy.mul_(both), weights.mul_(both)
             cost += entropy.sum(1).double().sum()
-            weights = logits.sigmoid_() if both is None else logits.sigmoid_().mul_(both)
         else:
-            rows, columns = logsums
-            by_row = torch.sub(logits, rows[row, None], out=_shaped(spare, logits)).exp_()
-            weights = logits.sub_(columns[column]).exp_().add_(by_row)  # (r, c)
-        if targets is None:
-            _own_pairs(block, row, column, weights).sub_(own)
+            by_row = torch.sub(logits, logsums[0][row, None], out=spare).exp_()  # (r, c)
+            weights = logits.sub_(logsums[1][column]).exp_().add_(by_row)  # (r, c)
+        if targets is None:  # where images meet their own texts, if they do in this tile
+            weights.diagonal(place.start - column.start).sub_(own)
         else:
             weights -= targets
         sums.add(row, column, weights)
     if block.targets is None:
         right = own * _own_logits(block).sum()
     if logsums is not None:
-        rows, columns = logsums
-        cost = rows.double().sum() + columns[block.own].double().sum()
+        cost = logsums[0].double().sum() + logsums[1][block.own].double().sum()
+    divisor = own * len(block.texts)
     return (cost - right) / divisor, sums.gradients(1 / divisor)
 
 
@@ -279,12 +221,12 @@ class _Sums:
 
     def __init__(self, block: Block, wanted: tuple[bool, bool]) -> None:
         self.block = block
-        self.scaled = block.scaled()  # (B, D)
+        self.scaled = block.scale * block.images  # (B, D)
         # a scale that trains reads its gradient off one side's: there is always one
         for_images = wanted[0] or not wanted[1]
-        self.images = torch.zeros_like(block.images) if for_images else None
-        self.texts = torch.zeros_like(block.texts) if wanted[1] else None
-        self.total = block.images.new_zeros((), dtype=torch.float64)
+        self.images = torch.zeros_like(block.images) if for_images else None  # (B, D)
+        self.texts = torch.zeros_like(block.texts) if wanted[1] else None  # (G, D)
+        self.total = block.images.new_zeros((), dtype=torch.float64)  # of all weights
 
     def add(self, row: slice, column: slice, weights: Tensor) -> None:
         """Weights (r, c) of these rows and columns."""
@@ -297,16 +239,15 @@ class _Sums:
 
     def gradients(self, factor: float) -> Gradients:
         """The sums times `factor`."""
-        block = self.block
-        if self.images is not None:
-            self.images *= block.scale * factor
+        block, side, gradient = self.block, self.block.images, self.images
         if self.texts is not None:
             self.texts *= factor
-        # logits are scale * <image, text>, so scale * its gradient = sum of <image, its gradient>
-        side, gradient = (
-            (block.texts, self.texts) if self.images is None else (block.images, self.images)
-        )
+        if self.images is not None:
+            self.images *= block.scale * factor
+        else:
+            side, gradient = block.texts, self.texts
         assert gradient is not None
+        # logits are scale * <image, text>, so scale * its gradient = sum of <image, its gradient>
         along = sum(
             (a.double() * b.double()).sum()
             for a, b in zip(side.split(1024), gradient.split(1024), strict=True)
@@ -316,32 +257,25 @@ class _Sums:
         return Gradients(self.images, self.texts, scale, bias)
 
 
-def _tiles(block: Block, scaled: Tensor, tile: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns and logits (r, c) of each tile, in a buffer that the next one overwrites."""
-    buffer = _buffer(block, tile)
+def _tiles(
+    block: Block, scaled: Tensor, tile: int
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Rows, columns and logits (r, c) of each tile, and room (r, c) to work in; the next tile
+    overwrites both.
+    """
+    most = min(tile, len(block.images)) * min(tile, len(block.texts))
+    buffers = [block.images.new_empty(most) for _ in range(2)]
     for row in slices(0, len(block.images), tile):
         for column in slices(0, len(block.texts), tile):
             left, right = scaled[row], block.texts[column]  # (r, D), (c, D)
-            logits = buffer[: len(left) * len(right)].view(len(left), len(right))
+            shape = len(left), len(right)
+            logits, spare = (b[: shape[0] * shape[1]].view(shape) for b in buffers)  # (r, c)
             torch.mm(left, right.T, out=logits)
-            yield row, column, logits if block.bias is None else logits.add_(block.bias)
-
-
-def _buffer(block: Block, tile: int) -> Tensor:
-    return block.images.new_empty(min(tile, len(block.images)) * min(tile, len(block.texts)))
-
-
-def _shaped(buffer: Tensor, like: Tensor) -> Tensor:
-    return buffer[: like.numel()].view_as(like)
-
-
-def _own_pairs(block: Block, row: slice, column: slice, tile: Tensor) -> Tensor:
-    """View of the tile's entries where an image meets its own text, (n,), n perhaps 0."""
-    return tile.diagonal(block.first + row.start - column.start)
+            yield row, column, logits if block.bias is None else logits.add_(block.bias), spare
 
 
 def _own_logits(block: Block) -> Tensor:
     """The logit of each row's own pair: (B,) float64."""
-    cosines = (block.images * block.texts[block.own]).sum(1, dtype=torch.float64)
+    cosines = (block.images * block.texts[block.own]).sum(1, dtype=torch.float64)  # (B,)
     logits = block.scale.double() * cosines
     return logits if block.bias is None else logits + block.bias.double()

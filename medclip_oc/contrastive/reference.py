@@ -1,6 +1,6 @@
 """The one plain big-batch step that the cached one must equal: for checks, tests and benchmarks.
 
-B pairs per rank, G pairs over all ranks, D embedding size, L context length.
+B pairs per rank, G pairs over all ranks, C pairs of a forward, D embedding size, L context length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,16 +49,13 @@ def plain_step(
         parameter.grad = None
     device = next(towers.parameters()).device
     rows = len(images) // len(seeds or [0])  # B
-    image_parts: list[Tensor] = []
-    text_parts: list[Tensor] = []
+    image_parts, text_parts = list[Tensor](), list[Tensor]()  # (C, D) each
     with autocast(device, precision)():
-        for rank, (own_images, own_tokens) in enumerate(
-            zip(images.split(rows), tokens.split(rows), strict=True)
-        ):
+        of_ranks = zip(images.split(rows), tokens.split(rows), strict=True)
+        for rank, (own_images, own_tokens) in enumerate(of_ranks):
             if seeds is not None:
                 torch.manual_seed(seeds[rank])
             sizes = micro_batches or (rows, rows)
-            # (C, D) each
             image_parts += [towers.embed_images(x.to(device)) for x in own_images.split(sizes[0])]
             text_parts += [towers.embed_texts(x.to(device)) for x in own_tokens.split(sizes[1])]
     image_features, text_features = torch.cat(image_parts), torch.cat(text_parts)  # (G, D) each
@@ -72,15 +69,8 @@ def plain_step(
 
 
 def dense_targets(rule: Rule, labels: Labels, loss: LossName) -> Any:
-    """What is right in the whole batch, as the dense losses take it.
-
-    Args:
-        rule: how targets are made.
-        labels: of all G pairs.
-        loss: "clip" or "siglip".
-
-    Returns:
-        (G, G), for "siglip" a pair of those; None: each pair's own partner.
+    """What the rule makes right in a batch with the labels of all G pairs, as the dense losses take
+    it: (G, G), for "siglip" a pair of those; None: each pair's own partner.
     """
     if rule.plain:
         return None

@@ -1,8 +1,8 @@
 """Which texts are right for which images, beyond each pair's own: soft targets, tile by tile.
 
-Radiology repeats itself: "normal chest radiograph" stands under many images, one image under
-several captions, and neighbouring pairs come out of one paper. Plain InfoNCE calls each of these a
-wrong answer. Here a rule says how the right answer of an image is spread over the texts:
+Radiology repeats itself: "normal chest radiograph" stands under many images, and one image under
+several captions; plain InfoNCE calls the others' wrong. Here a rule says how the right answer of an
+image is spread over the texts:
 
     pairs      its own text alone
     captions   every text of a pair with the same caption or the same image, in equal parts (UniCL,
@@ -31,16 +31,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["pairs", "captions", "concepts"]
-Gather = Callable[[Tensor], Tensor]
-"""(B,) of one rank -> (G,) of all, in rank order."""
-
 
 @dataclass(frozen=True)
 class Rule:
     """How targets are made; see above."""
 
-    kind: Kind = "pairs"
+    kind: Literal["pairs", "captions", "concepts"] = "pairs"
     strength: float = 0.0
     """Share of the target that concepts spread, for `concepts`; for SigLIP see above."""
     smoothing: float = 0.0
@@ -71,12 +67,6 @@ class Labels:
         """Of the pairs in a batch, see `data.Batch`."""
         return cls(batch["caption_hash"], batch["image_hash"], batch["concepts"])
 
-    @classmethod
-    def different(cls, pairs: int, device: torch.device) -> "Labels":
-        """Of pairs that have nothing in common."""
-        numbers = torch.arange(pairs, device=device)
-        return cls(numbers, numbers, numbers.new_zeros(pairs, 0, dtype=torch.int32))
-
 
 class Targets:
     """How right each of G x G pairings is, given out tile by tile.
@@ -89,15 +79,24 @@ class Targets:
 
     def __init__(self, rule: Rule, labels: Labels, dtype: torch.dtype) -> None:
         self.rule, self.pairs, self.dtype = rule, len(labels.captions), dtype
-        if rule.kind == "pairs":
-            labels = Labels.different(self.pairs, labels.captions.device)
+        if rule.kind == "pairs":  # nothing is shared
+            numbers = torch.arange(self.pairs, device=labels.captions.device)
+            labels = Labels(numbers, numbers, labels.concepts[:, :0])
         self._captions, captions = _ids(labels.captions)
         self._images, images = _ids(labels.images)
         _, both = _ids(self._captions.long() * self.pairs + self._images)
         self._same = (captions + images - both).to(dtype)  # (G,) pairs that are the same, itself in
-        concepts = _distinct(labels.concepts)
+        concepts = labels.concepts.sort(1).values  # (G, K)
+        again = torch.zeros_like(concepts, dtype=torch.bool)
+        again[:, 1:] = concepts[:, 1:] == concepts[:, :-1]
+        concepts = concepts.masked_fill(again, 0)  # 0 in place of a pair's repeats
         self._sizes = (concepts != 0).sum(1).to(dtype)  # (G,)
-        self._concepts, self._vocabulary = _shared(concepts)
+        values, ids, counts = concepts.unique(return_inverse=True, return_counts=True)
+        shared = (counts > 1) & (values != 0)
+        self._vocabulary = int(shared.sum())  # V
+        # 0 to V - 1 for concepts of several pairs, V for all else
+        numbers = torch.where(shared, shared.cumsum(0) - 1, self._vocabulary)
+        self._concepts = numbers[ids]  # (G, K)
         self._strength = rule.strength if rule.kind == "concepts" and self._vocabulary else 0.0
         self._sums: Tensor | None = None  # (G,) of a row, or column, of overlaps
 
@@ -107,12 +106,13 @@ class Targets:
         alone = bool((self._same == 1).all())
         return alone and not self._strength and not self.rule.smoothing
 
-    def complete(self, own: slice, gather: Gather, tile: int) -> None:
+    def complete(self, own: slice, gather: Callable[[Tensor], Tensor], tile: int) -> None:
         """Add up the overlaps of each pair with all, which `tile` divides by.
 
         Args:
             own: the rows of this rank; every rank computes its own once.
-            gather: puts the ranks' sums together. Not called where concepts have no part.
+            gather: (B,) of one rank -> (G,) of all, in rank order. Not called where concepts have
+                no part.
             tile: side of the largest matrix that exists at a time.
         """
         if not self._strength:
@@ -165,7 +165,7 @@ class Targets:
 
     def _has(self, rows: slice) -> Tensor:
         """Which of the shared concepts each pair has: (r, V), of 0 and 1."""
-        ids = self._concepts[rows].long()
+        ids = self._concepts[rows]  # (r, K)
         has = self._sizes.new_zeros(len(ids), self._vocabulary + 1)  # the last: padding, unshared
         return has.scatter_(1, ids, 1)[:, :-1]
 
@@ -174,23 +174,6 @@ def _ids(values: Tensor) -> tuple[Tensor, Tensor]:
     """Small numbers for large ones (G,), and how often each occurs (G,)."""
     _, ids, counts = values.unique(return_inverse=True, return_counts=True)
     return ids.int(), counts[ids]
-
-
-def _distinct(concepts: Tensor) -> Tensor:
-    """Each pair's concepts in order, 0 in place of repeats: (G, K)."""
-    ordered = concepts.sort(1).values
-    again = torch.zeros_like(ordered, dtype=torch.bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    return ordered.masked_fill(again, 0)
-
-
-def _shared(concepts: Tensor) -> tuple[Tensor, int]:
-    """Numbers 0 to V - 1 for the concepts of several pairs, V for all else: (G, K); and V."""
-    values, ids, counts = concepts.unique(return_inverse=True, return_counts=True)
-    kept = (counts > 1) & (values != 0)
-    total = int(kept.sum())
-    numbers = torch.where(kept, kept.cumsum(0) - 1, total)
-    return numbers[ids].int(), total
 
 
 def slices(first: int, last: int, size: int) -> list[slice]:

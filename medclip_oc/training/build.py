@@ -9,7 +9,7 @@ import torch
 
 from ..config.schema import Config, TrainConfig
 from ..contrastive.grad_cache import CachedStep
-from ..contrastive.recompute import live_batch_norms
+from ..contrastive.micro_batched_tower import live_batch_norms
 from ..contrastive.soft_targets import Rule
 from ..data import loader
 from ..data.loader import TrainingData

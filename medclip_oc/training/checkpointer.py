@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import CheckpointConfig
-from ..contrastive.recompute import RandomState
+from ..contrastive.micro_batched_tower import RandomState
 from ..errors import InputError, WorkError
 from ..models import checkpoint
 from ..runtime import distributed

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..config.schema import Config
 from ..contrastive import reference
 from ..contrastive.grad_cache import CachedStep, gather_labels
-from ..contrastive.recompute import RandomState, live_batch_norms
+from ..contrastive.micro_batched_tower import RandomState, live_batch_norms
 from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
@@ -130,7 +130,8 @@ def draws(step: CachedStep, images: Tensor, tokens: Tensor) -> bool:
     with torch.no_grad():
         step.images.embed_chunk(images[:1])
         step.texts.embed_chunk(tokens[:1])
-    return not before.equals(RandomState.now(step.world.device))
+    after = RandomState.now(step.world.device)
+    return not all(a is None or a.equal(b) for a, b in zip(before, after, strict=True))
 
 
 def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:

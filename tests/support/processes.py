@@ -28,7 +28,10 @@ def run(function: Callable[..., Any], size: int, folder: Path, *args: Any) -> li
         size: number of processes.
         folder: empty, for the results.
     """
-    mp.spawn(_enter, (function, size, free_port(), folder, args), nprocs=size)
+    with warnings.catch_warnings():  # about forking; torch has one thread here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        given = (function, size, free_port(), folder, args)
+        mp.start_processes(_enter, given, nprocs=size, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 

@@ -39,7 +39,7 @@ from step_peers import (
 )
 from torch.multiprocessing.spawn import start_processes
 
-from medclip_oc.contrastive.loss import tiled_loss
+from medclip_oc.contrastive.loss import Block, contrast
 from medclip_oc.contrastive.reference import gradients
 from medclip_oc.errors import InputError
 
@@ -147,8 +147,7 @@ def loss(rounds: int) -> Iterator[Comparison]:
     """The loss alone, forward and backward."""
     for pairs in (1024, 8192):
         inputs = _Features(pairs)
-        ours = lambda inputs=inputs: inputs.backward(functools.partial(tiled_loss, "clip"))  # noqa: E731
-        theirs = lambda inputs=inputs: inputs.backward(ClipLoss())  # noqa: E731
+        ours, theirs = inputs.contrast, functools.partial(inputs.backward, ClipLoss())
         case = f"the loss alone, G={pairs}, D=512, forward and backward"
         extra = peaks(inputs, ours=ours, theirs=theirs)
         yield timed(case, ours, theirs, "open_clip's ClipLoss", rounds, None, extra)
@@ -163,6 +162,11 @@ class _Features(torch.nn.Module):
         made = [torch.randn(pairs, 512, generator=generator) for _ in range(2)]
         self.images, self.texts = (torch.nn.Parameter(F.normalize(side, dim=1)) for side in made)
         self.scale = torch.nn.Parameter(torch.tensor(14.3))
+
+    def contrast(self) -> None:
+        self.zero_grad()
+        _, found = contrast("clip", Block(self.images, self.texts, self.scale))
+        self.images.grad, self.texts.grad, self.scale.grad, _ = found
 
     def backward(self, loss: Callable[..., torch.Tensor]) -> None:
         self.zero_grad()
