@@ -230,13 +230,14 @@ class _FrozenBlocks:
     @contextmanager
     def handed_out(self, chunk: int) -> Iterator[None]:
         """During a second forward: no frozen block runs, if the chunk's output was kept."""
-        output, state = self.kept.pop(chunk, (None, None))
+        kept = self.kept.pop(chunk, None)
 
         def stand_in(*_: Any, **__: Any) -> Any:
-            state.set(self.device)  # later blocks draw what they drew
-            return output
+            assert kept is not None
+            kept[1].set(self.device)  # later blocks draw what they drew
+            return kept[0]
 
-        blocks = self.blocks[: self.count] if state else []
+        blocks = self.blocks[: self.count] if kept else []
         before = [vars(block).get("forward") for block in blocks]  # None: its class's
         for block in blocks:
             block.forward = stand_in
