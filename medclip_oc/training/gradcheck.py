@@ -126,8 +126,10 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tupl
 
 def draws(step: CachedStep, images: Tensor, tokens: Tensor) -> bool:
     """Whether the towers take random numbers in training."""
+
     def numbers() -> Tensor:
-        return torch.cat([state for state in RandomState.now(step.world.device) if state is not None])
+        states = RandomState.now(step.world.device)
+        return torch.cat([state for state in states if state is not None])
 
     before = numbers()
     with torch.no_grad():
