@@ -161,23 +161,11 @@ def audit(
     pairs, others = scan(source, max_pixels, count_tokens, workers)
     images = _named(_image_copies(pairs, workers), pairs, IMAGE_WAYS)
     captions = _named(_caption_copies(pairs), pairs, CAPTION_WAYS)
-    dropped = _dropped(images)
-    by_split = {split: pairs[pairs.split == split] for split in source.splits}
-    reasons = (others.reason[others.split == split] for split in source.splits)
-    unusable = [each.value_counts().sort_index().to_dict() for each in reasons]
-    names = {cui: name for name, cui in MODALITIES.items()}
-    for cuis, said in zip(pairs.cuis, pairs.names, strict=True):
-        named = zip(cuis or [], said or [], strict=False)
-        names |= {cui: name for cui, name in named if cui in names and name}
-    tokens = {split: own.tokens > context_length for split, own in by_split.items()}
-    ends = sorted({context_length * eighths // 8 + 1 for eighths in range(1, 17)})
+    dropped, splits = _dropped(images), list(source.splits)
+    tables = source.fingerprints()["tables"]
     report = {
         "version": VERSION,
-        "source": {
-            "form": source.form,
-            "splits": list(source.splits),
-            "tables": source.fingerprints()["tables"],
-        },
+        "source": {"form": source.form, "splits": splits, "tables": tables},
         "settings": {
             "context_length": context_length,
             "hash_radius": HASH_RADIUS,
@@ -187,10 +175,7 @@ def audit(
             "arch": arch,
             "max_pixels": max_pixels,
         },
-        "pairs": {
-            split: {"read": len(own) + sum(bad.values()), "usable": len(own), "unusable": bad}
-            for (split, own), bad in zip(by_split.items(), unusable, strict=True)
-        },
+        "pairs": {split: _read(pairs, others, split) for split in splits},
         "images": {
             "formats": pairs.format.value_counts().sort_index().to_dict(),
             "modes": pairs["mode"].value_counts().sort_index().to_dict(),
@@ -198,20 +183,10 @@ def audit(
             "height": _range(pairs.height),
             "shorter_side": _histogram(pairs[["width", "height"]].min(axis=1), _SIDES),
         },
-        "captions": {
-            # lengths before cutting, start and end included; a bin ends at the context length
-            "tokens": {
-                **_range(pairs.tokens),
-                "truncated": {split: int(is_cut.sum()) for split, is_cut in tokens.items()},
-                "histogram": _histogram(pairs.tokens, ends),
-            }
-        },
-        "concepts": {
-            "names": names,
-            "splits": {split: _modalities(own.cuis) for split, own in by_split.items()},
-        },
-        "alike_images": _counted(images, source.splits, IMAGE_WAYS),
-        "alike_captions": _counted(captions, source.splits, CAPTION_WAYS),
+        "captions": {"tokens": _tokens(pairs, splits, context_length)},
+        "concepts": _concepts(pairs, splits),
+        "alike_images": _counted(images, splits, IMAGE_WAYS),
+        "alike_captions": _counted(captions, splits, CAPTION_WAYS),
         "leaking_pairs": len(dropped),
     }
     texts = dict(zip(zip(pairs.split, pairs.id, strict=True), pairs.caption, strict=True))
@@ -232,17 +207,12 @@ def _image_copies(pairs: pd.DataFrame, workers: int) -> pd.DataFrame:
     with Progress(len(near), "comparisons", "audit") as progress:
         # starting processes costs more than a few comparisons
         own = workers if len(pieces) > 8 else 1
-        for piece in ordered_map(_correlation, both, own, batch=1):
+        for piece in ordered_map(aligned_correlation, both, own, batch=1):
             correlations.append(piece)
             progress.update(len(piece))
     correlation = np.concatenate(correlations)
     alike = correlation >= CORRELATION
     return best_matches(splits, file, pixels, near[alike], correlation[alike])
-
-
-def _correlation(thumbnails: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """At the top of the module for the worker processes."""
-    return aligned_correlation(*thumbnails)
 
 
 def _caption_copies(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -259,17 +229,39 @@ def _caption_copies(pairs: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------- the findings
 
 
-def _modalities(cuis: pd.Series) -> dict[str, Any]:
-    """Usable pairs of a split by modality, and of none, of several, of unknown ones."""
-    own = [set(MODALITIES.values()) & set(each or []) for each in cuis]
-    counts = pd.Series([cui for each in own for cui in each], dtype=object).value_counts()
-    return {
-        "modalities": {cui: int(counts.get(cui, 0)) for cui in MODALITIES.values()},
-        "unknown": sum(each is None for each in cuis),
-        "none": sum(each == [] for each in cuis),
-        "no_modality": sum(bool(every) and not of for every, of in zip(cuis, own, strict=True)),
-        "several_modalities": sum(len(each) > 1 for each in own),
-    }
+def _read(pairs: pd.DataFrame, others: pd.DataFrame, split: str) -> dict[str, Any]:
+    """How many pairs of a split were read, and why some are of no use."""
+    usable, reasons = int((pairs.split == split).sum()), others.reason[others.split == split]
+    counts = reasons.value_counts().sort_index().to_dict()
+    return {"read": usable + len(reasons), "usable": usable, "unusable": counts}
+
+
+def _tokens(pairs: pd.DataFrame, splits: list[str], context_length: int) -> dict[str, Any]:
+    """Lengths before cutting, start and end included. A bin ends at the context length."""
+    cut = pairs.split[pairs.tokens > context_length].value_counts()
+    truncated = {split: int(cut.get(split, 0)) for split in splits}
+    ends = sorted({context_length * eighths // 8 + 1 for eighths in range(1, 17)})
+    histogram = _histogram(pairs.tokens, ends)
+    return {**_range(pairs.tokens), "truncated": truncated, "histogram": histogram}
+
+
+def _concepts(pairs: pd.DataFrame, splits: list[str]) -> dict[str, Any]:
+    """Usable pairs by split and modality, and of none, of several, of unknown ones; their names."""
+    names, by_split = {cui: name for name, cui in MODALITIES.items()}, dict[str, Any]()
+    for cuis, said in zip(pairs.cuis, pairs.names, strict=True):
+        named = zip(cuis or [], said or [], strict=False)
+        names |= {cui: name for cui, name in named if cui in names and name}
+    for split in splits:
+        cuis = pairs.cuis[pairs.split == split]
+        own = [names.keys() & set(each or []) for each in cuis]
+        by_split[split] = {
+            "modalities": {cui: sum(cui in each for each in own) for cui in MODALITIES.values()},
+            "unknown": sum(each is None for each in cuis),
+            "none": sum(each == [] for each in cuis),
+            "no_modality": sum(bool(each) and not of for each, of in zip(cuis, own, strict=True)),
+            "several_modalities": sum(len(each) > 1 for each in own),
+        }
+    return {"names": names, "splits": by_split}
 
 
 def _named(matches: pd.DataFrame, pairs: pd.DataFrame, ways: Sequence[str]) -> pd.DataFrame:
@@ -283,7 +275,7 @@ def _named(matches: pd.DataFrame, pairs: pd.DataFrame, ways: Sequence[str]) -> p
     return one.join(other.add_prefix("other_")).assign(way=way, likeness=likeness)
 
 
-def _counted(table: pd.DataFrame, splits: Sequence[str], ways: Sequence[str]) -> dict[str, Any]:
+def _counted(table: pd.DataFrame, splits: list[str], ways: Sequence[str]) -> dict[str, Any]:
     """Copies by the two splits and the way, and as a list."""
     counts = {one: {other: dict.fromkeys(ways, 0) for other in splits} for one in splits}
     for one, other, way in zip(table.split, table.other_split, table.way, strict=True):

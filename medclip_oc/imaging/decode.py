@@ -1,7 +1,6 @@
 """What a picture file looks like, decoded: 8 bits, grey ("L") or colour ("RGB"), the right way up.
 
-A file is what its content says, whatever its name. The rules, which hold for every image that the
-program looks at:
+A file is what its content says, whatever its name. The rules:
 
 | kind                               | what becomes of it                                          |
 |------------------------------------|-------------------------------------------------------------|
@@ -94,8 +93,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         if _ends_early(data):
             raise BadImage("truncated", "the file ends before its image begins") from None
-        seems = _guess(data)
-        detail = f"not one of {', '.join(_FORMATS)}, DICOM" + (f"; seems {seems}" if seems else "")
+        detail = f"not one of {', '.join(_FORMATS)}, DICOM{_guess(data)}"
         raise BadImage("undecodable", detail) from None
     except Exception as error:  # a damaged file raises whatever its decoder trips over
         raise _damage(error, data) from None
@@ -124,8 +122,6 @@ def read_orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # getexif would decode the pixels to look behind them
-    if image.format == "JPEG" and image.info.keys().isdisjoint(("exif", "xmp")):
-        return 1  # what getexif would find, with much ado
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # junk where EXIF should be: stock readers pass over it as well
@@ -216,38 +212,29 @@ def _damage(error: Exception, data: bytes) -> BadImage:
     return BadImage(reason, " ".join(str(error).split()) or type(error).__name__)
 
 
-def _guess(data: bytes) -> str | None:
-    """What a file that no decoder takes seems to be: "a PDF". None: no idea."""
+def _guess(data: bytes) -> str:
+    """What a file that no decoder takes seems to be: "; seems a PDF". Empty: no idea."""
     frame = jpeg_frame(data)
     if frame and frame[1] != 8:
-        return f"a JPEG of {frame[1]} bits"
+        return f"; seems a JPEG of {frame[1]} bits"
     if data[4:8] == b"ftyp":
-        return "HEIF or AVIF"
+        return "; seems HEIF or AVIF"
     if not data.strip(b"\0"):
-        return "nothing but zeros"
+        return "; seems nothing but zeros"
     if data[:2] in (b"\x02\0", b"\x08\0") and data[3:4] == b"\0":  # a first tag in these groups
-        return "DICOM without its mark DICM at byte 128"
+        return "; seems DICOM without its mark DICM at byte 128"
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((seems for mark, seems in _STARTS.items() if start.startswith(mark)), None)
+    return next((f"; seems {it}" for mark, it in _STARTS.items() if start.startswith(mark)), "")
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether a file holds less than its own header promises, or lacks its end mark.
+    """Whether a WebP, TIFF or JPEG 2000 that failed to decode holds less than its header promises.
 
-    For a file that failed to decode: some sound ones have no end mark. JPEG decoders say it
-    themselves.
+    Of the other kinds the decoders say so themselves.
     """
-    promised = 0
-    if data[:4] == b"RIFF":  # WebP
-        promised = int.from_bytes(data[4:8], "little") + 8
-    elif data[:4] in (b"II*\0", b"MM\0*"):  # TIFF: where its directory is
-        promised = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 2
-    elif data[:2] == b"BM":
-        promised = int.from_bytes(data[2:6], "little")
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data[-4096:]
-    elif data[:4] == b"GIF8":
-        return not data.rstrip(b"\0").endswith(b";")
-    elif data[:4] == b"\xffO\xffQ" or data[4:8] == b"jP  ":  # JPEG 2000, bare or in boxes
-        return b"\xff\xd9" not in data[-64:]
-    return promised > len(data)
+    if data[:4] == b"RIFF":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data[:4] in (b"II*\0", b"MM\0*"):  # TIFF: where its directory is
+        return int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") + 2 > len(data)
+    is_jpeg_2000 = data[:4] == b"\xffO\xffQ" or data[4:8] == b"jP  "  # bare or in boxes
+    return is_jpeg_2000 and b"\xff\xd9" not in data[-64:]

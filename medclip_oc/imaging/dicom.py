@@ -80,6 +80,8 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         except Exception as error:  # a damaged file raises whatever pydicom trips over
             cut = "less than expected" in str(error)
             words = " ".join(str(error).split())[:300] or type(error).__name__
+            if "missing dependencies" in words:
+                words += f" ({INSTALL})"
             raise BadImage("truncated" if cut else "undecodable", words) from None
 
 
@@ -138,14 +140,10 @@ def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not syntax:
         raise BadImage("undecodable", "DICOM that names no transfer syntax")
-    decoder = get_decoder(syntax)
-    if not decoder.is_available:
-        missing = "; ".join(decoder.missing_dependencies)
-        hint = f" ({INSTALL})" if "gdcm" in missing else ""
-        raise BadImage("undecodable", f"{syntax.name} needs another package: {missing}{hint}")
     decode_frame = partial(pixel_array, dataset, index=0)
     # damaged frames make GDCM abort and pydicom loop for ever
-    return decode_frame() if decoder.is_native else call_isolated(decode_frame, _SECONDS)
+    is_plain = get_decoder(syntax).is_native
+    return decode_frame() if is_plain else call_isolated(decode_frame, _SECONDS)
 
 
 def _shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
