@@ -105,13 +105,8 @@ def open_data(config: Config, world: World) -> RunData:
 def model(
     config: Config, world: World, content: dict[str, Any] | None = None, file: str = ""
 ) -> Clip:
-    """The model on its device, with what doesn't train frozen and any adapters in place.
-
-    Args:
-        config: of the run.
-        world: whose device it goes to.
-        content: of the checkpoint whose weights it takes. None: as `model` in the configuration.
-        file: the checkpoint's name, for errors.
+    """The model on its device, with what doesn't train frozen and any adapters in place: that of a
+    checkpoint's content (`file` is its name), or as `model` in the configuration says.
 
     Raises:
         InputError: the model can't be built, has no such parts, or can't take such adapters.

@@ -38,11 +38,7 @@ _OTHER_RANKS = 1_000_003
 
 
 class OptimizerState:
-    """An optimizer's running averages. Its rates and decays are those of the configuration.
-
-    Args:
-        optimizer: over the parameters of the model, in the model's order.
-    """
+    """An optimizer's running averages. Its rates and decays are those of the configuration."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -93,15 +89,11 @@ def capture(
     parts: Mapping[str, Any], progress: Progress, fingerprints: dict[str, Any], world: World
 ) -> dict[str, Any]:
     """What `restore` needs; every rank must call it, between two steps."""
-    generators = [
-        [None] * world.size
-        if state is None
-        else distributed.all_gather(state.to(world.device)[None]).cpu().clone().unbind()
-        for state in RandomState.now(world.device)  # the CPU's, and that of the rank's own GPU
-    ]
+    # the CPU's, and that of the rank's own GPU
+    random = distributed.all_gather_objects(tuple(RandomState.now(world.device)))
     return {
         "parts": {name: part.state_dict() for name, part in parts.items()},
-        "random": [{"cpu": cpu, "cuda": cuda} for cpu, cuda in zip(*generators, strict=True)],
+        "random": [{"cpu": cpu, "cuda": cuda} for cpu, cuda in random],
         "best": progress.best,
         "validated": progress.validated,
         "fingerprints": fingerprints,
@@ -113,12 +105,8 @@ def restore(
 ) -> None:
     """Put the parts and the generators where they stood when a state was saved.
 
-    Args:
-        content: of the checkpoint.
-        file: its name, for errors.
-        parts: those of this run; one that the state doesn't know begins anew.
-        seed: of the run, for ranks that the saved run didn't have.
-        world: this rank among the others.
+    A part that the state doesn't know begins anew; a rank that the saved run didn't have draws from
+    the run's seed and the step.
 
     Raises:
         InputError: the state doesn't fit this run.
@@ -143,12 +131,6 @@ class Checkpointer:
     The state is copied to host memory while the training stands still; a thread writes the copy. At
     most one is written at a time. best.pt comes before the state that knows of it, so that a run
     which is killed in between writes it once more.
-
-    Args:
-        folder: of the run.
-        settings: when to save, and how much to keep.
-        log: where a line about each one goes.
-        main: whether this rank writes.
 
     Attributes:
         step: of the last state that was given to it.
@@ -177,12 +159,9 @@ class Checkpointer:
         return self.main and late
 
     def save(self, content: dict[str, Any], *, best: bool, since: float) -> None:
-        """Copy a state, and have it written.
+        """Copy a checkpoint's content, and have it written; as best.pt too, without `training`.
 
-        Args:
-            content: of the checkpoint, `training` included.
-            best: whether to write best.pt as well, without `training`.
-            since: when the training stopped for it (time.perf_counter), for the log.
+        `since`: when the training stopped for it (time.perf_counter), for the log.
 
         Raises:
             WorkError: writing failed, now or the last time.

@@ -63,8 +63,7 @@ class RunLog:
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
                 opened.callback(self._board.close)
             if config.log.wandb != "disabled":
-                self._wandb = _start_wandb(folder, config)
-                opened.callback(_finish_wandb, self._wandb)
+                self._wandb = _start_wandb(folder, config, opened)
             self._opened = opened.pop_all()
 
     def message(self, text: str) -> None:
@@ -127,14 +126,15 @@ def _wandb() -> Iterator[Any]:
         ) from error
 
 
-def _start_wandb(folder: Path, config: Config) -> Any:
-    """The wandb run of this folder, begun or continued."""
+def _start_wandb(folder: Path, config: Config, opened: ExitStack) -> Any:
+    """The wandb run of this folder, begun or continued; it ends with `opened`."""
     online = wandb_online(config.log)
     id_file = folder / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(f"{uuid.uuid4().hex[:8]}\n")
     with _wandb() as wandb:
-        return wandb.init(
+        opened.callback(wandb.teardown)  # waits for the last records, which `finish` doesn't
+        run = wandb.init(
             project=config.log.wandb_project,
             name=folder.name,
             id=id_file.read_text().strip(),
@@ -144,14 +144,8 @@ def _start_wandb(folder: Path, config: Config) -> Any:
             config=asdict(config),
             settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
-
-
-def _finish_wandb(run: Any) -> None:
-    """Wait until the last records are sent, or on the disk: `finish` alone returns before."""
-    import wandb
-
-    run.finish()
-    wandb.teardown()
+        opened.callback(run.finish)
+    return run
 
 
 def _stays(record: Mapping[str, Any], progress: Progress) -> bool:

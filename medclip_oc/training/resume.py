@@ -39,8 +39,6 @@ class Origin:
     """Of the checkpoint."""
     lines: list[str] = field(default_factory=list)
     """For the log."""
-    damaged: list[Path] = field(default_factory=list)
-    """Newer states, which can't be used."""
 
 
 def start(
@@ -51,17 +49,10 @@ def start(
     data: RunData,
     world: World,
 ) -> Origin:
-    """Find what the run starts from, and have its folder ready.
+    """Find what a run starts from, and have its folder ready.
 
-    The main rank looks, and decides for all; the others read the same file.
-
-    Args:
-        source: "auto", "never", or a checkpoint file.
-        allow: settings that may differ from those of the state.
-        config: of this run.
-        folder: of this run.
-        data: of this run.
-        world: the ranks.
+    The main rank looks, and decides for all; the others read the same file. `source` is "auto",
+    "never", or a checkpoint file; `allow` names settings that may differ from those of the state.
 
     Raises:
         InputError: the folder holds a run that can't be resumed; says what to do about it.
@@ -77,7 +68,12 @@ def start(
             origin = _choose(source, config, folder)
             if origin.content is not None:
                 origin.lines += _compare(origin.content, origin.file, config, data, allow)
-            _make_ready(folder, origin, config.run.overwrite)
+            own = origin.file is not None and folder.owns(origin.file)
+            # one that was never saved begins again when it is restarted, and keeps its log
+            again = origin.file is None and distributed.restarts() > 0
+            folder.prepare(clear=config.run.overwrite and not own and not again)
+            if origin.content is not None and own:
+                folder.set_aside_after(origin.content["step"])
         except (InputError, WorkError) as caught:
             error = caught
     distributed.raise_together(error)
@@ -89,20 +85,6 @@ def start(
             error = InputError(f"{caught}; every node must see the run folder")
     distributed.raise_together(error)
     return origin
-
-
-def _make_ready(folder: RunFolder, origin: Origin, overwrite: bool) -> None:
-    """The folder without what belongs to no run, or to one that isn't resumed."""
-    if origin.content is None:
-        # one that was never saved begins again, and keeps its log
-        folder.prepare(clear=overwrite and not distributed.restarts())
-    elif origin.file is not None and folder.owns(origin.file):
-        folder.prepare(clear=False)
-        for file in origin.damaged:
-            folder.set_aside(file, "damaged")
-        folder.set_aside_after(origin.content["step"])
-    else:
-        folder.prepare(clear=overwrite)
 
 
 def _choose(source: str, config: Config, folder: RunFolder) -> Origin:
@@ -132,19 +114,18 @@ def _choose(source: str, config: Config, folder: RunFolder) -> Origin:
 
 def _newest(folder: RunFolder) -> Origin:
     """The newest state that is sound, with a line for each damaged one."""
-    origin, reasons = Origin(), list[str]()
+    damaged: list[str] = []
     for file in folder.states():
         try:
-            origin.file, origin.content = file, _open(file)
-            return origin
+            content = _open(file)
         except DamagedCheckpoint as error:
-            origin.damaged.append(file)
-            origin.lines.append(f"{error}; the state before it is used")
-            reasons.append(str(error))
-    if reasons:
+            damaged.append(str(error))
+            continue
+        return Origin(file, content, [f"{d}; the state before it is used" for d in damaged])
+    if damaged:
         raise InputError(
             f"run.folder: {folder.path} has no sound checkpoint to resume from "
-            f"({'; '.join(reasons)}); replace the run with --run.overwrite true"
+            f"({'; '.join(damaged)}); replace the run with --run.overwrite true"
         )
     return Origin(lines=[f"{folder.path}: nothing was saved yet; it begins again"])
 

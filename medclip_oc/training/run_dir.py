@@ -99,18 +99,14 @@ class RunFolder:
                 with suppress(OSError):  # it only takes room
                     file.unlink()
 
-    def set_aside(self, file: Path, reason: str) -> None:
-        """Give a state another ending, so that no run resumes from it; it may be looked at."""
-        with suppress(OSError):
-            moved = file.replace(file.with_name(f"{file.name}.{reason}"))
-            if moved.samefile(self.last):
-                self.last.unlink()
-
     def set_aside_after(self, step: int) -> None:
-        """What comes after `step` belongs to a run that isn't resumed."""
+        """States of later steps get another ending: no run resumes from them; they may be seen."""
         for later, file in self._numbered():
             if later > step:
-                self.set_aside(file, "left")
+                with suppress(OSError):
+                    moved = file.replace(file.with_name(f"{file.name}.left"))
+                    if moved.samefile(self.last):
+                        self.last.unlink()
 
     def mark(self, text: str) -> None:
         """Write down that the run was told to stop, and has saved."""

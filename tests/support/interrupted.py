@@ -17,8 +17,6 @@ from medclip_oc.models import checkpoint
 from tests.support import processes
 from tests.support.cli import records, settings, write
 
-TIMED = ("pairs_per_second",)
-
 
 class ForkServer:
     """See fork_server.py."""
@@ -35,15 +33,13 @@ class ForkServer:
 
     def start(self, ranks: int, folder: Path, *words: object) -> list[int]:
         """Process ids of a training that begins; its stderr goes to FOLDER/rank0.txt and so on."""
-        assert self.process.stdin is not None
         if self.running:  # a test failed, and left them
             for pid in self.running:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.answer()
         order = [[str(word) for word in words], ranks, processes.free_port(), str(folder)]
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
+        print(json.dumps(order), file=self.process.stdin, flush=True)
         self.running = self.answer()
         return self.running
 
@@ -68,14 +64,11 @@ def configure(packed: Path, folder: Path, name: str, **changes: Any) -> Path:
 
 def measured(run: Path) -> list[dict[str, Any]]:
     """The records, without what time decides."""
-    return [{k: v for k, v in r.items() if k not in TIMED} for r in records(run)]
+    return [{k: v for k, v in r.items() if k != "pairs_per_second"} for r in records(run)]
 
 
-def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = checkpoint.load(run / "checkpoints" / f"{name}.pt")[
-        "state_dict"
-    ]
-    return found
+def weights(run: Path, name: str = "last") -> Any:
+    return checkpoint.load(run / "checkpoints" / f"{name}.pt")["state_dict"]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -89,7 +82,9 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def lines_of(file: Path) -> int:
+def steps_of(run: Path) -> int:
+    """Lines of its metrics.jsonl."""
+    file = run / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +14,8 @@ import torch
 
 from medclip_oc import train
 from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, OptimConfig, TrainCommand
+from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, preflight
 from tests.support.cli import call, settings, torchrun, write
@@ -102,15 +100,7 @@ def little_memory(shards: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def slow_loader(shards: Path, patch: pytest.MonkeyPatch) -> None:
-    pixels = Picture.pixels
-
-    def slow(self: Picture, *args: Any) -> Any:
-        time.sleep(0.02)  # at most 50 pairs/s, however fast the machine
-        return pixels(self, *args)
-
-    patch.undo()
-    patch.setattr(preflight, "step_rate", lambda *_: 100.0)
-    patch.setattr(Picture, "pixels", slow)
+    patch.setattr(preflight, "loader_rate", lambda *_: 99.0)
 
 
 def full_disk(shards: Path, patch: pytest.MonkeyPatch) -> None:
@@ -151,11 +141,6 @@ FAULTS = {
     "captions cut": Fault(
         0, r"warning: data.long_captions: 3\d% of the captions .* `sentences`", None, long_captions
     ),
-    "warm-up beyond the run": Fault(
-        1,
-        r"error: optim.warmup_steps: 99 is more than the run's 30 steps; null takes a tenth",
-        {"optim__warmup_steps": 99},
-    ),
     "rate of another method": Fault(
         1,
         r"error: optim.lr: 0.0005 is not usual for a pretrained model in full: .*take 1e-06 to",
@@ -174,7 +159,7 @@ FAULTS = {
     ),
     "loader slower than the step": Fault(
         0,
-        r"warning: data.workers: 0 give \d+ pairs/s, and a step takes 100 .*--resize",
+        r"warning: data.workers: 0 give 99 pairs/s, and a step takes 100 .*--resize",
         {},
         slow_loader,
     ),
@@ -268,28 +253,28 @@ def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any)
     assert STEP_RATE(run, 3, 2) > 0
 
 
-@pytest.mark.parametrize(
-    ("lr", "level"), [(4e-5, "warning"), (5e-5, ""), (5e-3, ""), (6e-3, "warning"), (0.03, "error")]
-)
-def test_rates_from_scratch(lr: float, level: str) -> None:
-    config = Config(optim=OptimConfig(lr=1e-3, text_lr=lr))
-    found = [line.partition(":")[0] for line in preflight.rates(config)]
-    assert found == ([level] if level else [])
+LORA = {"lora": {"rank": 4}}
+IMAGES = {"model": OPENAI, "optim__freeze": "image"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "lr", "level", "method"),
     [
-        ({}, "a model from scratch"),
-        ({"lora": {"rank": 4}}, "adapters (lora.rank)"),
-        ({"model": OPENAI}, "a pretrained model in full"),
-        (
-            {"model": OPENAI, "optim": {"freeze": "image"}},
-            "one tower or some layers of a pretrained",
-        ),
+        ({}, 4e-5, "warning", "a model from scratch: it hardly learns"),
+        ({}, 5e-5, "", ""),
+        ({}, 5e-3, "", ""),
+        ({}, 6e-3, "warning", "a model from scratch: it forgets"),
+        ({}, 0.03, "error", "a model from scratch: it forgets"),
+        (LORA, 0.003, "warning", r"adapters \(lora.rank\)"),
+        ({"model": OPENAI}, 2e-4, "warning", "a pretrained model in full"),
+        (IMAGES, 6e-4, "warning", "one tower or some layers of a pretrained"),
     ],
 )
-def test_methods(tmp_path: Path, changes: dict[str, Any], wanted: str) -> None:
-    file = write(settings(tmp_path, tmp_path / "run", **changes), tmp_path / "c.yaml")
+def test_rates(tmp_path: Path, changes: dict[str, Any], lr: float, level: str, method: str) -> None:
+    tree = settings(tmp_path, tmp_path / "run", **{**changes, "optim__text_lr": lr})
+    tree["optim"]["lr"] = lr
+    file = write(tree, tmp_path / "c.yaml")
     config = parse.parse(Config, ["--config", str(file)], prog="", description="")
-    assert preflight.method_of(config).startswith(wanted)
+    found = list(preflight.rates(config))
+    assert len(found) == (2 if level else 0), "one for both towers, and one for the texts"
+    assert all(re.match(f"{level}: optim.(text_)?lr: .* for {method}", line) for line in found)

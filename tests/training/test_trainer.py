@@ -27,9 +27,9 @@ from tests.support.interrupted import (
     ForkServer,
     alive,
     configure,
-    lines_of,
     measured,
     same,
+    steps_of,
     wait_for,
     weights,
 )
@@ -69,15 +69,16 @@ def test_a_step_has_its_rate_and_a_clipped_gradient(packed: Path, tmp_path: Path
 
 def test_validation_and_the_best_checkpoint(finished: Path) -> None:
     """Each epoch of 3 steps, each fifth step, and the end."""
-    scores = {r["step"]: r for r in records(finished) if "valid/mean_recall" in r}
+    scores = {
+        r["step"]: r["valid/mean_recall"] for r in records(finished) if "valid/mean_recall" in r
+    }
     assert list(scores) == [3, 5, 6, 9]
     best, last = (checkpoint.load(finished / "checkpoints" / f"{n}.pt") for n in ("best", "last"))
-    highest = max(scores.values(), key=lambda r: r["valid/mean_recall"])
-    assert best["step"] == highest["step"]
-    assert best["metrics"]["mean_recall"] == highest["valid/mean_recall"]
-    assert last["training"]["best"] == highest["valid/mean_recall"]
+    highest = max(scores.values())
+    assert scores[best["step"]] == best["metrics"]["mean_recall"] == highest
+    assert last["training"]["best"] == highest
     assert (last["step"], last["position"], last["epoch"]) == (9, 144, 3)
-    said = f"done: best valid/mean_recall {highest['valid/mean_recall']:.4f} in {finished}"
+    said = f"done: best valid/mean_recall {highest:.4f} in {finished}"
     assert said in (finished / "log.txt").read_text()
 
 
@@ -126,8 +127,8 @@ def test_a_signal_to_one_rank_stops_all_with_everything_saved(
     run = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         pids = fork_server.start(2, tmp_path, "--config", config)
-        begun = lines_of(run / "metrics.jsonl")
-        wait_for(lambda begun=begun: lines_of(run / "metrics.jsonl") >= begun + 2)
+        begun = steps_of(run)
+        wait_for(lambda begun=begun: steps_of(run) >= begun + 2)
         children = Path(f"/proc/{pids[1]}/task/{pids[1]}/children").read_text().split()
         for pid in (*map(int, children), pids[1]):
             os.kill(pid, number)
@@ -188,8 +189,8 @@ def test_a_rank_that_dies_or_hangs_ends_all(
         (signal.SIGSTOP, "another rank did not answer for 4 s (run.timeout_seconds)"),
     ):
         pids = fork_server.start(2, tmp_path, "--config", config, *words)
-        begun = lines_of(run / "metrics.jsonl")
-        wait_for(lambda begun=begun: lines_of(run / "metrics.jsonl") >= begun + 4)
+        begun = steps_of(run)
+        wait_for(lambda begun=begun: steps_of(run) >= begun + 4)
         os.kill(pids[1], number)
         wait_for(lambda pids=pids: not alive(pids[:1]))
         if number == signal.SIGSTOP:  # the launcher would, 30 s later
@@ -215,7 +216,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(packed: Path, tmp_path: Pa
         stderr=subprocess.PIPE,
         text=True,
     ) as launcher:
-        wait_for(lambda: lines_of(run / "metrics.jsonl") >= 5)
+        wait_for(lambda: steps_of(run) >= 5)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
         os.kill(int(children.split()[-1]), signal.SIGKILL)
         assert launcher.stderr is not None
@@ -264,7 +265,7 @@ def test_a_full_disk(
 def test_a_run_folder_that_goes_away(fork_server: ForkServer, packed: Path, tmp_path: Path) -> None:
     config = configure(packed, tmp_path, "run", train__epochs=1000)
     fork_server.start(1, tmp_path, "--config", config)
-    wait_for(lambda: lines_of(tmp_path / "run" / "metrics.jsonl") >= 4)
+    wait_for(lambda: steps_of(tmp_path / "run") >= 4)
     (tmp_path / "run").rename(tmp_path / "gone")  # at once, where removing takes a while
     assert fork_server.answer() == [1]
     shown = (tmp_path / "rank0.txt").read_text()
