@@ -107,7 +107,7 @@ class Embedder:
         return {name: [round(x, 7) for x in row.tolist()] for name, row in features.items()}
 
     def texts(
-        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+        self, texts: Sequence[str], progress: Callable[[int], object] | None = None
     ) -> tuple[Tensor, list[str]]:
         """Features of M texts.
 

@@ -18,19 +18,15 @@ PARTIAL = ".partial"
 
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
-    """Replace a file at the end of a `with` block; an error leaves what was there before.
+    """Replace a file at the end of a `with` block, which writes under the temporary name given.
 
-        with atomic_file(run / "config.yaml") as partial:
-            partial.write_text(text)
+    An error leaves what was there before.
 
     Args:
         path: the file. Its folder exists.
         durable: the content and the name survive a power cut.
         shared: several processes may write this file at once (a cache): each has its own
             temporary name, and the last one to finish wins.
-
-    Yields:
-        Where to write: the temporary name. Nothing is there yet.
 
     Raises:
         WorkError: the file can't be written (disk full, no permission, folder gone); names it.
@@ -53,14 +49,13 @@ def atomic_file(path: Path, *, durable: bool = False, shared: bool = False) -> I
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Let a folder appear at the end of a `with` block; an error leaves nothing new.
+    """Let a folder, given new and empty, appear at the end of a `with` block.
+
+    An error leaves nothing new.
 
     Args:
         path: the folder. Those above it are made.
         replace: an earlier folder of that name is removed once the new one is complete.
-
-    Yields:
-        The temporary folder: new and empty.
 
     Raises:
         InputError: `path` is there, and `replace` is not set.

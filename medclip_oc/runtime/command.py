@@ -37,7 +37,7 @@ def run(
 
     Args:
         main: does everything; takes the settings, returns an exit code or None for 0.
-        config_class: dataclass of settings (see `config.parse.parse`).
+        config_class: dataclass of settings.
         prog: name of the command; an error line begins with it.
         description: one sentence for `--help`.
         arguments: words of the command line; None: those of this process.
@@ -76,14 +76,10 @@ def _print_error(text: str) -> None:
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of our standard output is gone (`... | head`), not some other pipe's.
-
-    If so, the stream is redirected, or Python would complain once more while it exits.
-    """
-    out = sys.stdout.fileno()
-    poll = select.poll()
+    """Whether the reader of our standard output is gone (`... | head`), not some other pipe's."""
+    out, poll = sys.stdout.fileno(), select.poll()
     poll.register(out, 0)  # errors and hang-ups are always reported
     if not poll.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)  # or Python would complain while it exits
     return True

@@ -1,10 +1,8 @@
 """A call in a process of its own: damaged input makes some libraries hang, or abort the process."""
 
-import faulthandler
 import os
 import pickle
 import signal
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -25,40 +23,36 @@ def call_isolated(function: Callable[[], R], seconds: int) -> R:
         RuntimeError: the function raised something; the message is the same.
         ChildProcessError: the process died; names the signal.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # or the fork might write what waits there a second time
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         # Python 3.12 warns where there are other threads; the fork waits for none of them
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
-        _run_in_fork(function, seconds, reader, writer)
+        _run_in_fork(function, seconds, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        cause = signal.Signals(os.WTERMSIG(status)).name
-        if cause == "SIGALRM":
-            cause = f"took over {seconds} s"
-        raise ChildProcessError(f"the decoder died: {cause}")
+        name = signal.Signals(os.WTERMSIG(status)).name
+        raise ChildProcessError(
+            f"the decoder died: {f'took over {seconds} s' if name == 'SIGALRM' else name}"
+        )
     succeeded, result = pickle.loads(answer)
     if not succeeded:
         raise RuntimeError(result)
     return result
 
 
-def _run_in_fork(function: Callable[[], Any], seconds: int, reader: int, writer: int) -> None:
-    """The fork's part; doesn't return."""
+def _run_in_fork(function: Callable[[], Any], seconds: int, writer: int) -> None:
+    """The fork's part; doesn't return, and closes or flushes nothing of its parent's."""
     try:
-        os.close(reader)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(seconds)  # ends the process, in C code as well
         silence = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in (1, 2):
-            os.dup2(silence, descriptor)
-        faulthandler.disable()  # it may have kept another descriptor to report a crash on
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
         try:
             answer = pickle.dumps((True, function()))
         except Exception as error:
@@ -66,4 +60,4 @@ def _run_in_fork(function: Callable[[], Any], seconds: int, reader: int, writer:
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(answer)
     finally:
-        os._exit(0)  # nothing of the parent is closed or flushed here
+        os._exit(0)

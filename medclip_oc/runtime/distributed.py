@@ -22,7 +22,6 @@ from .devices import device_of
 
 T = TypeVar("T")
 
-_STORE_TIMEOUT = timedelta(seconds=5)
 # messages of gloo, nccl and the store about a rank that went away, and one that doesn't answer
 _GONE = re.compile(r"closed by peer|reset by peer|refused|broken pipe|remote process exited", re.I)
 _SILENT = re.compile(r"time(d )?[- ]?out", re.I)
@@ -120,13 +119,9 @@ def first_to_report() -> bool:
     if not is_distributed():
         return True
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=_STORE_TIMEOUT,
-        )
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        longest = timedelta(seconds=5)
+        store = dist.TCPStore(*place, wait_for_workers=False, timeout=longest)  # type: ignore[attr-defined]
         return store.add(f"medclip_oc/reported/{restarts()}", 1) == 1
     except (KeyError, RuntimeError):  # no store to ask: better twice than never
         return True
@@ -179,10 +174,27 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
 
 def all_reduce_sum_(tensor: Tensor) -> Tensor:
     """Replace a tensor by its sum over ranks, in place; returns it."""
+    return _all_reduce_(tensor, dist.ReduceOp.SUM)
+
+
+def all_reduce_max_(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its maximum over ranks, elementwise and in place; returns it."""
+    return _all_reduce_(tensor, dist.ReduceOp.MAX)
+
+
+def _all_reduce_(tensor: Tensor, kind: Any) -> Tensor:
     if dist.is_initialized():
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, kind)
         _count("all_reduce", tensor)
     return tensor
+
+
+def all_reduce_sum(numbers: list[int], device: torch.device) -> list[int]:
+    """The sum of each number over ranks, the same on every rank."""
+    if not dist.is_initialized():
+        return numbers
+    totals = all_reduce_sum_(torch.tensor(numbers, dtype=torch.int64, device=device))
+    return [int(total) for total in totals.tolist()]
 
 
 def all_reduce_mean_(tensors: list[Tensor]) -> None:
@@ -196,9 +208,9 @@ def all_reduce_logsumexp(values: Tensor, near: Tensor) -> Tensor:
     """log(sum over ranks of exp(values)), elementwise, in one all-reduce.
 
     Args:
-        values: (n,), on each rank its own.
-        near: (), the same on every rank. In float64 a value may be 700 from it; a cosine times the
+        values: (n,), on each rank its own, at most 700 from `near`, in float64: a cosine times the
             inverse temperature is at most 200 from that temperature.
+        near: (), the same on every rank.
     """
     if not dist.is_initialized():
         return values
@@ -229,15 +241,6 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def _count(name: str, tensor: Tensor) -> None:
     traffic[name] += tensor.numel() * tensor.element_size()
-
-
-def all_reduce_sum(numbers: list[int], device: torch.device) -> list[int]:
-    """The sum of each number over ranks, the same on every rank."""
-    if not dist.is_initialized():
-        return numbers
-    totals = torch.tensor(numbers, dtype=torch.int64, device=device)
-    dist.all_reduce(totals)
-    return [int(total) for total in totals]
 
 
 def all_gather_objects(value: T) -> list[T]:
@@ -288,11 +291,3 @@ def blocks(rows: Tensor) -> Iterator[Tensor]:
             dist.broadcast(block, rank)
             _count("broadcast", block)
         yield block
-
-
-def all_reduce_max_(tensor: Tensor) -> Tensor:
-    """Replace a tensor by its maximum over ranks, elementwise and in place; returns it."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        _count("all_reduce", tensor)
-    return tensor

@@ -1,16 +1,16 @@
 """How far long work has come: a bar on a terminal, now and then a line in a log file."""
 
 import sys
-import time
-from typing import Self
+from typing import Any
 
 from tqdm import tqdm
 
 LINE_SECONDS = 60.0
 """Between two lines, where there is no terminal."""
+_LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
 
 
-class Progress:
+class Progress(tqdm):
     """Counts items to stderr, with their rate and the time left. A context manager.
 
     Args:
@@ -26,59 +26,32 @@ class Progress:
         self,
         total: int,
         unit: str,
-        title: str = "",
+        title: str,
         done: int = 0,
         *,
         shown: bool = True,
         lines: bool = True,
     ) -> None:
-        # None: tqdm shows a bar only where stderr is a terminal
-        hidden = None if shown else True
-        self._bar = tqdm(
-            total=total, unit=f" {unit}", desc=title or None, initial=done, disable=hidden
-        )
-        self._total, self._unit, self._title, self._before = total, unit, title, done
-        self._done, self._began = done, time.monotonic()
-        self._lines = shown and lines and self._bar.disable
-        self._next_line = self._began + LINE_SECONDS
+        self._terminal = sys.stderr.isatty()
+        how: dict[str, Any] = {} if self._terminal else {"bar_format": _LINE, "leave": False}
+        if not self._terminal:
+            how |= {"delay": LINE_SECONDS, "mininterval": LINE_SECONDS, "miniters": 1}
+        hidden = not shown or not (self._terminal or lines)
+        name = f" {unit}"
+        super().__init__(total=total, unit=name, desc=title, initial=done, disable=hidden, **how)
 
-    @property
-    def bar(self) -> bool:
-        """Whether a bar is shown."""
-        return not self._bar.disable
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the rate so far; None before the first item."""
-        seconds, items = time.monotonic() - self._began, self._done - self._before
-        return (self._total - self._done) * seconds / items if items else None
-
-    def update(self, items: int = 1, note: str = "") -> None:
-        """So many more are done; `note` stands behind the bar's numbers."""
-        self._done += items
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(items)
-        if self._lines and time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_SECONDS
-            print_line(self._line())
-
-    def _line(self) -> str:
-        rate = (self._done - self._before) / (time.monotonic() - self._began)
-        left = self.seconds_left
-        share = self._done / self._total if self._total else 1.0
-        return (
-            f"{self._title}: {self._done:,} of {self._total:,} {self._unit} ({share:.0%}), "
-            f"{rate:.1f} {self._unit}/s, {'?' if left is None else tqdm.format_interval(left)} left"
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar, or print a line (nothing in place of a bar that is cleared)."""
+        if self._terminal:
+            super().display(msg, pos)
+        elif msg is None:
+            print_line(str(self))
 
 
 def print_line(line: str) -> None:
     """Print to stderr, above a bar that is shown; in one write, or ranks would mix their lines."""
-    tqdm.write(line + "\n", file=sys.stderr, end="")
+    if sys.stderr.isatty():
+        tqdm.write(line + "\n", file=sys.stderr, end="")
+    else:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()

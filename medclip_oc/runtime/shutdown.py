@@ -1,8 +1,7 @@
-"""Signals that ask for an end: noticed now, obeyed when it suits.
+"""Signals that ask for an end: noticed now, obeyed between two steps, or batches.
 
 A run that is told to stop (SIGTERM by a launcher, SIGUSR1 by Slurm before the time is up, SIGINT by
-the user) finishes its step, saves, and ends with exit code 75. The handler only takes a note; the
-training looks at it between two steps, and an evaluation between two batches.
+the user) finishes its step, saves, and ends with exit code 75.
 """
 
 import os
@@ -21,13 +20,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass
 class StopRequest:
-    """Whether this process was asked to stop: the name of the first signal; None: nobody asked."""
+    """The name of the first signal that asked this process to stop; None: nobody asked."""
 
     signal: str | None = None
-
-    def received(self) -> bool:
-        """Whether a signal came."""
-        return self.signal is not None
 
 
 @contextmanager

@@ -36,19 +36,15 @@ def ordered_map(
     threads: bool = False,
     start: Callable[[], None] | None = None,
 ) -> Iterator[R]:
-    """`function` of each item, in the items' order.
-
-    Memory doesn't grow with the stream: at most two batches per worker are underway, and the items
-    are fetched only as the results are taken.
+    """`function` of each item, in the items' order, at most two batches a worker ahead.
 
     Args:
         function: at the top level of a module, or a `partial` of such a function.
         items: the stream; they and the results travel between processes.
         workers: how many. 1: the caller does it, when a result is asked for.
         batch: items handed over at once.
-        threads: workers are threads, not processes: better where the function mostly reads and
-            hashes, which lets other threads run, and handing its result to another process would
-            cost as much.
+        threads: workers are threads: better where the function mostly reads and hashes, which lets
+            other threads run.
         start: called in each process before its first item; not in the caller's.
 
     Raises:
@@ -57,11 +53,12 @@ def ordered_map(
     if workers == 1:
         yield from map(function, items)
         return
-    pool: Executor
-    if threads:
-        pool = ThreadPoolExecutor(workers)
-    else:  # spawn: the same on every system, and safe beside threads
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (start,))
+    spawn = get_context("spawn")  # the same on every system, and safe beside threads
+    pool: Executor = (
+        ThreadPoolExecutor(workers)
+        if threads
+        else ProcessPoolExecutor(workers, spawn, _start_worker, (start,))
+    )
     stream, pending = iter(items), deque[Any]()
     try:
         while group := list(islice(stream, batch)):

@@ -195,7 +195,7 @@ class Trainer:
         """
         failure, device = self.checkpointer.error(), self.world.device
         due_here = self.checkpointer.due(self.progress.step)
-        flags = [self.stop_request.received(), due_here, bool(failure)]
+        flags = [bool(self.stop_request.signal), due_here, bool(failure)]
         asked, due, failed = distributed.all_reduce_sum([int(flag) for flag in flags], device)
         if failed:
             distributed.raise_together(failure)
@@ -251,7 +251,7 @@ class Trainer:
             batch_size=config.train.micro_batch_size,
             workers=config.data.workers,
             precision=config.train.precision,
-            stop=self.stop_request.received,
+            stop=lambda: bool(self.stop_request.signal),
         ).record
         scores = metrics.flat(record)
         self.log.record(step, {f"{name}/{key}": value for key, value in scores.items()})

@@ -7,7 +7,7 @@ import os, signal
 from medclip_oc.runtime import shutdown
 
 with shutdown.stop_requests() as request:
-    assert not request.received()
+    assert request.signal is None
     os.kill(os.getpid(), signal.SIGINT)
     assert request.signal == "SIGINT"
     os.kill(os.getpid(), signal.SIGTERM)
