@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from ..errors import InputError, WorkError
 from ..models import checkpoint
 from ..runtime import distributed
 from ..runtime.distributed import World
+from .resume import Origin
 from .run_dir import RunFolder
 
 _OTHER_RANKS = 1_000_003
@@ -100,10 +100,8 @@ def capture(
     }
 
 
-def restore(
-    content: Mapping[str, Any], file: Path, parts: Mapping[str, Any], *, seed: int, world: World
-) -> None:
-    """Put the parts and the generators where they stood when a state was saved.
+def restore(origin: Origin, parts: Mapping[str, Any], *, seed: int, world: World) -> None:
+    """Put the parts and the generators where they stood when a state was saved, if there is one.
 
     A part that the state doesn't know begins anew; a rank that the saved run didn't have draws from
     the run's seed and the step.
@@ -111,18 +109,20 @@ def restore(
     Raises:
         InputError: the state doesn't fit this run.
     """
-    training = content["training"]
+    if origin.content is None:
+        return
+    training = origin.content["training"]
     for name in parts.keys() & training["parts"].keys():
         try:
             parts[name].load_state_dict(training["parts"][name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{file}: its {name} doesn't fit this run ({error})") from error
+            raise InputError(f"{origin.file}: its {name} doesn't fit this run ({error})") from error
     if world.rank < len(training["random"]):
         own = training["random"][world.rank]
         cuda = own["cuda"] if world.device.type == "cuda" else None
         RandomState(own["cpu"], cuda).set(world.device)
     else:
-        torch.manual_seed(seed + world.rank + _OTHER_RANKS * int(content["step"]))
+        torch.manual_seed(seed + world.rank + _OTHER_RANKS * int(origin.content["step"]))
 
 
 class Checkpointer:

@@ -30,41 +30,40 @@ from .checkpointer import Progress
 
 
 class RunLog:
-    """The log of one run: `message`, `record`, and `close` at the end.
+    """The log of one run: `message` and `record`.
 
     Args:
         folder: the run folder; files are appended to, so that a resumed run continues them.
         config: of the run: what to write besides, and what wandb shows beside it.
         progress: what was done before; records of later steps, or of a validation that is done
             again, are taken back.
+        opened: when it is closed, the last records get to tensorboard and wandb.
         main: whether this rank writes. On all others every method does nothing.
 
     Raises:
         WorkError: the folder cannot be written to, or wandb online cannot be reached.
     """
 
-    def __init__(self, folder: Path, config: Config, progress: Progress, *, main: bool) -> None:
-        self._text, self._records = folder / "log.txt", folder / "metrics.jsonl"
-        self._main, self._opened = main, ExitStack()
+    def __init__(
+        self, folder: Path, config: Config, progress: Progress, opened: ExitStack, *, main: bool
+    ) -> None:
+        self._text, self._records, self._main = folder / "log.txt", folder / "metrics.jsonl", main
         self._board: Any = None
         self._wandb: Any = None
         if not main:
             return
-        _append(self._text, "")
         if self._records.exists():
             kept = [r for r in run_files.records(folder) if _stays(r, progress)]
             with atomic_file(self._records) as partial:
                 partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-        with ExitStack() as opened:
-            if config.log.tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
+        if config.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
 
-                purge = progress.step + 1 if progress.step else None
-                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-                opened.callback(self._board.close)
-            if config.log.wandb != "disabled":
-                self._wandb = _start_wandb(folder, config, opened)
-            self._opened = opened.pop_all()
+            purge = progress.step + 1 if progress.step else None
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+            opened.callback(self._board.close)
+        if config.log.wandb != "disabled":
+            self._wandb = _start_wandb(folder, config, opened)
 
     def message(self, text: str) -> None:
         """Write a dated line to log.txt and to stderr, above the bar if there is one."""
@@ -89,10 +88,6 @@ class RunLog:
         """Have the records on the disk: a checkpoint that is there must not know of more."""
         if self._main:
             _append(self._records, "", sync=True)
-
-    def close(self) -> None:
-        """Let the last records get to tensorboard and wandb."""
-        self._opened.close()
 
 
 def wandb_online(settings: LogConfig) -> bool:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,20 +50,27 @@ def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> No
     with (
         shutdown.stop_requests() as request,
         distributed.process_group(config.run.device, timeout_seconds=seconds) as world,
-        closing(Trainer(config, world, request, source, allow)) as trainer,
+        ExitStack() as opened,
     ):
-        trainer.run()
+        Trainer(config, world, request, opened, source, allow).run()
 
 
 class Trainer:
-    """A training run on this rank: what it works with, and how far it is.
+    """A training run on this rank: what it works with, and how far it is. When `opened` is closed,
+    the last checkpoint and the last records get to the disk.
 
     Raises:
         InputError: data, model, settings or an earlier run in the folder don't allow the run.
     """
 
     def __init__(
-        self, config: Config, world: World, request: StopRequest, source: str, allow: Sequence[str]
+        self,
+        config: Config,
+        world: World,
+        request: StopRequest,
+        opened: ExitStack,
+        source: str = "auto",
+        allow: Sequence[str] = (),
     ) -> None:
         self.config, self.world, self.stop_request = config, world, request
         self.folder = RunFolder(Path(config.run.folder))
@@ -83,34 +90,30 @@ class Trainer:
             self.valid = loader.evaluation_pairs(self.data.valid, self.clip, decode=decode)
         if world.main:
             fields.save_yaml(config, self.folder.config)
-        with ExitStack() as opened:  # closed here if the rest fails
-            log = RunLog(self.folder.path, config, self.progress, main=world.main)
-            self.log = opened.enter_context(closing(log))
-            say = self.log.message
-            told = build.describe(self.clip, config, self.plan, world)
-            told += optim.describe(self.optimizer, self.clip.towers)
-            for line in (*told, *origin.lines):
-                say(line)
-            self.checkpointer = opened.enter_context(
-                closing(Checkpointer(self.folder, config.checkpoint, say, main=world.main))
-            )
-            start, steps = self.progress.step * self.plan.global_batch, self.plan.steps
-            self.batches = loader.training_batches(
-                self.data.train, self.clip, config, world, say, steps=steps, start=start
-            )
-            self.parts = self._parts()
-            # dropout differs between ranks; of open_clip_train's random_seed this is all that is
-            # drawn from, and its module imports wandb, tensorboard and torchvision
-            torch.manual_seed(config.run.seed + world.rank)
-            if origin.content is not None and origin.file is not None:
-                checkpointer.restore(
-                    origin.content, origin.file, self.parts, seed=config.run.seed, world=world
-                )
-            self._opened = opened.pop_all()
-
-    def close(self) -> None:
-        """Let the last checkpoint and the last records get to the disk."""
-        self._opened.close()
+        self.log = RunLog(self.folder.path, config, self.progress, opened, main=world.main)
+        say = self.log.message
+        told = build.describe(self.clip, config, self.plan, world)
+        told += optim.describe(self.optimizer, self.clip.towers)
+        for line in (*told, *origin.lines):
+            say(line)
+        self.checkpointer = Checkpointer(self.folder, config.checkpoint, say, main=world.main)
+        opened.callback(self.checkpointer.close)
+        start, steps = self.progress.step * self.plan.global_batch, self.plan.steps
+        self.batches = loader.training_batches(
+            self.data.train, self.clip, config, world, say, steps=steps, start=start
+        )
+        parts = {
+            "optimizer": checkpointer.OptimizerState(self.optimizer),
+            "data": self.batches,
+            "scaler": self.cached_step.scaler,
+            "adapters": None if config.lora.rank is None else lora.Adapters(self.clip.towers),
+            "ema": self.ema,
+        }
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        # dropout differs between ranks; of open_clip_train's random_seed this is all that is
+        # drawn from, and its module imports wandb, tensorboard and torchvision
+        torch.manual_seed(config.run.seed + world.rank)
+        checkpointer.restore(origin, self.parts, seed=config.run.seed, world=world)
 
     # ------------------------------------------------------------------------------- the loop
 
@@ -193,10 +196,9 @@ class Trainer:
         Raises:
             WorkError: the state before could not be written; on every rank.
         """
-        failure, device = self.checkpointer.error(), self.world.device
-        due_here = self.checkpointer.due(self.progress.step)
-        flags = [bool(self.stop_request.signal), due_here, bool(failure)]
-        asked, due, failed = distributed.all_reduce_sum([int(flag) for flag in flags], device)
+        failure, due_here = self.checkpointer.error(), self.checkpointer.due(self.progress.step)
+        flags = [int(self.stop_request.signal is not None), int(due_here), int(failure is not None)]
+        asked, due, failed = distributed.all_reduce_sum(flags, self.world.device)
         if failed:
             distributed.raise_together(failure)
         return asked > 0, due > 0
@@ -315,14 +317,3 @@ class Trainer:
             f"step {self.progress.step}: the {name} is {value}; {kept}. "
             "A lower optim.lr, or train.precision bf16 or fp32, usually helps"
         )
-
-    def _parts(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the weights, by name; see checkpointer."""
-        parts = {
-            "optimizer": checkpointer.OptimizerState(self.optimizer),
-            "data": self.batches,
-            "scaler": self.cached_step.scaler,
-            "adapters": None if self.config.lora.rank is None else lora.Adapters(self.clip.towers),
-            "ema": self.ema,
-        }
-        return {name: part for name, part in parts.items() if part is not None}

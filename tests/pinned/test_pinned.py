@@ -12,7 +12,7 @@ import pytest
 
 from tests.pinned.make_pins import PINS, made_with, pins
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pinned")]  # made once, by one worker
 PINNED = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in PINS.glob("*.json")}
 HERE, THERE = made_with(), PINNED["made_with"]
 

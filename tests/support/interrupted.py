@@ -43,6 +43,14 @@ class ForkServer:
         self.running = self.answer()
         return self.running
 
+    def begin(self, config: Path, ranks: int, steps: int, *words: object) -> list[int]:
+        """The same, once the run beside its configuration has done so many more steps."""
+        run = config.with_suffix("")
+        more = steps_of(run) + steps
+        pids = self.start(ranks, config.parent, "--config", config, *words)
+        wait_for(lambda: steps_of(run) >= more or not alive(pids))
+        return pids
+
     def answer(self) -> list[int]:
         assert self.process.stdout is not None
         found: list[int] = json.loads(self.process.stdout.readline())

@@ -12,6 +12,7 @@ from medclip_oc.models import checkpoint
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import checkpointer
 from medclip_oc.training.checkpointer import Checkpointer
+from medclip_oc.training.resume import Origin
 from medclip_oc.training.run_dir import RunFolder
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -77,7 +78,7 @@ def state_of(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore(content: dict[str, Any], parts: dict[str, Any], world: World = ALONE) -> None:
-    checkpointer.restore(content, Path("x.pt"), parts, seed=0, world=world)
+    checkpointer.restore(Origin(Path("x.pt"), content), parts, seed=0, world=world)
 
 
 def test_parts_go_on_and_new_ones_begin() -> None:

@@ -2,7 +2,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from medclip_oc.training.logger import RunLog, wandb_online
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
 
 
+@contextmanager
 def opened(
     folder: Path, *, main: bool = True, done: int = 0, validated: bool = True, **settings: Any
-) -> RunLog:
+) -> Iterator[RunLog]:
     config = Config(log=LogConfig(**settings), optim=OptimConfig(lr=0.25))
-    return RunLog(folder, config, Progress(done, validated=validated), main=main)
+    with ExitStack() as stack:
+        yield RunLog(folder, config, Progress(done, validated=validated), stack, main=main)
 
 
 def undated(text: str) -> list[str]:
@@ -33,7 +35,7 @@ def undated(text: str) -> list[str]:
 def test_records_and_messages_are_written_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with closing(opened(tmp_path)) as log:
+    with opened(tmp_path) as log:
         log.record(1, {"loss": 3.5, "valid/image_to_text/R@1": 0.25})
         log.record(2, {"loss": float("nan"), "grad_norm": float("inf")})
         log.message("warm-up: 20 steps, é")
@@ -49,7 +51,7 @@ def test_records_and_messages_are_written_at_once(
 
 def test_a_resumed_run_takes_back_what_comes_again(tmp_path: Path) -> None:
     """Records of later steps, of a validation that is done again, and one that was cut short."""
-    with closing(opened(tmp_path)) as log:
+    with opened(tmp_path) as log:
         for step in (1, 2, 3):
             log.record(step, {"loss": 1.0})
         log.record(2, {"valid/mean_recall": 0.5})
@@ -58,10 +60,11 @@ def test_a_resumed_run_takes_back_what_comes_again(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')
     for validated, steps in ((True, [1, 2, 2, 2]), (False, [1, 2])):
-        opened(tmp_path, done=2, validated=validated).close()
+        with opened(tmp_path, done=2, validated=validated):
+            pass
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == steps
-    with closing(opened(tmp_path, done=2)) as log:
+    with opened(tmp_path, done=2) as log:
         log.record(3, {"loss": 1.0})
         log.message("hello")
     assert (tmp_path / "metrics.jsonl").read_text().endswith('\n{"step": 3, "loss": 1.0}\n')
@@ -69,7 +72,7 @@ def test_a_resumed_run_takes_back_what_comes_again(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(opened(tmp_path, main=False, tensorboard=True, wandb="online")) as log:
+    with opened(tmp_path, main=False, tensorboard=True, wandb="online") as log:
         log.message("hello")
         log.record(1, {"loss": 1.0})
         log.flush()
@@ -81,15 +84,15 @@ def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.txt").symlink_to("/dev/full")
     full = re.escape(f"{tmp_path}/log.txt: No space left on device")
-    with pytest.raises(WorkError, match=full), closing(opened(tmp_path)) as log:
+    with pytest.raises(WorkError, match=full), opened(tmp_path) as log:
         log.message("hello")
 
 
 def test_tensorboard_reads_the_records_back(tmp_path: Path) -> None:
-    with closing(opened(tmp_path, tensorboard=True)) as log:
+    with opened(tmp_path, tensorboard=True) as log:
         log.record(1, {"loss": 3.5})
         log.record(2, {"loss": 2.5, "valid/image_to_text/R@1": 0.25})
-    with closing(opened(tmp_path, tensorboard=True, done=1)) as log:
+    with opened(tmp_path, tensorboard=True, done=1) as log:
         log.record(2, {"loss": 1.5})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 3.5), (2, 1.5)]
@@ -133,7 +136,7 @@ def test_wandb_offline_keeps_the_records_and_the_run(
     # what is configured wins over the surroundings, but for a node that is said to be offline
     for start, mode, around in ((1, "offline", "disabled"), (3, "online", "offline")):
         monkeypatch.setenv("WANDB_MODE", around)
-        with closing(opened(tmp_path, done=start, wandb=mode, wandb_project="radiology")) as log:
+        with opened(tmp_path, done=start, wandb=mode, wandb_project="radiology") as log:
             log.record(start, {"loss": 3.5})
             log.record(start, {"valid/image_to_text/R@1": 0.25})
             log.record(start + 1, {"loss": 2.5})

@@ -19,16 +19,7 @@ from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.cli import call, one_line, records
 from tests.support.fault_injection import Payload
-from tests.support.interrupted import (
-    ForkServer,
-    alive,
-    configure,
-    measured,
-    same,
-    steps_of,
-    wait_for,
-    weights,
-)
+from tests.support.interrupted import ForkServer, configure, measured, same, weights
 from tests.support.tiny_dataset import jpeg, write_kaggle, write_tar
 from tests.support.tiny_models import TINY, VIT
 
@@ -38,13 +29,11 @@ DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 # ----------------------------------------------------------------------------- killed, resumed
 
 
-def kill_and_resume(fork_server: ForkServer, config: Path, run: Path, kills: int) -> int:
+def kill_and_resume(fork_server: ForkServer, config: Path, kills: int) -> int:
     """Run to the end, killing both ranks at random moments; returns how often it was killed."""
     rng, killed = np.random.default_rng(kills), 0
     for _ in range(kills):
-        pids = fork_server.start(2, config.parent, "--config", config)
-        more = steps_of(run) + int(rng.integers(0, 4))
-        wait_for(lambda more=more, pids=pids: steps_of(run) >= more or not alive(pids))
+        pids = fork_server.begin(config, 2, int(rng.integers(0, 4)))
         time.sleep(float(rng.uniform(0, 0.3)))
         for pid in rng.permutation(pids).tolist():
             os.kill(pid, signal.SIGKILL)
@@ -58,7 +47,7 @@ def check_kills(fork_server: ForkServer, packed: Path, folder: Path, kills: int)
     configs = [configure(packed, folder, name, model=model) for name in ("whole", "cut")]
     whole, cut = folder / "whole", folder / "cut"
     assert fork_server.train(2, folder, "--config", configs[0]) == [0, 0]
-    killed = kill_and_resume(fork_server, configs[1], cut, kills)
+    killed = kill_and_resume(fork_server, configs[1], kills)
     assert killed >= kills - 1, "the last may come after the end"
     for name in ("last", "best"):
         assert same(weights(whole, name), weights(cut, name)), name

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from math import cos, pi
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +56,8 @@ def test_a_step_has_its_rate_and_a_clipped_gradient(packed: Path, tmp_path: Path
     file = write(settings(packed, tmp_path / "run", optim=optim), tmp_path / "config.yaml")
     config = parse.parse(Config, ["--config", str(file)], prog="", description="")
     world = World(0, 1, torch.device("cpu"))
-    with closing(Trainer(config, world, StopRequest(), "auto", ())) as trainer:
+    with ExitStack() as opened:
+        trainer = Trainer(config, world, StopRequest(), opened)
         trainer.progress.step = 3
         values = trainer.optimizer_step(next(iter(trainer.batches)))
         parameters = list(trainer.clip.towers.parameters())
@@ -126,9 +127,7 @@ def test_a_signal_to_one_rank_stops_all_with_everything_saved(
     config = configure(packed, tmp_path, "run", data__workers=1, checkpoint={"every_minutes": None})
     run = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        pids = fork_server.start(2, tmp_path, "--config", config)
-        begun = steps_of(run)
-        wait_for(lambda begun=begun: steps_of(run) >= begun + 2)
+        pids = fork_server.begin(config, 2, 2)
         children = Path(f"/proc/{pids[1]}/task/{pids[1]}/children").read_text().split()
         for pid in (*map(int, children), pids[1]):
             os.kill(pid, number)
@@ -183,14 +182,12 @@ def test_a_rank_that_dies_or_hangs_ends_all(
     fork_server: ForkServer, packed: Path, tmp_path: Path
 ) -> None:
     config = configure(packed, tmp_path, "run", train__epochs=1000)
-    run, words = tmp_path / "run", ("--run.timeout_seconds", 4)
+    words = ("--run.timeout_seconds", 4)
     for number, said in (
         (signal.SIGKILL, "another rank ended"),
         (signal.SIGSTOP, "another rank did not answer for 4 s (run.timeout_seconds)"),
     ):
-        pids = fork_server.start(2, tmp_path, "--config", config, *words)
-        begun = steps_of(run)
-        wait_for(lambda begun=begun: steps_of(run) >= begun + 4)
+        pids = fork_server.begin(config, 2, 4, *words)
         os.kill(pids[1], number)
         wait_for(lambda pids=pids: not alive(pids[:1]))
         if number == signal.SIGSTOP:  # the launcher would, 30 s later
@@ -264,8 +261,7 @@ def test_a_full_disk(
 @pytest.mark.slow
 def test_a_run_folder_that_goes_away(fork_server: ForkServer, packed: Path, tmp_path: Path) -> None:
     config = configure(packed, tmp_path, "run", train__epochs=1000)
-    fork_server.start(1, tmp_path, "--config", config)
-    wait_for(lambda: steps_of(tmp_path / "run") >= 4)
+    fork_server.begin(config, 1, 4)
     (tmp_path / "run").rename(tmp_path / "gone")  # at once, where removing takes a while
     assert fork_server.answer() == [1]
     shown = (tmp_path / "rank0.txt").read_text()
