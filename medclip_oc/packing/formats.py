@@ -13,11 +13,10 @@
 ROCOv2 is the first three and parquet (Hugging Face); ROCO v1 is roco1.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..config.packing import MakeShardsConfig
 from ..errors import InputError
@@ -29,17 +28,16 @@ Form = Literal["kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"]
 Concepts = Literal["all", "manual", "none"]
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Where a form has its files, as glob patterns with {split}, best first."""
 
-    captions: tuple[str, ...]
-    images: tuple[str, ...]
-    """Folders, or zips."""
-    concepts: tuple[str, ...]
-    manual: tuple[str, ...] = ()
-    header: tuple[str, ...] | None = None
-    """Column names of the caption table, where it has no line for them."""
+    captions: Sequence[str]
+    images: Sequence[str] = ()
+    """Folders, or zips; none where they are in the table."""
+    concepts: Sequence[str] = ()
+    manual: Sequence[str] = ()
+    header: bool = True
+    """Whether the tables have a line of column names."""
 
 
 _CAPTIONS, _CONCEPTS = ("{split}_captions.csv",), ("{split}_concepts.csv",)
@@ -58,14 +56,15 @@ _LAYOUTS = {
         ("{split}/radiology/captions.txt",),
         ("{split}/radiology/images",),
         ("{split}/radiology/cuis.txt",),
-        header=("ID", "Caption"),
+        header=False,
+    ),
+    "parquet": _Layout(
+        [f"{folder}{{split}}{rest}.parquet" for rest in ("-*", "") for folder in ("", "data/")]
     ),
 }
 _ROCOV2 = ("kaggle", "flat", "zenodo")
 """Forms that differ in the place of the images only."""
-_PARQUET: tuple[str, ...] = ("{split}-*.parquet", "data/{split}-*.parquet")
-_PARQUET += ("{split}.parquet", "data/{split}.parquet")
-_LEAVE_OUT = "(to leave {split} out, name the other splits with --splits)"
+_COLUMNS = ("id", "caption", "image", "split", "concepts")
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
 
 
@@ -78,18 +77,10 @@ def from_settings(config: MakeShardsConfig) -> Source:
     if config.source is not None:
         form = None if config.format == "auto" else config.format
         return open_source(config.path("source"), config.splits, form, config.concepts)
-    assert config.image_column
-    assert config.caption_column
-    return open_table(
-        config.path("table"),
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        id_column=config.id_column,
-        split_column=config.split_column,
-        concepts_column=config.concepts_column,
-        image_root=config.path("image_root") if config.image_root else None,
-        splits=config.splits,
-    )
+    every = {what: getattr(config, f"{what}_column") for what in _COLUMNS}
+    columns = {what: column for what, column in every.items() if column}
+    root = config.path("image_root") if config.image_root else None
+    return open_table(config.path("table"), columns, image_root=root, splits=config.splits)
 
 
 def open_source(
@@ -110,17 +101,15 @@ def open_source(
         InputError: a wrong split name, no known form, or a folder, table or column not there.
     """
     chosen = _check_splits(SPLITS if splits is None else splits)
+    if folder.is_file():
+        split = _split_of_file(folder, chosen)
+        return Source("parquet", [_parquet_part([folder], folder.parent, split, concepts)])
     if not folder.exists():
         raise InputError(f"{folder}: no such source folder")
-    if folder.is_file():
-        kind, chosen = "parquet", _splits_of_file(folder, chosen)
-    else:
-        kind = form or _recognise(folder, chosen)
-    if kind == "parquet":
-        return Source(kind, [_parquet_part(folder, split, concepts) for split in chosen])
+    kind = form or _recognise(folder, chosen)
     parts = [_part(folder, split, kind, concepts) for split in chosen]
     names = {}
-    if concepts != "none" and (folder / _MAPPING).is_file():
+    if kind != "parquet" and concepts != "none" and (folder / _MAPPING).is_file():
         mapping = Table((folder / _MAPPING,))
         names = by_id(mapping, "CUI", ["Canonical name|name"]).iloc[:, 0].to_dict()
     return Source(kind, parts, names)
@@ -128,12 +117,8 @@ def open_source(
 
 def open_table(
     path: Path,
+    columns: Mapping[str, str],
     *,
-    image_column: str,
-    caption_column: str,
-    id_column: str | None = None,
-    split_column: str | None = None,
-    concepts_column: str | None = None,
     image_root: Path | None = None,
     splits: Sequence[str] | None = None,
 ) -> Source:
@@ -141,13 +126,9 @@ def open_table(
 
     Args:
         path: .csv, .tsv, .jsonl or .parquet.
-        image_column: path of the image, or (Parquet) its bytes.
-        caption_column: the text.
-        id_column: names the pair. None: the path of the image does.
-        split_column: train, valid or test of each row. None: all rows to one split.
-        concepts_column: concept ids, ";" between.
+        columns: see `Part`; image and caption are among them.
         image_root: where image paths start. None: the table's folder.
-        splits: which ones to read; without `split_column`, the one that all rows go to. None:
+        splits: which ones to read; without a split column, the one that all rows go to. None:
             those that the table has, or train.
 
     Raises:
@@ -155,33 +136,20 @@ def open_table(
     """
     if not path.is_file():
         raise InputError(f"{path}: no such table")
-    table = Table((path,))
+    table, root = Table((path,)), image_root or path.parent
     if splits is None:
-        splits = _splits_in(table, split_column) if split_column else ("train",)
+        splits = _splits_in(table, columns["split"]) if "split" in columns else ("train",)
     chosen = _check_splits(splits)
-    if id_column is None and any(
-        isinstance(row.values[0], bytes) for row in islice(table.rows([image_column]), 1)
+    if "id" not in columns and any(
+        isinstance(row.values[0], bytes) for row in islice(table.rows([columns["image"]]), 1)
     ):
-        raise InputError(f"{path}: {image_column} holds the images themselves; needs --id-column")
-    if not split_column and len(chosen) > 1:
+        held = f"{columns['image']} holds the images themselves"
+        raise InputError(f"{path}: {held}; needs --id-column")
+    if "split" not in columns and len(chosen) > 1:
         raise InputError("--splits: a table without --split-column goes to one split; name one")
-    root = image_root or path.parent
     if not root.is_dir():
         raise InputError(f"{root}: no such image folder (--image-root)")
-    parts = [
-        Part(
-            split,
-            table,
-            caption_column,
-            id_column,
-            image_column=image_column,
-            image_root=root,
-            split_column=split_column,
-            concepts_column=concepts_column,
-        )
-        for split in chosen
-    ]
-    return Source("table", parts)
+    return Source("table", [Part(split, table, columns, image_root=root) for split in chosen])
 
 
 def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
@@ -201,16 +169,14 @@ def _splits_in(table: Table, column: str) -> list[str]:
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:
     """The form of which most is there; of equals, the first of the table above."""
-    parts = dict.fromkeys(_LAYOUTS, 0)
+    there = dict.fromkeys(_LAYOUTS, 0)
     for form, layout in _LAYOUTS.items():
         for split in splits:
-            captions = _find(folder, split, layout.captions)
-            parts[form] += bool(captions) + bool(captions and _find(folder, split, layout.images))
-    best = max(parts, key=lambda form: parts[form])
-    if parts[best]:
+            if _find(folder, split, layout.captions):
+                there[form] += 1 + bool(_find(folder, split, layout.images))
+    best = max(there, key=lambda form: there[form])
+    if there[best]:
         return best
-    if any(_find(folder, split, _PARQUET) for split in splits):
-        return "parquet"
     raise InputError(
         f"{folder}: no known form of data set: no {splits[0]}_captions.csv (ROCOv2), "
         f"{splits[0]}-*.parquet (Hugging Face), *caption_prediction_{splits[0]}*.csv (ImageCLEF) "
@@ -218,14 +184,14 @@ def _recognise(folder: Path, splits: Sequence[str]) -> str:
     )
 
 
-def _splits_of_file(path: Path, splits: Sequence[str]) -> tuple[str, ...]:
+def _split_of_file(path: Path, splits: Sequence[str]) -> str:
     """The split that a single Parquet file holds: told by its name, or the only one wanted."""
     if path.suffix.lower() != ".parquet":
         raise InputError(f"{path}: a folder or a .parquet file is wanted; for a table use --table")
-    named = [s for s in splits if any(path.name.startswith(word) for word in SPLIT_WORDS[s])]
+    named = [split for split in splits if path.name.startswith(SPLIT_WORDS[split])]
     if not named and len(splits) > 1:
         raise InputError(f"{path}: which split is it? Name one with --splits")
-    return tuple(named[:1] or splits)
+    return (named or splits)[0]
 
 
 def _find(folder: Path, split: str, patterns: Sequence[str]) -> Path | None:
@@ -240,53 +206,40 @@ def _matches(folder: Path, split: str, patterns: Sequence[str]) -> Iterator[Path
 
 
 def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
-    layout = _LAYOUTS[form]
-    captions = _find(folder, split, layout.captions)
-    if captions is None:
+    layout, license = _LAYOUTS[form], folder / _LICENSE
+    captions = list(dict.fromkeys(_matches(folder, split, layout.captions)))
+    if not captions:
         table = folder / layout.captions[0].format(split=split)
-        raise InputError(f"{table}: no such file {_LEAVE_OUT.format(split=split)}")
+        how = f"(to leave {split} out, name the other splits with --splits)"
+        raise InputError(f"{table}: no such file {how}")
+    if form == "parquet":
+        return _parquet_part(captions, folder, split, concepts)
     # a download may be half extracted: the images of one split in a folder, of another in a zip
-    patterns = list(layout.images)
-    if form in _ROCOV2:
-        patterns += [pattern for name in _ROCOV2 for pattern in _LAYOUTS[name].images]
-    images = _find(folder, split, patterns)
+    others = [pattern for name in _ROCOV2 for pattern in _LAYOUTS[name].images]
+    images = _find(folder, split, [*layout.images, *(others if form in _ROCOV2 else ())])
     if images is None:
         expected = folder / layout.images[0].format(split=split)
         raise InputError(f"{expected}: no such image folder or zip")
-    tables = layout.manual if concepts == "manual" else layout.concepts
-    listed = None if concepts == "none" else _find(folder, split, tables)
+    tables = {"all": layout.concepts, "manual": layout.manual, "none": ()}[concepts]
+    listed = _find(folder, split, tables)
     if concepts == "manual" and listed is None:
         raise InputError(f"{folder}: no table of manual concepts of {split} (form {form})")
-    concept_header = ("ID", "CUIs") if layout.header else None
-    license_table = folder / _LICENSE
     return Part(
         split,
-        Table((captions,), layout.header),
-        "Caption",
-        "ID",
+        Table((captions[0],), None if layout.header else ("ID", "Caption")),
+        {"id": "ID", "caption": "Caption"},
         images=Archive(images) if images.suffix == ".zip" else Folder(images),
-        concepts=Table((listed,), concept_header) if listed else None,
-        license=Table((license_table,)) if license_table.is_file() else None,
+        concepts=Table((listed,), None if layout.header else ("ID", "CUIs")) if listed else None,
+        license=Table((license,)) if license.is_file() else None,
     )
 
 
-def _parquet_part(folder: Path, split: str, concepts: Concepts) -> Part:
+def _parquet_part(files: Sequence[Path], root: Path, split: str, concepts: Concepts) -> Part:
     if concepts == "manual":
         raise InputError("--concepts manual: Parquet has one list of concepts; use all or none")
-    if folder.is_file():
-        files, root = [folder], folder.parent
-    else:
-        files, root = list(dict.fromkeys(_matches(folder, split, _PARQUET))), folder
-    if not files:
-        raise InputError(f"{folder}: no {split}-*.parquet {_LEAVE_OUT.format(split=split)}")
     table = Table(tuple(files))
+    columns = {"id": "image_id|id", "caption": "caption|text", "image": "image"}
     listed = {name.lower() for name in table.names()} & {"cui", "cuis", "concepts"}
-    return Part(
-        split,
-        table,
-        "caption|text",
-        "image_id|id",
-        image_column="image",
-        image_root=root,
-        concepts_column=min(listed) if listed and concepts != "none" else None,
-    )
+    if listed and concepts != "none":
+        columns["concepts"] = min(listed)
+    return Part(split, table, columns, image_root=root)

@@ -5,7 +5,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -25,16 +25,6 @@ class ImageFile(NamedTuple):
     """Gives the encoded image, in any process; raises OSError."""
 
 
-def image_on_disk(path: Path) -> ImageFile | None:
-    """An image that is a file. None: there is none; a name that no file can have is none, too."""
-    return ImageFile(path.name, partial(_read_file, path)) if is_file(path) else None
-
-
-def image_in_cell(name: str, data: bytes) -> ImageFile:
-    """An image whose bytes stand in a table."""
-    return ImageFile(name, partial(bytes, data))
-
-
 class Folder:
     """Images by name in a folder."""
 
@@ -44,15 +34,20 @@ class Folder:
         self.path = path
 
     def find(self, name: str) -> ImageFile | None:
-        """The file of that name, or of that name with one of EXTENSIONS."""
-        images = (image_on_disk(self.path / each) for each in _names(name))
-        return next(filter(None, images), None)
+        """The image of that name, or of that name with one of EXTENSIONS."""
+        bare = stem(name)
+        names = [bare + each for extension in EXTENSIONS for each in (extension, extension.upper())]
+        found = map(self._get, [name, *names] if bare != name else names)
+        return next(filter(None, found), None)
+
+    def _get(self, name: str) -> ImageFile | None:
+        return image_on_disk(self.path / name)
 
     def __str__(self) -> str:
         return self.path.name
 
 
-class Archive:
+class Archive(Folder):
     """Images by name in a zip, in whatever folders it has inside. Read without extracting."""
 
     def __init__(self, path: Path) -> None:
@@ -69,19 +64,18 @@ class Archive:
             # "__MACOSX/._a.jpg" is a Mac's note about a.jpg
             if name.endswith("/") or base.startswith("._"):
                 continue
-            if self._members.setdefault(base, name) != name:
-                first = self._members[base]
+            if (first := self._members.setdefault(base, name)) != name:
                 raise InputError(f"{path}: holds two images {base}: {first}, {name}")
 
-    def find(self, name: str) -> ImageFile | None:
-        """The member of that name, or of that name with one of EXTENSIONS, in any folder."""
-        for each in _names(name):
-            if member := self._members.get(each):
-                return ImageFile(each, partial(_read_member, self.path, self._stamp, member))
+    def _get(self, name: str) -> ImageFile | None:
+        if member := self._members.get(name):
+            return ImageFile(name, partial(_read_member, self.path, self._stamp, member))
         return None
 
-    def __str__(self) -> str:
-        return self.path.name
+
+def image_on_disk(path: Path) -> ImageFile | None:
+    """An image that is a file. None: there is none."""
+    return ImageFile(path.name, partial(_read_file, path)) if is_file(path) else None
 
 
 def is_file(path: Path) -> bool:
@@ -93,16 +87,6 @@ def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
     bare, dot, extension = name.rpartition(".")
     return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
-
-
-def _names(name: str) -> Iterator[str]:
-    """The names under which an image is looked for: its own first, where it has an extension."""
-    bare = stem(name)
-    if bare != name:
-        yield name
-    for extension in EXTENSIONS:
-        yield bare + extension
-        yield bare + extension.upper()
 
 
 def _read_file(path: Path) -> bytes:

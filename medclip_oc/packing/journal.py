@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,11 @@ _CHANGED = {  # what stands in a head as a hash
 
 
 class Journal:
-    """The journal of a shard folder, opened to resume where it ends; a context manager.
+    """The journal of a shard folder, to resume where it ends.
+
+    Args:
+        folder: the shard folder.
+        head: what the shards depend on: `version`, `options`, `source`.
 
     Raises:
         InputError: an unfinished packing that depends on other things is there (says how they
@@ -44,71 +48,62 @@ class Journal:
     """
 
     def __init__(self, folder: Path, head: Mapping[str, Any]) -> None:
-        self.folder, self.path = folder, folder / JOURNAL
-        self.path.touch()
-        self._file = self.path.open("r+b")
-        try:
+        self.folder, self._head, self._path = folder, head, folder / JOURNAL
+        self._path.touch()
+        with self._path.open("r+b") as file:
             # a line that a killed process left half written is the last one
-            end = sum(len(line) for line in self._file if line.endswith(b"\n"))
-            self._file.truncate(end)
-            self._file.seek(end)
-            if not end:
-                self.write({"journal": _FORMAT, "head": head})
-            else:
-                refuse_other(folder, read_head(self.path), head)
-        except BaseException:
-            self._file.close()
-            raise
+            end = sum(len(line) for line in file if line.endswith(b"\n"))
+            file.truncate(end)
+        if end:
+            refuse_other(folder, read_head(self._path), head)
+        else:
+            self.write({"journal": _FORMAT, "head": head})
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What was done so far, the head left out."""
-        with self.path.open("rb") as file:
+        with self._path.open("rb") as file:
             next(file)
             yield from map(json.loads, file)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; it is on disk when this returns."""
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._path.open("ab") as file:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
-    def write_rejects(self, more: Sequence[Sequence[str]] = ()) -> None:
-        """rejects.csv: a row for each row of the source that is in no shard."""
+    @contextmanager
+    def rejects(self) -> Iterator[Any]:
+        """A csv.writer of rejects.csv: a row for each row of the source that is in no shard."""
         with (
             atomic_file(self.folder / REJECTS, durable=True) as partial,
             partial.open("w", encoding="utf-8", newline="") as file,
         ):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("id", "split", "reason", "detail"))
-            for line in self.lines():
-                writer.writerows(line["rejects"])
-            writer.writerows(more)
+            yield writer
 
-    def write_index(self, head: Mapping[str, Any]) -> None:
-        """index.json and, just before it, sizes.json. A line per shard; rejects.csv is there."""
+    def finish(self, counts: Mapping[str, Any]) -> None:
+        """Write rejects.csv, sizes.json and, last, index.json; then the journal goes."""
         sizes, out = dict[str, int](), self.folder
         with (
             atomic_file(out / INDEX, durable=True) as partial,
-            partial.open("w", encoding="utf-8") as file,
+            partial.open("w", encoding="utf-8") as index,
         ):
-            file.write(json.dumps(head).removesuffix("}") + ', "shards": [')
-            for shard in filter(None, (line["shard"] for line in self.lines())):
-                file.write(("," if sizes else "") + "\n" + json.dumps(shard, ensure_ascii=False))
-                sizes[shard["name"]] = shard["samples"]
+            head = json.dumps({**self._head, "counts": counts})
+            index.write(head.removesuffix("}") + ', "shards": [')
+            with self.rejects() as rejects:
+                for line in self.lines():
+                    rejects.writerows(line["rejects"])
+                    if shard := line["shard"]:
+                        index.write("," * bool(sizes) + "\n")
+                        index.write(json.dumps(shard, ensure_ascii=False))
+                        sizes[shard["name"]] = shard["samples"]
             with atomic_file(out / SIZES, durable=True) as other:
                 other.write_text(json.dumps(sizes, indent=1))
             hashes = {name: file_hash(out / name) for name in (REJECTS, SIZES)}
-            file.write(f'\n], "files": {json.dumps(hashes)}}}\n')
-
-    def remove(self) -> None:
-        """The work is finished: nothing is left to resume."""
-        self.path.unlink()
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+            index.write(f'\n], "files": {json.dumps(hashes)}}}\n')
+        self._path.unlink()
 
 
 def read_head(path: Path) -> dict[str, Any]:
@@ -120,50 +115,40 @@ def read_head(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = json.loads(file.read() if path.name == INDEX else file.readline())
-        if path.name != INDEX:
-            head: Any = content["head"] if content["journal"] == _FORMAT else None
-            return dict(head, options=dict(head["options"]), source=dict(head["source"]))
-        if content["version"] != VERSION:
-            version = content["version"]
+        head: dict[str, Any] = content if path.name == INDEX else content["head"]
+        if (version := head["version"]) != VERSION:
             raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
-        for entry in content["shards"]:
+        for entry in head.get("shards", ()):
             lengths = {len(entry[name]) for name in ("keys", "extensions", "members")}
             if not entry.keys() >= ENTRY or lengths != {entry["samples"]}:
                 raise ValueError("entry")
-        for part in (content["options"], content["source"], *content["counts"].values()):
+        for part in (head["options"], head["source"], *head.get("counts", {}).values()):
             dict(part)
-        return dict(content)
+        if path.name != INDEX and content["journal"] != _FORMAT:
+            raise ValueError("journal")
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f"{path}: damaged or of another version; begin again with --overwrite"
-        ) from None
+        damaged = f"{path}: damaged or of another version; begin again with --overwrite"
+        raise InputError(damaged) from None
+    return head
 
 
 def refuse_other(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse a folder whose shards depend on other things than those given.
 
     Raises:
-        InputError: they do; says how they differ.
+        InputError: they do; says how they differ, such as "samples_per_shard 500, not 1000".
     """
-    if changes := _differences({name: there.get(name) for name in given}, given):
+    old, new = ({**each["options"], **each.get("source", {})} for each in (there, given))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if changes := [
+        _CHANGED.get(name) or f"{name} {old.get(name)}, not {new.get(name)}" for name in names
+    ]:
         raise InputError(
-            f"{folder}: holds a packing with other settings: {changes}; give those again, choose "
-            "another --out, or --overwrite"
+            f"{folder}: holds a packing with other settings: {', '.join(changes)}; give those "
+            "again, choose another --out, or --overwrite"
         )
-
-
-def _differences(there: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """Such as "samples_per_shard 500, not 1000"."""
-    changes: list[str] = []
-    for name in dict.fromkeys([*there, *given]):
-        old, new = there.get(name), given.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes.append(_differences(old, new))
-        elif old != new:
-            changes.append(_CHANGED.get(name) or f"{name} {old}, not {new}")
-    return ", ".join(filter(None, changes))
 
 
 @contextmanager

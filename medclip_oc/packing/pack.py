@@ -8,6 +8,8 @@ pairs is underway, and what is known of the shards waits on disk.
 """
 
 import csv
+import hashlib
+import json
 import re
 import warnings
 from collections import Counter
@@ -19,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from ..data.index import INDEX, REJECTS, SIZES, VERSION
-from ..errors import InputError, WorkError
+from ..errors import BadImage, InputError, WorkError
+from ..imaging import encode
 from ..imaging.decode import MAX_PIXELS
 from ..runtime.atomic import PARTIAL
 from ..runtime.progress import Progress
 from ..runtime.workers import BATCH, ordered_map
 from .journal import JOURNAL, Journal, alone_in, read_head, refuse_other
 from .report import PackReport
-from .samples import Packed, fetch, ignore_warnings, lay_out, prepare
 from .sources import Pair, Reject, Source
-from .tar_writer import write_shards
+from .tar_writer import Packed, write_shards
 
 _OURS = re.compile(
     r"((train|valid|test)-\d{6}\.tar|(index|sizes|audit)\.json|rejects\.csv|audit\.html)(\.partial)?"
@@ -94,8 +96,7 @@ def pack(
                 _clear(out)
             if (out / INDEX).exists():
                 return _finished(out, head)
-            with Journal(out, head) as journal:
-                return _Packing(source, options, journal, head, workers).run(rows)
+            return _pack(source, options, Journal(out, head), workers, rows)
     except OSError as error:
         raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
 
@@ -111,7 +112,9 @@ def check_folder(out: Path, options: PackOptions, *, overwrite: bool = False) ->
     if overwrite or (out / JOURNAL).exists():
         return
     if (out / INDEX).is_file():
-        refuse_other(out, read_head(out / INDEX)["options"], asdict(options))
+        refuse_other(
+            out, {"options": read_head(out / INDEX)["options"]}, {"options": asdict(options)}
+        )
     elif tars := len(list(out.glob("*.tar"))):
         raise InputError(
             f"{out}: holds {tars} tars that are not ours, or of an earlier version (no {INDEX}, "
@@ -140,110 +143,6 @@ def _finished(out: Path, head: Mapping[str, Any]) -> PackReport:
     return report
 
 
-def _clear(out: Path) -> None:
-    (out / INDEX).unlink(missing_ok=True)  # first: without it, the rest is known to be unfinished
-    for path in out.iterdir():
-        if _OURS.fullmatch(path.name):
-            path.unlink()
-
-
-class _Packing:
-    """A packing underway. What is done is written to the journal and counted in the report."""
-
-    def __init__(
-        self,
-        source: Source,
-        options: PackOptions,
-        journal: Journal,
-        head: Mapping[str, Any],
-        workers: int,
-    ) -> None:
-        self._source, self._options, self._journal = source, options, journal
-        self._head, self._workers, self._report = head, workers, PackReport()
-
-    def run(self, rows: Mapping[str, int]) -> PackReport:
-        """Resume where an earlier run ended, to the end.
-
-        Args:
-            rows: split -> rows that its table has.
-        """
-        report, ended = self._report, set[str]()
-        for line in self._journal.lines():
-            if line["shard"]:
-                _check_shard(self._journal.folder, line["shard"])
-            else:
-                ended.add(line["split"])
-            report.add(line)
-        report.before = report.read.total()
-        with Progress(sum(rows.values()), "images", "pack", report.before) as progress:
-            for split in self._source.splits:
-                if split not in ended:
-                    self._pack(split, progress)
-                read, packed = report.read[split], report.packed[split]
-                rejected = report.rejected_of(split)
-                if not rows[split] == read == packed + rejected:
-                    raise WorkError(
-                        f"{split}: {rows[split]} rows counted, {read} read, {packed} packed + "
-                        f"{rejected} rejected; did the source change meanwhile?"
-                    )
-        self._journal.write_rejects()
-        counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
-        self._journal.write_index({**self._head, "counts": counts})
-        self._journal.remove()
-        return report
-
-    def _pack(self, split: str, progress: Progress) -> None:
-        """Write the shards of a split that aren't there yet."""
-        read, reencoded, rejects = self._report.read[split], Counter[str](), list[list[str]]()
-
-        def accepted(results: Iterable[Packed | Reject]) -> Iterator[Packed]:
-            """Count every outcome, note the rejected, pass the others on."""
-            nonlocal read
-            for result in results:
-                read += 1
-                progress.update()
-                if isinstance(result, Reject):
-                    rejects.append([result.id, result.split, result.reason, result.detail])
-                    continue
-                if result.reencoded:
-                    reencoded[result.reencoded] += 1
-                yield result
-
-        def note(shard: Mapping[str, Any] | None) -> None:
-            line: dict[str, Any] = {"split": split, "shard": shard, "read": read}
-            line |= {"reencoded": dict(reencoded), "rejects": rejects}
-            self._journal.write(line)
-            self._report.add(line)
-            reencoded.clear()
-            rejects.clear()
-
-        pairs = accepted(self._prepared(islice(self._source.records(split), read, None)))
-        size, first = self._options.samples_per_shard, self._report.shards[split]
-        with warnings.catch_warnings():
-            ignore_warnings()  # for all threads at once: within one, each would undo the others'
-            for shard in write_shards(self._journal.folder, split, pairs, size, first):
-                note(shard)
-        if not self._report.packed[split]:  # the next run looks at it again
-            self._journal.write_rejects(rejects)
-            reason, most = Counter(reason for *_, reason, _ in rejects).most_common(1)[0]
-            raise WorkError(
-                f"{split}: no pair could be packed; {most} of {read}: {reason} (see "
-                f"{self._journal.folder / REJECTS})"
-            )
-        note(None)
-
-    def _prepared(self, records: Iterable[Pair | Reject]) -> Iterator[Packed | Reject]:
-        max_pixels, decode = self._options.max_pixels, self._options.decode_check
-        layout = partial(lay_out, max_pixels=max_pixels, decode=decode, resize=self._options.resize)
-        if decode or self._options.resize is not None:
-            own = partial(prepare, layout)
-            return ordered_map(own, records, self._workers, start=ignore_warnings)
-        # reading and hashing let other threads run; the rest is too little to share out
-        threads = max(2, self._workers)
-        batch = max(BATCH, _FETCHED // threads)
-        return map(layout, ordered_map(fetch, records, threads, batch=batch, threads=True))
-
-
 def _check_shard(out: Path, shard: Mapping[str, Any]) -> None:
     """A shard that an earlier run wrote must still be there."""
     path = out / shard["name"]
@@ -251,3 +150,137 @@ def _check_shard(out: Path, shard: Mapping[str, Any]) -> None:
         raise InputError(
             f"{path}: lost or changed since it was packed; begin again with --overwrite"
         )
+
+
+def _clear(out: Path) -> None:
+    (out / INDEX).unlink(missing_ok=True)  # first: without it, the rest is known to be unfinished
+    for path in out.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+
+
+def _pack(
+    source: Source, options: PackOptions, journal: Journal, workers: int, rows: Mapping[str, int]
+) -> PackReport:
+    """Resume where an earlier run ended, to the end. `rows`: split -> rows that its table has."""
+    report, ended = PackReport(), set[str]()
+    for line in journal.lines():
+        if line["shard"]:
+            _check_shard(journal.folder, line["shard"])
+        else:
+            ended.add(line["split"])
+        report.add(line)
+    report.before = report.read.total()
+    with Progress(sum(rows.values()), "images", "pack", report.before) as progress:
+        for split in source.splits:
+            if split not in ended:
+                records = islice(source.records(split), report.read[split], None)
+                results = _prepared(records, options, workers)
+                _write_split(split, results, options.samples_per_shard, journal, report, progress)
+            read, packed = report.read[split], report.packed[split]
+            rejected = report.rejected_of(split)
+            if not rows[split] == read == packed + rejected:
+                raise WorkError(
+                    f"{split}: {rows[split]} rows counted, {read} read, {packed} packed + "
+                    f"{rejected} rejected; did the source change meanwhile?"
+                )
+    counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
+    journal.finish(counts)
+    return report
+
+
+def _write_split(
+    split: str,
+    results: Iterable[Packed | Reject],
+    samples_per_shard: int,
+    journal: Journal,
+    report: PackReport,
+    progress: Progress,
+) -> None:
+    """Write the shards of a split that aren't there yet; note and count every outcome."""
+    read, reencoded, rejects = report.read[split], Counter[str](), list[list[str]]()
+
+    def accepted() -> Iterator[Packed]:
+        nonlocal read
+        for result in results:
+            read += 1
+            progress.update()
+            if isinstance(result, Reject):
+                rejects.append([result.id, result.split, result.reason, result.detail])
+                continue
+            if result.reencoded:
+                reencoded[result.reencoded] += 1
+            yield result
+
+    def note(shard: Mapping[str, Any] | None) -> None:
+        line: dict[str, Any] = {"split": split, "shard": shard, "read": read}
+        line |= {"reencoded": dict(reencoded), "rejects": rejects}
+        journal.write(line)
+        report.add(line)
+        reencoded.clear()
+        rejects.clear()
+
+    first = report.shards[split]
+    for shard in write_shards(journal.folder, split, accepted(), samples_per_shard, first):
+        note(shard)
+    if not report.packed[split]:  # the next run looks at it again
+        with journal.rejects() as writer:
+            for line in journal.lines():
+                writer.writerows(line["rejects"])
+            writer.writerows(rejects)
+        reason, most = Counter(reason for *_, reason, _ in rejects).most_common(1)[0]
+        raise WorkError(
+            f"{split}: no pair could be packed; {most} of {read}: {reason} (see "
+            f"{journal.folder / REJECTS})"
+        )
+    note(None)
+
+
+def _prepared(
+    records: Iterable[Pair | Reject], options: PackOptions, workers: int
+) -> Iterator[Packed | Reject]:
+    """What becomes of each record, in order."""
+    prepare = partial(_prepare, options)
+    with warnings.catch_warnings():
+        _ignore_warnings()  # for all threads at once: within one, each would undo the others'
+        if options.decode_check or options.resize is not None:
+            yield from ordered_map(prepare, records, workers, start=_ignore_warnings)
+        else:
+            # reading and hashing let other threads run; the rest is too little to share out
+            threads = max(2, workers)
+            batch = max(BATCH, _FETCHED // threads)
+            yield from ordered_map(prepare, records, threads, batch=batch, threads=True)
+
+
+def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
+    """A worker's part: read and check an image (see `encode.prepare`), lay out its pair."""
+    if isinstance(pair, Reject):
+        return pair
+    try:
+        data = pair.image.read()
+    except OSError as error:
+        return pair.reject("image unreadable", str(error.strerror))
+    try:
+        stored = encode.prepare(
+            data,
+            max_pixels=options.max_pixels,
+            check=options.decode_check,
+            resize=options.resize,
+        )
+    except BadImage as error:
+        return pair.reject(error.reason, error.detail)
+    facts = {"id": pair.id, "split": pair.split, "width": stored.width, "height": stored.height}
+    facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest(), **pair.facts}
+    if stored.reencoded:
+        facts["reencoded"] = stored.reencoded
+    if stored.resized_from:
+        facts["resized_from"] = stored.resized_from
+    # half a surrogate pair in a fact stays what it was: an escape of JSON
+    about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
+    members = stored.data, pair.caption.encode(), about
+    return Packed(pair.key, stored.extension, members, stored.reencoded)
+
+
+def _ignore_warnings() -> None:
+    """Large images: ours is --max-pixels. Odd metadata: a worker's warning reaches nobody."""
+    warnings.simplefilter("ignore")

@@ -15,13 +15,14 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from ..errors import InputError
-from .image_store import Archive, Folder, ImageFile, image_in_cell, image_on_disk, stem
+from .image_store import Archive, Folder, ImageFile, image_on_disk, stem
 from .tables import Row, Table
 
 SPLITS = ("train", "valid", "test")
@@ -32,10 +33,6 @@ SPLIT_WORDS = {
 }
 """What people call them."""
 
-Reason = Literal[
-    "malformed row", "unsafe id", "duplicate id", "caption empty", "image missing", "leak"
-]
-
 # The key names tar members: a dot ends webdataset's key, a separator would leave the folder, the
 # rest is what some file system or shell pattern forbids. 200 bytes fit any file system.
 _UNSAFE = re.compile(r'[./\\:*?"<>|]')
@@ -44,6 +41,25 @@ _DIGEST_LETTERS = 10
 _HINT = " (--id-column names a column that tells them apart)"
 _MAX_TOLD = 500
 """Letters of an id, and of a detail, in rejects.csv."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that can't be packed."""
+
+    id: str
+    """As the source gives it; what is no Unicode in it is escaped, and what is endless cut."""
+    split: str
+    reason: str
+    """"malformed row", "unsafe id", "duplicate id", "caption empty", "image missing",
+    "image unreadable", "leak", or a `BadImageReason`."""
+    detail: str
+
+    def __post_init__(self) -> None:
+        for name in ("id", "detail"):
+            text = getattr(self, name).encode(errors="backslashreplace").decode()
+            cut = text if len(text) <= _MAX_TOLD else text[:_MAX_TOLD] + " ..."
+            object.__setattr__(self, name, cut)
 
 
 @dataclass(frozen=True)
@@ -61,65 +77,65 @@ class Pair:
     """What else the source says, for the sample's JSON: `concepts` (CUIs; absent where the source
     doesn't say), `concept_names` (beside them, null where unknown), `license` (its columns)."""
 
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that can't be packed."""
-
-    id: str
-    """As the source gives it; what is no Unicode in it is escaped, and what is endless cut."""
-    split: str
-    reason: str
-    detail: str
-
-    def __post_init__(self) -> None:
-        for name in ("id", "detail"):
-            text = getattr(self, name).encode(errors="backslashreplace").decode()
-            cut = text if len(text) <= _MAX_TOLD else text[:_MAX_TOLD] + " ..."
-            object.__setattr__(self, name, cut)
+    def reject(self, reason: str, detail: str) -> Reject:
+        """The record of this pair where its image can't be read or used."""
+        return Reject(self.id, self.split, reason, f"{self.image.name}: {detail}")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a source. Columns are named as in `Table.rows`."""
+    """One split of a source."""
 
     split: str
     captions: Table
-    caption_column: str
-    id_column: str | None
-    """None: the path of the image is the id."""
-    images: Folder | Archive | None = None
-    """Finds an image by its id. None: `image_column` holds it, or says where it is."""
-    image_column: str | None = None
+    columns: Mapping[str, str]
+    """Which columns of it (named as in `Table.rows`) hold the caption and what else there is of:
+    id (without it, the path of the image is the id); image, or its path (without it, `images`
+    finds one by the id); split (without it, all rows are of this one); concepts."""
+    images: Folder | None = None
     image_root: Path = Path()
-    """Where the paths in `image_column` start."""
-    split_column: str | None = None
-    """Says which split a row belongs to. None: all rows to this one."""
-    concepts_column: str | None = None
+    """Where the paths in the image column start."""
     concepts: Table | None = None
     """ID and CUIs."""
     license: Table | None = None
     """ID and any columns."""
 
     def rows(self, *, with_images: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """The rows of the split, and their cells: id, caption, image, split, concepts; those that
-        it has a column for. `with_images` off leaves the images in a table unread.
+        """The rows of the split, and their cells by the keys of `columns`, and always `id`.
+        `with_images` off leaves the images in a table unread.
         """
-        columns = {
-            "id": self.id_column or self.image_column,
-            "caption": self.caption_column,
-            "image": self.image_column if with_images or self.id_column is None else None,
-            "split": self.split_column,
-            "concepts": self.concepts_column,
-        }
-        columns = {what: column for what, column in columns.items() if column}
-        for row in self.captions.rows([column for column in columns.values() if column]):
+        columns = {"id": self.columns.get("image", ""), **self.columns}
+        if not with_images:
+            columns.pop("image", None)
+        for row in self.captions.rows(list(columns.values())):
             cells = dict(zip(columns, row.values, strict=True))
-            if self.split_column and self.split != parse_split(
-                self.captions, row.location, self.split_column, cells["split"]
+            if "split" not in cells or self.split == parse_split(
+                self.captions, row.location, columns["split"], cells["split"]
             ):
-                continue
-            yield row, cells
+                yield row, cells
+
+    @cached_property
+    def cuis_by_id(self) -> Mapping[Any, Any] | None:
+        """Concepts as listed. None: there is no table of them."""
+        return by_id(self.concepts, "ID", ["CUIs"])["CUIs"].to_dict() if self.concepts else None
+
+    @cached_property
+    def license_by_id(self) -> Mapping[Any, Any]:
+        """The columns of the licence."""
+        if not self.license:
+            return {}
+        columns = [name for name in self.license.names() if name.lower() != "id"]
+        return by_id(self.license, "ID", columns).map(str.strip).to_dict("index")
+
+    def find_image(self, name: str, cell: Any) -> ImageFile | None:
+        """The image of a row: found by its id, or in the cell, or where the cell says."""
+        if self.images:
+            return self.images.find(name)
+        if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
+            cell = cell.get("bytes") or cell.get("path") or ""
+        if isinstance(cell, bytes):
+            return ImageFile(name, partial(bytes, cell))
+        return image_on_disk(self.image_root / str(cell).strip()) if cell else None
 
 
 class Source:
@@ -140,7 +156,6 @@ class Source:
         self.form, self.splits = form, tuple(part.split for part in parts)
         self._parts = {part.split: part for part in parts}
         self._concept_names = concept_names or {}
-        self._joined = dict[str, tuple[dict[Any, Any] | None, dict[Any, Any]]]()
 
     def count(self, split: str) -> int:
         """Rows of a split. Reads its tables whole, so that a broken one is found at the start.
@@ -152,9 +167,10 @@ class Source:
         part = self._parts[split]
         rows = sum(1 for _ in part.rows(with_images=False))
         if not rows:
-            which = f" whose {part.split_column} is {split}" if part.split_column else ""
-            raise InputError(f"{part.captions}: no rows{which or ' under the header'}")
-        self._joins(part)
+            column = part.columns.get("split")
+            which = f"whose {column} is {split}" if column else "under the header"
+            raise InputError(f"{part.captions}: no rows {which}")
+        _ = part.cuis_by_id, part.license_by_id
         return rows
 
     def records(self, split: str) -> Iterator[Pair | Reject]:
@@ -163,37 +179,67 @@ class Source:
         Of rows with one id, the first with a caption and an image counts. Whether the image can be
         decoded is not seen here.
         """
-        part = self._parts[split]
-        concepts, licenses = self._joins(part)
-        taken = dict[str, tuple[str, str]]()  # key -> location and name of its row
+        part, taken = self._parts[split], dict[str, str]()  # key -> location of its row
         for row, cells in part.rows(with_images=True):
-            name = cells["id"]
-            if part.id_column is None and isinstance(name, dict):  # {bytes, path}
-                name = name.get("path")
-            name = name.strip() if isinstance(name, str) else ""
-            pair = _pair(part, name, row.problem, cells, taken)
-            if isinstance(pair, tuple):
-                yield Reject(name, split, pair[0], f"{row.location}: {pair[1]}")
-                continue
-            taken[pair.key] = row.location, name
-            listed = cells.get("concepts") if concepts is None else concepts.get(pair.id)
-            facts = self._concept_facts(listed)
-            if pair.id in licenses:
-                facts["license"] = licenses[pair.id]
-            yield Pair(pair.id, pair.key, split, pair.image, pair.caption, facts)
+            yield self._record(part, row, cells, taken)
+
+    def _record(
+        self, part: Part, row: Row, cells: Mapping[str, Any], taken: dict[str, str]
+    ) -> Pair | Reject:
+        name, caption, is_path = cells["id"], cells["caption"], "id" not in part.columns
+        if is_path and isinstance(name, dict):  # {bytes, path}
+            name = name.get("path")
+        name = name.strip() if isinstance(name, str) else ""
+
+        def reject(reason: str, detail: str) -> Reject:
+            return Reject(name, part.split, reason, f"{row.location}: {detail}")
+
+        if row.problem:
+            return reject("malformed row", row.problem)
+        if not isinstance(caption, str):
+            kind = type(caption).__name__
+            return reject("malformed row", f"the caption is a {kind}, not text")
+        identity, caption = stem(name), clean(caption)
+        if unfit := unfit_id(identity, is_path=is_path):
+            return reject("unsafe id", unfit)
+        key = key_of(identity)
+        if key in taken:
+            return reject("duplicate id", f"{taken[key]} has this id{_HINT * is_path}")
+        if not any(letter.isprintable() and not letter.isspace() for letter in caption):
+            return reject("caption empty", "no text but blanks")
+        cell = cells.get("image")
+        image = part.find_image(name, cell)
+        if image is None:
+            missing = f"no file {cell!r}" if cell else "no image in the row"
+            if part.images:
+                missing = f"no {identity}.jpg, .png or other image in {part.images}"
+            return reject("image missing", missing)
+        taken[key] = row.location
+        return Pair(identity, key, part.split, image, caption, self._facts(part, identity, cells))
+
+    def _facts(self, part: Part, identity: str, cells: Mapping[str, Any]) -> dict[str, Any]:
+        facts, listed = dict[str, Any](), cells.get("concepts")
+        if part.cuis_by_id is not None:
+            listed = part.cuis_by_id.get(identity)
+        if listed is not None:
+            facts["concepts"] = parse_cuis(listed)
+            if self._concept_names:
+                facts["concept_names"] = [self._concept_names.get(cui) for cui in facts["concepts"]]
+        if identity in part.license_by_id:
+            facts["license"] = part.license_by_id[identity]
+        return facts
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the `tables` and of where the `images` are: another one, another data set.
 
         The images themselves are not read.
         """
-        tables = hashlib.sha256()
-        places = list[list[str]]()
+        tables, places = hashlib.sha256(), list[list[str]]()
         for part in self._parts.values():
-            columns = (part.caption_column, part.id_column, part.image_column, part.split_column)
-            tables.update(repr((part.split, columns, part.concepts_column)).encode())
-            for table in (part.captions, part.concepts, part.license):
-                tables.update(table.digest().encode() if table else b"")
+            columns = tuple(map(part.columns.get, ("caption", "id", "image", "split")))
+            tables.update(repr((part.split, columns, part.columns.get("concepts"))).encode())
+            for table in filter(None, (part.captions, part.concepts, part.license)):
+                tables.update(table.digest().encode())
             path = part.images.path if part.images else part.image_root
             places.append([part.split, str(path.resolve())])
             if isinstance(part.images, Archive):
@@ -201,27 +247,6 @@ class Source:
         tables.update(json.dumps(self._concept_names, sort_keys=True).encode())
         images = json.dumps(places).encode(errors="surrogateescape")
         return {"tables": tables.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
-
-    def _joins(self, part: Part) -> tuple[dict[Any, Any] | None, dict[Any, Any]]:
-        """Id -> its CUIs as listed (None: no such table), and id -> its licence; read once."""
-        if part.split not in self._joined:
-            listed = (
-                by_id(part.concepts, "ID", ["CUIs"])["CUIs"].to_dict() if part.concepts else None
-            )
-            license = {}
-            if part.license:
-                columns = [name for name in part.license.names() if name.lower() != "id"]
-                license = by_id(part.license, "ID", columns).map(str.strip).to_dict("index")
-            self._joined[part.split] = listed, license
-        return self._joined[part.split]
-
-    def _concept_facts(self, listed: Any) -> dict[str, Any]:
-        if listed is None:
-            return {}
-        facts: dict[str, Any] = {"concepts": parse_cuis(listed)}
-        if self._concept_names:
-            facts["concept_names"] = [self._concept_names.get(cui) for cui in facts["concepts"]]
-        return facts
 
 
 def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -238,52 +263,6 @@ def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
         cells.append(row.values[1:])
     frame = pd.DataFrame(cells, index=ids, columns=list(columns), dtype=object)
     return frame.loc[~frame.index.duplicated()]
-
-
-def _pair(
-    part: Part,
-    name: str,
-    problem: str | None,
-    cells: Mapping[str, Any],
-    taken: Mapping[str, tuple[str, str]],
-) -> Pair | tuple[Reason, str]:
-    """The pair of a row, without its facts; or why there is none."""
-    if problem:
-        return "malformed row", problem
-    if not isinstance(cells["caption"], str):
-        return "malformed row", f"the caption is a {type(cells['caption']).__name__}, not text"
-    caption = clean(cells["caption"])
-    identity = stem(name)
-    if unfit := unfit_id(identity, is_path=part.id_column is None):
-        return "unsafe id", unfit
-    key = key_of(identity)
-    if key in taken:
-        location, earlier_name = taken[key]
-        if part.id_column or earlier_name == name:
-            return "duplicate id", f"{location} has this id" + _HINT * (part.id_column is None)
-        identity, key = name, key_of(name)  # a.jpg and a.png: with their extensions
-        if key in taken:
-            return "duplicate id", f"an earlier row has this image{_HINT}"
-    if not any(letter.isprintable() and not letter.isspace() for letter in caption):
-        return "caption empty", "no text but blanks"
-    cell = cells.get("image")
-    image = _find_image(part, name, cell)
-    if image is None:
-        if part.images:
-            return "image missing", f"no {identity}.jpg, .png or other image in {part.images}"
-        return "image missing", f"no file {cell!r}" if cell else "no image in the row"
-    return Pair(identity, key, part.split, image, caption)
-
-
-def _find_image(part: Part, name: str, cell: Any) -> ImageFile | None:
-    """The image of a row: found by its id, or in the cell, or where the cell says."""
-    if part.images:
-        return part.images.find(name)
-    if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
-        cell = cell.get("bytes") or cell.get("path") or ""
-    if isinstance(cell, bytes):
-        return image_in_cell(name, cell)
-    return image_on_disk(part.image_root / str(cell).strip()) if cell else None
 
 
 def parse_split(table: Table, location: str, column: str, word: Any) -> str:

@@ -201,8 +201,7 @@ def test_json_line(files: Path, name: str) -> None:
     (files / "table.jsonl").write_text(f"{good[0]}\n\n{line}\n{good[1]}\n")
     source = open_table(
         files / "table.jsonl",
-        image_column="i",
-        caption_column="t",
+        {"image": "i", "caption": "t"},
         image_root=files / "test_images" / "test",
         splits=["test"],
     )

@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.support.tiny_dataset import caption, jpeg
 SPLITS = {"train": range(5), "valid": range(5, 7), "test": range(7, 9)}
 NAMES = {"C0040405": "X-Ray Computed Tomography", "C0024485": "Magnetic Resonance Imaging"}
 LICENSE = {"PMCID": "PMC1", "Attribution": "CC BY [A et al. (2020)]", "Link": "https://x.org/1"}
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def key(n: int) -> str:
@@ -37,26 +39,10 @@ def concepts(n: int) -> list[str]:
     return [["C0040405", "C0024485"], ["C0024485"], []][n % 3]
 
 
-def write_csv(path: Path, rows: list[list[str]], delimiter: str = ",") -> None:
+def write_csv(path: Path, *rows: list[str], delimiter: str = ",") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter=delimiter).writerows(rows)
-
-
-def write_tables(folder: Path) -> None:
-    """The tables that ROCOv2 comes with."""
-    for split, numbers in SPLITS.items():
-        rows = [[key(n), text(n)] for n in numbers]
-        write_csv(folder / f"{split}_captions.csv", [["ID", "Caption"], *rows])
-        rows = [[key(n), ";".join(concepts(n))] for n in numbers]
-        write_csv(folder / f"{split}_concepts.csv", [["ID", "CUIs"], *rows])
-        rows = [[key(n), ";".join(concepts(n)[:1])] for n in numbers]
-        write_csv(folder / f"{split}_concepts_manual.csv", [["ID", "CUIs"], *rows])
-    names = [["CUI", "Canonical name"], *map(list, NAMES.items())]
-    write_csv(folder / "cui_mapping.csv", names)
-    everyone = [n for numbers in SPLITS.values() for n in numbers]
-    rows = [[key(n), *LICENSE.values()] for n in everyone]
-    write_csv(folder / "license_information.csv", [["ID ", *LICENSE], *rows])  # a blank, as seen
 
 
 def write_images(folder: Path, numbers: range) -> None:
@@ -65,31 +51,29 @@ def write_images(folder: Path, numbers: range) -> None:
         (folder / f"{key(n)}.jpg").write_bytes(jpeg(n))
 
 
-def kaggle(folder: Path) -> None:
-    write_tables(folder)
+def rocov2(folder: Path, images: str = "{split}_images/{split}") -> None:
+    """The tables that ROCOv2 comes with, and where its images are; a zip ends so."""
     for split, numbers in SPLITS.items():
-        write_images(folder / f"{split}_images" / split, numbers)
+        rows = [[key(n), text(n)] for n in numbers]
+        write_csv(folder / f"{split}_captions.csv", ["ID", "Caption"], *rows)
+        for name, count in (("", 2), ("_manual", 1)):
+            rows = [[key(n), ";".join(concepts(n)[:count])] for n in numbers]
+            write_csv(folder / f"{split}_concepts{name}.csv", ["ID", "CUIs"], *rows)
+        place = folder / images.format(split=split)
+        if place.suffix == ".zip":
+            with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(f"__MACOSX/{split}/._{key(numbers[0])}.jpg", b"the Finder's note")
+                for n in numbers:
+                    archive.writestr(f"{split}/{key(n)}.jpg", jpeg(n))
+        else:
+            write_images(place, numbers)
+    write_csv(folder / "cui_mapping.csv", ["CUI", "Canonical name"], *map(list, NAMES.items()))
+    everyone = [n for numbers in SPLITS.values() for n in numbers]
+    rows = [[key(n), *LICENSE.values()] for n in everyone]
+    write_csv(folder / "license_information.csv", ["ID ", *LICENSE], *rows)  # a blank, as seen
 
 
-def flat(folder: Path) -> None:
-    write_tables(folder)
-    for split, numbers in SPLITS.items():
-        write_images(folder / split, numbers)
-
-
-def flat_images(folder: Path) -> None:
-    write_tables(folder)
-    for split, numbers in SPLITS.items():
-        write_images(folder / f"{split}_images", numbers)
-
-
-def zenodo(folder: Path) -> None:
-    write_tables(folder)
-    for split, numbers in SPLITS.items():
-        with zipfile.ZipFile(folder / f"{split}_images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"__MACOSX/{split}/._{key(numbers[0])}.jpg", b"a note of the Finder")
-            for n in numbers:
-                archive.writestr(f"{split}/{key(n)}.jpg", jpeg(n))
+zenodo = partial(rocov2, images="{split}_images.zip")
 
 
 def imageclef(folder: Path) -> None:
@@ -98,10 +82,10 @@ def imageclef(folder: Path) -> None:
     for split, numbers in SPLITS.items():
         rows = [[key(n), text(n)] for n in numbers]
         name = f"{start}caption_prediction_{split}_labels.csv"
-        write_csv(folder / name, [["ID", "caption"], *rows], "\t")
+        write_csv(folder / name, ["ID", "caption"], *rows, delimiter="\t")
         rows = [[key(n), ";".join(concepts(n))] for n in numbers]
         name = f"{start}concept_detection_{split}_labels.csv"
-        write_csv(folder / name, [["ID", "cuis"], *rows], "\t")
+        write_csv(folder / name, ["ID", "cuis"], *rows, delimiter="\t")
         write_images(folder / f"{start}{split}_images" / split, numbers)
 
 
@@ -124,15 +108,14 @@ def parquet(folder: Path) -> None:
         halves = [numbers[:2], numbers[2:]] if len(numbers) > 2 else [numbers]
         for place, half in enumerate(halves):
             name = f"{word}-{place:05d}-of-{len(halves):05d}.parquet"
-            pq.write_table(hugging_face(half), folder / "data" / name)
+            cells = [{"bytes": jpeg(n), "path": f"{key(n)}.jpg"} for n in half]
+            pq.write_table(hugging_face(half, cells), folder / "data" / name)
 
 
-def hugging_face(numbers: range) -> pa.Table:
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pictures = [{"bytes": jpeg(n), "path": f"{key(n)}.jpg"} for n in numbers]
+def hugging_face(numbers: range, images: list[dict[str, Any]]) -> pa.Table:
     return pa.table(
         {
-            "image": pa.array(pictures, image),
+            "image": pa.array(images, IMAGE),
             "image_id": [key(n) for n in numbers],
             "caption": [text(n) for n in numbers],
             "cui": [concepts(n) or ["nan"] for n in numbers],
@@ -140,37 +123,14 @@ def hugging_face(numbers: range) -> pa.Table:
     )
 
 
-FORMS: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "kaggle": ("kaggle", kaggle),
-    "flat": ("flat", flat),
-    "flat, folders named _images": ("flat", flat_images),
-    "zenodo": ("zenodo", zenodo),
-    "imageclef": ("imageclef", imageclef),
-    "roco1": ("roco1", roco1),
-    "parquet": ("parquet", parquet),
-}
-
-
-def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The pairs as rows of a table, and the images beside it."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def one_table(suffix: str, folder: Path) -> Source:
+    rows = list[dict[str, str]]()
     for split, numbers in SPLITS.items():
         write_images(folder / "pictures" / split, numbers)
-        found[split] = [
-            {
-                "path": f"{split}/{key(n)}.jpg",
-                "report": text(n),
-                "name": key(n),
-                "subset": {"valid": "Val"}.get(split, split),
-                "cuis": ";".join(concepts(n)),
-            }
-            for n in numbers
-        ]
-    return found
-
-
-def one_table(folder: Path, suffix: str) -> Source:
-    rows = [row for part in tables(folder).values() for row in part]
+        subset = {"valid": "Val"}.get(split, split)
+        for n in numbers:
+            row = {"path": f"{split}/{key(n)}.jpg", "report": text(n), "name": key(n)}
+            rows.append({**row, "subset": subset, "cuis": ";".join(concepts(n))})
     path = folder / f"pairs{suffix}"
     if suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
@@ -178,79 +138,57 @@ def one_table(folder: Path, suffix: str) -> Source:
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         cells = [list(rows[0]), *(list(row.values()) for row in rows)]
-        write_csv(path, cells, "\t" if suffix == ".tsv" else ",")
-    return open_table(
-        path,
-        image_column="path",
-        caption_column="report",
-        id_column="name",
-        split_column="subset",
-        concepts_column="cuis",
-        image_root=folder / "pictures",
-    )
+        write_csv(path, *cells, delimiter="\t" if suffix == ".tsv" else ",")
+    columns = {"image": "path", "caption": "report", "id": "name", "split": "subset"}
+    return open_table(path, {**columns, "concepts": "cuis"}, image_root=folder / "pictures")
 
 
-def samples(source: Source, out: Path, *, without: tuple[str, ...]) -> dict[str, list[Any]]:
-    """What the shards hold, without the facts named; and the caption's second line, which a form
-    of plain lines has no place for.
-    """
-    report = pack(source, out, PackOptions(samples_per_shard=3))
-    assert report.read == report.packed == {"train": 5, "valid": 2, "test": 2}
-    found: dict[str, list[Any]] = {}
-    for split in SPLITS:
-        shard_set = ShardSet.open(str(out), split)
-        pairs = [shard_set.read(position) for position in range(len(shard_set))]
-        found[split] = [
-            (
-                pair.key,
-                pair.image,
-                pair.caption.removesuffix("\nsecond line"),
-                {name: fact for name, fact in pair.facts.items() if name not in without},
-            )
-            for pair in pairs
-        ]
-    return found
+def in_folder(write: Callable[[Path], None], folder: Path) -> Source:
+    write(folder)
+    return open_source(folder)
 
 
-EXTRAS = ("concept_names", "license")
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    folder = tmp_path_factory.mktemp("kaggle")
-    kaggle(folder / "source")
-    found = samples(open_source(folder / "source"), folder / "out", without=EXTRAS)
-    for split, numbers in SPLITS.items():
-        for (name, image, words, facts), n in zip(found[split], numbers, strict=True):
-            assert (name, image) == (key(n), jpeg(n))
-            assert words == text(n).removesuffix("\nsecond line")
-            assert facts["concepts"] == concepts(n)
-    return found
+FORMS: dict[str, tuple[str, Callable[[Path], Source]]] = {
+    "kaggle": ("kaggle", partial(in_folder, rocov2)),
+    "flat": ("flat", partial(in_folder, partial(rocov2, images="{split}"))),
+    "flat, named _images": ("flat", partial(in_folder, partial(rocov2, images="{split}_images"))),
+    "zenodo": ("zenodo", partial(in_folder, zenodo)),
+    "imageclef": ("imageclef", partial(in_folder, imageclef)),
+    "roco1": ("roco1", partial(in_folder, roco1)),
+    "parquet": ("parquet", partial(in_folder, parquet)),
+    **{
+        suffix: ("table", partial(one_table, suffix))
+        for suffix in (".csv", ".tsv", ".jsonl", ".parquet")
+    },
+}
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_same_samples(
-    tmp_path: Path, expected: dict[str, list[Any]], name: str
-) -> None:
-    form, write = FORMS[name]
-    folder = tmp_path / "source"
-    write(folder)
-    source = open_source(folder)
-    assert source.form == form
-    assert samples(source, tmp_path / "out", without=EXTRAS) == expected
+def test_every_form_gives_the_same_samples(tmp_path: Path, name: str) -> None:
+    form, make = FORMS[name]
+    source = make(tmp_path / "source")
+    assert (source.form, source.splits) == (form, tuple(SPLITS))
+    report = pack(source, tmp_path / "out", PackOptions(samples_per_shard=3))
+    assert report.read == report.packed == {"train": 5, "valid": 2, "test": 2}
+    for split, numbers in SPLITS.items():
+        shard_set = ShardSet.open(str(tmp_path / "out"), split)
+        for position, n in enumerate(numbers):
+            pair = shard_set.read(position)
+            assert (pair.key, pair.image) == (key(n), jpeg(n))
+            # a form of plain lines has no place for a second one
+            second = "\nsecond line"
+            assert pair.caption == (text(n).removesuffix(second) if form == "roco1" else text(n))
+            assert pair.facts["concepts"] == concepts(n)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_any_table_gives_the_same_samples(
-    tmp_path: Path, expected: dict[str, list[Any]], suffix: str
-) -> None:
-    source = one_table(tmp_path, suffix)
-    assert source.splits == ("train", "valid", "test")
-    assert samples(source, tmp_path / "out", without=EXTRAS) == expected
+def pairs_of(source: Source, split: str) -> list[Pair]:
+    found = list(source.records(split))
+    assert len(found) == source.count(split)
+    return [record for record in found if isinstance(record, Pair)]
 
 
 def test_what_else_rocov2_says_is_in_the_facts(tmp_path: Path) -> None:
-    kaggle(tmp_path)
+    rocov2(tmp_path)
     facts = [pair.facts for pair in pairs_of(open_source(tmp_path), "train")]
     assert facts[0] == {
         "concepts": ["C0040405", "C0024485"],
@@ -258,18 +196,14 @@ def test_what_else_rocov2_says_is_in_the_facts(tmp_path: Path) -> None:
         "license": LICENSE,
     }
     assert facts[2] == {"concepts": [], "concept_names": [], "license": LICENSE}
-
-
-def test_a_concept_without_a_name_stays(tmp_path: Path) -> None:
-    kaggle(tmp_path)
-    write_csv(tmp_path / "cui_mapping.csv", [["CUI", "Canonical name"], ["C0024485", "MR"]])
+    write_csv(tmp_path / "cui_mapping.csv", ["CUI", "Canonical name"], ["C0024485", "MR"])
     first = pairs_of(open_source(tmp_path), "train")[0]
     assert first.facts["concepts"] == ["C0040405", "C0024485"]
     assert first.facts["concept_names"] == [None, "MR"]
 
 
 def test_concepts_are_chosen(tmp_path: Path) -> None:
-    kaggle(tmp_path)
+    rocov2(tmp_path)
     manual = pairs_of(open_source(tmp_path, concepts="manual"), "train")
     assert [pair.facts["concepts"] for pair in manual[:3]] == [["C0040405"], ["C0024485"], []]
     none = pairs_of(open_source(tmp_path, concepts="none"), "train")
@@ -281,7 +215,7 @@ def test_concepts_are_chosen(tmp_path: Path) -> None:
 
 def test_the_form_can_be_said(tmp_path: Path) -> None:
     """Where a folder is of several forms, the extracted images win, unless another one is named."""
-    kaggle(tmp_path)
+    rocov2(tmp_path)
     for split, numbers in SPLITS.items():
         with zipfile.ZipFile(tmp_path / f"{split}_images.zip", "w") as archive:
             for n in numbers:
@@ -289,12 +223,9 @@ def test_the_form_can_be_said(tmp_path: Path) -> None:
     assert open_source(tmp_path).form == "kaggle"
     zipped = pairs_of(open_source(tmp_path, form="zenodo"), "train")
     assert [pair.image.read() for pair in zipped] == [jpeg(n + 100) for n in SPLITS["train"]]
-
-
-def pairs_of(source: Source, split: str) -> list[Pair]:
-    found = list(source.records(split))
-    assert len(found) == source.count(split)
-    return [record for record in found if isinstance(record, Pair)]
+    shutil.rmtree(tmp_path / "test_images")  # half extracted: of this split, the zip is read
+    first = pairs_of(open_source(tmp_path), "test")[0]
+    assert first.image.read() == jpeg(SPLITS["test"][0] + 100)
 
 
 def test_a_damaged_zip_is_named_and_a_damaged_member_is_rejected(tmp_path: Path) -> None:
@@ -311,6 +242,10 @@ def test_a_damaged_zip_is_named_and_a_damaged_member_is_rejected(tmp_path: Path)
     path.write_bytes(data[:-30])
     with pytest.raises(InputError, match=r"train_images.zip: not a readable zip"):
         open_source(tmp_path, ["train"])
+    with zipfile.ZipFile(tmp_path / "test_images.zip", "a") as archive:
+        archive.writestr(f"old/{key(7)}.jpg", b"another")
+    with pytest.raises(InputError, match=r"holds two images ROCO_00007.jpg: test/.*, old/"):
+        open_source(tmp_path, ["test"])
 
 
 def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:
@@ -325,64 +260,72 @@ def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:
 
 def test_parquet_images_may_be_paths(tmp_path: Path) -> None:
     write_images(tmp_path / "pictures", range(2))
-    table = hugging_face(range(2)).drop_columns("image")
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = [{"bytes": None, "path": f"pictures/{key(n)}.jpg"} for n in range(2)]
-    pq.write_table(table.append_column("image", pa.array(cells, image)), tmp_path / "test.parquet")
+    pq.write_table(hugging_face(range(2), cells), tmp_path / "test.parquet")
     found = pairs_of(open_source(tmp_path, ["test"]), "test")
     assert [pair.image.read() for pair in found] == [jpeg(0), jpeg(1)]
 
 
 def test_a_table_whose_paths_are_the_ids(tmp_path: Path) -> None:
     write_images(tmp_path / "p1" / "s.2", range(2))
-    rows = [["image", "text"], *([f"p1/s.2/{key(n)}.jpg", "a"] for n in (0, 1, 7, 0))]
-    write_csv(tmp_path / "t.csv", rows)
-    source = open_table(tmp_path / "t.csv", image_column="image", caption_column="text")
+    rows = [[f"p1/s.2/{key(n)}.jpg", "a"] for n in (0, 1, 7, 0)]
+    write_csv(tmp_path / "t.csv", ["image", "text"], *rows)
+    source = open_table(tmp_path / "t.csv", {"image": "image", "caption": "text"})
     assert source.splits == ("train",)
-    records = list(source.records("train"))
-    assert [record.id for record in records[:2]] == [f"p1/s.2/{key(n)}" for n in range(2)]
-    assert isinstance(records[0], Pair)
-    assert records[0].key.startswith(f"p1_s_2_{key(0)}-")
-    assert [r.reason for r in records if isinstance(r, Reject)] == ["image missing", "duplicate id"]
+    first, second, missing, again = source.records("train")
+    assert [first.id, second.id] == [f"p1/s.2/{key(n)}" for n in range(2)]
+    assert isinstance(first, Pair)
+    assert first.key.startswith(f"p1_s_2_{key(0)}-")
+    assert isinstance(missing, Reject)
+    assert isinstance(again, Reject)
+    assert (missing.reason, again.reason) == ("image missing", "duplicate id")
+    assert "line 5: line 2 has this id (--id-column" in again.detail
 
 
-WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no such column": ("path,report\n", {"caption_column": "words"}, "no column 'words'; found"),
+WRONG: dict[str, tuple[str, dict[str, str], dict[str, Any], str]] = {
+    "no such column": ("path,report\n", {"caption": "words"}, {}, "no column 'words'; found"),
     "an unknown split": (
         "path,report,subset\na,b,train\na,b,holdout\n",
-        {"split_column": "subset"},
+        {"split": "subset"},
+        {},
         r"t.csv: line 3: subset is 'holdout'; allowed are train, training",
     ),
-    "two splits for one table": ("path,report\n", {"splits": ["train", "test"]}, "name one"),
-    "no rows": ("path,report\n", {}, "t.csv: no rows under the header"),
+    "two splits": ("path,report\n", {}, {"splits": ["train", "test"]}, "name one"),
+    "no rows": ("path,report\n", {}, {}, "t.csv: no rows under the header"),
     "a split without rows": (
         "path,report,subset\na,b,train\n",
-        {"split_column": "subset", "splits": ["test"]},
+        {"split": "subset"},
+        {"splits": ["test"]},
         "t.csv: no rows whose subset is test",
     ),
-    "no such folder": ("path,report\n", {"image_root": Path("/nowhere")}, "no such image folder"),
+    "no such folder": ("path,report\n", {}, {"image_root": Path("/nowhere")}, "no such image fold"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_table_is_one_line(tmp_path: Path, name: str) -> None:
-    content, options, message = WRONG[name]
+    content, columns, options, message = WRONG[name]
     (tmp_path / "t.csv").write_text(content)
-    columns = {"image_column": "path", "caption_column": "report", **options}
 
     def read() -> None:
-        source = open_table(tmp_path / "t.csv", **columns)
+        chosen = {"image": "path", "caption": "report", **columns}
+        source = open_table(tmp_path / "t.csv", chosen, **options)
         source.count(source.splits[0])
 
     with pytest.raises(InputError, match=message):
         read()
 
 
+def test_bytes_in_a_table_need_an_id(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [jpeg(0)], "text": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"image holds the images themselves; needs --id-column"):
+        open_table(tmp_path / "t.parquet", {"image": "image", "caption": "text"})
+
+
 def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(jpeg(0))
-    with pytest.raises(
-        InputError, match=r"no known form of data set: no train_captions.csv.*--tab"
-    ):
+    message = r"no known form of data set: no train_captions.csv.*--tab"
+    with pytest.raises(InputError, match=message):
         open_source(tmp_path)
     with pytest.raises(InputError, match=r"x.jpg: a folder or a .parquet file is wanted"):
         open_source(tmp_path / "x.jpg")
@@ -392,58 +335,21 @@ def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_sources_apart(tmp_path: Path) -> None:
-    def prints(source: Source) -> tuple[str, ...]:
-        return tuple(source.fingerprints().values())
+    def prints(folder: Path = tmp_path, **options: Any) -> tuple[str, ...]:
+        return tuple(open_source(folder, **options).fingerprints().values())
 
-    kaggle(tmp_path)
-    found = {prints(open_source(tmp_path)), prints(open_source(tmp_path))}
+    rocov2(tmp_path)
+    found = {prints(), prints()}
     assert len(found) == 1
-    found.add(prints(open_source(tmp_path, ["train"])))
-    found.add(prints(open_source(tmp_path, concepts="manual")))
+    found |= {prints(splits=["train"]), prints(concepts="manual")}
     (tmp_path / "cui_mapping.csv").unlink()
-    found.add(prints(open_source(tmp_path)))
+    found.add(prints())
     with (tmp_path / "train_captions.csv").open("a") as file:
         file.write("x,y\n")
-    found.add(prints(open_source(tmp_path)))
+    found.add(prints())
     shutil.copytree(tmp_path, tmp_path / "copy")  # the same tables, perhaps other images
-    found.add(prints(open_source(tmp_path / "copy")))
+    found.add(prints(tmp_path / "copy"))
     assert len(found) == 6
-
-
-def test_a_half_extracted_download_is_read(tmp_path: Path) -> None:
-    zenodo(tmp_path)
-    (tmp_path / "train_images.zip").unlink()
-    write_images(tmp_path / "train_images" / "train", SPLITS["train"])
-    source = open_source(tmp_path)
-    assert [len(pairs_of(source, split)) for split in SPLITS] == [5, 2, 2]
-
-
-def test_a_zip_with_two_images_of_one_name_is_refused(tmp_path: Path) -> None:
-    zenodo(tmp_path)
-    with zipfile.ZipFile(tmp_path / "test_images.zip", "a") as archive:
-        archive.writestr(f"old/{key(7)}.jpg", b"another")
-    with pytest.raises(InputError, match=r"holds two images ROCO_00007.jpg: test/.*, old/"):
-        open_source(tmp_path)
-
-
-def test_paths_that_differ_in_the_extension_are_two_pairs(tmp_path: Path) -> None:
-    for name in ("a.jpg", "a.png"):
-        (tmp_path / name).write_bytes(jpeg(1))
-    rows = [["image", "text"], ["a.jpg", "one"], ["a.png", "two"], ["a.jpg", "three"]]
-    write_csv(tmp_path / "t.csv", rows)
-    source = open_table(tmp_path / "t.csv", image_column="image", caption_column="text")
-    one, two, three = source.records("train")
-    assert isinstance(one, Pair)
-    assert isinstance(two, Pair)
-    assert (one.key, two.id) == ("a", "a.png")
-    assert isinstance(three, Reject)
-    assert "line 4: line 2 has this id (--id-column" in three.detail
-
-
-def test_bytes_in_a_table_need_an_id(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [jpeg(0)], "text": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"image holds the images themselves; needs --id-column"):
-        open_table(tmp_path / "t.parquet", image_column="image", caption_column="text")
 
 
 def test_keys_may_be_absent_in_a_line_of_json(tmp_path: Path) -> None:
@@ -451,10 +357,10 @@ def test_keys_may_be_absent_in_a_line_of_json(tmp_path: Path) -> None:
     lines = [{"path": f"{key(0)}.jpg", "report": "one"}]
     lines.append({"path": f"{key(1)}.jpg", "report": "two", "cuis": "C1"})
     (tmp_path / "t.jsonl").write_text("\n".join([*map(json.dumps, lines), "{"]))
-    source = open_table(
-        tmp_path / "t.jsonl", image_column="path", caption_column="report", concepts_column="cuis"
-    )
-    report = pack(source, tmp_path / "out")
-    assert (report.packed["train"], report.rejected) == (2, {("train", "malformed row"): 1})
-    shard_set = ShardSet.open(str(tmp_path / "out"), "train")
-    assert [shard_set.read(n).facts["concepts"] for n in range(2)] == [[], ["C1"]]
+    columns = {"image": "path", "caption": "report", "concepts": "cuis"}
+    first, second, third = open_table(tmp_path / "t.jsonl", columns).records("train")
+    assert isinstance(first, Pair)
+    assert isinstance(second, Pair)
+    assert isinstance(third, Reject)
+    assert (first.facts, second.facts) == ({"concepts": []}, {"concepts": ["C1"]})
+    assert third.reason == "malformed row"

@@ -83,14 +83,6 @@ def leave(folder: Path) -> None:
         (folder / name).touch()
 
 
-def size_of(n: int) -> bytes:
-    return b'"height": 40, "mode": "L", "sha256": "' + hashlib.sha256(jpeg(n)).hexdigest().encode()
-
-
-def damaged(n: int, keep: int) -> tuple[bytes, bytes]:
-    return jpeg(n), jpeg(n)[:keep].ljust(len(jpeg(n)), b"\0")
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "shard deleted": (
         lambda folder: (folder / TAR).unlink(),
@@ -98,58 +90,28 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "shard cut": (
         lambda folder: os.truncate(folder / TAR, 3000),
-        [f"{TAR}: 3000 bytes; should be 20480", f"{TAR}: train_0004: "],
+        [f"{TAR}: 3000 bytes; should be 20480", f"{TAR}: train_0004.json: "],
     ),
     "shard cut between members": (
         lambda folder: os.truncate(folder / TAR, 7168),
-        [f"{TAR}: 7168 bytes", f"{TAR}: train_0006: the tar ends where train_0006.jpg should be"],
+        [f"{TAR}: 7168 bytes", f"{TAR}: train_0006.jpg: the tar ends where it should be"],
     ),
     "shards swapped": (
         swap,
         [
             "train-000000.tar: SHA-256",
-            "train-000000.tar: train_0000: a member train_0004.jpg where train_0000.jpg should be; "
-            "what follows wasn't compared",
+            "train-000000.tar: train_0000.jpg: a member train_0004.jpg where it should be; what",
             f"{TAR}: SHA-256",
-            f"{TAR}: train_0004: a member train_0000.jpg",
+            f"{TAR}: train_0004.jpg: a member train_0000.jpg",
         ],
     ),
     "caption of the same length": (
         lambda folder: replace(folder / TAR, CAPTION, CAPTION.upper()),
         [f"{TAR}: SHA-256"],
     ),
-    "caption no text": (
-        in_tar((CAPTION, CAPTION[:-1] + b"\xff")),
-        [f"{TAR}: train_0005: its caption is no text"],
-    ),
-    "image changed": (
-        in_tar((jpeg(5), jpeg(5)[:-2] + b"\xff\xd8")),
-        [
-            f"{TAR}: train_0005: the image's SHA-256 is another",
-            f"{TAR}: train_0005: the image can't be decoded: undecodable",
-        ],
-    ),
-    "image of another size, and one undecodable": (
-        in_tar((size_of(4), size_of(4).replace(b"40", b"41")), damaged(6, 300)),
-        [
-            f"{TAR}: train_0004: the image is (48, 40, 'L'); should be (48, 41, 'L')",
-            f"{TAR}: train_0006: the image's SHA-256 is another",
-            f"{TAR}: train_0006: the image can't be decoded: undecodable",
-        ],
-    ),
-    "JSON of another pair": (
-        in_tar(
-            (b'{"id": "train_0005"', b'{"id": "train_0006"'),
-            (b'"train_0004", "split": "train"', b'"train_0004", "split": "tests"'),
-        ),
-        [
-            f"{TAR}: train_0004: its JSON is of 'train_0004' in split 'tests'",
-            f"{TAR}: train_0005: its JSON is of 'train_0006' in split 'train'",
-        ],
-    ),
-    "no JSON": (
-        in_tar((b'{"id": "train_0005"', b'["id": "train_0005"')),
-        [f"{TAR}: train_0005: its caption is no text, or its JSON no object"],
+    "image undecodable": (
+        in_tar((jpeg(6), jpeg(6)[:300].ljust(len(jpeg(6)), b"\0"))),
+        [f"{TAR}: train_0006.jpg can't be decoded: undecodable"],
     ),
     "offset in the index": (
         in_index(b'"members": [[512, ', b'"members": [[513, ', 4),

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,11 @@ def image_way(folder: Path) -> list[str]:
     with recorded() as calls:
         make_shards.main(config)
     members = [n for n, call in enumerate(calls) if call == ("packing/tar_writer", "_add")]
-    return ["make_shards", *modules(calls[members[2] + 1 : members[5] + 1])]
+    # what the writer still does with that member belongs to the image before
+    way = dropwhile(
+        lambda call: call[0] == "packing/tar_writer", calls[members[2] : members[5] + 1]
+    )
+    return ["make_shards", *modules(list(way))]
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def _pack(table: Path, out: Path, workers: int, samples_per_shard: int, check: b
     from medclip_oc.packing.formats import open_table
     from medclip_oc.packing.pack import PackOptions, pack
 
-    source = open_table(table, image_column="image", caption_column="caption", id_column="id")
+    source = open_table(table, {"id": "id", "image": "image", "caption": "caption"})
     pack(source, out, PackOptions(samples_per_shard, decode_check=check), workers=workers)
 
 
