@@ -85,37 +85,26 @@ def _add(tar: Any, key: str, extension: str, content: bytes) -> tuple[int, int]:
 
 
 class _Tar(tarfile.TarFile):
-    """Makes a header of the one before, which differs in name, size and checksum only.
+    """Makes headers of the first one: they differ in name, size and checksum only.
 
-    tarfile makes each anew, and writes contents 10 kB at a time: a quarter of the time of a packing
-    that decodes nothing. The bytes are the same.
+    tarfile makes each anew, and TarWriter's own stream cuts contents into 10 kB: together a quarter
+    of the time of a packing that decodes nothing. The bytes are the same.
     """
 
-    _common: tuple[bytes, bytes, bytes, int] | None = None
+    _ordinary: bytearray | None = None
 
     def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
         """Append a member with the content of a file."""
         name, content = tarinfo.name.encode(), fileobj.read()
-        if len(name) >= tarfile.LENGTH_NAME or not name.isascii():
-            header = tarinfo.tobuf(tarfile.PAX_FORMAT)
+        if len(name) < tarfile.LENGTH_NAME and name.isascii():
+            header = self._ordinary or bytearray(tarinfo.tobuf(tarfile.USTAR_FORMAT))
+            header[:100], header[124:135] = name.ljust(100, b"\0"), b"%011o" % len(content)
+            header[148:156] = b" " * 8
+            header[148:155] = b"%06o\0" % sum(header)
+            self._ordinary = header
         else:
-            if self._common is None:
-                first = tarinfo.tobuf(tarfile.USTAR_FORMAT)  # name[100], ..., size[12] at 124
-                parts = first[100:124], first[136:148], first[156:]  # without checksum[8] at 148
-                self._common = *parts, sum(b"".join(parts)) + 8 * ord(" ")
-            owner, time, rest, checksum = self._common
-            size = b"%011o\0" % len(content)
-            checksum += sum(name) + sum(size)
-            header = b"%b%b%b%b%06o\0 %b" % (
-                name.ljust(tarfile.LENGTH_NAME, b"\0"),
-                owner,
-                size,
-                time,
-                checksum,
-                rest,
-            )
-        padding = bytes(-len(content) % tarfile.BLOCKSIZE)
-        for piece in (header, content, padding):
+            header = bytearray(tarinfo.tobuf(tarfile.PAX_FORMAT))
+        for piece in (bytes(header), content, bytes(-len(content) % tarfile.BLOCKSIZE)):
             self.fileobj.write(piece)
         self.offset = self.fileobj.tell()
 
