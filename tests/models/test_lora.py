@@ -28,6 +28,7 @@ from tests.support.tiny_models import TEXT, VIT
 
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]] = {
     "open_clip": (VIT, TEXT, 32, {}),
+    "checkpointed": (DROPOUT, TEXT, 32, {}),
     "timm and hf": (timm("test_vit"), HF, 160, {}),
     "cnn": (timm("test_efficientnet"), TEXT, 160, {}),
     "resnet": (RESNET, TEXT, 32, {"towers": "image"}),
@@ -43,26 +44,21 @@ def features(towers: Any, size: int = 32) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_no_change_at_the_start(name: str) -> None:
+def test_no_change_at_the_start_and_merged_equals_unmerged(name: str) -> None:
     vision, text, size, settings = TOWERS[name]
-    wanted = features(build(vision, text), size)
-    found = features(adapted(vision, text, live=False, **settings), size)
-    assert found.equal(wanted)
-    state = lora.plain_state(adapted(vision, text, live=False, **settings))
-    plain_model = build(vision, text).clip.state_dict()
-    assert state.keys() == plain_model.keys()
-    assert all(value.equal(plain_model[n]) for n, value in state.items())
-
-
-@pytest.mark.parametrize("name", TOWERS)
-def test_merged_equals_unmerged(name: str) -> None:
-    vision, text, size, settings = TOWERS[name]
-    towers, merged = adapted(vision, text, **settings), build(vision, text)
-    before = features(merged, size)
-    merged.clip.load_state_dict(lora.plain_state(towers))
+    plain, start = build(vision, text), adapted(vision, text, live=False, **settings)
+    before, state = features(plain, size), plain.clip.state_dict()
+    assert features(start, size).equal(before)
+    merged = lora.plain_state(start)
+    assert merged.keys() == state.keys()
+    assert all(value.equal(state[n]) for n, value in merged.items())
+    towers = adapted(vision, text, **settings)
     found = features(towers, size)
     assert (found - before).norm() > 1e-3 * before.norm(), "the adapters change something"
-    assert features(merged, size).equal(found)
+    plain.clip.load_state_dict(lora.plain_state(towers))
+    assert features(plain, size).equal(found)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert features(plain, size).equal(features(towers, size))
 
 
 def test_merging_is_the_formula() -> None:
@@ -92,14 +88,10 @@ def test_only_adapters_move() -> None:
         step(*batch(12))
         optimizer.step()
         features(towers)
-    now = towers.clip.state_dict()
-    moved = set()
-    for name, value in now.items():
-        plain_name = re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)
-        if plain_name in start and not value.equal(start[plain_name]):
-            moved.add(name)
+    now, fresh = towers.clip.state_dict(), adapted(live=False).clip.state_dict()
+    plain = {n: re.sub(r"parametrizations\.(\w+)\.original$", r"\1", n) for n in now}
+    moved = {n for n in now if plain[n] in start and not now[n].equal(start[plain[n]])}
     assert moved == {"logit_scale"}  # which trains as it would without adapters
-    fresh = adapted(live=False).clip.state_dict()
     own = {n for n in now if n.endswith((".0.a", ".0.b"))}
     assert len(own) == 4 * 2 * 4, "two of each of four matrices of four blocks"
     assert all(not now[n].equal(fresh[n]) for n in own)
@@ -113,6 +105,8 @@ def test_the_cached_step_equals_one_big_batch(name: str, keep: int) -> None:
     vision, text, size, settings = TOWERS[name]
     towers = adapted(vision, text, **settings)
     reference = copy_of(towers)
+    if name == "checkpointed":
+        towers.clip.set_grad_checkpointing()
     torch.manual_seed(7)
     plain_step(reference, "clip", *batch(12, size), micro_batches=(5, 5))
     torch.manual_seed(7)
@@ -120,35 +114,15 @@ def test_the_cached_step_equals_one_big_batch(name: str, keep: int) -> None:
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
 
 
-def test_gradient_checkpointing() -> None:
-    towers = build(DROPOUT, grad_checkpointing=True)
-    reference = build(DROPOUT)
-    for side in (towers, reference):
-        torch.manual_seed(3)
-        lora.insert(side, LoraConfig(rank=4))
-        for name, parameter in side.named_parameters():
-            if name.endswith(".0.b"):
-                torch.nn.init.normal_(parameter, std=0.1)
-    torch.manual_seed(7)
-    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
-    torch.manual_seed(7)
-    cached(towers)(*batch(12))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
-
-
 def test_layer_decay_reaches_the_adapters() -> None:
     towers = adapted()
-    settings = OptimConfig(lr=1.0, image_layer_decay=0.5)
-    names = {id(p): n for n, p in towers.named_parameters()}
-    found = {
-        names[id(p)]: group["peak_lr"]
-        for group in optim.parameter_groups(towers, settings)
-        for p in group["params"]
-    }
-    block = "clip.visual.transformer.resblocks.0"
+    names = {id(p): n.removeprefix("clip.") for n, p in towers.named_parameters()}
+    groups = optim.parameter_groups(towers, OptimConfig(lr=1.0, image_layer_decay=0.5))
+    found = {names[id(p)]: group["peak_lr"] for group in groups for p in group["params"]}
+    block = "visual.transformer.resblocks.0"
     assert found[f"{block}.attn.parametrizations.in_proj_weight.0.a"] == 0.25
     assert found[f"{block}.attn.out_proj.parametrizations.weight.0.b"] == 0.25
-    assert found["clip.transformer.resblocks.0.mlp.c_fc.parametrizations.weight.0.a"] == 1.0
+    assert found["transformer.resblocks.0.mlp.c_fc.parametrizations.weight.0.a"] == 1.0
 
 
 def test_frozen_parts_get_none() -> None:
@@ -160,28 +134,18 @@ def test_frozen_parts_get_none() -> None:
     assert all(n.startswith("clip.visual.transformer.resblocks.1.") for n in trains)
 
 
-def test_going_on_from_a_merged_checkpoint() -> None:
+def test_resuming_from_a_merged_checkpoint() -> None:
     """The unmerged matrices and the adapters come back bit for bit."""
-    towers = adapted()
+    towers, again, other = adapted(), build(), build()
     state = lora.Adapters(towers).state_dict()
-    again = build()
     again.clip.load_state_dict(lora.plain_state(towers))
     lora.insert(again, LoraConfig(rank=4, alpha=8.0))
     lora.Adapters(again).load_state_dict(deepcopy(state))
-    wanted = towers.clip.state_dict()
     found = again.clip.state_dict()
-    assert all(value.equal(found[name]) for name, value in wanted.items())
-    other = build()
+    assert all(value.equal(found[name]) for name, value in towers.clip.state_dict().items())
     lora.insert(other, LoraConfig(rank=2))
     with pytest.raises(ValueError, match="another rank"):
         lora.Adapters(other).load_state_dict(state)
-
-
-def test_a_bf16_step_uses_what_a_merged_model_has() -> None:
-    towers, merged = adapted(), build()
-    merged.clip.load_state_dict(lora.plain_state(towers))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert features(towers).equal(features(merged))
 
 
 @pytest.mark.parametrize(
