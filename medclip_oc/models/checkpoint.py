@@ -89,7 +89,8 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
         DamagedCheckpoint: it can't be read.
         InputError: it is missing, or holds pickled code.
     """
-    require_file(path)
+    if not Path(path).is_file():
+        raise InputError(f"{path}: {'a folder, not a' if Path(path).is_dir() else 'no such'} file")
     try:
         archive = zipfile.is_zipfile(path)  # a torch file from before 1.6 is none
         if verify and archive and zipfile.ZipFile(path).testzip() is not None:
@@ -102,12 +103,6 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
                 "only tensors and plain values are read"
             ) from error
         raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file") from error
-
-
-def require_file(path: str | Path) -> None:
-    """Refuse a path where no file is."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: {'a folder, not a' if Path(path).is_dir() else 'no such'} file")
 
 
 def described_facts(definition: dict[str, Any]) -> dict[str, Any]:

@@ -105,11 +105,7 @@ class Towers(nn.Module):
         return F.normalize(features.to(self.mean.dtype), dim=-1)  # (B, D)
 
     def train_bias(self) -> None:
-        """Let the bias of the logits train, as SigLIP needs it.
-
-        Raises:
-            InputError: the model has none.
-        """
+        """Let the bias of the logits train, as SigLIP needs it; an InputError if there is none."""
         if self.logit_bias() is None:
             raise InputError(
                 "loss.name: siglip needs a model with a bias: an architecture with SigLIP in its "
@@ -184,18 +180,15 @@ def tokenizer_of(name: str) -> Callable[[list[str]], Tensor]:
     """The tokenizer of a model that open_clip knows: M texts -> (M, L) int64.
 
     Raises:
-        InputError: it needs transformers, or its folder holds none.
-        WorkError: it can't be downloaded.
+        InputError, WorkError: its folder holds none, or it can't be downloaded.
     """
     # Loader processes are forked after the tokenizer's first use; its own threads would deadlock.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with definition.quiet():
             tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise definition.unreachable(f"tokenizer of {name}", error) from error
-    except ImportError as error:
-        raise InputError(f"{name}: needs transformers: pip install transformers") from error
     plain = type(tokenizer) is open_clip.SimpleTokenizer
     return _CachingTokenizer(tokenizer) if plain else tokenizer
 
@@ -208,8 +201,7 @@ def token_counter(arch: str) -> tuple[Callable[[str], int], int]:
         length, beyond which it cuts.
 
     Raises:
-        InputError: no such architecture.
-        WorkError: its tokenizer can't be downloaded.
+        InputError, WorkError: no such architecture, or as `tokenizer_of`.
     """
     definition.identify(ModelConfig(arch=arch))
     tokenizer: Any = tokenizer_of(arch)

@@ -53,7 +53,11 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError) as error:  # a hub or a folder
         raise unreachable(f"model.arch: {arch}", error) from error
     if definition is not None:
-        _check_definition(definition)
+        mappings = [isinstance(definition.get(key), dict) for key in ("vision_cfg", "text_cfg")]
+        if "embed_dim" not in definition or not all(mappings):
+            raise InputError(
+                "model.definition: needs embed_dim, and the mappings vision_cfg and text_cfg"
+            )
         if registered is not None and registered != resolved(definition):
             raise InputError(
                 f"model.arch: {arch!r} is open_clip's own; a model given in full "
@@ -65,12 +69,9 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
         raise InputError(f"model.arch: {arch!r} is not an open_clip architecture{hint}")
     else:
         definition, text = registered, registered["text_cfg"]
-        folder = folder_of(arch)
-        # a folder's tokenizer and text tower are those inside it, wherever it was made
-        if folder and text.get("hf_tokenizer_name"):
-            text["hf_tokenizer_name"] = str(folder)
-        if folder and (folder / TEXT_MODEL).is_dir():
-            text["hf_model_name"] = str(folder / TEXT_MODEL)
+        if folder := folder_of(arch):  # its tokenizer and text tower are those inside it
+            inside = {"hf_tokenizer_name": folder, "hf_model_name": folder / TEXT_MODEL}
+            text |= {k: str(path) for k, path in inside.items() if text.get(k) and path.is_dir()}
     if settings.image_size not in (None, definition["vision_cfg"].get("image_size")):
         definition["vision_cfg"]["image_size"] = settings.image_size
         name = f"{name}-{settings.image_size}px"
@@ -78,11 +79,7 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 
 def register(name: str, definition: dict[str, Any]) -> None:
-    """Make `name` known to open_clip with this definition; its only way is through a file.
-
-    Raises:
-        InputError: the name could lead out of the registry's folder.
-    """
+    """Make `name` known to open_clip with this definition; its only way is through a file."""
     if not _NAME.fullmatch(name):
         raise InputError(f"model.arch: {name!r} can't name a model; use letters, digits, . @ + - _")
     config = resolved(definition)
@@ -99,15 +96,6 @@ def resolved(definition: dict[str, Any]) -> dict[str, Any]:
     for key in {"hf_model_name", "hf_tokenizer_name"} & text.keys():
         text[key] = resolve(text[key])
     return {**definition, "text_cfg": text}
-
-
-def _check_definition(definition: dict[str, Any]) -> None:
-    missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in definition]
-    if missing:
-        raise InputError(f"model.definition: lacks {', '.join(missing)}")
-    for key in ("vision_cfg", "text_cfg"):
-        if not isinstance(definition[key], dict):
-            raise InputError(f"model.definition.{key}: {definition[key]!r} is not a mapping")
 
 
 def check_preprocess(values: dict[str, Any]) -> None:

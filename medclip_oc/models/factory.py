@@ -126,8 +126,6 @@ def baseline_clip(name: str, trained: dict[str, Any] | None) -> Clip:
     """
     if Path(name).is_file():
         return load(name)
-    if name.endswith(".pt"):
-        raise InputError(f"--baseline: {name}: no such file")
     if definition.has_schema(name):
         return build(ModelConfig(arch=name))
     arch, _, tag = name.rpartition(":")

@@ -7,8 +7,6 @@ embedding), 1 to n are the blocks, n + 1 is what comes after them (last norm, pr
 import re
 from typing import Literal, NamedTuple
 
-from torch import nn
-
 from ..config.schema import OptimConfig
 from ..errors import InputError
 from .clip import Towers
@@ -100,16 +98,10 @@ def _matching(word: str, by_name: dict[str, Place]) -> set[str]:
     if word == "all_but_projections":
         in_towers = {name for name, place in by_name.items() if place.tower != "both"}
         return {name for name in in_towers if not _PROJECTION.fullmatch(name)}
-    names = {name for name in by_name if re.search(word, name.removeprefix("clip."))}
-    if not names:
-        example = next(iter(by_name)).removeprefix("clip.")
-        raise InputError(
-            f"optim.freeze: {word!r} is neither image, text nor all_but_projections, and matches "
-            f"no parameter (one is {example})"
-        )
-    return names
-
-
-def count(parameters: list[nn.Parameter]) -> int:
-    """Numbers in them."""
-    return sum(parameter.numel() for parameter in parameters)
+    plain_names = {name: name.removeprefix("clip.") for name in by_name}
+    if names := {name for name, plain in plain_names.items() if re.search(word, plain)}:
+        return names
+    raise InputError(
+        f"optim.freeze: {word!r} is neither image, text nor all_but_projections, and matches "
+        f"no parameter (one is {next(iter(plain_names.values()))})"
+    )

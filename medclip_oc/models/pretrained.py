@@ -50,10 +50,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         InputError: the file is missing, damaged, holds no tensors, or holds pickled code.
     """
     if Path(path).suffix == ".safetensors":
-        checkpoint.require_file(path)
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: damaged or not a safetensors file ({error})") from error
     content = checkpoint.read(path, mmap=True)
     state = content.get("state_dict", content) if isinstance(content, dict) else None

@@ -66,14 +66,14 @@ def describe(optimizer: torch.optim.Optimizer, towers: Towers) -> list[str]:
         decayed = [p for group in groups if group["weight_decay"] for p in group["params"]]
         decay = max(group["weight_decay"] for group in groups)
         lines.append(
-            f"trains: {title}: {freezing.count(tensors):,} parameters, "
+            f"trains: {title}: {sum(p.numel() for p in tensors):,} parameters, "
             f"lr {groups[0]['peak_lr']:.3g}, weight decay "
-            + (f"{decay:g} on {freezing.count(decayed):,}" if decayed else "0")
+            + (f"{decay:g} on {sum(p.numel() for p in decayed):,}" if decayed else "0")
         )
     places = freezing.places(towers)
     for tower, title in _TITLES.items():
         own = [p for name, p in towers.named_parameters() if places[name].tower == tower]
         frozen = [p for p in own if not p.requires_grad]
         if frozen:
-            lines.append(f"frozen: {title}: {freezing.count(frozen):,} parameters")
+            lines.append(f"frozen: {title}: {sum(p.numel() for p in frozen):,} parameters")
     return lines

