@@ -72,12 +72,12 @@ class Audit:
         Raises:
             WorkError: the disk failed.
         """
+        report = json.dumps(self.report, indent=1, ensure_ascii=False) + "\n"
+        page = audit_page.render(self.report, self.pictures, self.captions)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkError(f"{folder}: {error.strerror}") from None
-        report = json.dumps(self.report, indent=1, ensure_ascii=False) + "\n"
-        page = audit_page.render(self.report, self.pictures, self.captions)
         for name, text in (("audit.json", report), ("audit.html", page)):
             with atomic_file(folder / name, durable=True) as partial_file:
                 partial_file.write_text(text, encoding="utf-8")

@@ -11,8 +11,7 @@ import pandas as pd
 
 _COMPARISONS = 1 << 22  # in memory at once
 _BANDS, _BAND = 16, 4  # of a signature; candidates have all values of a band in common
-MOST_CANDIDATES = 200
-"""Sets before it with which a set is compared."""
+MOST_CANDIDATES = 200  # sets before it with which a set is compared
 
 
 def first_of_equals(values: Sequence[Any] | pd.Series) -> np.ndarray:
@@ -56,13 +55,8 @@ def near_hashes(
 def nearest(pairs: np.ndarray, distance: np.ndarray, splits: np.ndarray, most: int) -> np.ndarray:
     """Which pairs to keep, so that no row has to be compared with a crowd: (M,) bool.
 
-    For each row those with the `most` nearest of each split.
-
-    Args:
-        pairs: (M, 2) rows.
-        distance: (M,).
-        splits: (N,) small integers.
-        most: at least 1.
+    For each row those with the `most` nearest of each split. Pairs are (M, 2) rows, their distance
+    (M,), the splits of the rows (N,).
     """
     row, other = np.concatenate([pairs, pairs[:, ::-1]]).T  # both ways: (2 M,) each
     table = pd.DataFrame({"row": row, "other": other, "split": splits[other]})
@@ -89,11 +83,8 @@ def similar_sets(sets: Sequence[np.ndarray], threshold: float) -> tuple[np.ndarr
     from datasketch import MinHash, MinHashLSH  # of the extra `audit`
 
     lsh = MinHashLSH(num_perm=_BANDS * _BAND, params=(_BANDS, _BAND))
-    signatures = MinHash.generator(
-        ([member.tobytes() for member in members] for members in sets),
-        num_perm=_BANDS * _BAND,
-        seed=1,
-    )
+    members_of = ([member.tobytes() for member in members] for members in sets)
+    signatures = MinHash.generator(members_of, num_perm=_BANDS * _BAND, seed=1)
     similar = list[tuple[int, int, float]]()
     for row, (members, signature) in enumerate(zip(sets, signatures, strict=True)):
         if not len(members):
@@ -115,10 +106,9 @@ def best_matches(
     near: np.ndarray,
     similarity: np.ndarray,
 ) -> pd.DataFrame:
-    """For each row and each split, the most similar row there, if there is one.
+    """For each row and each split, the most similar row there: the first of the best, if any.
 
-    At most one per row and split, however many copies there are: the first of the best. In its own
-    split, only rows before it count.
+    In its own split, only rows before it count.
 
     Args:
         splits: (N,) which split a row belongs to.

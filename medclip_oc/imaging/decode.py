@@ -48,10 +48,8 @@ they, and we, refuse it."""
 
 # Not every format that Pillow knows: some run other programs (EPS) or need ones.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")  # JPEG: MPO too
-GREY = ("1", "L", "LA", "La")
-"""Pillow's modes that are grey, of 8 bits."""
-DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-"""Pillow's modes of more than 8 bits."""
+GREY = ("1", "L", "LA", "La")  # Pillow's modes that are grey, of 8 bits
+DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # of more bits
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, a value of the second
 
 
@@ -70,7 +68,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if is_dicom(data):
         return dicom.decode(data, max_pixels)
-    image = load(open_image(data, max_pixels), data)
+    image = open_image(data, max_pixels)
     return turn(flatten(image, data), read_orientation(image))
 
 
@@ -106,19 +104,6 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def load(image: Image.Image, data: bytes) -> Image.Image:
-    """Read the pixels of an opened file, in place.
-
-    Raises:
-        BadImage: "truncated" or "undecodable".
-    """
-    try:
-        image.load()
-    except Exception as error:  # as in open_image
-        raise _damage(error, data) from None
-    return image
-
-
 def read_orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8."""
     if image.format == "PNG" and "exif" not in image.info:
@@ -131,16 +116,21 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def flatten(image: Image.Image, data: bytes) -> Image.Image:
-    """A loaded image as "L" or "RGB", not turned yet."""
-    flat = _windowed(image) if image.mode in DEEP_GREY else image
+    """Read the pixels of an opened file: "L" or "RGB", not turned yet.
+
+    Raises:
+        BadImage: "truncated" or "undecodable".
+    """
     try:
+        image.load()
+        flat = _windowed(image) if image.mode in DEEP_GREY else image
         if flat.has_transparency_data:  # laid over black
             grey = flat.mode in GREY
             whole = flat.convert("LA" if grey else "RGBA")
             flat = Image.new("L" if grey else "RGB", whole.size)
             flat.paste(whole.convert(flat.mode), mask=whole.getchannel("A"))
         return flat.convert("L" if flat.mode in GREY else "RGB")
-    except (ValueError, OSError) as error:  # a mode with no way to RGB
+    except Exception as error:  # as in open_image, or a mode with no way to RGB
         raise _damage(error, data) from None
 
 

@@ -42,22 +42,18 @@ _READ = [
 for _colour in ("Red", "Green", "Blue"):
     _READ += [f"{_colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data")]
     _READ += [f"Segmented{_colour}PaletteColorLookupTableData"]
-_SECONDS = 600
-"""To decompress a frame. A JPEG 2000 of 89 megapixels needs about one minute."""
+_SECONDS = 600  # to decompress a frame; a JPEG 2000 of 89 megapixels needs about one minute
 _OF_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 """A transfer syntax that nothing in radiology writes; pydicom would unpack it without bound."""
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode the first frame by the rules at the top of this module.
+    """Decode the first frame by the rules at the top of this module: "L" or "RGB", nothing else.
 
     Args:
         data: the whole file.
         max_pixels: largest Rows times Columns; seen before anything is decoded.
-
-    Returns:
-        An image of mode "L" or "RGB". It carries nothing but pixels.
 
     Raises:
         BadImage: no pixels, truncated, over max pixels, not decodable.
@@ -92,18 +88,14 @@ def window(
     counted: np.ndarray | None = None,
     inverted: bool = False,
 ) -> np.ndarray:
-    """Map values to 0..255, linearly, never saturated.
+    """Map values to 0..255, linearly, never saturated: numbers of any shape -> uint8.
 
     Args:
-        values: numbers of any shape.
+        values: one value alone becomes 0.
         limits: what becomes 0, and what 255; beyond them, the same. None: the darkest and the
             brightest value that counts.
-        counted: of the same shape; False where a value is no image. It becomes 0, as NaN and
-            infinities do.
+        counted: False where a value is no image. It becomes 0, as NaN and infinities do.
         inverted: the brightest value becomes 0.
-
-    Returns:
-        uint8, of the same shape. One value alone becomes 0.
     """
     numbers = values.astype(np.float64)  # changed in place: an image may have 89 megapixels
     kept = np.isfinite(numbers)
@@ -137,13 +129,12 @@ def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
         # pydicom drops compressed pixels that have no end
         cut = b"\xe0\x7f\x10\0" in data
         raise BadImage("truncated" if cut else "undecodable", "DICOM without whole pixels")
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if not syntax:
+    if not (syntax := dataset.file_meta.get("TransferSyntaxUID")):
         raise BadImage("undecodable", "DICOM that names no transfer syntax")
     decode_frame = partial(pixel_array, dataset, index=0)
-    # damaged frames make GDCM abort and pydicom loop for ever
-    is_plain = get_decoder(syntax).is_native
-    return decode_frame() if is_plain else call_isolated(decode_frame, _SECONDS)
+    if get_decoder(syntax).is_native:
+        return decode_frame()
+    return call_isolated(decode_frame, _SECONDS)  # damage makes GDCM abort, pydicom loop for ever
 
 
 def _shown(dataset: Any, stored: np.ndarray) -> np.ndarray:

@@ -22,10 +22,9 @@ from PIL import Image
 
 from ..errors import BadImage
 from . import decode as decoding
-from .decode import flatten, load, open_image, read_orientation, turn
+from .decode import flatten, open_image, read_orientation, turn
 
-_LONGEST_JPEG = 65_500
-"""Pixels; libjpeg's limit."""
+_LONGEST_JPEG = 65_500  # pixels: libjpeg's limit
 _KEPT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _ODD_FRAMES = set(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of JPEG that is lossless or coded arithmetically (ITU-T T.81, table B.1)."""
@@ -76,8 +75,7 @@ def prepare(
         return plain
     image = open_image(data, max_pixels)
     size, jpeg = image.size, image.format in ("JPEG", "MPO")
-    if check and not jpeg:
-        load(image, data)
+    flat = flatten(image, data) if check and not jpeg else None
     reason, smaller = _unsafe(image, data), _smaller(size, resize)
     if not reason and not smaller:
         mode = "L" if image.mode in decoding.GREY else "RGB"
@@ -85,8 +83,8 @@ def prepare(
             # at an eighth of the size the whole bit stream is read and the same damage found, in
             # about half the time: what is left out is the inverse transform of the fine detail
             _drafted(image, data, max_pixels, (1, 1))
-        elif check:
-            refuse_blank(flatten(image, data))
+        elif flat:
+            refuse_blank(flat)
         return Stored(data, "jpg" if jpeg else "png", *size, mode, None)
     if jpeg and smaller:
         # twice the pixels wanted, each way. On real ROCOv2 images about twice as fast in all; its
@@ -95,7 +93,7 @@ def prepare(
         orientation = read_orientation(image)
         small = turn(picture.resize(smaller, Image.Resampling.LANCZOS, box=box), orientation)
         return _encoded(small, reason, jpeg=True, before=size[::-1] if orientation > 4 else size)
-    picture = turn(flatten(load(image, data), data), read_orientation(image))
+    picture = turn(flat or flatten(image, data), read_orientation(image))
     return _anew(picture, reason, jpeg=jpeg, resize=resize)
 
 
@@ -144,8 +142,9 @@ def _unsafe(image: Image.Image, data: bytes) -> str | None:
     if (orientation := read_orientation(image)) != 1:
         return f"EXIF orientation {orientation}"
     if image.has_transparency_data:
-        alpha = load(image, data).convert("RGBA").getchannel("A")
-        return "transparency" if alpha.getextrema() != (255, 255) else None
+        flatten(image, data)  # which says what is damaged
+        if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+            return "transparency"
     return None
 
 
@@ -159,11 +158,11 @@ def _drafted(
         row may stand for a part of a pixel.
     """
     drafted = image.draft(None, wanted)
-    picture = flatten(load(image, data), data)
+    picture = flatten(image, data)
     if not _one_value(picture):
         return picture, drafted[1] if drafted else None
     # or all its detail is finer than the reduction
-    picture = flatten(load(open_image(data, max_pixels), data), data)
+    picture = flatten(open_image(data, max_pixels), data)
     refuse_blank(picture)
     return picture, None
 

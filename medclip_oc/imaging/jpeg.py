@@ -79,12 +79,10 @@ def _plain_jpeg(data: bytes) -> tuple[str, tuple[int, int]] | None:
     """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in _SPACES or width * height > decode.MAX_PIXELS:
-            return None
         if b"Exif\0\0" in data:
             image = decode.open_image(data, decode.MAX_PIXELS)
-            if decode.read_orientation(image) != 1:
-                return None
+            space = space if decode.read_orientation(image) == 1 else "turned"
     except ValueError:  # no JPEG, or a damaged one: decode.decode says which
         return None
-    return _SPACES[space], (width, height)
+    is_plain = space in _SPACES and width * height <= decode.MAX_PIXELS
+    return (_SPACES[space], (width, height)) if is_plain else None

@@ -61,8 +61,6 @@ def render(report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Pl
     """
     images, bins = report["images"], report["captions"]["tokens"]["histogram"]
     over = (n for n, b in enumerate(bins) if b["from"] > report["settings"]["context_length"])
-    lengths = [(_edge(each, 1), each["count"]) for each in bins]
-    sides = [(_edge(each, 0), each["count"]) for each in images["shorter_side"]]
     return html.render(
         "audit.html.j2",
         title="Audit of image-caption pairs",
@@ -71,9 +69,9 @@ def render(report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Pl
         captions=captions,
         share=_share,
         **_found(report),
-        lengths=plots.histogram("Length in tokens", lengths, next(over, None)),
+        lengths=plots.histogram("Length in tokens", _bins(bins, 1), next(over, None)),
         modalities=_modalities(report),
-        shorter_side=plots.histogram("Shorter side, pixels from", sides),
+        shorter_side=plots.histogram("Shorter side, pixels from", _bins(images["shorter_side"])),
         kinds=[_shares("File formats", images["formats"]), _shares("Modes", images["modes"])],
     )
 
@@ -136,6 +134,5 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "0 %"
 
 
-def _edge(each: Mapping[str, Any], lowest: int) -> str:
-    """Label of a bin."""
-    return f"{max(each['from'], lowest)}" + ("+" if each["to"] is None else "")
+def _bins(bins: list[Report], lowest: int = 0) -> list[tuple[str, int]]:
+    return [(f"{max(b['from'], lowest)}{'+' * (b['to'] is None)}", b["count"]) for b in bins]

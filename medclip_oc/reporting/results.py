@@ -6,8 +6,7 @@ from typing import Any
 from ..config.vocabulary import DIRECTIONS
 
 Record = dict[str, Any]
-Table = dict[str, Any]
-"""`title`, `head` and `rows` of texts; a space inside a figure is a no-break space."""
+Table = dict[str, Any]  # `title`, `head`, `rows` of texts; a space in a figure is a no-break space
 
 
 def text(record: Record) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from phantom_pictures import LESIONS, LOBES, draw
 from PIL import Image, ImageEnhance
 
+from tests.support.odd_files import file
+
 KINDS = tuple(product(("ct", "mr", "us", "xray"), LOBES))
 """One phantom of each shares no more than an outline with the others."""
 
@@ -22,17 +24,13 @@ def phantom(number: int) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", quality: int = 90) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, quality=quality)
-    return file.getvalue()
+    return file(image, kind, quality=quality)
 
 
-def cropped(
-    image: Image.Image, left: float, top: float, right: float, bottom: float
-) -> Image.Image:
-    width, height = image.size
-    edges = (left * width, top * height, right * width, bottom * height)
-    return image.crop([round(edge) for edge in edges])  # type: ignore[arg-type]
+def cropped(image: Image.Image, *edges: float) -> Image.Image:
+    """From left, top to right, bottom: 0 to 1."""
+    box = np.multiply(edges, image.size * 2).round().astype(int).tolist()
+    return image.crop(box)
 
 
 def brighter(image: Image.Image, factor: float) -> Image.Image:
