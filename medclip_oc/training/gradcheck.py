@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,12 +36,8 @@ LIMIT = 1e-5
 _CHUNKS = 4
 
 
-class Measured(NamedTuple):
-    """One step, cached or plain."""
-
-    loss: float
-    gradients: dict[str, Tensor]
-    cost: str
+Measured = tuple[float, dict[str, Tensor], str]
+"""Loss, gradients by parameter, and what it cost, of one step."""
 
 
 def check(config: Config) -> int:
@@ -56,10 +52,7 @@ def check(config: Config) -> int:
         data = build.open_data(config, world)
         clip = build.model(config, world)
         clip.towers.train()
-        steps = data.plan.steps
-        batch = next(
-            iter(loader.training_batches(data.train, clip, config, world, say, steps=steps))
-        )
+        [batch] = loader.training_batches(data.train, clip, config, world, say, steps=1)
         # the plain batch is on one process, which has room for a micro batch
         most = min(train.global_batch_size, max(train.micro_batch_size, 2 * world.size))
         share = most // world.size
@@ -139,7 +132,7 @@ def draws(step: CachedStep, images: Tensor, tokens: Tensor) -> bool:
 
 
 def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:
-    """Loss, gradients without the scaler's factor, time and (CUDA) peak memory of one step."""
+    """Gradients are without the scaler's factor; the cost is time and, on CUDA, peak memory."""
     device, before = step.world.device, 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -152,15 +145,16 @@ def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:
         cost += f", peak memory {peak / 1e6:,.0f} MB"
     factor = 1.0 if step.scaler is None else step.scaler.get_scale()
     gradients = {n: g.cpu() / factor for n, g in reference.gradients(step.towers).items()}
-    return Measured(loss, gradients, cost)
+    return loss, gradients, cost
 
 
 def report(
     cached: Measured, plain: Measured, precision: str, chunked: bool
 ) -> list[tuple[float, str]]:
     """Print what was found; returns (error, parameter), the worst of each part of the model."""
+    (loss, gradients, cost), (plain_loss, wanted, plain_cost) = cached, plain
     try:
-        errors = reference.relative_errors(cached.gradients, plain.gradients)
+        errors = reference.relative_errors(gradients, wanted)
     except ValueError as error:
         raise WorkError(f"selfcheck: {error}") from error
     names = {"clip.logit_scale": "temperature", "clip.logit_bias": "bias"}
@@ -172,8 +166,8 @@ def report(
     way = "all pairs embedded at once"
     if chunked:
         way = "the same chunks, since the model draws random numbers or normalises by the batch"
-    print(f"{precision}: loss {cached.loss:.6f} cached, {plain.loss:.6f} plain ({way})")
+    print(f"{precision}: loss {loss:.6f} cached, {plain_loss:.6f} plain ({way})")
     for part, (relative, name) in sorted(worst.items()):
         print(f"  {part:<12} worst relative error {relative:.1e}  {name}")
-    print(f"  cached step  {cached.cost}\n  plain step   {plain.cost}", flush=True)
+    print(f"  cached step  {cost}\n  plain step   {plain_cost}", flush=True)
     return list(worst.values())

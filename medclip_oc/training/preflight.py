@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -109,29 +108,25 @@ def examine(config: Config, world: World) -> list[str]:
 
 def rates(config: Config) -> Iterator[str]:
     """The learning rate against what is usual for this way of training."""
-    method = method_of(config)
+    model, optim = config.model, config.optim
+    if config.lora.rank is not None:
+        method = "adapters (lora.rank)"
+    elif model.pretrained is None and not model.arch.startswith(("hf-hub:", "local-dir:")):
+        towers = model.pretrained_image or model.pretrained_text
+        method = "two towers that never met" if towers else "a model from scratch"
+    elif optim.freeze or (optim.image_last_blocks, optim.text_last_blocks) != (None, None):
+        method = "one tower or some layers of a pretrained model"
+    else:
+        method = "a pretrained model in full"
     low, high = USUAL_LR[method]
     for name in ("lr", "image_lr", "text_lr"):
-        lr = getattr(config.optim, name)
+        lr = getattr(optim, name)
         if lr is not None and not low <= lr <= high:
             effect = "it forgets what it knew, or diverges" if lr > high else "it hardly learns"
             yield (
                 f"{'error' if lr >= 5 * high else 'warning'}: optim.{name}: {lr:g} is not usual "
                 f"for {method}: {effect}; take {low:g} to {high:g}"
             )
-
-
-def method_of(config: Config) -> str:
-    """The key of USUAL_LR."""
-    model, optim = config.model, config.optim
-    if config.lora.rank is not None:
-        return "adapters (lora.rank)"
-    if model.pretrained is None and not model.arch.startswith(("hf-hub:", "local-dir:")):
-        towers = model.pretrained_image or model.pretrained_text
-        return "two towers that never met" if towers else "a model from scratch"
-    if optim.freeze or (optim.image_last_blocks, optim.text_last_blocks) != (None, None):
-        return "one tower or some layers of a pretrained model"
-    return "a pretrained model in full"
 
 
 def disk(config: Config, clip: Clip) -> Iterator[str]:
@@ -234,13 +229,12 @@ def speed(run: Opened) -> Iterator[str]:
 
 def loader_rate(run: Opened) -> float:
     """Pairs per second that this rank's loader gives, once it runs."""
-    steps, data = run.data.plan.steps, run.data.train
-    batches = iter(
-        loader.training_batches(data, run.clip, run.config, run.world, lambda _: None, steps=steps)
-    )
-    next(batches)  # starts the workers
-    began = time.perf_counter()
-    given = sum(len(batch["index"]) for batch in islice(batches, 3))
+    steps, began, given = min(4, run.data.plan.steps), 0.0, 0
+    for batch in loader.training_batches(
+        run.data.train, run.clip, run.config, run.world, lambda _: None, steps=steps
+    ):
+        given += len(batch["index"]) if began else 0  # the first one starts the workers
+        began = began or time.perf_counter()
     return given / (time.perf_counter() - began) if given else math.inf
 
 

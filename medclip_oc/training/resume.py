@@ -187,27 +187,20 @@ def _compare(
         InputError: what matters has changed, and nobody allowed it.
     """
     changed = differences(content["config"], config)
-    may_differ = {*_FREE, *_DATA, *allow}
-    wrong = [k for k in changed if k not in may_differ and not k.startswith(_FREE_GROUPS)]
-    elsewhere = "take another run.folder for another run"
-    if wrong:
-        advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {elsewhere}"
-        if any(map(_is_fixed, wrong)):
-            advice = elsewhere
-        listed = "; ".join(changed[key] for key in wrong)
-        raise InputError(f"{file} was made with other settings: {listed}; {advice}")
+    may_differ = {*_FREE, *allow}
     before, now = content["training"]["fingerprints"], data.fingerprints
     for key in _DATA:  # moved shards are the same; of a stream only the address can be compared
-        same = before[key] == now[key] and (now[key] is not None or key not in changed)
-        if same or key in allow:
-            continue
-        change = f"{key}: the shards have changed since"
-        if key in changed:
-            change = f"{changed[key].replace(' ', ': ', 1)}: other pairs than when"
-        raise InputError(
-            f"{change} {file} was saved; resume all the same with --resume.allow {key}, or "
-            f"{elsewhere}"
-        )
+        if before[key] != now[key]:
+            changed.setdefault(key, f"{key}, whose shards have changed since")
+        elif now[key] is not None:
+            may_differ.add(key)
+    wrong = [k for k in changed if k not in may_differ and not k.startswith(_FREE_GROUPS)]
+    if wrong:
+        advice = "take another run.folder for another run"
+        if not any(map(_is_fixed, wrong)):
+            advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {advice}"
+        listed = "; ".join(changed[key] for key in wrong)
+        raise InputError(f"{file} was made with other settings: {listed}; {advice}")
     step, steps = content["step"], data.plan.steps
     if step > steps:
         raise InputError(

@@ -7,7 +7,6 @@ RUN/interrupted                    the run was told to stop and has saved: start
 """
 
 import os
-import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -17,10 +16,9 @@ from ..errors import InputError
 from ..models import checkpoint
 from ..runtime.atomic import atomic_file
 
-_OWN_FILES = {"config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"}
-_OWN_FILES |= {"interrupted", "report.html"}
-_OWN_FOLDERS = ("checkpoints", "evaluations", "report", "tensorboard", "wandb")
-_STATE = re.compile(r"step-(\d{8,})\.pt")
+_OWN = ["config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"]
+_OWN += ["interrupted", "report.html"]
+_OWN += ["checkpoints", "evaluations", "report", "tensorboard", "wandb"]
 
 
 class RunFolder:
@@ -40,15 +38,14 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """Files of states, the newest first; then last.pt, where it is none of them."""
-        states = [path for _, path in self._numbered()]
+        states = self._numbered()
         if self.last.is_file() and not any(self.last.samefile(state) for state in states):
             states.append(self.last)
         return states
 
-    def _numbered(self) -> list[tuple[int, Path]]:
-        """(step, file) of each step-*.pt, the newest first."""
-        named = [(_STATE.fullmatch(f.name), f) for f in self.checkpoints.glob("step-*.pt")]
-        return sorted(((int(name[1]), file) for name, file in named if name), reverse=True)
+    def _numbered(self) -> list[Path]:
+        """Each step-*.pt, the newest first."""
+        return sorted(self.checkpoints.glob(f"step-{8 * '[0-9]'}.pt"), reverse=True)
 
     def owns(self, file: Path) -> bool:
         """Whether a checkpoint lies in this folder."""
@@ -69,10 +66,8 @@ class RunFolder:
         """
         try:
             if clear:
-                for name in _OWN_FILES:
-                    (self.path / name).unlink(missing_ok=True)
-                for name in _OWN_FOLDERS:
-                    shutil.rmtree(self.path / name, ignore_errors=True)
+                for own in (self.path / name for name in _OWN):
+                    shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for partial in self.checkpoints.glob("*.partial"):
                 partial.unlink()
@@ -94,15 +89,15 @@ class RunFolder:
                 os.link(self.state(step), link)
             except OSError:  # a file system without hard links
                 shutil.copyfile(self.state(step), link)
-        for old_step, file in self._numbered()[newest:]:
-            if old_step != step:
+        for file in self._numbered()[newest:]:
+            if file != self.state(step):
                 with suppress(OSError):  # it only takes room
                     file.unlink()
 
     def set_aside_after(self, step: int) -> None:
         """States of later steps get another ending: no run resumes from them; they may be seen."""
-        for later, file in self._numbered():
-            if later > step:
+        for file in self._numbered():
+            if file > self.state(step):
                 with suppress(OSError):
                     moved = file.replace(file.with_name(f"{file.name}.left"))
                     if moved.samefile(self.last):
