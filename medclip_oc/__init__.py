@@ -21,7 +21,7 @@ def load(path: str | Path) -> tuple[Any, Callable[..., Any], Callable[..., Any]]
     Raises:
         errors.InputError: missing, damaged, or not a checkpoint of ours.
     """
-    from .models import factory
+    from .models import factory  # needs torch, which the version does without
 
     clip = factory.load(path)
     return clip.towers.clip.eval(), clip.open_clip_preprocess(), clip.tokenizer

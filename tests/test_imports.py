@@ -1,6 +1,9 @@
-"""Imports go one way, and foreign packages come in at one place each."""
+"""Imports go one way, foreign packages come in at one place each, and each has its use."""
 
 import ast
+import configparser
+import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,17 +26,31 @@ SEAMS = {
 }
 
 
+IMPORTED_AS = {
+    "open_clip_torch": "open_clip",
+    "Pillow": "PIL",
+    "PyYAML": "yaml",
+    "Jinja2": "jinja2",
+    "docstring-parser": "docstring_parser",
+}
+
+
 def place(path: Path) -> str:
     """The folder of a module; of those at the top, its own name."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Dotted names of all that a module imports anywhere, ours relative to the package: `.data`."""
     here = ["", *path.relative_to(PACKAGE).parts[:-1]]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -61,21 +78,49 @@ def test_only_the_seam_imports(package: str, allowed: set[str]) -> None:
     assert users <= allowed
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", "evaluate", "report", "zeroshot", "embed", "export", "app", "make_shards"],
-)
-def test_help_needs_no_torch(command: str) -> None:
-    """What `--help` imports; the time it takes follows from that."""
-    code = (
-        "import sys, runpy\n"
-        f"sys.argv = ['{command}', '--help']\n"
-        "try: runpy.run_module('medclip_oc.' + sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end: assert end.code == 0, end.code\n"
-        "heavy = {'torch', 'numpy', 'pandas', 'PIL', 'open_clip'} & sys.modules.keys()\n"
-        "assert not heavy, heavy\n"
-    )
+def test_few_imports_of_ours_wait_for_a_call_and_each_says_why() -> None:
+    """Beside those in the `main` of an entry point, which parses first."""
+    lazy = set()
+    for path in MODULES:
+        lines = path.read_text().splitlines()
+        for function in nodes(path):
+            entry = path.parent == PACKAGE and getattr(function, "name", "") == "main"
+            if isinstance(function, ast.FunctionDef) and not entry:
+                ours = [n for n in ast.walk(function) if isinstance(n, ast.ImportFrom) and n.level]
+                lazy |= {(path.name, node.lineno, lines[node.lineno - 1]) for node in ours}
+    assert len(lazy) <= 10, lazy
+    assert all("  # " in line for _, _, line in lazy), lazy
+
+
+def test_every_base_dependency_is_used_or_explained() -> None:
+    text = (ROOT / "setup.cfg").read_text()
+    parser = configparser.ConfigParser()
+    parser.read_string(text)
+    lines = parser["options"]["install_requires"].split()
+    names = {match[0] for line in lines if (match := re.match(r"[A-Za-z][\w.-]*", line))}
+    assert {"torch", "open_clip_torch", "webdataset", "pandas", "tqdm", "wandb"} <= names
+    explained = set(re.findall(r"^ +# ([\w-]+): \w", text, re.MULTILINE))
+    used = {name.split(".")[0] for path in MODULES for name in imported(path)}
+    unused = {name for name in names - explained if IMPORTED_AS.get(name, name) not in used}
+    assert not unused, f"neither imported by medclip_oc nor explained in setup.cfg: {unused}"
+
+
+def test_help_and_a_wrong_option_need_no_torch() -> None:
+    """What they import; the time they take follows from that."""
+    code = """
+import runpy, sys
+for command in "train evaluate report zeroshot embed export app make_shards".split():
+    for word, code in (("--help", 0), ("--nonsense", 2)):
+        sys.argv = [command, word]
+        try:
+            runpy.run_module(f"medclip_oc.{command}", run_name="__main__")
+        except SystemExit as end:
+            assert end.code == code, command
+        heavy = {"torch", "numpy", "pandas", "PIL", "open_clip", "wandb", "tqdm"} & {*sys.modules}
+        assert not heavy, (command, heavy)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    options = ("--checkpoint", "--optim.lr", "--gallery", "--samples-per-shard")
-    assert any(option in done.stdout for option in options)
+    for option in ("--checkpoint", "--optim.lr", "--gallery", "--samples-per-shard"):
+        assert option in done.stdout
+    assert done.stderr.count("--nonsense: no such setting") == 8

@@ -8,18 +8,14 @@ from medclip_oc.errors import InputError, Stopped, WorkError
 from medclip_oc.runtime import command, distributed
 
 PROGRAM = """
-import sys
 from medclip_oc.config.schema import Config
 from medclip_oc.runtime import command
 
 def main(settings):
-    {body}
+    for _ in range(1000):
+        print("x" * 1000)
 
-try:
-    command.run(main, Config, prog="train", description="100 % of CLIP.")
-finally:
-    heavy = {{"torch", "numpy", "pandas", "PIL", "open_clip", "wandb", "tqdm"}} & set(sys.modules)
-    assert not heavy, heavy
+command.run(main, Config, prog="train", description="")
 """
 
 
@@ -62,21 +58,14 @@ def test_a_bug_keeps_its_traceback(bug: Exception, capfd: pytest.CaptureFixture[
 
 
 def test_a_closed_pipe_ends_quietly() -> None:
-    program = PROGRAM.format(body="[print('x' * 1000) for _ in range(1000)]")
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(10) == b"x" * 10
         process.stdout.close()
         assert (process.wait(60), process.stderr.read()) == (141, b"")
-
-
-@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("--nonsense", 2)])
-def test_help_and_errors_import_nothing_heavy(word: str, code: int) -> None:
-    program = [sys.executable, "-c", PROGRAM.format(body="pass"), word]
-    assert subprocess.run(program, capture_output=True).returncode == code
 
 
 def test_one_process_of_several_reports(
