@@ -9,17 +9,9 @@ from medclip_oc.config.schema import Config
 from medclip_oc.errors import InputError
 
 
-def read(config_class: type[Any], file: Path | str) -> Any:
+def read(config_class: type[Any], file: Path) -> Any:
     return parse.parse(config_class, ["--config", str(file)], prog="train", description="")
 
-
-def error_of(file: Path | str) -> str:
-    with pytest.raises(InputError) as caught:
-        read(Config, file)
-    return str(caught.value)
-
-
-# ------------------------------------------------------------------------ what is said of files
 
 BAD_FILES = {
     "optim: {lrr: 1}": ": optim.lrr: no such setting; did you mean optim.lr?",
@@ -31,17 +23,14 @@ BAD_FILES = {
     "optim: {lr: abc}": ": optim.lr: 'abc' is not a number",
     "optim: {lr: true}": ": optim.lr: true is not a number",
     "optim: {lr: null}": ": optim.lr: null is not a number",
-    "optim: {lr: [1]}": ": optim.lr: [1] is not a number",
     "optim: {lr: .nan}": ": optim.lr: nan is not a number",
     "optim: {betas: [0.9]}": ": optim.betas: [0.9] is not 2 numbers",
-    "optim: {betas: [0.9, .inf]}": ": optim.betas: [0.9, inf] is not 2 numbers",
     "train: {epochs: 1.0}": ": train.epochs: 1.0 is not a whole number",
     "train: {keep_chunks: m}": ": train.keep_chunks: 'm' is not a whole number or one of auto",
     "loss: {name: triplet}": ": loss.name: 'triplet' is not one of clip, siglip",
     "train: {precision: fp8}": ": train.precision: 'fp8' is not one of fp32, bf16, fp16",
     "run: {folder: 5}": ": run.folder: 5 is not text",
     "data: {train: [1, a]}": ": data.train: [1, 'a'] is not text or a list of texts",
-    "data: {valid: {a: 1}}": ": data.valid: {'a': 1} is not text or a list of texts or null",
     "run: {seed: 1}\noptim.lr: 2\noptim: {lr: 1}": ": optim.lr: given twice",
     "run:\n  seed: 1\n  seed: 2\n": ": line 3: not valid YAML: seed is given twice",
     "run:\n  seed: [1\n": ": line 3: not valid YAML: expected ',' or ']', but got '<stream end>'",
@@ -52,23 +41,17 @@ BAD_FILES = {
     "- 1": ": a mapping of settings was expected, not [1]",
     "optim.lr 3": ": a mapping of settings was expected, not 'optim.lr 3'",
     "\x00": ": not a YAML file",
+    b"\xff\xd8\xff\xe0": ": not a YAML file",
 }
 
 
 @pytest.mark.parametrize(("text", "line"), BAD_FILES.items(), ids=range(len(BAD_FILES)))
-def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("x.yaml").write_text(text)
-    assert error_of("x.yaml") == f"x.yaml{line}"
-
-
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bad_files(tmp_path: Path, text: str | bytes, line: str) -> None:
     file = tmp_path / "x.yaml"
-    file.write_bytes(b"\xff\xd8\xff\xe0")
-    assert error_of(file) == f"{file}: not a YAML file"
-
-
-# -------------------------------------------------------------------------------- YAML and back
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as caught:
+        read(Config, file)
+    assert str(caught.value) == f"{file}{line}"
 
 
 @dataclass
@@ -93,20 +76,3 @@ def test_saved_settings_are_read_again(tmp_path: Path, config: Any) -> None:
     file = tmp_path / "config.yaml"
     fields.save_yaml(config, file)
     assert read(type(config), file) == config
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        (float, "a number"),
-        (int | None, "a whole number or null"),
-        (str | list[str] | None, "text or a list of texts or null"),
-        (tuple[float, float], "2 numbers"),
-        (Literal["a", "b"] | None, "one of a, b or null"),
-        (int | Literal["auto"], "a whole number or one of auto"),
-        (dict[str, Any] | None, "a mapping or null"),
-        (list[bool], "a list of true/false values"),
-    ],
-)
-def test_types_in_words(kind: Any, words: str) -> None:
-    assert fields.describe(kind)[0] == words

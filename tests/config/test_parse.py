@@ -1,4 +1,3 @@
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +6,7 @@ import pytest
 from medclip_oc import __version__
 from medclip_oc.config import parse as command
 from medclip_oc.config.evaluation import EvaluateConfig
-from medclip_oc.config.inference import ZeroshotConfig
+from medclip_oc.config.inference import ExportConfig, ZeroshotConfig
 from medclip_oc.config.schema import METRICS, Config, TrainCommand
 from medclip_oc.errors import InputError
 
@@ -22,34 +21,23 @@ def error_of(config_class: type[Any], *words: str) -> str:
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------ what is accepted
-
-
-@pytest.mark.parametrize("order", ["config first", "config last", "config between"])
-def test_defaults_then_yaml_then_words_wherever_they_stand(tmp_path: Path, order: str) -> None:
+def test_defaults_then_yaml_then_words_wherever_they_stand(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("optim: {lr: 1e-4, eps: 1e-7}\nrun: {seed: 3}\n")
-    words = {
-        "config first": ["--config", str(file), "--optim.lr", "2e-3", "--train.epochs=2"],
-        "config last": ["--optim.lr", "2e-3", "--train.epochs=2", f"--config={file}"],
-        "config between": ["--optim.lr", "2e-3", "--config", str(file), "--train.epochs=2"],
-    }[order]
-    config = parse(Config, *words)
-    assert (config.optim.lr, config.optim.eps, config.run.seed) == (2e-3, 1e-7, 3)
-    assert (config.train.epochs, config.train.global_batch_size) == (2, 1024)
-
-
-@dataclass
-class Free:
-    """Settings without bounds."""
-
-    share: float = 0.0
-    """A number."""
+    for words in (
+        ["--config", str(file), "--optim.lr", "2e-3", "--train.epochs=2"],
+        ["--optim.lr", "2e-3", "--train.epochs=2", f"--config={file}"],
+        ["--optim.lr", "2e-3", "--config", str(file), "--train.epochs=2"],
+    ):
+        config = parse(Config, *words)
+        assert (config.optim.lr, config.optim.eps, config.run.seed) == (2e-3, 1e-7, 3)
+        assert (config.train.epochs, config.train.global_batch_size) == (2, 1024)
 
 
 def test_a_number_below_zero_is_no_option() -> None:
-    assert parse(Free, "--share", "-1e-2").share == -0.01
-    assert parse(Free, "--share=-3").share == -3
+    words = ("--images", "a.jpg", "--texts", "a", "--checkpoint", "c.pt", "--threshold")
+    assert parse(ZeroshotConfig, *words, "-1e-2").threshold == -0.01
+    assert parse(ZeroshotConfig, *words[:-1], "--threshold=-1").threshold == -1
 
 
 def test_dashes_and_underscores_are_one() -> None:
@@ -133,12 +121,9 @@ def test_required_settings_may_stand_in_the_file(tmp_path: Path) -> None:
     assert parse(EvaluateConfig, "--config", str(file)) == EvaluateConfig("c.pt")
 
 
-# ---------------------------------------------------------------------------- what is said instead
-
 BAD_WORDS = {
     "--optim.lr abc": "--optim.lr: 'abc' is not a number",
     "--optim.lr nan": "--optim.lr: 'nan' is not a number",
-    "--optim.lr .inf": "--optim.lr: '.inf' is not a number",
     "--optim.lr null": "--optim.lr: 'null' is not a number",
     "--optim.lr": "--optim.lr: takes one value, and none is given",
     "--optim.lr 1 2": "--optim.lr: takes one value, not 2: ['1', '2']",
@@ -159,19 +144,13 @@ BAD_WORDS = {
     "a/last.pt": "'a/last.pt': unexpected; did you mean --resume a/last.pt?",
     "--train.precision fp8": "--train.precision: 'fp8' is not one of fp32, bf16, fp16",
     "--train.epochs 1.5": "--train.epochs: '1.5' is not a whole number",
-    "--train.epochs 1e3": "--train.epochs: '1e3' is not a whole number",
-    "--train.epochs true": "--train.epochs: 'true' is not a whole number",
     "--run.overwrite maybe": "--run.overwrite: 'maybe' is not true or false",
     "--optim.betas 1": "--optim.betas: '1' is not 2 numbers",
-    "--optim.betas 1 2 3": "--optim.betas: ['1', '2', '3'] is not 2 numbers",
     "--optim.betas": "--optim.betas: takes one value or more, and none is given",
     "--optim.clip_norm x": "--optim.clip_norm: 'x' is not a number or null",
     "--model.definition x": "--model.definition: 'x' is not a mapping or null",
     "--valid.metric R@1": f"valid.metric: 'R@1' is not one of {', '.join(METRICS)}",
-    "--data.train": "--data.train: takes one value or more, and none is given",
-    "--config": "--config: takes one value, and none is given",
     "--config no/x.yaml": "no/x.yaml: No such file or directory",
-    "--config .": ".: Is a directory",
 }
 
 
@@ -180,21 +159,9 @@ def test_bad_words(words: str, line: str) -> None:
     assert error_of(TrainCommand, *words.split()) == line
 
 
-@dataclass
-class Needy:
-    """Settings without default."""
-
-    a: int
-    """A number."""
-    b: int
-    """Another."""
-    c: int
-    """And one more."""
-
-
 def test_missing_settings_are_named_together() -> None:
-    line = error_of(Needy, "--b", "1")
-    assert line == "--a, --c: required, but not given"
+    line = error_of(ExportConfig, "--to", "hf")
+    assert line == "--checkpoint, --out: required, but not given"
 
 
 def test_long_values_are_cut() -> None:

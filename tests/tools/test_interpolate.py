@@ -25,15 +25,11 @@ def states(count: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def test_both_ends_bit_for_bit() -> None:
+def test_between_both_ends_which_are_bit_for_bit() -> None:
     one, two = states(2)
     for alpha, wanted in ((0, one), (1, two), (0.0, one), (1.0, two)):
         found = averaging.interpolated(one, two, alpha)
         assert all(value.equal(wanted[name]) for name, value in found.items())
-
-
-def test_between() -> None:
-    one, two = states(2)
     found = averaging.interpolated(one, two, 0.3)
     torch.testing.assert_close(found["w"], 0.7 * one["w"] + 0.3 * two["w"])
     assert found["seen"] == 1
@@ -123,24 +119,8 @@ def test_the_whole_way(
     assert all(value.equal(wanted[n]) for n, value in theirs.state_dict().items())
 
 
-@pytest.mark.parametrize("alpha", [0, 1])
-def test_saved_ends_bit_for_bit(runs: list[Path], packed: Path, tmp_path: Path, alpha: int) -> None:
-    words = ("--fine_tuned", runs[0], "--zero_shot", runs[1], "--data", packed)
-    assert interpolated(*words, "--alphas", alpha, "--out", tmp_path) == 0
-    found = checkpoint.load(tmp_path / "chosen.pt")["state_dict"]
-    wanted = checkpoint.load(runs[0] if alpha else runs[1])["state_dict"]
-    assert found.keys() == wanted.keys()
-    assert all(value.equal(wanted[name]) for name, value in found.items())
-
-
 @pytest.mark.parametrize("kind", ["uniform", "greedy"])
-def test_soups(
-    runs: list[Path],
-    packed: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    kind: str,
-) -> None:
+def test_soups(runs: list[Path], packed: Path, tmp_path: Path, capsys: Any, kind: str) -> None:
     words = ("--fine_tuned", *runs, "--data", packed, "--out", tmp_path, "--soup", kind)
     assert interpolated(*words, "--alphas", 1) == 0
     assert "the average of" in capsys.readouterr().out
@@ -162,12 +142,7 @@ def test_soups(
     ],
 )
 def test_mistakes(
-    runs: list[Path],
-    packed: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: tuple[Any, ...],
-    message: str,
+    runs: list[Path], packed: Path, tmp_path: Path, capsys: Any, change: tuple[str], message: str
 ) -> None:
     words = ("--fine_tuned", runs[0], "--data", packed, "--out", tmp_path)
     assert interpolated(*words, *change) == 2

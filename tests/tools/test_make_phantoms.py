@@ -42,27 +42,21 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
+        for path in folder.rglob("*")
+        if path.is_file()
     }
-
-
-def phrases(attribute: str, value: str) -> list[str]:
-    entry = TABLES[attribute][value]
-    return (entry if isinstance(entry, str) else entry.words).split(", ")
 
 
 def states(caption: str, attribute: str, value: str) -> bool:
     """Whether one of the value's wordings stands in the caption, as whole words."""
-    found = [
-        re.escape(words).replace(r"\{\}", "(left|right)") for words in phrases(attribute, value)
-    ]
-    return any(re.search(rf"\b{words}\b", caption, re.IGNORECASE) for words in found)
-
-
-# ---------------------------------------------------------------------------------- files
+    entry = TABLES[attribute][value]
+    for words in (entry if isinstance(entry, str) else entry.words).split(", "):
+        pattern = re.escape(words).replace(r"\{\}", "(left|right)")
+        if re.search(rf"\b{pattern}\b", caption, re.IGNORECASE):
+            return True
+    return False
 
 
 def test_the_layout_is_that_of_rocov2_on_kaggle(phantoms: Path) -> None:
@@ -76,10 +70,9 @@ def test_the_layout_is_that_of_rocov2_on_kaggle(phantoms: Path) -> None:
         ids = [f"PHANTOM_{split}_{index:06d}" for index in range(count)]
         captions = rows(phantoms / f"{split}_captions.csv")
         assert [list(row) for row in captions] == [["ID", "Caption"]] * count
-        assert [row["ID"] for row in captions] == ids
         images = (phantoms / f"{split}_images" / split).iterdir()
         assert sorted(path.name for path in images) == [f"{key}.jpg" for key in ids]
-        for name in ("concepts", "concepts_manual"):
+        for name in ("captions", "concepts", "concepts_manual"):
             assert [row["ID"] for row in rows(phantoms / f"{split}_{name}.csv")] == ids
 
 
@@ -114,35 +107,22 @@ def test_images_are_grey_jpegs_of_several_shapes(phantoms: Path) -> None:
     assert len(sizes) > 1
 
 
-def test_the_same_seed_draws_the_same_bytes_and_another_does_not(
-    phantoms: Path, tmp_path: Path
-) -> None:
-    assert hashes(draw_set(tmp_path / "again")) == hashes(phantoms)
-    other = hashes(draw_set(tmp_path / "other", seed=1))
-    same = {name for name, digest in hashes(phantoms).items() if other[name] == digest}
-    assert same == {"cui_mapping.csv"}
-
-
-def test_an_image_does_not_depend_on_how_many_others_are_drawn(
-    phantoms: Path, tmp_path: Path
-) -> None:
-    fewer = draw_set(tmp_path / "fewer", train=3, test=1)
+def test_the_seed_and_the_place_alone_decide_what_is_drawn(phantoms: Path, tmp_path: Path) -> None:
     whole = hashes(phantoms)
-    images = {name: digest for name, digest in hashes(fewer).items() if name.endswith(".jpg")}
+    other = hashes(draw_set(tmp_path / "other", seed=1))
+    assert {name for name, digest in whole.items() if other[name] == digest} == {"cui_mapping.csv"}
+    fewer = hashes(draw_set(tmp_path / "fewer", train=3, test=1))
+    images = {name: digest for name, digest in fewer.items() if name.endswith(".jpg")}
     assert len(images) == 3 + COUNTS["valid"] + 1
     assert all(whole[name] == digest for name, digest in images.items())
 
 
-# --------------------------------------------------------------------------------- splits
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_splits_share_no_combination_but_train_has_every_pair_of_values(seed: int) -> None:
     splits = tool.split_combinations(seed)
     every = [drawn for split in splits.values() for drawn in split]
     assert len(every) == len(set(every)) == 4 * 6 * 5 * 3 * 2
-    assert len(splits["valid"]) >= 60
-    assert len(splits["test"]) >= 60
+    assert min(len(splits["valid"]), len(splits["test"])) >= 60
 
     def value_pairs(found: list[tool.Combination]) -> set[tuple[str, ...]]:
         return {pair for drawn in found for pair in combinations(drawn, 2)}
@@ -150,31 +130,19 @@ def test_splits_share_no_combination_but_train_has_every_pair_of_values(seed: in
     assert value_pairs(splits["train"]) == value_pairs(every)
 
 
-def test_captions_written_for_held_out_pairs_do_not_occur_in_train(tmp_path: Path) -> None:
-    """The contract, read back from the files: no shared combination."""
-    out = draw_set(tmp_path / "set", train=150, valid=60, test=60, size=32)
-
-    def stated(split: str) -> set[tuple[str, ...]]:
-        found = set()
-        for row in rows(out / f"{split}_captions.csv"):
+def test_captions_in_the_files_state_one_combination_each_of_their_own_split(
+    phantoms: Path,
+) -> None:
+    splits = tool.split_combinations(0)
+    for split in tool.SPLITS:
+        for row in rows(phantoms / f"{split}_captions.csv"):
             values = [
                 [value for value in table if states(row["Caption"], attribute, value)]
                 for attribute, table in TABLES.items()
             ]
-            sides = re.findall(r"\b(left|right)\b", row["Caption"], re.IGNORECASE)
-            assert [len(each) for each in [*values, sides]] == [1] * 5, row["Caption"]
-            found.add((*(value for [value] in values), sides[0].lower()))
-        return found
-
-    train, valid, test = (stated(split) for split in tool.SPLITS)
-    assert len(train) == 150
-    assert len(valid) == len(test) == 60
-    assert not train & valid
-    assert not train & test
-    assert not valid & test
-
-
-# ------------------------------------------------------------------- captions and pictures
+            values.append(re.findall(r"\b(left|right)\b", row["Caption"].lower()))
+            assert [len(each) for each in values] == [1] * 5, row["Caption"]
+            assert tool.Combination(*(value for [value] in values)) in splits[split]
 
 
 def test_a_caption_states_what_is_drawn_in_many_ways() -> None:
@@ -187,15 +155,6 @@ def test_a_caption_states_what_is_drawn_in_many_ways() -> None:
             assert attribute == "side" or states(caption, attribute, value), caption
         assert "left" in caption.lower()
         assert "right" not in caption.lower()
-    assert len(tool.TEMPLATES) >= 10
-
-
-def test_both_tools_know_the_same_values() -> None:
-    assert set(pictures.LEVELS) == set(tool.MODALITIES)
-    assert set(pictures.LOBES) == set(tool.ORGANS)
-    assert set(pictures.LESIONS) == set(tool.LESIONS)
-    assert set(pictures.RADII) == set(pictures.STONES) == set(tool.SIZES)
-    assert set(pictures.SIDES) == set(tool.SIDES)
 
 
 def test_the_patients_left_is_on_the_right_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,10 +191,7 @@ def test_sizes_are_clearly_apart_and_visible_at_64_pixels() -> None:
     assert max(areas["medium"]) < 0.8 * min(areas["large"])
 
 
-# -------------------------------------------------------------------------------- mistakes
-
-
-def test_an_existing_folder_is_an_error_unless_overwritten(phantoms: Path, tmp_path: Path) -> None:
+def test_only_a_set_of_its_own_is_overwritten(phantoms: Path, tmp_path: Path) -> None:
     out = draw_set(tmp_path / "set", train=14)
     mine = out / "train_images" / "train" / "mine.jpg"
     mine.write_bytes(b"kept")
@@ -247,30 +203,20 @@ def test_an_existing_folder_is_an_error_unless_overwritten(phantoms: Path, tmp_p
     assert mine.read_bytes() == b"kept"
     mine.unlink()
     assert hashes(out) == hashes(phantoms)
-
-
-def test_a_folder_of_someone_elses_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "train_captions.csv").write_text("ID,Caption\nROCOv2_1,real\n", encoding="utf-8")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "train_captions.csv").write_text("ID,Caption\nROCOv2_1,real\n", encoding="utf-8")
     with pytest.raises(InputError, match="not written by this tool"):
-        draw_set(tmp_path, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["train_captions.csv"]
+        draw_set(theirs, overwrite=True)
+    assert [path.name for path in theirs.iterdir()] == ["train_captions.csv"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("train", 0), ("seed", -1), ("size", 4)])
-def test_a_number_out_of_range_is_named(name: str, value: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"--{name} {value}: at least"):
-        draw_set(tmp_path / "set", **{name: value})
+def test_mistakes(tmp_path: Path) -> None:
+    for name, value in (("train", 0), ("seed", -1), ("size", 4)):
+        with pytest.raises(InputError, match=f"--{name} {value}: at least"):
+            draw_set(tmp_path / "set", **{name: value})
     assert not (tmp_path / "set").exists()
-
-
-def test_the_command_draws_quietly_and_says_errors_in_one_line(tmp_path: Path) -> None:
-    out = tmp_path / "set"
-    words = [sys.executable, tool.__file__, "--out", str(out)]
-    words += ["--train", "2", "--valid", "1", "--test", "1", "--size", "32"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(rows(out / "train_captions.csv")) == 2
-    again = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert again.returncode == 2
-    assert len(again.stderr.splitlines()) == 1
-    assert str(out) in again.stderr
+    words = [sys.executable, tool.__file__, "--out", str(tmp_path), "--train", "0"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "--train 0: at least" in done.stderr

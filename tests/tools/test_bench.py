@@ -1,0 +1,91 @@
+"""The benchmarks run and clean up, and their peers do what their descriptions say."""
+
+from pathlib import Path
+from typing import Any
+
+import pack
+import pytest
+import rank
+import step
+import torch
+from step_peers import accumulated, batch, cached, gradients, whole, worst_error
+
+from medclip_oc.config.schema import ModelConfig
+from medclip_oc.errors import InputError
+from medclip_oc.inference.image_inputs import find
+from medclip_oc.models import factory
+from tests.support.tiny_dataset import jpeg, write_kaggle
+from tests.support.tiny_models import TINY
+
+MODEL = ModelConfig(arch="bench-test", definition=TINY)
+
+
+def test_packing(tmp_path: Path) -> None:
+    source = write_kaggle(tmp_path / "source", {"train": 8, "valid": 1, "test": 1})
+    (tmp_path / "work").mkdir()
+    config = pack.Config(str(source), 4, workers=1, rounds=1, samples_per_shard=16)
+    config.folder = str(tmp_path / "work")
+    lines: list[dict[str, Any]] = [comparison.line() for comparison in pack.run(config)]
+    assert [(line["bench"], line["unit"]) for line in lines] == [("pack", "images/s")] * 2
+    assert all("40 images" in line["case"] and line["better"] > 0 for line in lines)
+    assert lines[1]["fsync_s"] > 0
+    assert list((tmp_path / "work").iterdir()) == []  # nothing is left
+
+
+def test_both_sides_of_ranking_do_the_same_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+    images = rank.repeated(find([str(tmp_path)], None), 10, tmp_path / "more")
+    embedder = rank.open_model(MODEL, 4, workers=0)
+    towers, seen = embedder.clip.towers, list[tuple[str, int]]()
+    for name in ("embed_images", "embed_texts"):
+        embed = getattr(towers, name)
+
+        def watched(batch: torch.Tensor, name: str = name, embed: Any = embed) -> Any:
+            seen.append((name, len(batch)))
+            return embed(batch)
+
+        monkeypatch.setattr(towers, name, watched)
+    rank.whole(embedder, images, rank.texts(6))
+    ours, seen[:] = sorted(seen), []
+    rank.forwards(embedder, 10, rank.texts(6))
+    assert sorted(seen) == ours
+    assert ours == [("embed_images", n) for n in (2, 4, 4)] + [("embed_texts", n) for n in (2, 4)]
+
+
+@pytest.mark.parametrize("chunks", [2, 4])
+def test_accumulation_is_exact_but_for_the_temperature(chunks: int) -> None:
+    """As open_clip's: the gradient of one big batch, the temperature's once per chunk."""
+    one = factory.build(MODEL).towers.train()
+    given = batch(one, 16)
+    loss = whole(one, *given)()
+    wanted = gradients(one)
+    torch.testing.assert_close(accumulated(one, *given, 16 // chunks)(), loss)
+    found = gradients(one)
+    scale = "clip.logit_scale"
+    torch.testing.assert_close(found[scale], chunks * wanted[scale])
+    rest = {name: g for name, g in wanted.items() if name != scale}
+    assert worst_error(found, rest) < 1e-5
+    torch.testing.assert_close(cached(one, *given, 16 // chunks)(), loss)
+    assert worst_error(gradients(one), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("bench", "changes", "message"),
+    [
+        (pack, {"cases": ["speed"]}, "allowed are decode, copy"),
+        (pack, {"rounds": 0}, "--rounds 0: at least 1"),
+        (pack, {"workers": 0}, "each at least 1"),
+        (pack, {"folder": "/nowhere"}, "--folder /nowhere: no such folder"),
+        (pack, {}, "nowhere: no such source folder"),
+        (rank, {"images": 0}, "--images: 0 is not at least 1"),
+        (rank, {}, "--source: nowhere: no such file or folder"),
+        (step, {"cases": ["speed"]}, "--cases: 'speed' is not one of exact, growing"),
+    ],
+)
+def test_mistakes(bench: Any, changes: dict[str, Any], message: str) -> None:
+    source = {} if bench is step else {"source": "nowhere"}
+    with pytest.raises(InputError, match=message):
+        next(bench.run(bench.Config(**source, **changes)))
