@@ -1,47 +1,43 @@
 """Runs that are interrupted on purpose, and what is compared of them."""
 
-import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from medclip_oc import train
+from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
+from medclip_oc.runtime import command
 from tests.support import processes
 from tests.support.cli import records, settings, write
 
 
-class ForkServer:
-    """See fork_server.py."""
+def _train(folder: Path, words: list[str]) -> None:
+    log = (folder / f"rank{os.environ.get('RANK', '0')}.txt").open("w", buffering=1)
+    os.dup2(log.fileno(), 2)
+    sys.stderr = log
+    command.run(train.main, TrainCommand, prog="train", description="", arguments=words)
 
-    def __init__(self) -> None:
-        self.running: list[int] = []
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+
+class ForkServer:
+    """Training processes that start in a moment, by a fork: a test that kills many waits for none.
+
+    Their exit codes: -9: killed.
+    """
+
+    running: list[Any] = []  # noqa: RUF012
 
     def start(self, ranks: int, folder: Path, *words: object) -> list[int]:
         """Process ids of a training that begins; its stderr goes to FOLDER/rank0.txt and so on."""
-        if self.running:  # a test failed, and left them
-            for pid in self.running:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self.answer()
-        order = [[str(word) for word in words], ranks, processes.free_port(), str(folder)]
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        self.running = self.answer()
-        return self.running
+        for process in self.running:  # a test failed, and left them
+            process.kill()
+        self.running = processes.start(_train, ranks, folder, list(map(str, words))).processes
+        return [process.pid for process in self.running]
 
     def begin(self, config: Path, ranks: int, steps: int, *words: object) -> list[int]:
         """The same, once the run beside its configuration has done so many more steps."""
@@ -52,10 +48,11 @@ class ForkServer:
         return pids
 
     def answer(self) -> list[int]:
-        assert self.process.stdout is not None
-        found: list[int] = json.loads(self.process.stdout.readline())
-        self.running = []
-        return found
+        """Exit codes, once all have ended."""
+        for process in self.running:
+            process.join()
+        codes, self.running = [process.exitcode for process in self.running], []
+        return codes
 
     def train(self, ranks: int, folder: Path, *words: object) -> list[int]:
         """Exit codes of a training."""

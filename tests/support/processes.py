@@ -1,4 +1,4 @@
-"""Real processes with real gloo: no collective is mocked."""
+"""Real processes with real gloo, forked, so that none imports torch anew: nothing is mocked."""
 
 import os
 import socket
@@ -20,41 +20,43 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def start(function: Callable[..., Any], size: int, *args: Any) -> mp.ProcessContext:
+    """Begin `function(*args)` in `size` processes, with ranks where there are several."""
+    with warnings.catch_warnings():  # about forking; torch has one thread here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        given = (function, size, free_port(), args)
+        return mp.start_processes(_enter, given, nprocs=size, join=False, start_method="fork")
+
+
 def run(function: Callable[..., Any], size: int, folder: Path, *args: Any) -> list[Any]:
     """What `function(world, *args)` returned on each of `size` ranks.
 
     Args:
-        function: at the top level of a module; what it returns must be tensors and plain values.
+        function: what it returns must be tensors and plain values.
         size: number of processes.
         folder: empty, for the results.
     """
-    with warnings.catch_warnings():  # about forking; torch has one thread here
-        warnings.simplefilter("ignore", DeprecationWarning)
-        given = (function, size, free_port(), folder, args)
-        mp.start_processes(_enter, given, nprocs=size, start_method="fork")
+    started = start(_measure, size, function, folder, args)
+    while not started.join():
+        pass
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 def _enter(
-    rank: int,
-    function: Callable[..., Any],
-    size: int,
-    port: int,
-    folder: Path,
-    args: tuple[Any, ...],
+    rank: int, function: Callable[..., Any], size: int, port: int, args: tuple[Any, ...]
 ) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    if size > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    function(*args)
+
+
+def _measure(function: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
     warnings.simplefilter("error")  # pytest's own filter doesn't reach this process
     try:
         with distributed.process_group("cpu") as world:
-            torch.save(function(world, *args), folder / f"{rank}.pt")
+            torch.save(function(world, *args), folder / f"{world.rank}.pt")
     except Exception:
         traceback.print_exc()
         raise
