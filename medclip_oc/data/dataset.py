@@ -5,13 +5,15 @@ pairs [kG, (k+1)G) of one stream, and rank r takes the r-th of the batch's equal
 sequence of global batches is the same at any world size and worker count, and the place in it is
 one integer: the number of pairs consumed.
 
-G pairs over all ranks, B pairs per rank, L context length, K most concepts of a pair in the batch.
+G pairs over all ranks, B pairs per rank or of a loader batch, L context length, K most concepts of
+a pair in the batch, k concepts of one pair.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,6 @@ from ..config.checks import Decode, LongCaptions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..runtime import shutdown
-from .captions import Captions, Tokenizer
 from .remote import ShardStream, Streamed
 from .sampler import Order, Place, permuted
 from .shards import Sample, ShardSet
@@ -38,18 +39,60 @@ int64 (B,), concepts int32 (B, K) padded with 0."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CUI = re.compile("C[0-9]{1,9}")
 _REPLACEMENTS = 1 << 32  # from here on, the numbers of the permutations that replace bad pairs
-_TRIES = 20
-"""Unreadable pairs in a row, at which no other one is looked for."""
+_TRIES = 20  # unreadable pairs in a row, at which no other one is looked for
+# A sentence ends where white space follows its mark, unless that is the dot of one of these.
+_ABBREVIATIONS = ("Fig", "Figs", "No", "Dr", "vs", "al", "ca", "approx", "e.g", "i.e", "cf")
+_BREAK = re.compile(
+    "".join(rf"(?<!\b{re.escape(a)}\.)" for a in _ABBREVIATIONS) + r"(?<=[.!?;])\s+"
+)
 
 
-class LoadedBatch(NamedTuple):
-    """A batch, and what happened on the way."""
+class Captions:
+    """Turns captions into tokens.
 
-    batch: Batch
-    bad: list[str]
-    """Pairs that couldn't be read and were replaced: their location, and why."""
-    long_captions: int
-    """Captions longer than the context."""
+    Args:
+        tokenizer: M texts, and perhaps `context_length` -> (M, L) int64; it cuts what is too long.
+        long: "truncate" leaves it at that. "sentences" takes a run of whole sentences that fits,
+            another one each time.
+    """
+
+    def __init__(self, tokenizer: Callable[..., Tensor], long: LongCaptions = "truncate") -> None:
+        self.tokenizer, self.long = tokenizer, long
+        self.context = len(tokenizer([""])[0])  # L
+        self._pad = int(tokenizer([""], context_length=self.context + 1)[0, -1])
+
+    def tokens(self, caption: str, seed: list[int]) -> tuple[Tensor, bool]:
+        """Tokens (L,) int64 of a caption, and whether it is longer than that; `seed` decides which
+        sentences are taken.
+        """
+        row, long = self._cut(caption)
+        if long and self.long == "sentences":
+            parts = [part for part in _BREAK.split(caption.strip()) if part] or [caption]
+            row, _ = self._cut(self._run(parts, np.random.default_rng(seed)))
+        return row, long
+
+    def _run(self, parts: list[str], rng: np.random.Generator) -> str:
+        """Consecutive sentences from a random one on, as many as fit; earlier ones if room is left.
+
+        A sentence that doesn't fit alone is cut by the tokenizer.
+        """
+        first = int(rng.integers(len(parts)))
+        last = first + 1
+        while last < len(parts) and not self._cut(" ".join(parts[first : last + 1]))[1]:
+            last += 1
+        while first > 0 and not self._cut(" ".join(parts[first - 1 : last]))[1]:
+            first -= 1
+        return " ".join(parts[first:last])
+
+    def _cut(self, text: str) -> tuple[Tensor, bool]:
+        """The tokens (L,), and whether the tokenizer cut the text."""
+        row = self.tokenizer([text])[0]  # (L,)
+        # a token is a byte or more
+        if len(text.encode()) + 2 <= self.context or row[-2:].tolist() == [self._pad, self._pad]:
+            return row, False
+        # with room for one more token, it would differ
+        longer = self.tokenizer([text], context_length=self.context + 1)[0]  # (L + 1,)
+        return row, bool((longer[:-1] != row).any() or longer[-1] != self._pad)
 
 
 @dataclass
@@ -88,10 +131,10 @@ class Pairs(Dataset[dict[str, Any]]):
     Args:
         shards: where they lie; an empty set where every pair comes out of a stream.
         transform: picture to pixels. Its generator depends on (seed, pass, index) alone.
-        tokenizer: M texts -> (M, L) int64.
+        tokenizer: see `Captions`.
         seed: of the transform's randomness.
         decode: "fast": JPEGs no finer than the transform needs. "exact": at full size.
-        long_captions: what becomes of them, see captions.py.
+        long_captions: see `Captions`.
         replace: an unreadable pair is replaced by another one, which (seed, pass, index) decides;
             or else it is an error.
     """
@@ -100,7 +143,7 @@ class Pairs(Dataset[dict[str, Any]]):
         self,
         shards: ShardSet,
         transform: Transform,
-        tokenizer: Tokenizer,
+        tokenizer: Callable[..., Tensor],
         *,
         seed: int = 0,
         decode: Decode = "exact",
@@ -152,23 +195,41 @@ class Pairs(Dataset[dict[str, Any]]):
 
     def _tensors(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
         seed = [self.seed, epoch, index]
-        picture = Picture(sample.image, exact=self.exact)
         tokens, long = self.captions.tokens(sample.caption, [*seed, 1])
-        digest = sample.facts.get("sha256")  # of the source's image; else of the stored one
-        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        digest, cuis = sample.facts.get("sha256"), sample.facts.get("concepts")
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):  # of the source's image
             digest = hashlib.sha256(sample.image).hexdigest()
+        names = [cui for cui in cuis if isinstance(cui, str)] if isinstance(cuis, list) else []
+        # C0040405 -> 40405; names of another form are left out
+        concepts = [int(name[1:]) for name in names if _CUI.fullmatch(name)]
+        picture = Picture(sample.image, exact=self.exact)
         return {
             "images": self.transform(picture, np.random.default_rng(seed)),  # (3, H, W)
             "tokens": tokens,  # (L,)
             "index": index,
             "caption_hash": _hash(hashlib.sha256(sample.caption.encode()).hexdigest()),
             "image_hash": _hash(digest),
-            "concepts": _concepts(sample.facts.get("concepts")),  # (k,)
+            "concepts": torch.tensor(concepts, dtype=torch.int32),  # (k,)
             "long": long,
         }
 
 
-def collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkError:
+def _hash(digest: str) -> int:
+    """The first 64 bits of a hexadecimal digest, as a signed integer."""
+    return int.from_bytes(bytes.fromhex(digest[:16]), signed=True)
+
+
+class LoadedBatch(NamedTuple):
+    """A batch, and what happened on the way."""
+
+    batch: Batch
+    bad: list[str]
+    """Pairs that couldn't be read and were replaced: their location, and why."""
+    long_captions: int
+    """Captions longer than the context."""
+
+
+def _collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkError:
     """Stack samples into a batch; the first error, if any.
 
     A sample of a stream that couldn't be read is replaced by the next one of the batch.
@@ -206,7 +267,7 @@ def load_batches(
         pairs,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=pin,
         # of its own: otherwise each pass would draw from the stream that dropout uses
         generator=torch.Generator(),
@@ -224,34 +285,14 @@ def load_batches(
         raise WorkError(f"{advice} ({str(error).splitlines()[0]})") from None
 
 
-def step_batches(parts: Iterator[LoadedBatch], pairs_per_step: int) -> Iterator[LoadedBatch]:
-    """Join loader batches into one of `pairs_per_step` pairs per optimizer step."""
-    held: list[LoadedBatch] = []
-    for part in parts:
-        held.append(part)
-        if sum(len(part.batch["index"]) for part in held) == pairs_per_step:
-            yield _join(held) if len(held) > 1 else part
-            held = []
-    assert not held, "the sampler ends on a whole step"
-
-
-def _join(parts: list[LoadedBatch]) -> LoadedBatch:
-    batches = [part.batch for part in parts]
-    names = batches[0].keys() - {"concepts"}
-    joined = {name: torch.cat([batch[name] for batch in batches]) for name in names}
-    rows = [row for batch in batches for row in batch["concepts"]]
-    joined["concepts"] = pad_sequence(rows, batch_first=True)  # (B, K)
-    bad = [line for part in parts for line in part.bad]
-    return LoadedBatch(joined, bad, sum(part.long_captions for part in parts))
-
-
-def _hash(digest: str) -> int:
-    """The first 64 bits of a hexadecimal digest, as a signed integer."""
-    return int.from_bytes(bytes.fromhex(digest[:16]), signed=True)
-
-
-def _concepts(cuis: object) -> Tensor:
-    """UMLS concept ids as numbers, C0040405 -> 40405: (k,) int32. Other forms are left out."""
-    names = cuis if isinstance(cuis, list) else []
-    numbers = [int(cui[1:]) for cui in names if isinstance(cui, str) and _CUI.fullmatch(cui)]
-    return torch.tensor(numbers, dtype=torch.int32)
+def step_batches(parts: Iterator[LoadedBatch], per_step: int) -> Iterator[LoadedBatch]:
+    """Join every `per_step` loader batches into one."""
+    if per_step == 1:
+        yield from parts
+    while held := list(islice(parts, per_step)):
+        batches = [part.batch for part in held]
+        rows = [row for batch in batches for row in batch.pop("concepts")]
+        joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        joined["concepts"] = pad_sequence(rows, batch_first=True)  # (B, K); the others (B, ...)
+        bad = [line for part in held for line in part.bad]
+        yield LoadedBatch(joined, bad, sum(part.long_captions for part in held))

@@ -1,11 +1,10 @@
-"""Where the pairs of some shards lie: two plain numpy arrays, made once and mapped into memory.
+"""Where the pairs of some shards lie.
 
-Shards of ours come with an index.json (see shards.py); tars of another maker are walked through,
-header by header. The result is kept as two `.npy` files, beside the shards or, where those can't be
-written, in the user's cache folder. Their name holds a hash of the size and the time of change of
-what they were made from: a set of ten million pairs is opened at once, and never a stale one.
+Shards of ours come with an index.json (see shards.py). Tars of another maker are walked through,
+header by header; what that finds is kept beside them, where it can be, in the same form. Its name
+holds a hash of the tars' sizes and times of change, so it is never stale.
 
-N pairs, S shards. Offsets and sizes are in bytes.
+n pairs of a shard. Offsets and sizes are in bytes.
 """
 
 import glob
@@ -13,12 +12,12 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import braceexpand
 import numpy as np
@@ -32,96 +31,87 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 ENTRY = {"name", "split", "samples", "bytes", "sha256", "keys", "extensions", "members"}
 """What index.json says of a shard."""
 
-_PLACES = ["image_offset", "image_size", "text_offset", "text_size", "json_offset", "json_size"]
 _ABSENT = (-1, 0)  # the place of the .json of a pair that has none
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """Where the pairs of some shards lie."""
+class Shard:
+    """A tar, and where its pairs lie."""
 
-    folder: Path
-    file: Path
-    """Start of the names of both arrays' files."""
-    shards: np.ndarray
-    """(S,) of name (a path from `folder`), bytes, pairs, skipped (entries without an image or a
-    caption), identity (hash of the content or, without an index.json, of where its pairs lie)."""
-    pairs: np.ndarray
-    """(N,) of six offsets and sizes, shard, extension (place in IMAGE_EXTENSIONS), key (UTF-8)."""
-
-    @property
-    def paths(self) -> list[Path]:
-        """The S shards."""
-        return [self.folder / os.fsdecode(name) for name in self.shards["name"].tolist()]
-
-    def problem(self) -> str | None:
-        """What is wrong with a shard that is missing or of another size; None: nothing."""
-        for path, size in zip(self.paths, self.shards["bytes"].tolist(), strict=True):
-            try:
-                actual = path.stat().st_size
-            except OSError:
-                return f"{path}: shard missing, and {INDEX} names it; restore it, or pack again"
-            if actual != size:
-                return f"{path}: {actual} bytes, {INDEX} says {size}; damaged or changed"
-        return None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _load, (self.folder, self.file)  # another process maps the files again
-
-
-class _Shard(NamedTuple):
-    name: str
+    path: Path
     split: str
     bytes: int
     identity: str
-    pairs: np.ndarray
-    skipped: int = 0
+    """Hash of the content or, without an index.json, of where its pairs lie."""
+    keys: np.ndarray
+    """(n,) UTF-8."""
+    extensions: np.ndarray
+    """(n,) int8, places in IMAGE_EXTENSIONS."""
+    places: np.ndarray
+    """(n, 6) int64: offset and size of image, text and JSON."""
+    skipped: int
+    """Entries without an image or a caption."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
-def of_folder(folder: Path, split: str) -> ShardIndex:
-    """The index of a split of a shard folder.
+def of_folder(folder: Path, split: str) -> list[Shard]:
+    """The shards of a split of a shard folder.
 
     Raises:
         InputError: no index.json, a damaged one or one of another version; no such split; a shard
             that is missing or of another size.
     """
-    path = folder / INDEX
-    if not path.is_file():
+    if not (folder / INDEX).is_file():
         raise InputError(f"{folder}: no {INDEX}: not a finished shard folder; pack it again")
-
-    def read() -> list[_Shard]:
-        shards = _read_index(folder)
-        splits = dict.fromkeys(shard.split for shard in shards)
-        if split not in splits:
-            names = ", ".join(splits) or "none"
-            raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
-        return [shard for shard in shards if shard.split == split]
-
-    return _open(folder, f"{split}-{_hash(_stamp(path))}", read)
+    shards = _read(folder / INDEX)
+    splits = dict.fromkeys(shard.split for shard in shards)
+    if split not in splits:
+        names = ", ".join(splits) or "none"
+        raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
+    return _there([shard for shard in shards if shard.split == split])
 
 
-def of_tars(paths: Sequence[Path]) -> ShardIndex:
-    """The index of tars named one by one; an index.json beside them serves those it names.
+def of_tars(paths: Iterable[Path]) -> list[Shard]:
+    """The shards named one by one; an index.json beside them serves those it names.
 
     Raises:
-        InputError: no tar at all, one that can't be read, or as `of_folder`.
+        InputError: one that can't be read, or as `of_folder`.
     """
-    if not paths:
-        raise InputError("no shards are named, so there is no readable pair")
     paths = [path.absolute() for path in paths]
-    folders = [folder for folder in {path.parent for path in paths} if (folder / INDEX).is_file()]
-    made_from = [*paths, *sorted(folder / INDEX for folder in folders)]
+    folders = {path.parent for path in paths if (path.parent / INDEX).is_file()}
+    known = {shard.path: shard for folder in folders for shard in _read(folder / INDEX)}
+    if foreign := [path for path in paths if path not in known]:
+        stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in foreign]
+        name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+        kept = foreign[0].parent / f".index-{name}.json"
+        try:
+            found = _read(kept)
+        except InputError:  # absent, or cut
+            with ThreadPoolExecutor(_THREADS) as pool:
+                entries = list(pool.map(scan, foreign))
+            found = [_shard(kept.parent, entry) for entry in entries]
+            with suppress(OSError, WorkError), atomic_file(kept, shared=True) as partial:
+                content = json.dumps({"version": VERSION, "shards": entries})
+                partial.write_text(content, encoding="utf-8")
+        known |= {shard.path: shard for shard in found}
+    return _there([known[path] for path in paths])
 
-    def read() -> list[_Shard]:
-        named = {folder / shard.name: shard for folder in folders for shard in _read_index(folder)}
-        with ThreadPoolExecutor(_THREADS) as pool:
-            scanned = pool.map(scan, [path for path in paths if path not in named])
-            shards = [named[path] if path in named else next(scanned) for path in paths]
-        return [shard._replace(name=str(path)) for shard, path in zip(shards, paths, strict=True)]
 
-    name = _hash([[str(path), *_stamp(path)] for path in made_from])
-    return _open(paths[0].parent, name, read)
+def _there(shards: list[Shard]) -> list[Shard]:
+    """The shards, if all are there, at the size that is known."""
+    for shard in shards:
+        try:
+            actual = shard.path.stat().st_size
+        except OSError:
+            advice = f"shard missing, and {INDEX} names it; restore it, or pack again"
+            raise InputError(f"{shard.path}: {advice}") from None
+        if actual != shard.bytes:
+            sizes = f"{actual} bytes, {INDEX} says {shard.bytes}"
+            raise InputError(f"{shard.path}: {sizes}; damaged or changed")
+    return shards
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -160,90 +150,18 @@ def image_extension(members: dict[str, Any]) -> str | None:
     return next((name for name in IMAGE_EXTENSIONS if name in members and "txt" in members), None)
 
 
-def user_cache() -> Path:
-    """Where the user's programs keep what can be made again."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(cache) / "medclip_oc"
+def _read(path: Path) -> list[Shard]:
+    """The shards in an index.json."""
 
+    def entry(value: dict[str, Any]) -> Any:
+        return _shard(path.parent, value) if "members" in value else value
 
-def _open(folder: Path, name: str, read: Callable[[], list[_Shard]]) -> ShardIndex:
-    """The index under this name, made of what `read` returns if there is none."""
-    files = [folder / f".index-{name}", user_cache() / f"{_hash(str(folder.absolute()))}-{name}"]
-    for file in files:
-        with suppress(InputError):  # absent, or cut
-            index = _load(folder, file)
-            break
-    else:
-        index = _load(folder, _write(files, read()))
-    if problem := index.problem():
-        raise InputError(problem)
-    return index
-
-
-def _load(folder: Path, file: Path) -> ShardIndex:
-    names = (f"{file}.{name}.npy" for name in ("shards", "pairs"))
-    try:
-        # viewed as plain arrays, whose rows are cheaper to take than a memmap's
-        return ShardIndex(
-            folder, file, *(np.load(name, mmap_mode="r").view(np.ndarray) for name in names)
-        )
-    except (OSError, ValueError, EOFError):
-        raise InputError(f"{file}: removed or replaced while in use") from None
-
-
-def _write(files: Sequence[Path], shards: Sequence[_Shard]) -> Path:
-    """Write both arrays in the first place that can be written."""
-    rows = [
-        (os.fsencode(s.name), s.bytes, len(s.pairs), s.skipped, s.identity.encode()) for s in shards
-    ]
-    names = "name,bytes,pairs,skipped,identity"
-    table = np.rec.fromrecords(rows, names=names)  # type: ignore[call-overload]  # (S,)
-    pairs = np.concatenate([shard.pairs for shard in shards])  # (N,)
-    pairs["shard"] = np.repeat(np.arange(len(shards)), table["pairs"])
-    for file in files:
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name, array in (("pairs", pairs), ("shards", table)):
-                path = Path(f"{file}.{name}.npy")
-                with atomic_file(path, shared=True) as partial, partial.open("wb") as output:
-                    np.save(output, array)
-            return file
-        except (OSError, WorkError):
-            continue
-    tried = ", ".join(str(file.parent) for file in files)
-    raise InputError(f"the index of the shards can't be written in {tried}; set XDG_CACHE_HOME")
-
-
-def _pairs(keys: list[str], extensions: list[str], places: list[list[int]]) -> np.ndarray:
-    """The pairs of one shard: (n,)."""
-    columns = [
-        *np.array(places, np.int64).reshape(-1, len(_PLACES)).T,
-        np.zeros(len(keys), np.int32),  # the shard, numbered when all are there
-        np.array([IMAGE_EXTENSIONS.index(extension) for extension in extensions], np.int8),
-        np.array([key.encode() for key in keys], "S"),
-    ]
-    names = [*_PLACES, "shard", "extension", "key"]
-    return np.rec.fromarrays(columns, names=names)  # type: ignore[call-overload]
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def _read_index(folder: Path) -> list[_Shard]:
-    """The shards in a folder's index.json."""
-    path = folder / INDEX
     try:
         # arrays at once: as objects, the whole of ten million pairs would take many gigabytes
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_entry)
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=entry)
         if content["version"] == VERSION:
             return list(content["shards"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged; pack the folder again") from None
     version = content["version"]
     raise InputError(
@@ -251,18 +169,20 @@ def _read_index(folder: Path) -> list[_Shard]:
     )
 
 
-def _entry(value: dict[str, Any]) -> Any:
-    """A shard's entry as a `_Shard`; any other object as it is."""
-    if "members" not in value:
-        return value
-    pairs = _pairs(value["keys"], value["extensions"], value["members"])
-    if len(pairs) != value["samples"]:
+def _shard(folder: Path, entry: dict[str, Any]) -> Shard:
+    """What an entry of the index says; ValueError where it contradicts itself."""
+    keys = np.array([key.encode() for key in entry["keys"]], "S")  # (n,)
+    kinds = [IMAGE_EXTENSIONS.index(extension) for extension in entry["extensions"]]
+    places = np.array(entry["members"], np.int64).reshape(-1, 6)  # (n, 6)
+    if not len(keys) == len(kinds) == len(places) == entry["samples"]:
         raise ValueError("lists of different lengths")
-    return _Shard(value["name"], value["split"], value["bytes"], value["sha256"], pairs)
+    path, about = folder.absolute() / entry["name"], (entry["split"], entry["bytes"])
+    extensions, skipped = np.array(kinds, np.int8), entry.get("skipped", 0)  # (n,)
+    return Shard(path, *about, entry["sha256"], keys, extensions, places, skipped)
 
 
-def scan(path: Path) -> _Shard:
-    """Index a tar by its headers. As in webdataset, a pair's members follow one another.
+def scan(path: Path) -> dict[str, Any]:
+    """Index a tar by its headers: its entry. As in webdataset, a pair's members follow one another.
 
     Raises:
         InputError: not a tar, a compressed or cut one, or one with a member twice in a pair.
@@ -279,13 +199,14 @@ def scan(path: Path) -> _Shard:
             keys.append(members["__key__"])
             extensions.append(extension)
             places.append([*members[extension], *members["txt"], *members.get("json", _ABSENT)])
+        layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{path}: not a readable, uncompressed tar: {error}") from None
     except ValueError as error:
         raise InputError(f"{path}: {str(error.args[0]).partition(' in tar file')[0]}") from None
-    layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
-    identity, pairs = hashlib.sha256(layout).hexdigest(), _pairs(keys, extensions, places)
-    return _Shard(path.name, "", path.stat().st_size, identity, pairs, skipped)
+    about = {"name": str(path), "split": "", "samples": len(keys), "bytes": path.stat().st_size}
+    identity = {"sha256": hashlib.sha256(layout).hexdigest(), "skipped": skipped}
+    return {**about, **identity, "keys": keys, "extensions": extensions, "members": places}
 
 
 def _headers(path: Path) -> Iterator[dict[str, Any]]:

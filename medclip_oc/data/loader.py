@@ -1,13 +1,16 @@
 """From settings to batches: which pairs a run trains on and measures, as its model sees them.
 
+Training goes on where a pair can't be read: another one takes its place. `TrainingBatches` is the
+policy for that; a rank that stopped alone would leave the others waiting in a collective, so the
+ranks exchange three numbers before each step and act alike.
+
 G pairs over all ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ..config.checks import Decode
 from ..config.schema import Config, DataConfig
@@ -15,8 +18,7 @@ from ..errors import InputError, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed
 from .augment import Preprocess, TrainingTransform
-from .bad_samples import TrainingBatches
-from .dataset import Pairs, StepSampler, load_batches, step_batches
+from .dataset import Batch, LoadedBatch, Pairs, StepSampler, load_batches, step_batches
 from .remote import ShardStream, is_stream
 from .sampler import Order
 from .shards import ShardSet
@@ -64,20 +66,19 @@ def open_training(settings: DataConfig, seed: int, world: distributed.World) -> 
         InputError: as `ShardSet.open`; weights that don't fit the sets; a stream with weights, or
             without `data.samples_per_epoch`.
     """
+    weights, epoch = settings.weights, settings.samples_per_epoch
     if is_stream(settings.train):
         return _open_stream(settings, seed)
-    weights = settings.weights
     shards = open_shards(settings.train, "train", world)
     if weights is not None and len(weights) != len(shards.sizes):
         raise InputError(
             f"data.weights: {len(weights)} numbers for {len(shards.sizes)} set(s) joined by :: in "
             "data.train"
         )
-    epoch = settings.samples_per_epoch
     order = Order(shards.sizes, seed=seed, weights=weights, pairs_per_epoch=epoch)
     if order.shares_of_sets is not None and not order.shares_of_sets.all():
         raise InputError(
-            f"data.weights: {weights}: set {int(np.argmin(order.shares_of_sets)) + 1} gets less "
+            f"data.weights: {weights}: set {int(order.shares_of_sets.argmin()) + 1} gets less "
             f"than one of an epoch's {order.pairs_per_epoch} pairs; raise its weight, or "
             "data.samples_per_epoch"
         )
@@ -112,15 +113,94 @@ def training_pairs(shards: ShardSet, clip: Clip, settings: DataConfig, seed: int
     about, augment = clip.description["preprocess"], settings.augment
     squash = about["resize_mode"] != "shortest"
     transform = TrainingTransform(clip.image_size, about["interpolation"], augment, squash)
-    return Pairs(
-        shards,
-        transform,
-        clip.tokenizer,
-        seed=seed,
-        decode=settings.decode,
-        long_captions=settings.long_captions,
-        replace=True,
-    )
+    how: dict[str, Any] = {"decode": settings.decode, "long_captions": settings.long_captions}
+    return Pairs(shards, transform, clip.tokenizer, seed=seed, replace=True, **how)
+
+
+@dataclass(kw_only=True)
+class TrainingBatches:
+    """This rank's batches, one per step, to be iterated over once. What can't be read is agreed on
+    by all ranks, told once, and bounded; the counts are part of a run's state.
+    """
+
+    loaded: Iterator[LoadedBatch]
+    """Where they come from."""
+    settings: DataConfig
+    """Of it `max_bad_share`, of the pairs seen or of an epoch's, whichever are more."""
+    world: distributed.World
+    log: Callable[[str], None]
+    """Where a line for the user goes; called on every rank with the same lines."""
+    steps: int
+    """Batches to come."""
+    pairs_per_step: int
+    """G."""
+    pairs_per_epoch: int
+    context: int
+    """Tokens of a caption that fit."""
+    start: int = 0
+    """Pairs that were done before the first of them."""
+
+    def __post_init__(self) -> None:
+        self._state: dict[str, Any] = {"bad": 0, "long": 0, "named": set(), "reported": False}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Unreadable pairs, long captions, and what was told so far; the same on every rank."""
+        return {**self._state, "named": sorted(self._state["named"])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue counting from there."""
+        self._state = {**state, "named": set(state["named"])}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches.
+
+        Raises:
+            InputError, WorkError: on every rank, with the same words, whichever rank met it.
+        """
+        for step in range(self.steps):  # not to the end: a late error would be alone
+            seen = self.start + (step + 1) * self.pairs_per_step
+            loaded, error = None, None
+            try:
+                loaded = next(self.loaded)
+            except (InputError, WorkError) as caught:
+                error = caught
+            counts = [0, len(loaded.bad), loaded.long_captions] if loaded else [1, 0, 0]
+            failed, bad, long = distributed.all_reduce_sum(counts, self.world.device)
+            if failed:
+                distributed.raise_together(error)
+            assert loaded is not None
+            self._state["long"] += long
+            if bad:
+                self._count_bad(loaded.bad, bad, seen)
+            if seen >= self.pairs_per_epoch or step + 1 == self.steps:
+                self._report_long(seen)
+            yield loaded.batch
+
+    def _count_bad(self, own_lines: list[str], bad: int, seen: int) -> None:
+        state, share = self._state, self.settings.max_bad_share
+        state["bad"] += bad
+        of_ranks = distributed.all_gather_objects(own_lines)
+        lines = [line.replace("\n", " ") for of_rank in of_ranks for line in of_rank]
+        for line in lines:
+            if line not in state["named"]:
+                state["named"].add(line)
+                self.log(f"unreadable, replaced by another pair: {line}")
+        allowed = share * max(seen, self.pairs_per_epoch)
+        if state["bad"] > allowed:
+            raise WorkError(
+                f"{state['bad']:,} of the first {seen:,} pairs can't be read; data.max_bad_share: "
+                f"{share} allows {int(allowed):,}; the last: {lines[-1]}"
+            )
+
+    def _report_long(self, seen: int) -> None:
+        policy, long = self.settings.long_captions, self._state["long"]
+        if long and not self._state["reported"]:
+            treated = "cut there" if policy == "truncate" else "given in runs of sentences"
+            self.log(
+                f"{long:,} of {seen:,} captions ({long / seen:.1%}) are longer than {self.context} "
+                f"tokens, and {treated} (data.long_captions: {policy})"
+            )
+        self._state["reported"] = True
 
 
 def training_batches(
@@ -144,12 +224,8 @@ def training_batches(
         steps: of the whole run.
         start: pairs of the run that are already done; nothing of them is read.
 
-    Returns:
-        Something to iterate over once, whose counts are part of a run's state.
-
     Raises:
         InputError: a stream that was begun with another global batch size.
-        InputError, WorkError: while it is iterated over, on every rank.
     """
     size, source = config.train.global_batch_size, data.source
     shards = source if isinstance(source, ShardSet) else ShardSet([])
@@ -164,10 +240,11 @@ def training_batches(
             )
         log("resuming in a stream: the shards in whose middle it stands are read again")
     share, left = size // world.size, steps - start // size
+    part = min(config.train.micro_batch_size, share)
     sampler = StepSampler(
         data.order,
         global_batch_size=size,
-        loader_batch_size=min(config.train.micro_batch_size, share),
+        loader_batch_size=part,
         steps=left,
         rank=world.rank,
         world_size=world.size,
@@ -176,7 +253,7 @@ def training_batches(
     pin = world.device.type == "cuda"
     loaded = load_batches(pairs, sampler, workers=config.data.workers, pin=pin)
     return TrainingBatches(
-        loaded=step_batches(loaded, share),
+        loaded=step_batches(loaded, -(-share // part)),
         settings=config.data,
         world=world,
         log=log,
@@ -185,5 +262,4 @@ def training_batches(
         pairs_per_epoch=data.pairs_per_epoch,
         context=pairs.captions.context,
         start=start,
-        check=shards.check,
     )

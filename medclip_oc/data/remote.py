@@ -8,14 +8,15 @@ time through the list, and every global batch takes an equal part from each lane
     global batch k takes its pairs [l G / lanes, (l + 1) G / lanes) from lane l
 
 That depends on the seed, the list of shards, the number of lanes and the window, not on ranks and
-workers. A rank reads the lanes that its part of the batch touches. To resume, shards that are known
-to be over (their number of pairs is remembered when one has been read to its end) are passed over,
-and of each lane at most one shard is read again.
+workers. A rank reads the lanes that its part of the batch touches. The pairs of a shard that was
+read to its end are remembered in the user's cache folder: to resume, shards that are known to be
+over are passed over, and of each lane at most one shard is read again.
 
 G pairs over all ranks.
 """
 
 import hashlib
+import os
 import re
 import tarfile
 import zlib
@@ -33,7 +34,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
-from .index import expand_braces, image_extension, user_cache
+from .index import expand_braces, image_extension
 from .sampler import permuted
 from .shards import SETS, Sample, parse_facts, read_caption
 
@@ -96,16 +97,23 @@ class ShardStream:
     def __post_init__(self) -> None:
         self.urls = [url for name in _names(self.where) for url in expand_braces(name)]
         self.lanes = min(self.lanes, len(self.urls))
-        key = hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:16]
-        self._counts_folder = user_cache() / f"stream-{key}"
+        user, name = os.environ.get("XDG_CACHE_HOME", "~/.cache"), _hash("\n".join(self.urls))
+        self._counts_folder = Path(user).expanduser() / "medclip_oc" / f"stream-{name}"
 
     def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
-        """As `Order.shares`, read while the model works on the batch before.
+        """As `Order.shares`; each is fetched by a thread while the one before it is in use.
 
         Raises:
             WorkError: as `lane`.
         """
-        return _prefetched(self._shares(start // size, steps, size, own))
+        shares, pool = self._shares(start // size, steps, size, own), ThreadPoolExecutor(1)
+        try:
+            coming = pool.submit(next, shares, None)
+            while (share := coming.result()) is not None:
+                coming = pool.submit(next, shares, None)
+                yield share
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _shares(self, done: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
         lanes = min(self.lanes, size)  # or a lane would have no part in a batch
@@ -135,16 +143,19 @@ class ShardStream:
             epoch, slot = divmod(place, len(self.urls))
             order = permuted(self.seed, epoch, len(self.urls), np.array([slot]), stream=_SHARDS)
             shard = int(order[0])
-            count = self._count(shard)
-            if count is not None and count <= start:
-                start -= count
-            else:
+            remembered, count = self._counts_folder / str(shard), None
+            with suppress(OSError, ValueError):
+                count = int(remembered.read_text())
+            if count is None or count > start:
                 count = 0
                 for count, pair in enumerate(self._shard(shard, epoch, passed_over), 1):
                     if count > start:
                         yield pair
-                start = max(0, start - count)
-                self._remember(shard, count)
+                with suppress(OSError, WorkError):  # then a resumed run reads more again
+                    remembered.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    with atomic_file(remembered, shared=True) as partial:
+                        partial.write_text(str(count))
+            start = max(0, start - count)
             empty = 0 if count else empty + 1
             if empty >= len(self.urls):
                 raise WorkError(f"{self.urls[shard]}: no readable pair, nor in any other shard")
@@ -162,31 +173,6 @@ class ShardStream:
                 passed_over.clear()
                 yield Streamed(epoch, shard * _INDEX_STEP + row, sample, location, lines)
 
-    def _count(self, shard: int) -> int | None:
-        """Pairs of a shard that was once read to its end."""
-        try:
-            return int((self._counts_folder / str(shard)).read_text())
-        except (OSError, ValueError):
-            return None
-
-    def _remember(self, shard: int, pairs: int) -> None:
-        with suppress(OSError, WorkError):  # then a resumed run reads more again
-            self._counts_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with atomic_file(self._counts_folder / str(shard), shared=True) as partial:
-                partial.write_text(str(pairs))
-
-
-def _prefetched(shares: Iterator[list[Streamed]]) -> Iterator[list[Streamed]]:
-    """The shares, each fetched by a thread while the one before it is in use."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        coming = pool.submit(next, shares, None)
-        while (share := coming.result()) is not None:
-            coming = pool.submit(next, shares, None)
-            yield share
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
 
 def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[Sample]:
     """The pairs of a tar, front to back.
@@ -203,11 +189,9 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
     try:
         for members in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
             key, extension = members["__key__"], image_extension(members)
-            if extension is None:
-                missing = "image" if "txt" in members else "caption"
-                passed_over.append(f"{_short(url)}: {key}: no {missing}")
-                continue
             try:
+                if extension is None:
+                    raise ValueError(f"no {'image' if 'txt' in members else 'caption'}")
                 caption = read_caption(members["txt"])
             except ValueError as error:
                 passed_over.append(f"{_short(url)}: {key}: {error}")
@@ -230,7 +214,8 @@ class _Stream:
     def __init__(self, url: str, cache: Path | None) -> None:
         try:
             if cache is not None:
-                url = FileCache(str(cache), url_to_name=_cache_name, validator=None).get_file(url)
+                files = FileCache(str(cache), url_to_name=_cache_name, validator=None)
+                url = files.get_file(url)
             self._stream = gopen(url)
         except Exception as error:  # each kind of URL has errors of its own
             raise WorkError(f"{_short(url)}: can't be opened: {_reason(error)}") from None
@@ -261,8 +246,12 @@ class _Stream:
             self._stream.close()
 
 
-def _cache_name(url: str, _: int = 0) -> str:
-    return hashlib.sha256(url.encode()).hexdigest()[:16] + ".tar"
+def _cache_name(url: str) -> str:
+    return f"{_hash(url)}.tar"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _reason(error: Exception) -> str:

@@ -103,13 +103,7 @@ class Order:
         """Pass and index of the pairs at these positions of the stream.
 
         The pass counts how often the pair's set was gone through before; without weights it is the
-        epoch (where pairs_per_epoch isn't given).
-
-        Args:
-            positions: (n,) int64, not negative.
-
-        Returns:
-            (n,) int64 each.
+        epoch (where pairs_per_epoch isn't given). (n,) int64, not negative -> (n,) int64 each.
         """
         if self.shares_of_sets is None:
             size = int(self.starts[-1])
@@ -130,13 +124,8 @@ class Order:
         return passes, indices
 
     def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Place]]:
-        """One rank's part of each global batch.
-
-        Args:
-            start: position of the first one.
-            steps: how many global batches.
-            size: pairs in each.
-            own: places within a global batch that are this rank's.
+        """One rank's part of each of `steps` global batches of `size` pairs, from the position
+        `start` on; `own` are the places within a global batch that are this rank's.
         """
         for begin in range(start, start + steps * size, size):
             passes, indices = self.places(np.arange(begin + own.start, begin + own.stop))

@@ -27,13 +27,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from . import index
-from .index import IMAGE_EXTENSIONS, ShardIndex
+from .index import IMAGE_EXTENSIONS, Shard, expand, of_folder, of_tars
 
 SETS = "::"
 """Stands between sets that are read as one."""
-_OPEN_TARS = 64
-"""Per process: far below the 256 files that macOS allows."""
+_OPEN_TARS = 64  # per process: far below the 256 files that macOS allows
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,7 @@ class Sample:
 class ShardSet:
     """Pairs of one split, by position 0..len-1, read through the index without scanning.
 
-    Open files are per process and come back by themselves after a pickle or a fork, so that an
-    instance can be handed to DataLoader workers. Several threads may read at once.
+    Other processes may get an instance, by a pickle or a fork; several threads may read at once.
 
     Attributes:
         sizes: pairs of each of the sets that were joined by `::`; one without it.
@@ -63,18 +60,14 @@ class ShardSet:
         skipped: entries of foreign shards that have no image or no caption.
     """
 
-    def __init__(self, indexes: Sequence[ShardIndex]) -> None:
-        self._indexes = list(indexes)
-        self._paths = [index.paths for index in indexes]
-        self.sizes = [len(index.pairs) for index in indexes]
-        self._ends = np.cumsum(self.sizes)
-        identities = "\n".join(
-            f"{path.name} {identity.decode()}"
-            for index, paths in zip(indexes, self._paths, strict=True)
-            for path, identity in zip(paths, index.shards["identity"].tolist(), strict=True)
-        )
+    def __init__(self, sets: Sequence[Sequence[Shard]]) -> None:
+        self._sets = sets
+        self._shards = [shard for shards in sets for shard in shards]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])  # (S,), S shards
+        self.sizes = [sum(map(len, shards)) for shards in sets]
+        identities = "\n".join(f"{shard.path.name} {shard.identity}" for shard in self._shards)
         self.fingerprint = hashlib.sha256(identities.encode()).hexdigest()
-        self.skipped = sum(int(index.shards["skipped"].sum()) for index in indexes)
+        self.skipped = sum(shard.skipped for shard in self._shards)
         self._open_tar = lru_cache(_OPEN_TARS)(_Tar)
 
     @classmethod
@@ -90,20 +83,29 @@ class ShardSet:
             InputError: nothing there, a shard missing or of another size than its index says, an
                 index of another version, no readable pair.
         """
-        sets = where.split(SETS) if isinstance(where, str) else [where]
-        if "" in sets:
+        names = where.split(SETS) if isinstance(where, str) else [where]
+        if "" in names:
             raise InputError(f"{where}: no set on one side of {SETS}")
-        return cls([_open_set(part, split) for part in sets])
+        sets = []
+        for name in names:
+            if isinstance(name, str) and Path(name).expanduser().is_dir():
+                sets.append(of_folder(Path(name).expanduser(), split))
+            else:
+                patterns = [name] if isinstance(name, str) else name
+                sets.append(of_tars(path for pattern in patterns for path in expand(pattern)))
+            if not any(map(len, sets[-1])):
+                raise InputError(f"{name}: no readable pair (an image, then a .txt of its name)")
+        return cls(sets)
 
     def __len__(self) -> int:
         return sum(self.sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSet, (self._indexes,)  # open files stay in their process
+        return ShardSet, (self._sets,)  # open files stay in their process
 
     def ids(self) -> list[str]:
         """A name for each pair, in order: its key or, where several pairs have that, SHARD/KEY."""
-        keys = [key.decode() for index in self._indexes for key in index.pairs["key"].tolist()]
+        keys = [key.decode() for shard in self._shards for key in shard.keys.tolist()]
         times = Counter(keys)
         for position, key in enumerate(keys):
             if times[key] > 1:
@@ -141,24 +143,14 @@ class ShardSet:
         path, key, _, places = self._find(position)
         return parse_facts(self._open_tar(path).read(key, *places[4:]))
 
-    def check(self) -> None:
-        """Look whether every shard is still there, at its size.
-
-        Raises:
-            ShardChanged: one is not; names it.
-        """
-        for shard_index in self._indexes:
-            if problem := shard_index.problem():
-                raise ShardChanged(problem)
-
     def _find(self, position: int) -> tuple[Path, str, str, list[int]]:
         """Shard, key and image extension of a pair, and the places of its members there."""
         if not 0 <= position < len(self):
             raise IndexError(f"pair {position} of {len(self)}")
-        part = int(np.searchsorted(self._ends, position, side="right"))
-        row = position - int(self._ends[part])  # from the end of the set that holds it
-        *places, shard, extension, key = self._indexes[part].pairs[row].item()
-        return self._paths[part][shard], key.decode(), IMAGE_EXTENSIONS[extension], places
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        shard, row = self._shards[number], position - int(self._ends[number])  # from its end
+        extension = IMAGE_EXTENSIONS[shard.extensions[row]]
+        return shard.path, shard.keys[row].decode(), extension, shard.places[row].tolist()
 
 
 def read_caption(text: bytes) -> str:
@@ -176,17 +168,6 @@ def parse_facts(text: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) else {}
-
-
-def _open_set(where: str | Sequence[str], split: str) -> ShardIndex:
-    if isinstance(where, str) and Path(where).expanduser().is_dir():
-        opened = index.of_folder(Path(where).expanduser(), split)
-    else:
-        patterns = [where] if isinstance(where, str) else where
-        opened = index.of_tars([path for pattern in patterns for path in index.expand(pattern)])
-    if not len(opened.pairs):
-        raise InputError(f"{where}: no readable pair (an image, then a .txt of the same name)")
-    return opened
 
 
 class _Tar:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..config.inference import ModelChoice
 from ..config.schema import ModelConfig
 from ..data.augment import Preprocess
-from ..data.captions import Captions
+from ..data.dataset import Captions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..models import factory

@@ -152,7 +152,6 @@ def pairs(run: Opened) -> Iterator[str]:
     source, settings, device = run.data.train.source, run.config.data, run.world.device
     if not isinstance(source, ShardSet):
         return
-    source.check()  # says which shard is gone, or has another size
     read = loader.training_pairs(source, run.clip, settings, run.config.run.seed)
     read.replace = False  # an unreadable pair is to be seen
     samples = [read[(0, at)] for at in _spread(len(read), PAIRS_READ, run.world)]

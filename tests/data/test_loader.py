@@ -1,6 +1,11 @@
-"""From settings to batches: what is decoded how, and which sets are drawn from."""
+"""From settings to batches: which sets are drawn from, what is decoded how, and what happens to
+what can't be read.
+"""
 
+import os
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +17,61 @@ from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.data import loader
 from medclip_oc.data.augment import Preprocess
+from medclip_oc.data.dataset import LoadedBatch
+from medclip_oc.data.loader import TrainingBatches
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.errors import InputError
+from medclip_oc.errors import InputError, WorkError
 from medclip_oc.evaluation import features
 from medclip_oc.imaging import decode as decoding
 from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.models import factory
+from medclip_oc.models.clip import Clip
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
 from tests.support import processes
 from tests.support.image_files import FILES, saved
-from tests.support.tiny_dataset import picture, write_pairs, write_tar
+from tests.support.tiny_dataset import jpeg, picture, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture
-def sets(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return factory.build(ModelConfig(arch="loader-test", definition=TINY))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> str:
     """30 pairs and 6 pairs."""
-    write_pairs(tmp_path / "many.tar", range(30))
-    write_pairs(tmp_path / "few.tar", range(30, 36))
-    return f"{tmp_path}/many.tar::{tmp_path}/few.tar"
+    folder = tmp_path_factory.mktemp("sets")
+    write_pairs(folder / "many.tar", range(30))
+    write_pairs(folder / "few.tar", range(30, 36))
+    return f"{folder}/many.tar::{folder}/few.tar"
 
 
-def indices(where: str, epochs: int, **data: Any) -> list[list[int]]:
-    """Indices of each global batch of 4."""
+def training(
+    clip: Clip, where: str, epochs: int, world: World = ALONE, **data: Any
+) -> tuple[TrainingBatches, list[str]]:
+    """Global batches of 4, and what is said about them."""
     config = Config(
-        model=ModelConfig(arch="feed-test", definition=TINY),
-        data=DataConfig(train=where, workers=0, **data),
-        train=TrainConfig(global_batch_size=4, micro_batch_size=4),
+        model=ModelConfig(arch="loader-test", definition=TINY),
+        data=DataConfig(train=where, **({"workers": 0} | data)),
+        train=TrainConfig(global_batch_size=4, micro_batch_size=2),
     )
-    pairs = loader.open_training(config.data, config.run.seed, ALONE)
-    steps = epochs * pairs.pairs_per_epoch // 4
-    clip = factory.build(config.model)
-    batches = loader.training_batches(pairs, clip, config, ALONE, print, steps=steps)
-    return [batch["index"].tolist() for batch in batches]
+    pairs = loader.open_training(config.data, 1, world)
+    steps, log = epochs * pairs.pairs_per_epoch // 4, list[str]()
+    return loader.training_batches(pairs, clip, config, world, log.append, steps=steps), log
 
 
-def test_weights_decide_how_often_a_set_is_drawn_from(sets: str) -> None:
-    found = [n for step in indices(sets, 3, weights=[1, 3], samples_per_epoch=24) for n in step]
+def indices(batches: TrainingBatches) -> list[int]:
+    return [index for batch in batches for index in batch["index"].tolist()]
+
+
+def test_weights_decide_how_often_a_set_is_drawn_from(clip: Clip, sets: str) -> None:
+    found = indices(training(clip, sets, 3, weights=[1, 3], samples_per_epoch=24)[0])
     for epoch in range(3):
         own = found[24 * epoch : 24 * (epoch + 1)]
         assert sum(n < 30 for n in own) == 6
@@ -62,10 +80,10 @@ def test_weights_decide_how_often_a_set_is_drawn_from(sets: str) -> None:
     assert all(counts[n] <= 1 for n in range(30))
 
 
-def test_without_weights_every_pair_comes_once_an_epoch(sets: str) -> None:
-    found = [n for step in indices(sets, 1) for n in step]
+def test_without_weights_every_pair_comes_once_an_epoch(clip: Clip, sets: str) -> None:
+    found = indices(training(clip, sets, 1)[0])
     assert sorted(found) == list(range(36))
-    assert [n for step in indices(sets, 2, samples_per_epoch=8) for n in step] == found[:16]
+    assert indices(training(clip, sets, 2, samples_per_epoch=8)[0]) == found[:16]
 
 
 @pytest.mark.parametrize(
@@ -87,66 +105,44 @@ def test_a_stream_is_no_set_to_measure() -> None:
         loader.open_shards("pipe:cat x.tar", "valid", ALONE)
 
 
-def test_incomplete_entries_of_foreign_shards_are_said(tmp_path: Path) -> None:
+def test_incomplete_entries_of_foreign_shards_are_said(clip: Clip, tmp_path: Path) -> None:
     members = {f"p{n}.{end}": b"x" for n in range(4) for end in ("jpg", "txt")}
     write_tar(tmp_path / "a.tar", members | {"alone.jpg": b"x", "other.txt": b"x"})
-    config = Config(
-        model=ModelConfig(arch="feed-test", definition=TINY),
-        data=DataConfig(train=str(tmp_path / "a.tar"), workers=0),
-    )
-    said: list[str] = []
-    pairs = loader.open_training(config.data, 0, ALONE)
-    clip = factory.build(config.model)
-    loader.training_batches(pairs, clip, config, ALONE, said.append, steps=1)
-    assert said == ["2 entries of the shards have no image or no caption"]
+    _, log = training(clip, str(tmp_path / "a.tar"), 1)
+    assert log == ["2 entries of the shards have no image or no caption"]
 
 
-@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("name", FILES)
-def test_exact_is_open_clips_own_preprocessing(name: str, mode: str) -> None:
-    """For grey pictures too, though they stay grey on the way."""
-    settings = ModelConfig(arch="feed-test", definition=TINY, preprocess={"resize_mode": mode})
+# ---------------------------------------------------------------------------------- pixels
+
+
+def preprocess(mode: str) -> tuple[Clip, Preprocess]:
+    settings = ModelConfig(arch="loader-test", definition=TINY, preprocess={"resize_mode": mode})
     clip = factory.build(settings)
-    wanted = clip.open_clip_preprocess()(decoding.decode(FILES[name]).convert("RGB"))
-    found = Preprocess(clip)(Picture(FILES[name], exact=True), np.random.default_rng(0))
-    assert found.dtype == torch.uint8
-    normalised = (found - clip.towers.mean[0]) / clip.towers.std[0]
-    assert (normalised - wanted).abs().max() < 1e-5  # a level of 255 is more than 1e-2
+    return clip, Preprocess(clip)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("size", [(600, 230), (231, 600), (70, 40), (20, 20)])
-def test_fast_decoding_covers_the_input(size: tuple[int, int], mode: str) -> None:
+def test_exact_is_open_clips_own_preprocessing(mode: str) -> None:
+    """For grey pictures too, though they stay grey on the way."""
+    clip, transform = preprocess(mode)
+    for name, data in FILES.items():
+        wanted = clip.open_clip_preprocess()(decoding.decode(data).convert("RGB"))
+        found = transform(Picture(data, exact=True), np.random.default_rng(0))
+        assert found.dtype == torch.uint8
+        normalised = (found - clip.towers.mean[0]) / clip.towers.std[0]
+        # a level of 255 is more than 1e-2
+        assert (normalised - wanted).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_fast_decoding_covers_the_input(mode: str) -> None:
     """Never enlarged because too little was decoded: near the exact pixels."""
-    settings = ModelConfig(arch="feed-test", definition=TINY, preprocess={"resize_mode": mode})
-    preprocess = Preprocess(factory.build(settings))
-    data = saved(picture(3, size), quality=95)
-    rng = np.random.default_rng(0)
-    fast, exact = (preprocess(Picture(data, exact=e), rng).float() for e in (False, True))
-    assert fast.shape == exact.shape == (3, 32, 32)
-    assert (fast - exact).abs().mean() < 1
-
-
-def embed(world: World, tar: str) -> list[list[float]]:
-    """Features of both pairs of a set, as every rank gets them."""
-    clip = factory.build(ModelConfig(arch="feed-test", definition=TINY))
-    pairs = loader.evaluation_pairs(ShardSet.open(tar, "valid"), clip)
-    how: dict[str, Any] = {"batch_size": 4, "workers": 0, "precision": "fp32"}
-    found = features.embed_pairs(clip, pairs, world, **how)
-    return [distributed.all_gather_ragged(rows).tolist() for rows in (found.images, found.texts)]
-
-
-@pytest.mark.slow
-def test_evaluation_counts_each_pair_once_where_ranks_are_many(tmp_path: Path) -> None:
-    """Three ranks, two pairs: nothing is padded, and the rank without a pair has them, too."""
-    tar = str(write_pairs(tmp_path / "a.tar", range(2)))
-    alone = embed(ALONE, tar)
-    results = tmp_path / "results"
-    results.mkdir()
-    for found in processes.run(embed, 3, results, tar):
-        for one, other in zip(found, alone, strict=True):
-            assert np.allclose(one, other, atol=1e-5)
-            assert np.shape(one) == (2, 24)
+    transform, rng = preprocess(mode)[1], np.random.default_rng(0)
+    for size in ((600, 230), (231, 600), (70, 40), (20, 20)):
+        data = saved(picture(3, size), quality=95)
+        fast, exact = (transform(Picture(data, exact=e), rng).float() for e in (False, True))
+        assert fast.shape == exact.shape == (3, 32, 32)
+        assert (fast - exact).abs().mean() < 1
 
 
 @pytest.mark.slow
@@ -168,3 +164,145 @@ def test_features_of_fast_decoding_are_near_those_of_exact(
     cosines = (rows[0] * rows[1]).sum(dim=1)
     assert len(cosines) > 30
     assert cosines.min() > 0.999
+
+
+# ------------------------------------------------------------------------ what can't be read
+
+
+def policy(log: list[str], *bad: list[str], long: int = 0, **changes: Any) -> TrainingBatches:
+    """Batches of 4 pairs, with these bad ones in each; 20 pairs make an epoch."""
+    loaded = (LoadedBatch({"index": torch.zeros(4)}, lines, long) for lines in bad)
+    usual = {"steps": len(bad), "pairs_per_step": 4, "pairs_per_epoch": 20, "context": 77}
+    settings = DataConfig(max_bad_share=changes.pop("max_bad_share", 0.1))
+    rest = usual | changes
+    return TrainingBatches(loaded=loaded, settings=settings, world=ALONE, log=log.append, **rest)
+
+
+def test_bad_pairs_are_told_once_and_bounded() -> None:
+    log: list[str] = []
+    assert len(list(policy(log, [], ["a"], [], ["a"], []))) == 5
+    assert log == ["unreadable, replaced by another pair: a"]
+    # 2 of an epoch's 20 are allowed; later, a tenth of what was seen
+    steps = iter(policy(log, [], ["a"], ["b"], [], [], [], [], ["c"], ["d"], []))
+    assert [len(next(steps)["index"]) for _ in range(8)] == [4] * 8
+    with pytest.raises(WorkError, match=r"^4 of the first 36 pairs .* 0\.1 allows 3; the last: d$"):
+        next(steps)
+    with pytest.raises(WorkError, match="1 of the first 4 pairs can't be read"):
+        list(policy([], ["a"], max_bad_share=0.0))
+
+
+def test_long_captions_are_reported_once_after_an_epoch_or_at_the_end() -> None:
+    log: list[str] = []
+    for number, _ in enumerate(policy(log, *[[]] * 12, long=1), 1):
+        assert len(log) == (number >= 5)
+    assert log[0] == (
+        "5 of 20 captions (25.0%) are longer than 77 tokens, and cut there "
+        "(data.long_captions: truncate)"
+    )
+    list(policy(log, [], long=2))
+    assert log[1].startswith("2 of 4 captions")
+
+
+def test_counting_continues_from_a_state() -> None:
+    """What was told before is not told again, and shares are of all pairs seen."""
+    bad: list[list[str]] = [[], ["a"], [], ["b"], [], [], [], [], ["a"], []]
+    whole, first = policy([], *bad, long=1), policy([], *bad[:5], long=1)
+    list(whole)
+    list(first)
+    log: list[str] = []
+    second = policy(log, *bad[5:], long=1, start=20)
+    second.load_state_dict(first.state_dict())
+    list(second)
+    assert second.state_dict() == whole.state_dict()
+    assert log == [], "a was named, and long captions were reported, in the first part"
+
+
+# ------------------------------------------------------------------------------------- ranks
+
+
+def embed(world: World, tar: str) -> list[list[float]]:
+    """Features of both pairs of a set, as every rank gets them."""
+    clip = factory.build(ModelConfig(arch="loader-test", definition=TINY))
+    pairs = loader.evaluation_pairs(ShardSet.open(tar, "valid"), clip)
+    how: dict[str, Any] = {"batch_size": 4, "workers": 0, "precision": "fp32"}
+    found = features.embed_pairs(clip, pairs, world, **how)
+    return [distributed.all_gather_ragged(rows).tolist() for rows in (found.images, found.texts)]
+
+
+def test_evaluation_counts_each_pair_once_where_ranks_are_many(tmp_path: Path) -> None:
+    """Three ranks, two pairs: nothing is padded, and the rank without a pair has them, too."""
+    tar = str(write_pairs(tmp_path / "a.tar", range(2)))
+    alone = embed(ALONE, tar)
+    (tmp_path / "results").mkdir()
+    for found in processes.run(embed, 3, tmp_path / "results", tar):
+        for one, other in zip(found, alone, strict=True):
+            assert np.allclose(one, other, atol=1e-5)
+            assert np.shape(one) == (2, 24)
+
+
+def go_through(
+    world: World, where: Path, harm: Callable[[], None] = lambda: None, **data: Any
+) -> dict[str, Any]:
+    """Four epochs of batches, harming the shards in the first; what was met."""
+    clip = factory.build(ModelConfig(arch="loader-test", definition=TINY))
+    batches, log = training(clip, f"{where}/*.tar", 4, world, **data)
+    done, seen = 0, list[int]()
+    try:
+        for done, batch in enumerate(batches, 1):
+            seen += batch["index"].tolist()
+            if done == 2 and world.main:
+                harm()
+            distributed.barrier()
+    except WorkError as error:
+        return {"error": str(error), "done": done, "log": log}
+    return {"done": done, "log": log, "seen": seen}
+
+
+def everything(world: World, folder: Path) -> dict[str, Any]:
+    """What the tests below ask about."""
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    shard = folder / "cut" / "b.tar"
+    met = {"cut": go_through(world, shard.parent, lambda: os.truncate(shard, 9000))}
+    for share, workers in ((0.2, 1), (0.05, 0)):
+        data = {"workers": workers, "max_bad_share": share}
+        met[str(share)] = go_through(world, folder / "bad", **data)
+    return met
+
+
+NAMES = sorted(f"p{n}" for n in range(20))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks met."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name in ("cut", "bad", "results"):
+        (folder / name).mkdir()
+    for number, name in enumerate("abc"):
+        write_pairs(folder / "cut" / f"{name}.tar", range(10 * number, 10 * number + 10))
+    images = {f"{name}.jpg": b"cut" if name in ("p3", "p8") else jpeg(1) for name in NAMES}
+    texts = {f"{name}.txt": b"word " * 99 if name == "p0" else b"x" for name in NAMES}
+    write_tar(folder / "bad" / "a.tar", dict(sorted((images | texts).items())))
+    return processes.run(everything, 2, folder / "results", folder)
+
+
+def test_a_shard_that_changes_ends_every_rank(ranks: list[dict[str, Any]]) -> None:
+    """Within the first epoch, on every rank, with its name."""
+    first, second = (rank["cut"] for rank in ranks)
+    assert first == second
+    assert "b.tar" in first["error"]
+    assert 2 <= first["done"] <= -(-30 // 4)
+
+
+def test_bad_pairs_that_one_rank_meets_are_known_to_all(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        allowed = rank["0.2"]
+        lines = [line for line in allowed["log"] if "unreadable" in line]
+        assert {line.split(": ")[2] for line in lines} == {"p3", "p8"}
+        assert len(lines) == 2
+        assert sum("captions" in line for line in allowed["log"]) == 1
+        assert allowed["done"] == 20
+        assert set(allowed["seen"]) <= set(range(20)) - {NAMES.index("p3"), NAMES.index("p8")}
+        assert "0.05 allows 1; the last: a.tar: p" in rank["0.05"]["error"]
+    assert ranks[0]["0.2"]["log"] == ranks[1]["0.2"]["log"]
+    assert ranks[0]["0.05"] == ranks[1]["0.05"]
