@@ -126,37 +126,33 @@ def _converted(key: str, tensor: Tensor) -> dict[str, Tensor]:
 
 def _config(clip: Clip) -> dict[str, Any]:
     definition = clip.description["definition"]
-    image, text = definition["vision_cfg"], definition["text_cfg"]
-    widths = image.get("width", 768), text.get("width", 512)
-    height, width = clip.image_size
-    assert height == width
-    shared = {
-        "projection_dim": definition["embed_dim"],
-        "hidden_act": "quick_gelu" if clip.description["quick_gelu"] else "gelu",
-    }
-    towers = [
-        shared
-        | {
-            "hidden_size": width,
-            "intermediate_size": int(width * tower.get("mlp_ratio", 4.0)),
-            "num_hidden_layers": tower.get("layers", 12),
+    image = {"width": 768, "layers": 12, "mlp_ratio": 4.0, "head_width": 64}
+    text = {"width": 512, "layers": 12, "mlp_ratio": 4.0, "heads": 8}
+    image, text = image | definition["vision_cfg"], text | definition["text_cfg"]
+    vision_config, text_config = (
+        {
+            "hidden_size": tower["width"],
+            "intermediate_size": int(tower["width"] * tower["mlp_ratio"]),
+            "num_hidden_layers": tower["layers"],
+            "hidden_act": "quick_gelu" if clip.description["quick_gelu"] else "gelu",
+            "projection_dim": definition["embed_dim"],
         }
-        for tower, width in zip((image, text), widths, strict=True)
-    ]
+        for tower in (image, text)
+    )
+    vision_config |= {
+        "num_attention_heads": image["width"] // image["head_width"],
+        "image_size": clip.image_size[0],
+        "patch_size": clip.towers.clip.visual.conv1.kernel_size[0],
+    }
+    text_config |= {
+        "num_attention_heads": text["heads"],
+        "max_position_embeddings": clip.description["context_length"],
+        "pad_token_id": _TOKENS - 1,
+    }
     return {
         "projection_dim": definition["embed_dim"],
-        "vision_config": towers[0]
-        | {
-            "num_attention_heads": widths[0] // image.get("head_width", 64),
-            "image_size": height,
-            "patch_size": clip.towers.clip.visual.conv1.kernel_size[0],
-        },
-        "text_config": towers[1]
-        | {
-            "num_attention_heads": text.get("heads", 8),
-            "max_position_embeddings": clip.description["context_length"],
-            "pad_token_id": _TOKENS - 1,
-        },
+        "vision_config": vision_config,
+        "text_config": text_config,
     }
 
 

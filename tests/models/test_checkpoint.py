@@ -1,5 +1,6 @@
 """Files written whole or not at all, and refused where they are damaged or would run code."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -52,17 +53,8 @@ def test_a_failed_write_keeps_what_was_there(
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch reports the system's error as one of its own."""
-
-    class Full:
-        def __enter__(self) -> "Full":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def write(self, _: bytes) -> int:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", 0)
+    monkeypatch.setattr(Path, "open", lambda *_: full)
     with pytest.raises(WorkError, match=r"a\.pt: can.t be written \(No space left on device\)"):
         checkpoint.save(tmp_path / "a.pt", {"state_dict": {"w": torch.ones(9)}})
 
