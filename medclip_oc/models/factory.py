@@ -42,7 +42,7 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     if folder := definition.folder_of(settings.arch):
         about = json.loads((folder / "open_clip_config.json").read_text()).get("preprocess_cfg", {})
         preprocess = {key: value for key, value in about.items() if key != "size"} | preprocess
-        weights = open_clip.factory._find_checkpoint_in_dir(folder)
+        weights = open_clip.factory._find_checkpoint_in_dir(folder)  # the one it would take
         if weights is None:
             raise InputError(f"{settings.arch}: holds no weights (open_clip_model.safetensors)")
     elif definition.has_schema(settings.arch):
@@ -171,16 +171,14 @@ def _create(
                 # A Hugging Face text tower gets its weights from model.pretrained_text, checked.
                 pretrained_text=False,
             )
-    # an unknown key of a section, or numbers that make no network
-    except (TypeError, ZeroDivisionError, IndexError, AttributeError) as error:
+    except Exception as error:  # open_clip's are of many kinds
         reason = definition.first_lines(error)
-        raise InputError(f"model.definition: {name} can't be built: {reason}") from error
-    except (RuntimeError, AssertionError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, TypeError | ZeroDivisionError | IndexError | AttributeError):
+            # an unknown key of a section, or numbers that make no network
+            raise InputError(f"model.definition: {name} can't be built: {reason}") from error
         if is_file:
-            reason = definition.first_lines(error)
-            raise InputError(
-                f"model.pretrained: {weights} doesn't fit {name} ({reason})"
-            ) from error
+            message = f"model.pretrained: {weights} doesn't fit {name} ({reason})"
+            raise InputError(message) from error
         raise definition.unreachable(f"model: {name} {weights or ''}".strip(), error) from error
 
 
@@ -193,22 +191,20 @@ def _preprocess_of_checkpoint(
         InputError: it holds another model than the settings name, or other preprocessing.
     """
     path = str(settings.pretrained)
-    content = None if path.endswith(".safetensors") else checkpoint.read(path, mmap=True)
-    if content is None or not checkpoint.is_ours(content):
+    content = {} if path.endswith(".safetensors") else checkpoint.read(path, mmap=True)
+    if not checkpoint.is_ours(content):
         return None
     theirs = checkpoint.description_of(content, path)
     if theirs["definition"] != config:
+        holds = f"{path} holds {theirs['name']} {theirs['definition']}"
         raise InputError(
-            f"model.pretrained: {path} holds {theirs['name']} {theirs['definition']}, "
-            f"but the configuration asks for {name} {config}"
+            f"model.pretrained: {holds}, but the configuration asks for {name} {config}"
         )
     made_with = {key: theirs["preprocess"][key] for key in PREPROCESS_KEYS}
     asked = made_with | _plain(settings.preprocess or {})
     if asked != made_with:
-        raise InputError(
-            f"model.preprocess: {path} was trained with {made_with}, "
-            f"but the configuration asks for {asked}"
-        )
+        trained = f"{path} was trained with {made_with}"
+        raise InputError(f"model.preprocess: {trained}, but the configuration asks for {asked}")
     return made_with
 
 

@@ -5,14 +5,13 @@ embedding), 1 to n are the blocks, n + 1 is what comes after them (last norm, pr
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ..config.schema import OptimConfig
 from ..errors import InputError
 from .clip import Towers
 
-TowerName = Literal["image", "text"]
-TOWERS: tuple[TowerName, ...] = ("image", "text")
+TOWERS = ("image", "text")
 
 # what joins a tower to the shared space: open_clip's ViT, timm's head, ResNet's pooling, the texts'
 _PROJECTION = re.compile(
@@ -31,8 +30,8 @@ _AFTER = re.compile(r"(^|\.)(trunk\.bn2|attnpool|attn_pool)\.")
 class Place(NamedTuple):
     """Where a parameter stands."""
 
-    tower: Literal["image", "text", "both"]
-    """both: temperature and bias of the logits."""
+    tower: str
+    """image, text, or both: temperature and bias of the logits."""
     layer: int
     blocks: int
     """n of its tower."""
@@ -41,23 +40,20 @@ class Place(NamedTuple):
 def places(towers: Towers) -> dict[str, Place]:
     """The place of each parameter, by its name in `towers`."""
     blocks = {"image": towers.image_blocks(stem=False), "text": towers.text_blocks(stem=False)}
-    count = {tower: len(found) for tower, found in blocks.items()}
-    numbers = {
-        block: Place(tower, number, count[tower])
-        for tower in TOWERS
-        for number, block in enumerate(blocks[tower], 1)
+    of_block = {
+        block: Place(tower, number, len(own))
+        for tower, own in blocks.items()
+        for number, block in enumerate(own, 1)
     }
-    within = {f"{n}.": numbers[m] for n, m in towers.named_modules() if m in numbers}
+    within = {f"{n}.": of_block[m] for n, m in towers.named_modules() if m in of_block}
     by_name = {}
     for name, _ in towers.named_parameters():
-        place = next((p for start, p in within.items() if name.startswith(start)), None)
-        tower: TowerName = "image" if name.startswith("clip.visual.") else "text"
+        tower = "image" if name.startswith("clip.visual.") else "text"
+        before, count = _BEFORE.search(name) and not _AFTER.search(name), len(blocks[tower])
+        outside = Place(tower, 0 if before else count + 1, count)
+        by_name[name] = next((p for start, p in within.items() if name.startswith(start)), outside)
         if name in ("clip.logit_scale", "clip.logit_bias"):
-            place = Place("both", 0, 0)
-        elif place is None:  # in no block
-            before = _BEFORE.search(name) and not _AFTER.search(name)
-            place = Place(tower, 0 if before else count[tower] + 1, count[tower])
-        by_name[name] = place
+            by_name[name] = Place("both", 0, 0)
     return by_name
 
 
