@@ -15,9 +15,4 @@ def main(settings: AppConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        AppConfig,
-        prog="python -m medclip_oc.app",
-        description="A local page that ranks captions and searches an index.",
-    )
+    command.run(main, AppConfig)

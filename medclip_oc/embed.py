@@ -40,9 +40,4 @@ def main(settings: EmbedConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        EmbedConfig,
-        prog="python -m medclip_oc.embed",
-        description="Features of a set of pairs, as an index for zeroshot --search.",
-    )
+    command.run(main, EmbedConfig)

@@ -17,9 +17,4 @@ def main(settings: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        EvaluateConfig,
-        prog="python -m medclip_oc.evaluate",
-        description="Retrieval over held-out pairs, both ways: recall, ranks, intervals, concepts.",
-    )
+    command.run(main, EvaluateConfig)

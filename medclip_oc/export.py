@@ -19,9 +19,4 @@ def main(settings: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        ExportConfig,
-        prog="python -m medclip_oc.export",
-        description="A checkpoint as a folder for open_clip, ONNX or Hugging Face transformers.",
-    )
+    command.run(main, ExportConfig)

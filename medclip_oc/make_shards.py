@@ -48,12 +48,7 @@ def main(config: MakeShardsConfig) -> None:
 
 def run() -> None:
     """The command line."""
-    command.run(
-        main,
-        MakeShardsConfig,
-        prog="make_shards.py",
-        description="Pack radiology images and captions into tar shards.",
-    )
+    command.run(main, MakeShardsConfig)
 
 
 if __name__ == "__main__":

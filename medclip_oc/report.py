@@ -49,11 +49,5 @@ def main(settings: ReportConfig) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    command.run(
-        main,
-        ReportConfig,
-        prog="python -m medclip_oc.report",
-        description="Write RUN/report.html: training, retrieval, slices, ranks and a gallery.",
-        # the folder may stand alone
-        arguments=["--run", *words] if words and not words[0].startswith("-") else words,
-    )
+    alone = bool(words) and not words[0].startswith("-")  # the folder, without --run
+    command.run(main, ReportConfig, arguments=["--run", *words] if alone else words)

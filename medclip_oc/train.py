@@ -22,9 +22,4 @@ def main(settings: TrainCommand) -> int | None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        TrainCommand,
-        prog="python -m medclip_oc.train",
-        description="Fine-tune an open_clip model on image-caption shards.",
-    )
+    command.run(main, TrainCommand)

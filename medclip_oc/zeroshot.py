@@ -39,9 +39,4 @@ def main(settings: ZeroshotConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(
-        main,
-        ZeroshotConfig,
-        prog="python -m medclip_oc.zeroshot",
-        description="Rank candidate captions for images, best first, or search an index.",
-    )
+    command.run(main, ZeroshotConfig)

@@ -56,13 +56,7 @@ def main(words: list[str]) -> None:
         for comparison in module.run(config):
             print(json.dumps(comparison.line()), flush=True)
 
-    command.run(
-        run_bench,
-        module.Config,
-        prog=f"bench.py {name}",
-        description=f"Measure {BENCHES[name]}.",
-        arguments=words[1:],
-    )
+    command.run(run_bench, module.Config, prog=f"bench.py {name}", arguments=words[1:])
 
 
 if __name__ == "__main__":

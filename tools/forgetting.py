@@ -73,7 +73,7 @@ class Sizes(NamedTuple):
 
 @dataclass
 class ExperimentConfig:
-    """Which experiment's data and runs go where."""
+    """What fine-tuning forgets, and what keeps it: an experiment on phantoms."""
 
     out: str
     """Folder for the data, the runs and result.json."""
@@ -300,5 +300,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    title = "What fine-tuning forgets, and what keeps it: an experiment on phantoms."
-    command.run(main, ExperimentConfig, prog="forgetting.py", description=title)
+    command.run(main, ExperimentConfig)

@@ -35,7 +35,7 @@ _MOST_STEPS = 1000
 
 @dataclass
 class InterpolateConfig:
-    """What to average, and what to choose by."""
+    """Interpolate between the weights before and after fine-tuning; average several runs."""
 
     fine_tuned: list[str]
     """Checkpoints written by training; several are averaged first."""
@@ -242,5 +242,4 @@ def soup(
 
 
 if __name__ == "__main__":
-    title = "Interpolate between the weights before and after fine-tuning; average several runs."
-    command.run(main, InterpolateConfig, prog="interpolate.py", description=title)
+    command.run(main, InterpolateConfig)

@@ -41,7 +41,7 @@ the UMLS, except C99...: made up.
 
 @dataclass
 class PhantomConfig:
-    """What to draw, and where to."""
+    """Draw a plainly synthetic data set in the Kaggle ROCOv2 layout."""
 
     out: str
     """Folder to write: {split}_images/{split}/ID.jpg, captions, concepts, cui_mapping.csv."""
@@ -238,5 +238,4 @@ def main(config: PhantomConfig) -> None:
 
 
 if __name__ == "__main__":
-    title = "Draw a plainly synthetic data set in the Kaggle ROCOv2 layout."
-    command.run(main, PhantomConfig, prog="make_phantoms.py", description=title)
+    command.run(main, PhantomConfig)

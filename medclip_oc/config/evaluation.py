@@ -66,7 +66,7 @@ class MeasureConfig(Settings):
 
 @dataclass
 class EvaluateConfig(ComputeConfig, MeasureConfig):
-    """Retrieval over held-out pairs."""
+    """Retrieval over held-out pairs, both ways: recall, ranks, intervals, concepts."""
 
     reads = "checkpoint data split baseline features_in"
     writes = "json features_out"
@@ -102,7 +102,7 @@ class EvaluateConfig(ComputeConfig, MeasureConfig):
 
 @dataclass
 class ReportConfig(Settings):
-    """A page on a run."""
+    """Write RUN/report.html: training, retrieval, slices, ranks and a gallery."""
 
     reads = "run data"
 

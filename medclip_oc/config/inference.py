@@ -41,7 +41,7 @@ class ModelChoice(ComputeConfig):
 
 @dataclass(kw_only=True)
 class ZeroshotConfig(ModelChoice):
-    """Rank captions for images, or search an index."""
+    """Rank candidate captions for images, best first, or search an index."""
 
     reads = """checkpoint model pretrained images split texts texts_file text_column label_column
         templates labels search search_image index"""
@@ -109,7 +109,7 @@ class ZeroshotConfig(ModelChoice):
 
 @dataclass(kw_only=True)
 class EmbedConfig(ModelChoice):
-    """Features of a set of pairs, as an index to search."""
+    """Features of a set of pairs, as an index for zeroshot --search."""
 
     reads = "checkpoint model pretrained data split"
     writes = "out dtype faiss overwrite"
@@ -130,7 +130,7 @@ class EmbedConfig(ModelChoice):
 
 @dataclass(kw_only=True)
 class ExportConfig(Settings):
-    """A checkpoint for other programs."""
+    """A checkpoint as a folder for open_clip, ONNX or Hugging Face transformers."""
 
     reads = "checkpoint images"
     writes = "to out overwrite"
@@ -152,7 +152,7 @@ class ExportConfig(Settings):
 
 @dataclass(kw_only=True)
 class AppConfig(ModelChoice):
-    """A local page."""
+    """A local page that ranks captions and searches an index."""
 
     reads = "checkpoint model pretrained index"
 

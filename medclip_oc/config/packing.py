@@ -17,7 +17,7 @@ PACK = "samples_per_shard resize no_decode_check overwrite drop_leaks"
 
 @dataclass
 class MakeShardsConfig(Settings):
-    """What to pack, where to, and how."""
+    """Pack radiology images and captions into tar shards."""
 
     reads = f"source format splits concepts table {TABLE}"
     writes = "out samples_per_shard resize overwrite audit audit_only"

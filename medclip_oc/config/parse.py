@@ -37,17 +37,14 @@ _POSITIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
-def parse(
-    config_class: type[T], arguments: Sequence[str] | None = None, *, prog: str, description: str
-) -> T:
+def parse(config_class: type[T], arguments: Sequence[str] | None = None, prog: str = "") -> T:
     """Read the settings of a command.
 
     Args:
-        config_class: a dataclass, perhaps of dataclasses; the docstring under a field is its help,
-            and a field without default is required. It may raise InputError in `__post_init__`.
+        config_class: a dataclass, perhaps of dataclasses; its docstring and those under its fields
+            are the help, and a field without default is required.
         arguments: words of the command line; None: those of this process.
         prog: name of the command, for help.
-        description: what the command does, for help.
 
     Raises:
         InputError: what the user gave is wrong, in one line (without `prog`).
@@ -61,7 +58,7 @@ def parse(
         key = name.removeprefix("--").replace("-", "_")
         if name in ("-h", "--help", "--version"):
             version = f"medclip_oc {__version__}\n"
-            page = version if key == "version" else help_text(config_class, prog, description)
+            page = version if key == "version" else help_text(config_class, prog)
             print(page if os.environ.get("LOCAL_RANK", "0") == "0" else "", end="", flush=True)
             raise SystemExit(0)
         if name == "--config":
@@ -150,12 +147,12 @@ def _convert(kind: Any, place: str, given: Any) -> Any:
     return value
 
 
-def help_text(config_class: Any, prog: str, description: str) -> str:
+def help_text(config_class: Any, prog: str) -> str:
     """The page for `--help`: every setting with its docstring, values and default, in groups."""
     settings, docs = fields.settings_of(config_class), _docs(config_class)
     needed = [f"{option(key)} ..." for key, (_, value) in settings.items() if value is MISSING]
     usage = " ".join(["%(prog)s", *needed, "[--config FILE] [--SETTING VALUE ...]"])
-    parser = argparse.ArgumentParser(prog=prog, description=description, usage=usage)
+    parser = argparse.ArgumentParser(prog=prog, description=docs[""], usage=usage)
     parser.add_argument("--version", action="version", help="show the version and exit")
     parser.add_argument("--config", metavar="FILE", help="settings from a YAML file; options win")
     reads, writes = (getattr(config_class, name, "").split() for name in ("reads", "writes"))

@@ -269,7 +269,7 @@ class Config:
 
 @dataclass
 class TrainCommand(Config):
-    """One training run, or a check before it."""
+    """Fine-tune an open_clip model on image-caption shards."""
 
     resume: str = "auto"
     """The run in the folder, if there is one (auto); this checkpoint (FILE); or nothing (never)."""

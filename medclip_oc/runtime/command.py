@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from ..config.parse import parse
@@ -29,21 +30,22 @@ def run(
     main: Callable[[T], int | None],
     config_class: type[T],
     *,
-    prog: str,
-    description: str,
+    prog: str = "",
     arguments: Sequence[str] | None = None,
 ) -> NoReturn:
     """Parse the settings, call `main`, and end the process with the contract's exit code.
 
     Args:
         main: does everything; takes the settings, returns an exit code or None for 0.
-        config_class: dataclass of settings.
-        prog: name of the command; an error line begins with it.
-        description: one sentence for `--help`.
+        config_class: dataclass of settings (see `config.parse.parse`).
+        prog: name of the command, which begins an error line; empty: that of the script that runs.
         arguments: words of the command line; None: those of this process.
     """
+    script = Path(sys.argv[0])
+    ours = script.parent.name == "medclip_oc"
+    prog = prog or (f"python -m medclip_oc.{script.stem}" if ours else script.name)
     try:
-        code = main(parse(config_class, arguments, prog=prog, description=description)) or 0
+        code = main(parse(config_class, arguments, prog=prog)) or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -49,7 +49,7 @@ def test_what_a_run_leaves(run: Path) -> None:
 
 
 def test_the_resolved_configuration_can_be_run_again(run: Path) -> None:
-    again = parse.parse(Config, ["--config", str(run / "config.yaml")], prog="", description="")
+    again = parse.parse(Config, ["--config", str(run / "config.yaml")])
     assert asdict(again) == checkpoint.load(run / "checkpoints" / "last.pt")["config"]
 
 

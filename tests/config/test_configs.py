@@ -17,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def read(file: Path) -> Config:
-    return parse.parse(Config, ["--config", str(file)], prog="", description="")
+    return parse.parse(Config, ["--config", str(file)])
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -10,7 +10,7 @@ from medclip_oc.errors import InputError
 
 
 def read(config_class: type[Any], file: Path) -> Any:
-    return parse.parse(config_class, ["--config", str(file)], prog="train", description="")
+    return parse.parse(config_class, ["--config", str(file)], prog="train")
 
 
 BAD_FILES = {

@@ -12,7 +12,7 @@ from medclip_oc.errors import InputError
 
 
 def parse(config_class: type[Any], *words: str) -> Any:
-    return command.parse(config_class, words, prog="train", description="Fine-tune.")
+    return command.parse(config_class, words, prog="train")
 
 
 def error_of(config_class: type[Any], *words: str) -> str:

@@ -152,7 +152,7 @@ def test_features_of_fast_decoding_are_near_those_of_exact(
     """Real files, real weights: EfficientNet-Lite0."""
     pack(open_source(rocov2_mini), tmp_path, PackOptions(), workers=1)
     words = ["--config", "configs/warm_towers.yaml"]
-    clip = factory.build(parse.parse(Config, words, prog="", description="").model)
+    clip = factory.build(parse.parse(Config, words).model)
     clip.towers.eval()
     shards = ShardSet.open(str(tmp_path), "test")
     rows = []

@@ -15,7 +15,7 @@ def main(settings):
     for _ in range(1000):
         print("x" * 1000)
 
-command.run(main, Config, prog="train", description="")
+command.run(main, Config, prog="train")
 """
 
 
@@ -26,7 +26,7 @@ def run(error: BaseException | int | None, *words: str) -> int:
         return error
 
     with pytest.raises(SystemExit) as end:
-        command.run(main, Config, prog="train", description="", arguments=words)
+        command.run(main, Config, prog="train", arguments=words)
     return int(str(end.value.code))
 
 

@@ -55,7 +55,7 @@ def write(tree: dict[str, Any], file: Path) -> Path:
 def call(main: Callable[..., Any], config: type, *words: object) -> int:
     """Run a command in this process; returns its exit code."""
     with pytest.raises(SystemExit) as end:
-        command.run(main, config, prog="test", description="", arguments=[str(w) for w in words])
+        command.run(main, config, prog="test", arguments=[str(w) for w in words])
     return int(str(end.value.code))
 
 

@@ -21,7 +21,7 @@ def _train(folder: Path, words: list[str]) -> None:
     log = (folder / f"rank{os.environ.get('RANK', '0')}.txt").open("w", buffering=1)
     os.dup2(log.fileno(), 2)
     sys.stderr = log
-    command.run(train.main, TrainCommand, prog="train", description="", arguments=words)
+    command.run(train.main, TrainCommand, prog="train", arguments=words)
 
 
 class ForkServer:

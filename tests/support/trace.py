@@ -59,7 +59,7 @@ def batch_way(folder: Path) -> list[str]:
     tree = settings(folder / "shards", folder / "run")
     tree["data"]["valid"] = None
     words = ["--config", str(write(tree, folder / "config.yaml"))]
-    config = parse(TrainCommand, words, prog="", description="")
+    config = parse(TrainCommand, words)
     with recorded() as calls:
         train.main(config)
     agreed = next(n for n, (_, name) in enumerate(calls) if name == "Trainer.agree")

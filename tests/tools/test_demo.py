@@ -36,7 +36,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_untrained_weights_are_near_chance(held_out: ShardSet, seed: int) -> None:
     words = ["--config", str(ROOT / "configs" / "tiny_cpu.yaml")]
-    settings = parse.parse(Config, words, prog="", description="").model
+    settings = parse.parse(Config, words).model
     clip = factory.build(settings, seed=seed)
     pairs = loader.evaluation_pairs(held_out, clip)
     how = {"batch_size": 100, "workers": 0, "precision": "fp32"}

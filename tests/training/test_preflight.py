@@ -190,7 +190,7 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
 
 def opened(packed: Path, tmp_path: Path) -> preflight.Opened:
     file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
-    config = parse.parse(Config, ["--config", str(file)], prog="", description="")
+    config = parse.parse(Config, ["--config", str(file)])
     world = World(0, 1, torch.device("cpu"))
     data, clip = build.open_data(config, world), build.model(config, world)
     return preflight.Opened(config, world, data, clip)
@@ -243,7 +243,7 @@ def test_rates(tmp_path: Path, changes: dict[str, Any], lr: float, level: str, m
     tree = settings(tmp_path, tmp_path / "run", **{**changes, "optim__text_lr": lr})
     tree["optim"]["lr"] = lr
     file = write(tree, tmp_path / "c.yaml")
-    config = parse.parse(Config, ["--config", str(file)], prog="", description="")
+    config = parse.parse(Config, ["--config", str(file)])
     found = list(preflight.rates(config))
     assert len(found) == (2 if level else 0), "one for both towers, and one for the texts"
     assert all(re.match(f"{level}: optim.(text_)?lr: .* for {method}", line) for line in found)

@@ -54,7 +54,7 @@ def test_records_of_every_step(finished: Path) -> None:
 def test_a_step_has_its_rate_and_a_clipped_gradient(packed: Path, tmp_path: Path) -> None:
     optim = {"lr": 1e-3, "image_lr": 4e-3, "clip_norm": 0.5, "warmup_steps": 4}
     file = write(settings(packed, tmp_path / "run", optim=optim), tmp_path / "config.yaml")
-    config = parse.parse(Config, ["--config", str(file)], prog="", description="")
+    config = parse.parse(Config, ["--config", str(file)])
     world = World(0, 1, torch.device("cpu"))
     with ExitStack() as opened:
         trainer = Trainer(config, world, StopRequest(), opened)
