@@ -4,7 +4,6 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-WORKERS := --numprocesses 2 --dist loadgroup
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test test-all lint clean
@@ -36,10 +35,10 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-all: lint
-	$(BIN)/python -m pytest $(WORKERS) -m "not soak"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not soak"
 
 clean:
 	rm -rf .venv runs/demo shards/phantoms shards/phantoms-source
