@@ -1,16 +1,6 @@
-"""Telling the forms of a data set apart by looking, and finding their parts.
+"""Telling the forms of a data set apart by looking, and finding their parts: `_LAYOUTS`.
 
-| form      | captions                          | images                                         |
-|-----------|-----------------------------------|------------------------------------------------|
-| kaggle    | {split}_captions.csv              | {split}_images/{split}/ID.jpg                  |
-| flat      | {split}_captions.csv              | {split}/ID.jpg or {split}_images/ID.jpg        |
-| zenodo    | {split}_captions.csv              | {split}_images.zip                             |
-| imageclef | *caption_prediction_{split}*.csv  | *{split}_images/{split}/, {split}/, a zip ...  |
-| roco1     | {split}/radiology/captions.txt    | {split}/radiology/images/                      |
-| parquet   | {split}-*.parquet: image, image_id, caption, cui                                   |
-| table     | one table whose columns the user names                                             |
-
-ROCOv2 is the first three and parquet (Hugging Face); ROCO v1 is roco1.
+ROCOv2 is kaggle, flat, zenodo and parquet (Hugging Face); ROCO v1 is roco1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +84,7 @@ def open_source(
     Args:
         folder: what holds the files; for Parquet also one file.
         splits: which ones to read. None: train, valid and test.
-        form: see the top of this module. None: told by looking.
+        form: one of `_LAYOUTS`. None: told by looking.
         concepts: which table of CUIs to join: "all", the "manual" one (checked by hand), or "none".
 
     Raises:
@@ -168,7 +158,7 @@ def _splits_in(table: Table, column: str) -> list[str]:
 
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:
-    """The form of which most is there; of equals, the first of the table above."""
+    """The form of which most is there; of equals, the first."""
     there = dict.fromkeys(_LAYOUTS, 0)
     for form, layout in _LAYOUTS.items():
         for split in splits:

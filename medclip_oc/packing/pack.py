@@ -79,12 +79,9 @@ def pack(
         The counts; read = packed + rejected holds for each split.
 
     Raises:
-        InputError: options out of range, a broken table, or other shards there already.
+        InputError: a broken table, or other shards there already.
         WorkError: not a single pair of a split could be packed, or the disk or a worker failed.
     """
-    resize = 1 if options.resize is None else options.resize
-    if min(options.samples_per_shard, resize, workers) < 1:
-        raise InputError("samples-per-shard, resize and workers are at least 1")
     check_folder(out, options, overwrite=overwrite)
     rows = {split: source.count(split) for split in source.splits}
     about_source = {"form": source.form, "splits": list(source.splits), **source.fingerprints()}
@@ -112,9 +109,8 @@ def check_folder(out: Path, options: PackOptions, *, overwrite: bool = False) ->
     if overwrite or (out / JOURNAL).exists():
         return
     if (out / INDEX).is_file():
-        refuse_other(
-            out, {"options": read_head(out / INDEX)["options"]}, {"options": asdict(options)}
-        )
+        there = {"options": read_head(out / INDEX)["options"]}
+        refuse_other(out, there, {"options": asdict(options)})
     elif tars := len(list(out.glob("*.tar"))):
         raise InputError(
             f"{out}: holds {tars} tars that are not ours, or of an earlier version (no {INDEX}, "
@@ -184,8 +180,7 @@ def _pack(
                     f"{split}: {rows[split]} rows counted, {read} read, {packed} packed + "
                     f"{rejected} rejected; did the source change meanwhile?"
                 )
-    counts = {"read": dict(report.read), "reencoded": dict(sorted(report.reencoded.items()))}
-    journal.finish(counts)
+    journal.finish({"read": report.read, "reencoded": dict(sorted(report.reencoded.items()))})
     return report
 
 
@@ -262,19 +257,14 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
         return pair.reject("image unreadable", str(error.strerror))
     try:
         stored = encode.prepare(
-            data,
-            max_pixels=options.max_pixels,
-            check=options.decode_check,
-            resize=options.resize,
+            data, max_pixels=options.max_pixels, check=options.decode_check, resize=options.resize
         )
     except BadImage as error:
         return pair.reject(error.reason, error.detail)
     facts = {"id": pair.id, "split": pair.split, "width": stored.width, "height": stored.height}
     facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest(), **pair.facts}
-    if stored.reencoded:
-        facts["reencoded"] = stored.reencoded
-    if stored.resized_from:
-        facts["resized_from"] = stored.resized_from
+    changes = {"reencoded": stored.reencoded, "resized_from": stored.resized_from}
+    facts |= {name: change for name, change in changes.items() if change}
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
     members = stored.data, pair.caption.encode(), about

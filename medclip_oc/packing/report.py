@@ -11,9 +11,7 @@ class PackReport:
     """What packing did. Counts are by split, where nothing else is said."""
 
     read: Counter[str] = field(default_factory=Counter)
-    """Rows of the source."""
     packed: Counter[str] = field(default_factory=Counter)
-    """Pairs in the shards."""
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(split, reason) -> rows."""
     reencoded: Counter[str] = field(default_factory=Counter)

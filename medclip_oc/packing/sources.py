@@ -282,19 +282,18 @@ def parse_split(table: Table, location: str, column: str, word: Any) -> str:
 
 
 def unfit_id(identity: str, *, is_path: bool = False) -> str | None:
-    """What makes an id unfit to name an image. None: it is fit.
+    """What makes an id (without extension) unfit to name an image. None: it is fit.
 
     Args:
-        identity: without extension.
+        identity: the id.
         is_path: it is the path of an image already, and names nothing else.
     """
-    if not identity or not identity.strip("/\\. "):
+    if not identity.strip("/\\. "):
         return "no id"
     if not identity.isprintable():
         return f"holds {next(letter for letter in identity if not letter.isprintable())!r}"
-    if not is_path and any(step in ("", ".", "..") for step in re.split(r"[/\\]", identity)):
-        return "leads out of the image folder"
-    return None
+    leads_out = not {"", ".", ".."}.isdisjoint(re.split(r"[/\\]", identity))
+    return "leads out of the image folder" if leads_out and not is_path else None
 
 
 def key_of(identity: str) -> str:

@@ -48,7 +48,7 @@ def write_shards(
 def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, Any]:
     from webdataset import TarWriter  # imports torch, which worker processes do without
 
-    keys, extensions, members = list[str](), list[str](), list[list[int]]()
+    keys, extensions = list[str](), list[str]()
     with (
         atomic_file(path, durable=True) as partial,
         partial.open("wb") as file,
@@ -56,12 +56,15 @@ def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, A
     ):
         hashing: Any = _HashingFile(file, thread)
         tar = TarWriter(hashing, user="", group="", mode=0o644, mtime=0, encoder=False)
-        tar.tarstream = _Tar(fileobj=hashing, mode="w")
+        tar.tarstream = _Tar(hashing)
         for pair in pairs:
             keys.append(pair.key)
             extensions.append(pair.extension)
-            contents = zip((pair.extension, "txt", "json"), pair.members, strict=True)
-            members.append([n for member in contents for n in _add(tar, pair.key, *member)])
+            # one call for each member: of several, TarWriter sorts the names
+            for extension, content in zip(
+                (pair.extension, "txt", "json"), pair.members, strict=True
+            ):
+                tar.write({"__key__": pair.key, extension: content})
         tar.close()
         digest = hashing.digest()
     return {
@@ -72,16 +75,8 @@ def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, A
         "sha256": digest,
         "keys": keys,
         "extensions": extensions,
-        "members": members,
+        "members": list(zip(*[iter(tar.tarstream.places)] * 6, strict=True)),
     }
-
-
-def _add(tar: Any, key: str, extension: str, content: bytes) -> tuple[int, int]:
-    """Write a member; returns its offset and size."""
-    # one call for each member: of several, TarWriter sorts the names and tells no offsets
-    tar.write({"__key__": key, extension: content})
-    blocks = -(-len(content) // tarfile.BLOCKSIZE)
-    return tar.tarstream.offset - blocks * tarfile.BLOCKSIZE, len(content)
 
 
 class _Tar(tarfile.TarFile):
@@ -91,7 +86,9 @@ class _Tar(tarfile.TarFile):
     of the time of a packing that decodes nothing. The bytes are the same.
     """
 
-    _ordinary: bytearray | None = None
+    def __init__(self, file: Any) -> None:
+        super().__init__(fileobj=file, mode="w")
+        self.places, self._ordinary = list[int](), bytearray()  # offset and size of each member
 
     def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
         """Append a member with the content of a file."""
@@ -104,6 +101,7 @@ class _Tar(tarfile.TarFile):
             self._ordinary = header
         else:
             header = bytearray(tarinfo.tobuf(tarfile.PAX_FORMAT))
+        self.places += self.offset + len(header), len(content)
         for piece in (bytes(header), content, bytes(-len(content) % tarfile.BLOCKSIZE)):
             self.fileobj.write(piece)
         self.offset = self.fileobj.tell()

@@ -9,7 +9,6 @@ import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,7 @@ MAX_LINES = 10
 _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
-@dataclass
-class Verified:
-    """What was looked at, and what is wrong with it, a line each."""
-
-    shards: int = 0
-    samples: int = 0
-    bytes: int = 0
-    damages: list[str] = field(default_factory=list)
-
-
-def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> Verified:
+def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> list[str]:
     """Check a shard folder.
 
     Args:
@@ -47,34 +36,23 @@ def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> Verified:
         decode: decode the images, too.
 
     Returns:
-        The findings; of one shard at most MAX_LINES.
+        What is wrong, a line each; of one shard at most MAX_LINES.
 
     Raises:
         InputError: no finished shard folder, or its index.json is damaged or of another version.
         WorkError: a worker died.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such shard folder")
-    if not (folder / INDEX).is_file():
-        reason = "its packing isn't finished" if (folder / JOURNAL).exists() else f"no {INDEX}"
-        raise InputError(f"{folder}: no shard folder to verify: {reason}")
-    index = read_head(folder / INDEX)
-    verified, packed, entries = Verified(), Counter[str](), index["shards"]
+    index = _read_index(folder)
+    found, entries = list[str](), index["shards"]
     with Progress(len(entries), "shards", "verify") as progress:
         # one shard is work enough to hand over
         checked = ordered_map(partial(check_shard, folder, decode), entries, workers, batch=1)
-        for entry, (size, damages) in zip(entries, checked, strict=True):
+        for entry, damages in zip(entries, checked, strict=True):
             progress.update()
-            verified.shards += 1
-            verified.samples += entry["samples"]
-            verified.bytes += size
-            packed[entry["split"]] += entry["samples"]
-            verified.damages += damages[:MAX_LINES]
+            found += damages[:MAX_LINES]
             if (more := len(damages) - MAX_LINES) > 0:
-                verified.damages.append(f"{entry['name']}: and {more} more damages")
-    verified.damages += _other_files(folder, index)
-    verified.damages += _counts(folder, index["counts"]["read"], packed)
-    return verified
+                found.append(f"{entry['name']}: and {more} more damages")
+    return [*found, *_other_files(folder, index), *_counts(folder, index)]
 
 
 def report(folder: Path, *, workers: int = 1, decode: bool = True) -> None:
@@ -84,14 +62,23 @@ def report(folder: Path, *, workers: int = 1, decode: bool = True) -> None:
         WorkError: something is damaged.
         InputError: see `verify`.
     """
-    verified = verify(folder, workers=workers, decode=decode)
-    for damage in verified.damages:
-        print(damage)
-    size = verified.bytes / 1e6
-    amount = f"{verified.shards:,} shards, {verified.samples:,} samples, {size:,.1f} MB"
-    if verified.damages:
-        raise WorkError(f"{folder}: damaged: {len(verified.damages)} findings in {amount}")
+    found = verify(folder, workers=workers, decode=decode)
+    print("".join(f"{damage}\n" for damage in found), end="")
+    entries = _read_index(folder)["shards"]
+    samples, size = (sum(entry[name] for entry in entries) for name in ("samples", "bytes"))
+    amount = f"{len(entries):,} shards, {samples:,} samples, {size / 1e6:,.1f} MB"
+    if found:
+        raise WorkError(f"{folder}: damaged: {len(found)} findings in {amount}")
     print(f"{folder}: {amount}: all well")
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such shard folder")
+    if not (folder / INDEX).is_file():
+        reason = "its packing isn't finished" if (folder / JOURNAL).exists() else f"no {INDEX}"
+        raise InputError(f"{folder}: no shard folder to verify: {reason}")
+    return read_head(folder / INDEX)
 
 
 def _other_files(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
@@ -112,8 +99,11 @@ def _other_files(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path.name}: left by a packing that was killed"
 
 
-def _counts(folder: Path, read: dict[str, int], packed: Counter[str]) -> Iterator[str]:
+def _counts(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
     """Whether read = packed + rejected, split by split."""
+    read, packed = index["counts"]["read"], Counter[str]()
+    for entry in index["shards"]:
+        packed[entry["split"]] += entry["samples"]
     try:
         with (folder / REJECTS).open(newline="", encoding="utf-8") as file:
             rejected = Counter(row["split"] for row in csv.DictReader(file))
@@ -128,15 +118,11 @@ def _counts(folder: Path, read: dict[str, int], packed: Counter[str]) -> Iterato
             yield f"{INDEX}: {split}: {counts}; should be {read.get(split, 0)} rows read"
 
 
-def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> tuple[int, list[str]]:
-    """Check one shard against its entry in index.json.
-
-    Returns:
-        Its bytes, and what is wrong, a line each.
-    """
+def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> list[str]:
+    """What is wrong with one shard, by its entry in index.json; a line each."""
     name = entry["name"]
     if not (match := _NAME.fullmatch(name)) or match[1] != entry["split"]:
-        return 0, [f"{INDEX}: describes no shard (name {name!r}, split {entry['split']!r})"]
+        return [f"{INDEX}: describes no shard (name {name!r}, split {entry['split']!r})"]
     path, damages = folder / name, list[str]()
     try:
         size, digest = path.stat().st_size, file_hash(path)
@@ -148,8 +134,8 @@ def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> tuple[int,
             warnings.simplefilter("ignore")  # about odd metadata, which packing let in as well
             damages += [f"{name}: {damage}" for damage in _walk(path, entry, decode)]
     except OSError as error:
-        return 0, [f"{name}: unreadable: {error.strerror or error}"]
-    return size, damages
+        return [f"{name}: unreadable: {error.strerror or error}"]
+    return damages
 
 
 def _walk(path: Path, entry: dict[str, Any], decode: bool) -> Iterator[str]:

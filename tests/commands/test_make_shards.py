@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,18 @@ SPLITS = ["train", "valid"]
 TABLE = ["--table", "x.csv", "--image-column", "a", "--caption-column", "b"]
 
 
-def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", ROOT / "tools" / "make_shards.py", *words]
-    # where `python tools/make_shards.py` finds neither the package nor a terminal
-    return subprocess.run(command, cwd="/", capture_output=True, text=True)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process; its exit code and what it printed."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = call(make_shards.main, MakeShardsConfig, *words)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +48,14 @@ def packed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_path: Path) -> None:
+def test_the_command_packs_and_prints_a_table(
+    source: Path, packed: Path, tmp_path: Path, run: Run
+) -> None:
     out = tmp_path / "new" / "shards"
     words = ["--source", source, "--out", out, "--splits", *SPLITS]
-    done = run(*words, "--samples-per-shard", "4", "--workers", "2")
-    assert (done.returncode, done.stderr) == (0, "")  # no bar without a terminal
-    table = [line.split() for line in done.stdout.splitlines()]
+    code, printed, error = run(*words, "--samples-per-shard", "4", "--workers", "1")
+    assert (code, error) == (0, "")  # no bar without a terminal
+    table = [line.split() for line in printed.splitlines()]
     assert table[0] == ["split", "read", "packed", "rejected", "MB", "shards"]
     assert [row[:4] for row in table[1:4]] == [
         ["train", "23", "17", "6"],
@@ -54,19 +65,16 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
     assert ["rejected", "1", "train:", "image", "missing"] in table
     assert contents(out) == contents(packed)
 
-    again = run(*words)
-    assert again.returncode == 2
-    assert again.stderr.count("\n") == 1
-    assert "a packing with other settings: samples_per_shard 4, not 1000; give" in again.stderr
+    for more in ([], ["--audit"]):  # refused before the audit takes its time
+        code, printed, error = run(*words, *more)
+        assert (code, printed) == (2, "")
+        message = "a packing with other settings: samples_per_shard 4, not 1000; give"
+        assert message in one_line(error)
     assert contents(out) == contents(packed)
 
-    audited = run(*words, "--audit")  # refused before the audit takes its time
-    assert (audited.returncode, audited.stdout) == (2, "")
-    assert "samples_per_shard 4, not 1000" in audited.stderr
-
     (out / "notes.txt").write_text("mine")
-    done = run(*words, "--overwrite", "--no-decode-check", "--workers=1")
-    assert done.returncode == 0, done.stderr
+    code, _, error = run(*words, "--overwrite", "--no-decode-check", "--workers=1")
+    assert (code, error) == (0, "")
     assert (out / "notes.txt").read_text() == "mine"
     assert len(list(out.glob("*.tar"))) == 2
     # what only decoding finds gets in: the cut one, the black one
@@ -80,10 +88,7 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
         (["--source", "/nowhere"], "/nowhere: no such source folder"),
         (["--source", "SOURCE"], "test_captions.csv: no such file"),
         (["--source", "SOURCE", "--splits", "validation"], "allowed are train, valid, test"),
-        (
-            ["--source", "SOURCE", "--samples-per-shard", "0"],
-            "--samples-per-shard: 0 is not at least 1",
-        ),
+        (["--source", "SOURCE", "--samples-per-shard", "0"], "per-shard: 0 is not at least 1"),
         (["--source", "SOURCE", "--resize", "0"], "--resize: 0 is not at least 1"),
         (["--source", "SOURCE", "--workers", "-1"], "--workers"),
         ([], "--source, --table: give one of them"),
@@ -97,49 +102,41 @@ def test_the_command_packs_and_prints_a_table(source: Path, packed: Path, tmp_pa
         (["--source", "SOURCE", "--max-pixels", "178956971"], "not from 1 to 178956970"),
         (["--source", "~nosuchuser/x"], "--source '~nosuchuser/x': "),
         (["--source", "x" * 300], "File name too long"),
-        (
-            ["--source", "SOURCE", "--splits", "train,valid"],
-            "allowed are train, valid, test, blanks",
-        ),
+        (["--source", "SOURCE", "--splits", "train,valid"], "train, valid, test, blanks"),
     ],
 )
 def test_wrong_input_is_one_line(
-    source: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
+    source: Path, tmp_path: Path, run: Run, words: list[str], message: str
 ) -> None:
-    out = tmp_path / "out"
     given = [str(source) if word == "SOURCE" else word for word in words]
-    assert call(make_shards.main, MakeShardsConfig, "--out", out, *given) == 2
-    assert message in one_line(capsys.readouterr().err)
-    assert not out.exists()
+    code, _, error = run("--out", tmp_path / "out", *given)
+    assert code == 2
+    assert message in one_line(error)
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("out", "message"), [("", "--out: is empty"), ("SOURCE", "--out: the source itself")]
-)
-def test_a_folder_that_can_not_be_out_is_refused(
-    source: Path, capsys: pytest.CaptureFixture[str], out: str, message: str
-) -> None:
+def test_a_folder_that_can_not_be_out_is_refused(source: Path, run: Run) -> None:
     before = contents(source / "train_images" / "train")
-    words = ["--source", source, "--splits", *SPLITS, "--out", out.replace("SOURCE", str(source))]
-    assert call(make_shards.main, MakeShardsConfig, *words) == 2
-    assert message in one_line(capsys.readouterr().err)
+    for out, message in (("", "--out: is empty"), (source, "--out: the source itself")):
+        code, _, error = run("--source", source, "--splits", *SPLITS, "--out", out)
+        assert code == 2
+        assert message in one_line(error)
     assert contents(source / "train_images" / "train") == before
 
 
-def test_verifying_says_what_is_damaged(packed: Path, tmp_path: Path) -> None:
+def test_verifying_says_what_is_damaged(packed: Path, tmp_path: Path, run: Run) -> None:
     folder = Path(shutil.copytree(packed, tmp_path / "shards"))
-    done = run("--verify", "--out", folder, "--workers", "1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{folder}: 6 shards, 20 samples, 0.1 MB: all well\n"
+    well = f"{folder}: 6 shards, 20 samples, 0.1 MB: all well\n"
+    assert run("--verify", "--out", folder, "--workers", "1") == (0, well, "")
     (folder / "valid-000000.tar").unlink()
-    done = run("--verify", "--out", folder, "--workers", "1")
-    assert done.returncode == 1
-    assert done.stdout == "valid-000000.tar: unreadable: No such file or directory\n"
-    assert done.stderr.count("\n") == 1
-    assert "damaged: 1 findings in 6 shards" in done.stderr
-    done = run("--verify", "--out", "/nowhere")
+    code, printed, error = run("--verify", "--out", folder, "--workers", "1")
+    assert code == 1
+    assert printed == "valid-000000.tar: unreadable: No such file or directory\n"
+    assert "damaged: 1 findings in 6 shards" in one_line(error)
+
+
+def test_the_script_finds_the_package_from_anywhere() -> None:
+    command = [sys.executable, "-W", "error", ROOT / "tools" / "make_shards.py"]
+    words = ["--verify", "--out", "/nowhere"]
+    done = subprocess.run([*command, *words], cwd="/", capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

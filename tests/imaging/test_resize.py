@@ -160,5 +160,3 @@ def test_packing_says_what_was_resized(tmp_path: Path) -> None:
     assert large.facts.items() >= expected.items()
     with pytest.raises(InputError, match="resize 64, not None"):
         pack(open_source(folder, ["test"]), tmp_path / "out")
-    with pytest.raises(InputError, match="resize and workers are at least 1"):
-        pack(open_source(folder, ["test"]), tmp_path / "other", PackOptions(resize=0))

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.journal import JOURNAL, alone_in
 from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.faulty_source import contents
 from tests.support.tiny_dataset import write_kaggle
 
 ROOT = Path(__file__).parents[2]
@@ -31,22 +34,47 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    # without what readers keep there for themselves
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+def die_at(call: int) -> None:
+    """End this process at the call of that number, of those that make something durable."""
+    made = 0
+
+    def counted(real: Any) -> Any:
+        def wrapper(*words: Any, **named: Any) -> Any:
+            nonlocal made
+            made += 1
+            if made == call:
+                os._exit(9)
+            return real(*words, **named)
+
+        return wrapper
+
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
+        setattr(owner, name, counted(getattr(owner, name)))
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the fork waits for none
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_dying_at_durable_steps(source: Path, tmp_path: Path, every: int) -> None:
-    script = ROOT / "tests" / "support" / "crash_points.py"
-    words = [sys.executable, "-W", "error", script, source, tmp_path, str(every)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) > 30 // every
-    assert [row[1] for row in rows] == ["died"] * (len(rows) - 1) + ["lived"]
-    assert {row[3] for row in rows} == {"same"}
-    resumed = [int(row[2]) for row in rows]
+def test_dying_at_durable_steps(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path, every: int
+) -> None:
+    """A fork dies at every such step; then the packing is finished here."""
+    resumed = list[int]()
+    for call in count(1, every):
+        out = tmp_path / str(call)
+        child = os.fork()
+        if child == 0:
+            try:
+                die_at(call)
+                pack(open_source(source), out, PackOptions(samples_per_shard=3))
+            finally:
+                os._exit(0)
+        died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        report = pack(open_source(source), out, PackOptions(samples_per_shard=3))
+        assert contents(out) == contents(almost[1])
+        resumed.append(report.before)
+        if not died:
+            break
+    assert len(resumed) > 30 // every
     assert resumed == sorted(resumed)  # the later it died, the more is left to use
     assert len(set(resumed)) > 6 // every + 1
 
@@ -83,11 +111,13 @@ def test_a_journal_cut_anywhere_is_enough(
         assert contents(out) == contents(whole), length
 
 
-def test_other_settings_are_refused_and_named(
-    source: Path, almost: tuple[Path, Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(almost[0], out)
+@pytest.fixture
+def out(almost: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the killed one."""
+    return Path(shutil.copytree(almost[0], tmp_path / "out"))
+
+
+def test_other_settings_are_refused_and_named(source: Path, out: Path) -> None:
     before = contents(out)
     with pytest.raises(InputError, match=r"a packing with other settings: samples_per_shard 3, no"):
         pack(open_source(source), out, PackOptions(samples_per_shard=4))
@@ -99,32 +129,20 @@ def test_other_settings_are_refused_and_named(
     assert index["options"]["samples_per_shard"] == 4
 
 
-def test_another_table_is_refused(source: Path, almost: tuple[Path, Path], tmp_path: Path) -> None:
-    changed = tmp_path / "source"
-    shutil.copytree(source, changed)
+def test_another_source_is_refused(source: Path, almost: tuple[Path, Path], tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(source, tmp_path / "source"))
+    for folder in almost:  # an unfinished one, a finished one
+        with pytest.raises(InputError, match="settings: the images are others, or in another"):
+            pack(open_source(changed), folder, PackOptions(samples_per_shard=3))
     with (changed / "test_captions.csv").open("a") as file:
         file.write("more,rows\n")
-    for folder in almost:  # an unfinished one, a finished one
+    for folder in almost:
         with pytest.raises(InputError, match=r"other settings: the source's tables, or"):
             pack(open_source(changed), folder, PackOptions(samples_per_shard=3))
 
 
-def test_a_shard_that_went_away_meanwhile_is_named(
-    source: Path, almost: tuple[Path, Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(almost[0], out)
-    (out / "train-000001.tar").unlink()
-    with pytest.raises(InputError, match=r"train-000001.tar: lost or changed since it was packed"):
-        pack(open_source(source), out, PackOptions(samples_per_shard=3))
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_two_packings_into_one_folder_are_refused(
-    source: Path, almost: tuple[Path, Path], tmp_path: Path, overwrite: bool
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(almost[0], out)
+def test_two_packings_into_one_folder_are_refused(source: Path, out: Path, overwrite: bool) -> None:
     before = contents(out)
     refused = pytest.raises(InputError, match="another process is packing into this folder")
     with alone_in(out), refused:
@@ -132,32 +150,20 @@ def test_two_packings_into_one_folder_are_refused(
     assert contents(out) == before
 
 
-def test_images_of_another_place_are_refused(
-    source: Path, almost: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("finished", "name"), [(0, "train-000001.tar"), (1, "train-000001.tar"), (1, "rejects.csv")]
+)
+def test_a_folder_that_lost_a_file_is_refused(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path, finished: int, name: str
 ) -> None:
-    shutil.copytree(source, tmp_path / "copy")
-    for folder in almost:
-        with pytest.raises(InputError, match="the images are others, or in another place"):
-            pack(open_source(tmp_path / "copy"), folder, PackOptions(samples_per_shard=3))
-
-
-@pytest.mark.parametrize("name", ["train-000001.tar", "rejects.csv"])
-def test_a_finished_folder_that_lost_a_file_is_not_complete(
-    source: Path, almost: tuple[Path, Path], tmp_path: Path, name: str
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(almost[1], out)
+    out = Path(shutil.copytree(almost[finished], tmp_path / "out"))
     (out / name).unlink()
     with pytest.raises(InputError, match=f"{name}: .*--overwrite"):
         pack(open_source(source), out, PackOptions(samples_per_shard=3))
 
 
 @pytest.mark.parametrize("line", [b"\0" * 100, b'{"head": {"version": 1}}', b"{}"])
-def test_a_journal_of_junk_is_named(
-    source: Path, almost: tuple[Path, Path], tmp_path: Path, line: bytes
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(almost[0], out)
+def test_a_journal_of_junk_is_named(source: Path, out: Path, line: bytes) -> None:
     (out / JOURNAL).write_bytes(line + b"\n")
     with pytest.raises(InputError, match=r"unfinished.jsonl: damaged or of another ver"):
         pack(open_source(source), out, PackOptions(samples_per_shard=3))

@@ -13,103 +13,85 @@ from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.image_store import stem
 from medclip_oc.packing.sources import Pair, Reject, clean, key_of, unfit_id
 
-Table = Callable[..., Path]
+Read = Callable[..., list[Pair | Reject]]
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Table:
-    """Writes a one-split source: the table as given, and an (unopened) file for each image."""
-
-    def write(text: str | bytes, images: tuple[str, ...] = (), concepts: str | None = None) -> Path:
-        data = text if isinstance(text, bytes) else text.encode()
-        (tmp_path / "train_captions.csv").write_bytes(data)
-        folder = tmp_path / "train_images" / "train"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in images:
-            (folder / name).touch()
-        if concepts is not None:
-            (tmp_path / "train_concepts.csv").write_text(concepts)
-        return tmp_path
-
-    return write
+def write(folder: Path, text: str, images: tuple[str, ...] = (), split: str = "train") -> Path:
+    """A one-split source: the table as given, and an (unopened) file for each image."""
+    (folder / f"{split}_captions.csv").write_text(text)
+    for name in images:
+        path = folder / f"{split}_images" / split / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
 
 
-def records(folder: Path) -> list[Pair | Reject]:
+def read(folder: Path) -> list[Pair | Reject]:
     source = open_source(folder, ["train"])
     found = list(source.records("train"))
     assert len(found) == source.count("train")
     return found
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.jpeg", "a.png", "a.JPG", "a.JPEG", "a.PNG"])
-def test_finds_the_image(table: Table, name: str) -> None:
-    [pair] = records(table("ID,Caption\na,heart\n", (name, "b.jpg")))
+@pytest.mark.parametrize(
+    ("cell", "files", "name"),
+    [
+        *(("a", (name, "b.jpg"), name) for name in ("a.jpg", "a.jpeg", "a.png", "a.JPG", "a.PNG")),
+        ("a.png", ("a.jpg", "a.png"), "a.png"),  # the extension in the table chooses
+    ],
+)
+def test_finds_the_image(tmp_path: Path, cell: str, files: tuple[str, ...], name: str) -> None:
+    [pair] = read(write(tmp_path, f"ID,Caption\n{cell},heart\n", files))
     assert isinstance(pair, Pair)
-    assert pair.image.name == name
+    assert (pair.id, pair.image.name) == ("a", name)
 
 
-def test_ids_with_odd_characters_get_a_safe_key(table: Table) -> None:
+def test_ids_with_odd_characters_get_a_safe_key(tmp_path: Path) -> None:
     """UIDs have dots, MIMIC's ids have folders; both keep their name in the sample's JSON."""
-    folder = table("ID,Caption\n1.2.840,one\ns5/x,two\ns5_x,three\n", ("1.2.840.jpg", "s5_x.png"))
-    (folder / "train_images" / "train" / "s5").mkdir()
-    (folder / "train_images" / "train" / "s5" / "x.jpg").touch()
-    pairs = [each for each in records(folder) if isinstance(each, Pair)]
+    text = "ID,Caption\n1.2.840,one\ns5/x,two\ns5_x,three\n"
+    pairs = read(write(tmp_path, text, ("1.2.840.jpg", "s5_x.png", "s5/x.jpg")))
     assert [pair.id for pair in pairs] == ["1.2.840", "s5/x", "s5_x"]
-    assert [pair.key[:-10] for pair in pairs[:2]] == ["1_2_840-", "s5_x-"]
-    assert pairs[2].key == "s5_x"
+    keys = [pair.key for pair in pairs if isinstance(pair, Pair)]
+    assert [*(key[:-10] for key in keys[:2]), keys[2]] == ["1_2_840-", "s5_x-", "s5_x"]
 
 
-def test_the_extension_in_the_table_chooses_the_image(table: Table) -> None:
-    [pair] = records(table("ID,Caption\na.png,heart\n", ("a.jpg", "a.png")))
-    assert isinstance(pair, Pair)
-    assert (pair.id, pair.image.name) == ("a", "a.png")
-
-
-def test_of_equal_ids_the_first_usable_row_counts(table: Table) -> None:
+def test_of_equal_ids_the_first_usable_row_counts(tmp_path: Path) -> None:
     text = "ID,Caption\na,\na.jpg,heart\na,heart again\nb,lung\n"
-    found = records(table(text, ("a.jpg", "b.jpg")))
+    found = read(write(tmp_path, text, ("a.jpg", "b.jpg")))
     outcome = [each.reason if isinstance(each, Reject) else each.caption for each in found]
     assert outcome == ["caption empty", "heart", "duplicate id", "lung"]
 
 
-def test_concepts(table: Table) -> None:
-    folder = table(
-        "ID,Caption\na,one\nb,two\nc,three\n",
-        ("a.jpg", "b.jpg", "c.jpg"),
-        concepts="ID,CUIs\nb,\na.jpg,C0040405; C0007776;\n",
-    )
-    pairs = [each for each in records(folder) if isinstance(each, Pair)]
-    assert [each.facts.get("concepts") for each in pairs] == [["C0040405", "C0007776"], [], None]
-    (folder / "train_concepts.csv").unlink()
-    assert all(not each.facts for each in records(folder) if isinstance(each, Pair))
-
-
-def test_a_broken_concept_table_is_found_as_early(table: Table) -> None:
-    folder = table("ID,Caption\na,one\n", ("a.jpg",), concepts="ID,CUIs\na,C1,C2\n")
+def test_concepts(tmp_path: Path) -> None:
+    write(tmp_path, "ID,Caption\na,one\nb,two\nc,three\n", ("a.jpg", "b.jpg", "c.jpg"))
+    table = tmp_path / "train_concepts.csv"
+    table.write_text("ID,CUIs\nb,\na.jpg,C0040405; C0007776;\n")
+    facts = [each.facts for each in read(tmp_path) if isinstance(each, Pair)]
+    assert [each.get("concepts") for each in facts] == [["C0040405", "C0007776"], [], None]
+    table.write_text("ID,CUIs\na,C1,C2\n")  # a broken one is found as early
     with pytest.raises(InputError, match=r"train_concepts.csv: line 2: more fields"):
-        open_source(folder, ["train"]).count("train")
+        open_source(tmp_path, ["train"]).count("train")
+    table.unlink()
+    assert all(not each.facts for each in read(tmp_path) if isinstance(each, Pair))
 
 
-def test_missing_parts_are_named(table: Table) -> None:
-    folder = table("ID,Caption\na,one\n", ("a.jpg",))
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    text = "ID,Caption\na,one\n"
+    write(tmp_path, text, ("a.jpg",))
     with pytest.raises(InputError, match=r"nowhere: no such source folder"):
-        open_source(folder / "nowhere", ["train"])
+        open_source(tmp_path / "nowhere", ["train"])
     with pytest.raises(InputError, match=r"valid_captions.csv: no such file.*--splits"):
-        open_source(folder)
-    (folder / "valid_captions.csv").write_text("ID,Caption\na,one\n")
-    with pytest.raises(InputError, match=r"valid_images.*valid: no such image folder"):
-        open_source(folder, ["train", "valid"])
-
-
-@pytest.mark.parametrize("splits", [["validation"], ["train", "Test"], []])
-def test_a_wrong_split_is_named(table: Table, splits: list[str]) -> None:
-    with pytest.raises(InputError, match="allowed are train, valid, test"):
-        open_source(table("ID,Caption\na,one\n"), splits)
-
-
-def test_a_split_named_twice_is_read_once(table: Table) -> None:
-    folder = table("ID,Caption\na,one\n")
-    assert open_source(folder, ["train", "train"]).splits == ("train",)
+        open_source(tmp_path)
+    write(tmp_path, text, split="valid")
+    with pytest.raises(InputError, match=r"valid_images.*valid: no such image folder or zip"):
+        open_source(tmp_path, ["train", "valid"])
+    (tmp_path / "valid").touch()
+    with pytest.raises(InputError, match=r"valid: no such image folder"):
+        open_source(tmp_path, ["train", "valid"])
+    for splits in (["validation"], ["train", "Test"], list[str]()):
+        with pytest.raises(InputError, match="allowed are train, valid, test"):
+            open_source(tmp_path, splits)
+    assert open_source(tmp_path, ["train", "train"]).splits == ("train",)
 
 
 @given(st.text(max_size=30))

@@ -103,10 +103,7 @@ TABLES: dict[str, tuple[str | bytes, Rows | Broken]] = {
     "a column missing": ("ID,Text\na,heart\n", Broken("no column 'Caption'; found 'ID', 'Text'")),
     "no header": ("a,heart\nb,lung\n", Broken("no column 'ID'; found 'a', 'heart'")),
     "semicolons": ("ID;Caption\na;heart\n", Broken("no column 'ID'; found 'ID;Caption'")),
-    "UTF-16": (
-        f"{HEAD}a,heart\n".encode("utf-16"),
-        Broken("line 1 .* not UTF-8; save"),
-    ),
+    "UTF-16": (f"{HEAD}a,heart\n".encode("utf-16"), Broken("line 1 .* not UTF-8; save")),
     "UTF-16 without mark": (f"{HEAD}a,heart\n".encode("utf-16-le"), Broken("NUL bytes: UTF-16")),
     "Latin-1": (
         f"{HEAD}a,heart\nb,\u0153d\u00e8me\n".encode("cp1252"),

@@ -76,7 +76,7 @@ def image_way(folder: Path) -> list[str]:
     config = MakeShardsConfig(source=str(source), out=out, workers=1, splits=["train"])
     with recorded() as calls:
         make_shards.main(config)
-    members = [n for n, call in enumerate(calls) if call == ("packing/tar_writer", "_add")]
+    members = [n for n, call in enumerate(calls) if call == ("packing/tar_writer", "_Tar.addfile")]
     # what the writer still does with that member belongs to the image before
     way = dropwhile(
         lambda call: call[0] == "packing/tar_writer", calls[members[2] : members[5] + 1]
