@@ -31,7 +31,8 @@ from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
 from tests.support import processes
-from tests.support.image_files import FILES, saved
+from tests.support.image_files import FILES
+from tests.support.odd_files import file
 from tests.support.tiny_dataset import jpeg, picture, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
@@ -139,7 +140,7 @@ def test_fast_decoding_covers_the_input(mode: str) -> None:
     """Never enlarged because too little was decoded: near the exact pixels."""
     transform, rng = preprocess(mode)[1], np.random.default_rng(0)
     for size in ((600, 230), (231, 600), (70, 40), (20, 20)):
-        data = saved(picture(3, size), quality=95)
+        data = file(picture(3, size), "JPEG", quality=95)
         fast, exact = (transform(Picture(data, exact=e), rng).float() for e in (False, True))
         assert fast.shape == exact.shape == (3, 32, 32)
         assert (fast - exact).abs().mean() < 1

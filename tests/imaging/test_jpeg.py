@@ -9,7 +9,8 @@ from PIL import Image
 from medclip_oc.errors import BadImage
 from medclip_oc.imaging import decode
 from medclip_oc.imaging.jpeg import Picture
-from tests.support.image_files import FILES, saved
+from tests.support.image_files import FILES
+from tests.support.odd_files import file
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -55,7 +56,7 @@ def test_damage_is_named(name: str, exact: bool) -> None:
 
 
 def test_too_large_is_named() -> None:
-    data = saved(Image.new("L", (10_000, decode.MAX_PIXELS // 10_000 + 1)))
+    data = file(Image.new("L", (10_000, decode.MAX_PIXELS // 10_000 + 1)), "JPEG")
     with pytest.raises(BadImage, match="over max pixels"):
         Picture(data).pixels(8.0)
 
@@ -71,6 +72,6 @@ def test_damage_that_stock_readers_pass_over_is_passed_over() -> None:
 def test_real_files_decode_alike(rocov2_mini: Path) -> None:
     files = sorted(rocov2_mini.rglob("*.jpg"))[::7]
     assert len(files) > 20
-    for file in files:
-        data = file.read_bytes()
-        assert np.array_equal(Picture(data).pixels()[0], pixels(data)), file
+    for path in files:
+        data = path.read_bytes()
+        assert np.array_equal(Picture(data).pixels()[0], pixels(data)), path

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from tests.support.odd_files import (
     tiff_16,
     zlib_of,
 )
-from tests.support.tiny_dataset import jpeg, picture
+from tests.support.tiny_dataset import picture
 
 SMOOTH = picture(6, (24, 18))
 GREY = np.asarray(SMOOTH)  # (18, 24)
@@ -28,6 +27,8 @@ RGB = Image.merge("RGB", (SMOOTH, SMOOTH.rotate(180), SMOOTH.transpose(0)))
 COLOUR = np.asarray(RGB)  # (18, 24, 3)
 ALPHA = SMOOTH.transpose(1)
 OTHER = RGB.rotate(180)
+ANOTHER: dict[str, Any] = {"save_all": True, "append_images": [OTHER]}
+"""Options of Pillow for a second frame."""
 DEEP = np.dstack([COLOUR, np.asarray(ALPHA)]).astype(np.uint16) * 15 + 200  # (18, 24, 4), 12 bits
 
 
@@ -70,18 +71,6 @@ def rgb(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def with_another() -> dict[str, Any]:
-    """Options of Pillow for a second frame."""
-    return {"save_all": True, "append_images": [OTHER.copy()]}
-
-
-def zipped() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("a.jpg", jpeg(1))
-    return buffer.getvalue()
-
-
 def cmyk(marked_as_ycck: bool = False) -> bytes:
     data = file(RGB.convert("CMYK"), "JPEG", quality=95)
     end = data.index(b"Adobe") + 12  # the byte that says how the inks are coded
@@ -112,13 +101,13 @@ IMAGES: dict[str, tuple[str, bytes, Outcome]] = {
     "progressive JPEG": ("a.jpg", file(RGB, "JPEG", progressive=True), Kept("jpg")),
     "JPEG, junk after its end": ("a.jpg", JPEG + b"junk" * 999, Kept("jpg")),
     "two JPEGs in a row": ("a.jpg", JPEG + file(OTHER, "JPEG"), Kept("jpg")),
-    "MPO": ("a.jpg", file(RGB, "MPO", **with_another()), Kept("jpg")),
+    "MPO": ("a.jpg", file(RGB, "MPO", **ANOTHER), Kept("jpg")),
     "PNG named .jpg": ("a.jpg", PNG, Kept("png")),
     "JPEG named .png": ("a.png", JPEG, Kept("jpg")),
     "JPEG named .dcm": ("a.dcm", JPEG, Kept("jpg")),
     "one bit": ("a.png", file(SMOOTH.convert("1"), "PNG"), Kept("png")),
     "palette": ("a.png", file(RGB.quantize(9), "PNG"), Kept("png")),
-    "APNG": ("a.png", file(RGB, "PNG", **with_another()), Kept("png")),
+    "APNG": ("a.png", file(RGB, "PNG", **ANOTHER), Kept("png")),
     "PNG with a long text": ("a.png", LONG_TEXT, Kept("png")),
     "1 x 20000": ("a.png", file(Image.fromarray(LINE), "PNG"), Kept("png")),
     # stored anew
@@ -167,12 +156,12 @@ IMAGES: dict[str, tuple[str, bytes, Outcome]] = {
     ),
     "animated GIF": (
         "a.gif",
-        file(SMOOTH, "GIF", save_all=True, append_images=[SMOOTH.rotate(180)]),
+        file(SMOOTH, "GIF", **ANOTHER),
         Shown(np.dstack([GREY] * 3), "GIF file"),
     ),
     "animated WebP": (
         "a.webp",
-        file(RGB, "WEBP", lossless=True, **with_another()),
+        file(RGB, "WEBP", lossless=True, **ANOTHER),
         Shown(COLOUR, "WEBP file"),
     ),
     "JPEG 2000": ("a.jp2", file(RGB, "JPEG2000"), Shown(COLOUR, "JPEG2000 file")),
@@ -195,7 +184,7 @@ IMAGES: dict[str, tuple[str, bytes, Outcome]] = {
     "a text": ("a.jpg", b"ID,Caption\n", Refused("undecodable", NOT_READ)),
     "a web page": ("a.jpg", b"<!DOCTYPE html><p>404", Refused("undecodable", "seems a web page")),
     "PDF": ("a.jpg", b"%PDF-1.7\n%", Refused("undecodable", "seems a PDF")),
-    "zip": ("a.jpg", zipped(), Refused("undecodable", "seems a zip")),
+    "zip": ("a.jpg", b"PK\x03\x04" + bytes(99), Refused("undecodable", "seems a zip")),
     "gzip": ("a.png", gzip.compress(PNG), Refused("undecodable", "seems gzip")),
     "HEIC": ("a.jpg", b"\0\0\0\x18ftypheic" + bytes(99), Refused("undecodable", "seems HEIF")),
     "LFS": (

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support.tiny_dataset import jpeg
 
+TARS = [*(f"train-{n:06}" for n in range(3)), "valid-000000"]
 TAR = "train-000001.tar"  # holds train_0004, 5 and 6
 CAPTION = b"number 5: upper left bright"
 
@@ -35,21 +36,6 @@ def accept(folder: Path, name: str = TAR) -> None:
     path.write_text(json.dumps(index))
 
 
-def in_tar(*changes: tuple[bytes, bytes]) -> Callable[[Path], None]:
-    """Change bytes of a tar, and accept it."""
-
-    def harm(folder: Path) -> None:
-        for old, new in changes:
-            replace(folder / TAR, old, new)
-        accept(folder)
-
-    return harm
-
-
-def in_index(old: bytes, new: bytes, times: int = 1) -> Callable[[Path], None]:
-    return lambda folder: replace(folder / "index.json", old, new, times)
-
-
 def append(folder: Path) -> None:
     """One more member, in the blocks that end the tar."""
     path = folder / TAR
@@ -62,10 +48,18 @@ def append(folder: Path) -> None:
 
 
 def swap(folder: Path) -> None:
-    first, second, third = (folder / name for name in ("train-000000.tar", TAR, "x"))
-    first.rename(third)
-    second.rename(first)
-    third.rename(second)
+    (folder / "train-000000.tar").rename(folder / "x")
+    (folder / TAR).rename(folder / "train-000000.tar")
+    (folder / "x").rename(folder / TAR)
+
+
+def blot(folder: Path) -> None:
+    replace(folder / TAR, jpeg(6), jpeg(6)[:300].ljust(len(jpeg(6)), b"\0"))
+    accept(folder)
+
+
+def in_index(old: bytes, new: bytes, times: int = 1) -> Callable[[Path], None]:
+    return lambda folder: replace(folder / "index.json", old, new, times)
 
 
 def lose_entry(folder: Path) -> None:
@@ -109,23 +103,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda folder: replace(folder / TAR, CAPTION, CAPTION.upper()),
         [f"{TAR}: SHA-256"],
     ),
-    "image undecodable": (
-        in_tar((jpeg(6), jpeg(6)[:300].ljust(len(jpeg(6)), b"\0"))),
-        [f"{TAR}: train_0006.jpg can't be decoded: undecodable"],
-    ),
+    "image undecodable": (blot, [f"{TAR}: train_0006.jpg can't be decoded: undecodable"]),
     "offset in the index": (
         in_index(b'"members": [[512, ', b'"members": [[513, ', 4),
         [
-            "train-000000.tar: train_0000.jpg is not where index.json says",
-            f"{TAR}: train_0004.jpg is not where",
-            "train-000002.tar: train_0007.jpg is not where",
-            "valid-000000.tar: valid_0001.jpg is not where",
+            f"{tar}.tar: {tar[:5]}_{n:04d}.jpg is not where index.json says"
+            for tar, n in zip(TARS, (0, 4, 7, 1), strict=True)
         ],
     ),
-    "member that the index doesn't know": (
-        append,
-        [f"{TAR}: index.json doesn't know its member extra.jpg"],
-    ),
+    "member unknown": (append, [f"{TAR}: index.json doesn't know its member extra.jpg"]),
     "entry lost": (
         lose_entry,
         [

@@ -1,11 +1,11 @@
 """A small source with a fault of each common kind, and what packing it leaves in a folder."""
 
 import csv
-import io
 from pathlib import Path
 
 from PIL import Image
 
+from tests.support.odd_files import file
 from tests.support.tiny_dataset import jpeg, write_kaggle
 
 
@@ -19,21 +19,15 @@ def rejected(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
 def write_faulty_source(folder: Path) -> Path:
     """23 training rows, of which 17 are sound, and 3 sound validation rows."""
     write_kaggle(folder, {"train": 18, "valid": 3})
     pictures = folder / "train_images" / "train"
     (pictures / "train_0003.jpg").write_bytes(jpeg(3)[:-50])  # cut
-    (pictures / "black.png").write_bytes(encoded(Image.new("L", (30, 20)), "PNG"))
+    (pictures / "black.png").write_bytes(file(Image.new("L", (30, 20)), "PNG"))
     (pictures / "empty.jpg").touch()
-    with (folder / "train_captions.csv").open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+    with (folder / "train_captions.csv").open("a", newline="", encoding="utf-8") as table:
+        writer = csv.writer(table)
         writer.writerows([["black", "night"], ["empty", "-"], ["absent", "-"]])
         writer.writerows([["train_0000", "again"], ["up/../x", "-"]])
     (folder / "train_concepts.csv").write_text("ID,CUIs\ntrain_0000,C0040405;C0007776\n")
