@@ -127,7 +127,7 @@ def quiet() -> Iterator[None]:
 def unreachable(name: str, error: Exception) -> InputError | WorkError:
     """The error to raise where something could not be loaded, from a folder or from the hub."""
     problem = f"{name}: could not be loaded"
-    if isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, ValueError | FileNotFoundError | ImportError):
         return InputError(f"{problem} ({first_lines(error)})")
     remedy = "model.pretrained takes a local file where there is no network"
     return WorkError(f"{problem}; {remedy} ({first_lines(error)})")

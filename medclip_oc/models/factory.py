@@ -124,7 +124,7 @@ def baseline_clip(name: str, trained: dict[str, Any] | None) -> Clip:
     Raises:
         InputError: nothing of that name.
     """
-    if Path(name).is_file():
+    if Path(name).is_file() or name.endswith(".pt"):
         return load(name)
     if definition.has_schema(name):
         return build(ModelConfig(arch=name))

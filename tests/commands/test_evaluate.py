@@ -169,7 +169,7 @@ MISTAKES = {
     "--checkpoint BEST --data configs::x.tar": "mixes shard folders, which have splits, and tars",
     "--checkpoint BEST --data EMPTY --split test": "x.tar is not a shard folder with splits",
     "--ks 1": "--checkpoint: required, unless --features-in",
-    "--checkpoint BEST --baseline nowhere.pt": "--baseline: nowhere.pt: no such file",
+    "--checkpoint BEST --baseline nowhere.pt": "nowhere.pt: no such file",
     "--checkpoint BEST --baseline ViT-B-16:openaai": "is neither a file nor a tag of ViT-B-16",
     "--features-in PLAIN --data SHARDS --baseline start": "--baseline start: needs --checkpoint",
     "--features-in PLAIN --baseline ViT-B-16:openai": "a model needs the pairs; name them with",
