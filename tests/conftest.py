@@ -28,6 +28,17 @@ def tiny() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
+def tiny_checkpoint(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as training leaves it, of random weights."""
+    from medclip_oc.models import checkpoint, factory
+
+    clip, file = factory.build(tiny, seed=3), tmp_path_factory.mktemp("checkpoint") / "best.pt"
+    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description, "config": {}}
+    checkpoint.save(file, content)
+    return file
+
+
+@pytest.fixture(scope="session")
 def rocov2_mini() -> Path:
     """280 real ROCOv2 pairs, where the machine has them."""
     folder = REAL_DATA / "rocov2_mini"

@@ -32,16 +32,6 @@ def test_a_part_of_the_pairs() -> None:
     assert pool.links.tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
-def test_without_copies_merging_changes_nothing() -> None:
-    numbers = np.arange(9) * 3
-    one, two = (
-        candidate_pools.plain(np.arange(9)),
-        candidate_pools.merged(np.arange(9), numbers, -numbers),
-    )
-    for name in ("images", "texts", "links", "image_of", "text_of"):
-        assert np.array_equal(getattr(one, name), getattr(two, name))
-
-
 def test_draws_are_different_and_repeatable() -> None:
     first = candidate_pools.draw(0, 10, 100, 0)
     assert len(set(first.tolist())) == 10

@@ -26,14 +26,6 @@ def test_overlap_by_hand() -> None:
     assert overlap(CONCEPTS, np.array([2, 4])).tolist() == [[0] * 6, [0, 0, 0, 0, 1, 0]]
 
 
-def test_overlap_of_sets() -> None:
-    rng = np.random.default_rng(0)
-    pairs = rng.integers(0, 12, (40, 5))
-    sets = [set(row[row > 0].tolist()) for row in pairs]
-    expected = [[len(a & b) / max(1, len(a | b)) for b in sets] for a in sets]
-    assert overlap(pairs, np.arange(40)) == pytest.approx(np.array(expected))
-
-
 def test_modalities() -> None:
     bits = concepts.modality_bits(np.array([[CT, 0], [7, MRI], [CT, MRI], [7, 0]]))
     assert bits.tolist() == [1, 4, 5, 0]  # the first and the third of the list

@@ -51,10 +51,3 @@ def test_the_block_changes_nothing(queries_at_once: int, monkeypatch: pytest.Mon
     rows = {int(q): row.tolist() for p in parts for q, row in zip(p.queries, p.listed, strict=True)}
     assert [rows[n] for n in range(20)] == whole.listed.tolist()
     assert whole.listed.shape[1] == 6  # three groups of two
-
-
-def test_a_model_that_puts_everything_in_one_place() -> None:
-    point = unit_vectors(1, 8, 6).repeat(50, 1)
-    (part,) = nearest(point[:3], point, 4)
-    assert part.listed.tolist() == [list(range(50))] * 3
-    assert part.share(4).sum(2).unique().tolist() == pytest.approx([4 / 50])

@@ -1,7 +1,6 @@
 """The page, driven in a real browser: what a user drops and types, and what is then to be seen."""
 
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -13,48 +12,27 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from medclip_oc import app, embed
-from medclip_oc.config.inference import AppConfig, EmbedConfig
-from medclip_oc.config.schema import ModelConfig
+from medclip_oc import app
+from medclip_oc.config.inference import AppConfig
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.inference import embedder as embedding
-from medclip_oc.inference import feature_index
+from medclip_oc.inference.embedder import Embedder
+from medclip_oc.inference.feature_index import Index
 from medclip_oc.inference.web_page import Handlers
-from medclip_oc.models import checkpoint, factory
+from medclip_oc.models import factory
 from tests.support.cli import call
 from tests.support.processes import free_port
 from tests.support.tiny_dataset import jpeg
-from tests.support.tiny_models import TINY
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
-SHOTS = os.environ.get("MEDCLIP_SHOTS")  # a folder for screenshots, to be looked at by hand
 CAPTIONS = ["a mass in the left lung", "no finding", "pleural effusion"]
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    clip = factory.build(ModelConfig(arch="app-test", definition=TINY), seed=3)
-    file = tmp_path_factory.mktemp("app") / "best.pt"
-    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description}
-    checkpoint.save(file, {**content, "config": {}})
-    return file
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory, checked: Path, packed: Path) -> Path:
-    out = tmp_path_factory.mktemp("index") / "train"
-    words = ["--checkpoint", checked, "--data", packed, "--split", "train", "--out", out]
-    assert call(embed.main, EmbedConfig, *words) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def handlers(checked: Path, index: Path) -> Handlers:
-    embedder = embedding.Embedder(factory.load(checked), torch.device("cpu"))
-    return Handlers(embedder, feature_index.Index(index))
+def handlers(tiny_checkpoint: Path, index: Path) -> Handlers:
+    return Handlers(Embedder(factory.load(tiny_checkpoint), torch.device("cpu")), Index(index))
 
 
 def test_answers_without_a_browser(handlers: Handlers, packed: Path, tmp_path: Path) -> None:
@@ -84,20 +62,17 @@ def test_answers_without_a_browser(handlers: Handlers, packed: Path, tmp_path: P
 
 
 def test_an_index_whose_pairs_are_gone_has_no_pictures(
-    checked: Path, index: Path, packed: Path, tmp_path: Path
+    handlers: Handlers, index: Path, packed: Path, tmp_path: Path
 ) -> None:
-    other = shutil.copytree(packed, tmp_path / "shards")
-    words = ["--checkpoint", checked, "--data", other, "--split", "train"]
-    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "index") == 0
-    shutil.rmtree(other)
-    opened = feature_index.Index(tmp_path / "index")
-    handlers = Handlers(embedding.Embedder(factory.load(checked), torch.device("cpu")), opened)
-    message, gallery, rows = handlers.search("bright", None, 3)
-    assert message.startswith("no pictures: ")
-    assert (gallery, len(rows)) == ([], 3)
-
-
-# ------------------------------------------------------------------------------------- a browser
+    gone, changed = Index(index), Index(index)
+    gone.about["data"] = str(tmp_path / "nowhere")
+    changed.about["data_fingerprint"] = "another"
+    for opened, reason in ((gone, "nowhere"), (changed, "has changed since it was embedded")):
+        found = Handlers(handlers.embedder, opened)
+        message, gallery, rows = found.search("bright", None, 3)
+        assert message.startswith("no pictures: ")
+        assert reason in message
+        assert (gallery, len(rows)) == ([], 3)
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +104,16 @@ def served(*words: object) -> Iterator[str]:
             done.terminate()
 
 
-def show(page: Any, name: str) -> None:
-    if SHOTS:
-        page.screenshot(path=str(Path(SHOTS, f"{name}.png")), full_page=True)
-
-
 @pytest.mark.slow
 def test_the_page_in_a_browser(
-    page: Any, checked: Path, index: Path, handlers: Handlers, tmp_path: Path
+    page: Any, tiny_checkpoint: Path, index: Path, handlers: Handlers, tmp_path: Path
 ) -> None:
     """Upload, captions, ranked result; search by text and image; nothing from elsewhere."""
     (tmp_path / "a.jpg").write_bytes(jpeg(3))
     (tmp_path / "junk.jpg").write_bytes(b"junk")
     asked = list[str]()
     page.on("request", lambda request: asked.append(request.url))
-    words = ["--checkpoint", checked, "--index", index, "--port", free_port()]
+    words = ["--checkpoint", tiny_checkpoint, "--index", index, "--port", free_port()]
     with served(*words) as url:
         page.goto(url)
         page.wait_for_selector("#rank-captions textarea", timeout=60_000)
@@ -159,7 +129,6 @@ def test_the_page_in_a_browser(
         seen = page.inner_text("#rank-rows")
         assert [seen.index(row[1]) for row in rows] == sorted(seen.index(row[1]) for row in rows)
         assert "none of these" not in seen
-        show(page, "rank")
         page.fill("#rank-threshold input, #rank-threshold textarea", "1")
         page.click("#rank-button")
         page.wait_for_selector("#rank-rows >> text=none of these >> visible=true")
@@ -171,19 +140,17 @@ def test_the_page_in_a_browser(
         page.wait_for_selector("#search-gallery img")
         assert page.locator("#search-gallery .grid-wrap img").count() == 8
         assert rows[0][3] in page.inner_text("#search-gallery")
-        show(page, "search")
         page.set_input_files("#search-image input[type=file]", tmp_path / "junk.jpg")
         page.wait_for_selector("#search-image >> text=junk")
         page.click("#search-button")
         page.wait_for_selector("#search-message >> text=can't be read")
-        show(page, "junk")
     elsewhere = {urlsplit(one).netloc for one in asked if one.startswith("http")}
     assert elsewhere == {urlsplit(url).netloc}
 
 
-def test_mistakes(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: object) -> str:
-        assert call(app.main, AppConfig, "--checkpoint", checked, *words) == 2
+        assert call(app.main, AppConfig, "--checkpoint", tiny_checkpoint, *words) == 2
         return capsys.readouterr().err
 
     assert said("--port", 0) == "test: --port: 0 is not from 1 to 65535\n"
