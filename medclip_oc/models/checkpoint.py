@@ -53,15 +53,10 @@ def save(path: Path, content: dict[str, Any]) -> int:
 
 
 def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
-    """Read a checkpoint that `save` wrote, onto the CPU.
-
-    Args:
-        path: the file.
-        verify: compare all of it with its checksums; needless where another rank has.
+    """Read a checkpoint that `save` wrote, onto the CPU; see `read`.
 
     Raises:
-        DamagedCheckpoint: it is cut, or a byte of it has changed.
-        InputError: the file is missing, not a checkpoint of ours, or holds pickled code.
+        InputError: the file is missing, damaged, not a checkpoint of ours, or holds pickled code.
     """
     content = read(path, verify=verify)
     if not is_ours(content):
@@ -83,10 +78,11 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
     Args:
         path: the file.
         mmap: leave its tensors on disk until they are used.
-        verify: compare its members with their CRCs, which `torch.load` doesn't do.
+        verify: compare all of it with its CRCs, which `torch.load` doesn't do; needless where
+            another rank has.
 
     Raises:
-        DamagedCheckpoint: it can't be read.
+        DamagedCheckpoint: it is cut, or a byte of it has changed.
         InputError: it is missing, or holds pickled code.
     """
     if not Path(path).is_file():

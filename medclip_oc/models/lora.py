@@ -5,9 +5,8 @@ and the convolutions inside the blocks that are not frozen. Everything else of t
 temperature and bias of the logits train as they would without adapters.
 
 Each matrix is a parametrization of torch's own, so whatever reads `layer.weight` gets the sum,
-fused attention included. (peft 0.21 adds the change of an attention's output matrix twice, its pull
-request 3774, and W itself wanders, as the change is added and taken off again in each forward.)
-Dropout of an adapter's input, and DoRA, have no place in that, and are not offered.
+fused attention included. (peft 0.21 adds the change of an attention's output matrix twice, see its
+pull request 3774.) Dropout of an adapter's input, and DoRA, have no place in that.
 """
 
 import math
