@@ -5,7 +5,6 @@ Without a process group every function is its one-process case, so callers never
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +24,6 @@ T = TypeVar("T")
 # messages of gloo, nccl and the store about a rank that went away, and one that doesn't answer
 _GONE = re.compile(r"closed by peer|reset by peer|refused|broken pipe|remote process exited", re.I)
 _SILENT = re.compile(r"time(d )?[- ]?out", re.I)
-
-traffic: Counter[str] = Counter()
-"""Bytes of the whole tensors that went through each kind of collective in this process so far."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +126,8 @@ def first_to_report() -> bool:
 @torch.no_grad()
 def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by rank 0's, in place."""
-    if not dist.is_initialized():
-        return
-    for tensor in tensors:
+    for tensor in tensors if dist.is_initialized() else ():
         dist.broadcast(tensor, 0)
-        _count("broadcast", tensor)
 
 
 def all_gather(rows: Tensor) -> Tensor:
@@ -144,7 +137,6 @@ def all_gather(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     out = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
     dist.all_gather_into_tensor(out, rows)
-    _count("all_gather", out)
     return out
 
 
@@ -156,7 +148,6 @@ def reduce_scatter(rows: Tensor) -> Tensor:
     assert len(rows) % size == 0
     out = rows.new_empty(len(rows) // size, *rows.shape[1:])
     dist.reduce_scatter_tensor(out, rows.contiguous())
-    _count("reduce_scatter", rows)
     return out
 
 
@@ -174,18 +165,15 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
 
 def all_reduce_sum_(tensor: Tensor) -> Tensor:
     """Replace a tensor by its sum over ranks, in place; returns it."""
-    return _all_reduce_(tensor, dist.ReduceOp.SUM)
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def all_reduce_max_(tensor: Tensor) -> Tensor:
     """Replace a tensor by its maximum over ranks, elementwise and in place; returns it."""
-    return _all_reduce_(tensor, dist.ReduceOp.MAX)
-
-
-def _all_reduce_(tensor: Tensor, kind: Any) -> Tensor:
     if dist.is_initialized():
-        dist.all_reduce(tensor, kind)
-        _count("all_reduce", tensor)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor
 
 
@@ -221,26 +209,18 @@ def all_reduce_logsumexp(values: Tensor, near: Tensor) -> Tensor:
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each `.grad` by its sum over ranks: one all-reduce, of one flat buffer.
 
-    Every rank must hold gradients of the same parameters; those without one are left out.
+    Every rank must hold gradients of the same parameters, all of one type; those without one are
+    left out.
     """
-    if not dist.is_initialized():
+    owners = [parameter for parameter in parameters if parameter.grad is not None]
+    if not dist.is_initialized() or not owners:
         return
-    of_type: dict[torch.dtype, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            of_type.setdefault(parameter.dtype, []).append(parameter)
-    for owners in of_type.values():  # in practice one type, and so one all-reduce
-        flat = torch.cat([p.grad.reshape(-1) for p in owners if p.grad is not None])
-        for parameter in owners:
-            parameter.grad = None  # the buffer takes its place, and is the only copy
-        all_reduce_sum_(flat)
-        parts = flat.split([p.numel() for p in owners])
-        for parameter, part in zip(owners, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
-
-
-def _count(name: str, tensor: Tensor) -> None:
-    traffic[name] += tensor.numel() * tensor.element_size()
+    flat = torch.cat([p.grad.reshape(-1) for p in owners if p.grad is not None])
+    for parameter in owners:
+        parameter.grad = None  # the buffer takes its place, and is the only copy
+    all_reduce_sum_(flat)
+    for parameter, part in zip(owners, flat.split([p.numel() for p in owners]), strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 def all_gather_objects(value: T) -> list[T]:
@@ -253,14 +233,7 @@ def all_gather_objects(value: T) -> list[T]:
 
 
 def raise_together(error: InputError | WorkError | Stopped | None) -> None:
-    """If any rank has an error, raise the first one's on every rank; nobody is left waiting.
-
-    Args:
-        error: of this rank; None: it has none.
-
-    Raises:
-        InputError, WorkError, Stopped: with the same message on every rank.
-    """
+    """If any rank has an error, raise the first one's on every rank: nobody is left waiting."""
     if error is not None and not dist.is_initialized():
         raise error
     kinds = (InputError, Stopped, WorkError)
@@ -289,5 +262,4 @@ def blocks(rows: Tensor) -> Iterator[Tensor]:
         block = rows.contiguous() if own else rows.new_empty(count, *rows.shape[1:])
         if count:
             dist.broadcast(block, rank)
-            _count("broadcast", block)
         yield block

@@ -3,12 +3,11 @@
 All cases of one number of processes run in one start of them: a start takes seconds.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from step_peers import watched
 
 from medclip_oc.contrastive.grad_cache import CachedStep
 from medclip_oc.contrastive.reference import gradients, plain_step
@@ -70,31 +69,6 @@ FOUR = (
 )
 
 
-@contextmanager
-def watched() -> Iterator[list[list[Any]]]:
-    """What torch's own collectives are given: name, bytes and type of the largest tensor."""
-    import torch.distributed as dist
-
-    sent: list[list[Any]] = []
-    own = {name: getattr(dist, name) for name in COLLECTIVES}
-
-    def watching(name: str) -> Any:
-        def call(*inputs: Any, **options: Any) -> Any:
-            largest = max((t for t in inputs if isinstance(t, torch.Tensor)), key=torch.numel)
-            sent.append([name, largest.numel() * largest.element_size(), str(largest.dtype)])
-            return own[name](*inputs, **options)
-
-        return call
-
-    for name in COLLECTIVES:
-        setattr(dist, name, watching(name))
-    try:
-        yield sent
-    finally:
-        for name, function in own.items():
-            setattr(dist, name, function)
-
-
 def frozen(towers: Any, beginning: str) -> Any:
     for name, parameter in towers.named_parameters():
         if beginning and name.startswith(beginning):
@@ -121,7 +95,6 @@ def _steps(world: World, names: list[str]) -> dict[str, Any]:
         if world.rank:  # other weights, which the main rank's must replace
             torch.nn.init.normal_(towers.clip.text_projection)
         step = CachedStep(towers, loss, world, **settings)
-        distributed.traffic.clear()
         own = labels(PAIRS)[share(world)]
         if world.rank:  # a rank whose pairs have fewer concepts pads less
             own = Labels(own.captions, own.images, drop_padding(own.concepts))
@@ -131,7 +104,6 @@ def _steps(world: World, names: list[str]) -> dict[str, Any]:
             "loss": value,
             "gradients": gradients(towers),
             "sent": sent,
-            "traffic": dict(distributed.traffic),
         }
     towers = adapted()
     if world.rank:
@@ -200,12 +172,6 @@ def test_what_is_sent(two: list[dict[str, Any]], loss: str) -> None:
             "reduce_scatter_tensor": [features],  # their gradients
             "all_reduce": [*small, trained],
             "broadcast": [],
-        }
-        # what `distributed` counts is what torch was given
-        assert result["traffic"] == {
-            "all_gather": features,
-            "reduce_scatter": features,
-            "all_reduce": sum(small) + trained,
         }
 
 

@@ -4,7 +4,8 @@ open_clip's accumulation is written here from its description (README of open_cl
 Accumulation"); its `ClipLoss` is used as shipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -24,21 +25,12 @@ from medclip_oc.runtime.distributed import World
 ONE = World(0, 1, torch.device("cpu"))
 LIGHT: dict[str, Any] = {
     "embed_dim": 512,
-    "vision_cfg": {
-        "image_size": 64,
-        "patch_size": 16,
-        "width": 64,
-        "head_width": 32,
-        "layers": 2,
-    },
-    "text_cfg": {
-        "context_length": 32,
-        "vocab_size": 49408,
-        "width": 64,
-        "heads": 2,
-        "layers": 2,
-    },
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
+COLLECTIVES = (
+    *("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"),
+)
 
 
 def light() -> Towers:
@@ -150,9 +142,10 @@ def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answe
         everything = batch(towers, pairs)
         images, tokens = (side[own] for side in everything)
         step = CachedStep(towers, "clip", world, micro_batch_size=chunk)
-        distributed.traffic.clear()
-        value = step(images, tokens)
-        ours, reduced = distributed.traffic.total(), distributed.traffic["all_reduce"]
+        with watched() as sent:
+            value = step(images, tokens)
+        ours = sum(size for _, size, _ in sent)
+        reduced = sum(size for name, size, _ in sent if name == "all_reduce")
         found = gradients(towers)
         theirs, value_of_theirs = _sent_by_accumulation(rank, size, images, tokens, chunk)
         if rank == 0:
@@ -163,6 +156,32 @@ def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answe
         dist.barrier()
 
 
+@contextmanager
+def watched() -> Iterator[list[list[Any]]]:
+    """What torch's own collectives are given: name, bytes of the whole, and type."""
+    import torch.distributed as dist
+
+    sent: list[list[Any]] = []
+    own = {name: getattr(dist, name) for name in COLLECTIVES}
+
+    def watching(name: str) -> Any:
+        def call(*inputs: Any, **options: Any) -> Any:
+            several = inputs[0] if isinstance(inputs[0], list) else []
+            tensors = several or [max((x for x in inputs if torch.is_tensor(x)), key=torch.numel)]
+            sent.append([name, sum(x.nbytes for x in tensors), str(tensors[0].dtype)])
+            return own[name](*inputs, **options)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, watching(name))
+    try:
+        yield sent
+    finally:
+        for name, function in own.items():
+            setattr(dist, name, function)
+
+
 def _sent_by_accumulation(
     rank: int, size: int, images: Tensor, tokens: Tensor, chunk: int
 ) -> tuple[int, float]:
@@ -170,33 +189,16 @@ def _sent_by_accumulation(
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    sent = 0
-
-    def count(tensor: Tensor) -> None:
-        nonlocal sent
-        sent += tensor.numel() * tensor.element_size()
-
     def hook(
         _: object,
         bucket: dist.GradBucket,  # type: ignore[name-defined]
     ) -> torch.futures.Future[Tensor]:
-        count(bucket.buffer())
         done = dist.all_reduce(bucket.buffer().div_(size), async_op=True).get_future()
         return done.then(lambda future: future.value()[0])
-
-    gather = dist.all_gather
-
-    def counting(out: list[Tensor], tensor: Tensor, **options: Any) -> Any:
-        for part in out:
-            count(part)
-        return gather(out, tensor, **options)
 
     parallel = DistributedDataParallel(light())
     parallel.register_comm_hook(None, hook)
     loss = ClipLoss(cache_labels=True, rank=rank, world_size=size)
-    vars(dist)["all_gather"] = counting
-    try:
+    with watched() as sent:
         value = accumulated(parallel, images, tokens, chunk, loss)()
-    finally:
-        vars(dist)["all_gather"] = gather
-    return sent, value.item()
+    return sum(size for _, size, _ in sent), value.item()
