@@ -31,11 +31,9 @@ class MeasureConfig(Settings):
     ties: Literal["expected", "optimistic", "pessimistic"] = "expected"
     """How equal scores count: at their expected rank, or as if the right one came first or last."""
     duplicates: Literal["both", "keep", "merge"] = "both"
-    """Copies of a right caption or image count as wrong (keep), as right (merge); or both figures.
-    """
+    """Copies of a right one count as wrong (keep), or as right (merge); both: two figures."""
     pools: list[str] = field(default_factory=list)
-    """Sizes of smaller pools, as in 32,1000,full: averages over random ones, beside the full one.
-    """
+    """Sizes of smaller random pools, as in 32,1000,full; the full one is always measured."""
     pool_draws: Count = 100
     """Random pools drawn of each size."""
     slices: list[str] = field(default_factory=list)

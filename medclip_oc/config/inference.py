@@ -54,13 +54,11 @@ class ZeroshotConfig(ModelChoice):
     texts: list[str] = field(default_factory=list)
     """Candidate captions."""
     texts_file: str | None = None
-    """More of them: .txt (one a line), .csv, .tsv, .jsonl, .parquet; `-`: lines on standard input.
-    """
+    """More: .txt (one a line), .csv, .tsv, .jsonl, .parquet; `-`: lines on standard input."""
     text_column: str = "text|caption"
     """Column of a table of texts; of several names the first that is there."""
     label_column: str | None = None
-    """Column that names a class, whose texts are then one candidate, the mean of their features.
-    null: `label`, if the table has one."""
+    """Column of a class, whose texts are one candidate, their mean. null: `label`, if there."""
     templates: str | None = None
     """Put each text (or label) into these, and take the mean: `radiology`, built in, or a file
     with one per line, {} where the text goes."""
@@ -138,8 +136,7 @@ class ExportConfig(Settings):
     checkpoint: str
     """A checkpoint written by training."""
     to: Literal["open_clip", "onnx", "hf"]
-    """A folder for open_clip's `local-dir:`; a graph per tower; or one for transformers' CLIPModel,
-    where the architecture is CLIP's own."""
+    """For open_clip's `local-dir:`; ONNX graphs; or, of CLIP's own towers, transformers (hf)."""
     out: str
     """A new folder."""
     images: list[str] = field(default_factory=list)

@@ -68,8 +68,7 @@ class MakeShardsConfig(Settings):
     audit_arch: str = "ViT-B-16-quickgelu"
     """The model whose tokenizer and context length the audit counts with."""
     verify: bool = False
-    """Pack nothing: compare all that --out holds with what was packed (and decode it, unless
-    --no-decode-check)."""
+    """Pack nothing: check all that --out holds; decode it too, unless --no-decode-check."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

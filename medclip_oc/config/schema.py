@@ -139,11 +139,9 @@ class LossConfig(Settings, section="loss."):
     """What a step minimises over all its pairs."""
 
     name: Literal["clip", "siglip"] = "clip"
-    """clip: softmax over rows and columns (InfoNCE). siglip: yes or no; needs a model with a bias.
-    """
+    """clip: softmax both ways (InfoNCE). siglip: yes or no; needs a model with a bias."""
     positives: Literal["pairs", "captions", "concepts"] = "pairs"
-    """Right answers of an image: its own caption; those of copies of its caption or image, too; or
-    in part all that share UMLS concepts, besides."""
+    """Right answers: the own caption; copies' too; or, in part, all that share UMLS concepts."""
     concept_strength: checks.Share = 0.3
     """Share of the answer that positives: concepts gives to the overlap of concepts."""
     label_smoothing: checks.ShareBelowOne = 0.0
@@ -180,8 +178,7 @@ class OptimConfig(Settings, section="optim."):
     text_layer_decay: checks.ShareAboveZero = 1.0
     """The same in the text tower."""
     freeze: checks.Pattern | list[checks.Pattern] | None = None
-    """What doesn't train: image, text (the whole tower), all_but_projections, or regular
-    expressions that match names of open_clip's parameters."""
+    """What doesn't train: image, text, all_but_projections, or patterns of parameters' names."""
     image_last_blocks: Natural | None = None
     """Train only so many of the image tower's last blocks, and what follows them. null: all."""
     text_last_blocks: Natural | None = None

@@ -60,10 +60,10 @@ class Job:
         there = (self.run / "metrics.jsonl").exists()
         return [r["step"] for r in records(self.run) if "loss" in r] if there else []
 
-    def end(self) -> str:
+    def end(self, seconds: float = 120) -> str:
         """How the job ended."""
-        self.wait_for(lambda: self.slurm.state(self.number) in ENDED)
-        return self.slurm.state(self.number)
+        self.wait_for(lambda: self.slurm.field(self.number, "JobState") in ENDED, seconds)
+        return self.slurm.field(self.number, "JobState")
 
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
@@ -111,8 +111,7 @@ def test_a_short_time_limit_and_preemption(slurm: Slurm, packed: Path, tmp_path:
     """Two minutes at a time are too few: the job goes back into the queue until it is done."""
     options = ("--time=2", "--signal=B:USR1@60")
     job = Job(slurm, packed, tmp_path, *options, train__epochs=800, valid__every_epochs=400)
-    job.wait_for(lambda: slurm.state(job.number) in ENDED, 1200)
-    assert slurm.state(job.number) == "COMPLETED", job.text()
+    assert job.end(1200) == "COMPLETED", job.text()
     assert int(slurm.field(job.number, "Restarts")) >= 1
     assert job.steps() == list(range(1, 2401))
     assert (job.run / "evaluations" / "best-test.json").exists()

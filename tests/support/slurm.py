@@ -104,7 +104,8 @@ class Slurm:
         daemon.kill()
         daemon.wait()
         mark = f"{_NODE}={name}".encode()
-        for pid in [pid for pid in _processes() if mark in _environment(pid)]:
+        every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        for pid in [pid for pid in every if mark in _environment(pid)]:
             for one in (*_descendants(pid), pid):
                 with suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
@@ -121,12 +122,8 @@ class Slurm:
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout.strip()
 
-    def state(self, job: str) -> str:
-        """RUNNING, COMPLETED, NODE_FAIL and so on."""
-        return self.field(job, "JobState")
-
     def field(self, job: str, name: str) -> str:
-        """A field of `scontrol show job`."""
+        """A field of `scontrol show job`, such as JobState."""
         words = self.run("scontrol", "show", "job", job, "--oneliner").split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
@@ -167,10 +164,6 @@ class Slurm:
             if time.monotonic() > end:
                 raise Unavailable(f"{what or 'the nodes'}: not ready after 30 s")
             time.sleep(0.1)
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def _environment(pid: int) -> list[bytes]:
