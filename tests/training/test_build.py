@@ -28,7 +28,7 @@ def planned(
 def test_a_plan_by_hand() -> None:
     assert planned() == build.Plan(pairs=47, global_batch=20, steps=7, warmup_steps=1)
     assert planned().steps_per_epoch == 2.35
-    assert planned(epochs=30).warmup_steps == 7, "a tenth of 70"
+    assert planned(epochs=40).warmup_steps == 9, "a tenth of 94"
     assert planned(warmup=7).warmup_steps == 7
 
 
