@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 
 def measure(names: Sequence[str], truth: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
@@ -31,23 +32,17 @@ def measure(names: Sequence[str], truth: np.ndarray, probabilities: np.ndarray) 
     size = len(names)
     counts = np.bincount(truth * size + predicted, minlength=size * size).reshape(size, size)
     totals = counts.sum(1)
-    present = np.flatnonzero(totals)
-    recalls = counts.diagonal()[present] / totals[present]
-    areas = {m: auroc(probabilities[:, m], truth == m) for m in present.tolist()}
-    known = [area for area in areas.values() if area is not None]
     shown = np.flatnonzero(totals + counts.sum(0)).tolist()
-    recall_of = dict(zip(present.tolist(), recalls.tolist(), strict=True))
+    recalls = {m: float(counts[m, m] / totals[m]) for m in np.flatnonzero(totals).tolist()}
+    areas = {m: auroc(probabilities[:, m], truth == m) for m in recalls}
+    known = [area for area in areas.values() if area is not None]
     return {
         "images": len(truth),
         "accuracy": float((predicted == truth).mean()),
-        "balanced_accuracy": float(recalls.mean()),
+        "balanced_accuracy": float(np.mean(list(recalls.values()))),
         "auroc": float(np.mean(known)) if known else None,
         "classes": {
-            names[m]: {
-                "images": int(totals[m]),
-                "recall": recall_of.get(m),
-                "auroc": areas.get(m),
-            }
+            names[m]: {"images": int(totals[m]), "recall": recalls.get(m), "auroc": areas.get(m)}
             for m in shown
         },
         "confusion": {
@@ -67,35 +62,24 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     number, others = int(positive.sum()), int((~positive).sum())
     if not number or not others:
         return None
-    _, place, repeats = np.unique(scores, return_inverse=True, return_counts=True)
-    ends = np.cumsum(repeats)
-    ranks = (ends - (repeats - 1) / 2)[place]  # equal scores share the mean of their ranks
+    ranks = pd.Series(scores).rank().to_numpy()  # equal scores share the mean of their ranks
     return float((ranks[positive].sum() - number * (number + 1) / 2) / (number * others))
 
 
 def text(figures: dict[str, Any]) -> str:
     """The figures for people: lines, and the confusion matrix."""
-    lines = [
-        f"{figures['images']:,} images with a label: accuracy {figures['accuracy']:.3f}, "
-        f"balanced accuracy {figures['balanced_accuracy']:.3f}, "
-        f"mean AUROC {_number(figures['auroc']).strip()}",
-        "  images  recall   AUROC  class",
-    ]
-    for name, row in figures["classes"].items():
-        numbers = f"{_number(row['recall'])}  {_number(row['auroc'])}"
-        lines.append(f"  {row['images']:>6}  {numbers}  {_one_line(name)}")
-    classes, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
-    lines.append("confusion: a row for each true class, a column for each predicted one, as listed")
-    width = max(len(str(cell)) for row in counts for cell in row)
-    for name, row in zip(classes, counts, strict=True):
-        cells = " ".join(f"{cell:>{width}}" for cell in row)
-        lines.append(f"  {cells}  {_one_line(name)}")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "     -" if value is None else f"{value:6.3f}"
-
-
-def _one_line(name: str) -> str:
-    return " ".join(name.split())
+    classes = pd.DataFrame.from_dict(figures["classes"], orient="index")
+    confusion = figures["confusion"]
+    area = figures["auroc"]
+    return "\n".join(
+        [
+            f"{figures['images']:,} images with a label: accuracy {figures['accuracy']:.3f}, "
+            f"balanced accuracy {figures['balanced_accuracy']:.3f}, "
+            f"mean AUROC {'-' if area is None else f'{area:.3f}'}",
+            classes.astype({"recall": float, "auroc": float}).to_string(
+                float_format="{:.3f}".format, na_rep="-"
+            ),
+            "confusion: a row for each true class, a column for each predicted one, as listed",
+            pd.DataFrame(confusion["counts"], confusion["classes"]).to_string(header=False),
+        ]
+    )

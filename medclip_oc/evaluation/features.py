@@ -113,8 +113,7 @@ def embed_pairs(
     # a rank may have no pair
     empty = torch.empty(0, clip.description["definition"]["embed_dim"], device=world.device)
     images, texts = [empty], [empty]
-    hashes: list[Tensor] = []
-    concepts: list[Tensor] = []
+    hashes, concepts = list[Tensor](), list[Tensor]()
     failure: InputError | WorkError | Stopped | None = None
     pin, mixed = world.device.type == "cuda", autocast(world.device, precision)
     with Progress(len(pairs), "pairs", "embed", shown=world.main) as progress:
@@ -125,9 +124,7 @@ def embed_pairs(
                     image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each
                 images.append(image_features)
                 texts.append(text_features)
-                hashes.append(
-                    torch.stack([batch["image_hash"], batch["caption_hash"]], 1)
-                )  # (B, 2)
+                hashes.append(torch.stack([batch[name] for name in _FACTS[:2]], 1))  # (B, 2)
                 concepts.append(batch["concepts"])  # (B, K)
                 progress.update(len(image_features) * world.size)
                 if stop():
@@ -136,16 +133,9 @@ def embed_pairs(
             failure = error  # the others wait at the next line for this rank
     distributed.raise_together(failure)
     image_hash, caption_hash = _gather(hashes, world.device).T  # (N,) each
-    all_concepts = _gather(concepts, world.device).astype(np.int32)  # (N, K)
-    return Embedded(
-        images=torch.cat(images),
-        texts=torch.cat(texts),
-        start=start,
-        ids=pairs.shards.ids(),
-        image_hash=image_hash,
-        caption_hash=caption_hash,
-        concepts=all_concepts if all_concepts.any() else None,
-    )
+    numbers = _gather(concepts, world.device).astype(np.int32)  # (N, K)
+    facts = (image_hash, caption_hash, numbers if numbers.any() else None)
+    return Embedded(torch.cat(images), torch.cat(texts), start, pairs.shards.ids(), *facts)
 
 
 def _gather(parts: list[Tensor], device: torch.device) -> np.ndarray:
@@ -217,17 +207,10 @@ def load(path: Path, world: distributed.World) -> Embedded:
     if images.shape != texts.shape:
         raise InputError(f"{path}: features of {images.shape[1]} and of {texts.shape[1]} numbers")
     start, stop = share(size, world)
-    concepts = arrays.get("concepts")
-    known = None if concepts is None or not concepts.any() else concepts
-    return Embedded(
-        images=images[start:stop].to(world.device),  # (n, D)
-        texts=texts[start:stop].to(world.device),
-        start=start,
-        ids=ids,
-        image_hash=arrays.get("image_hash"),
-        caption_hash=arrays.get("caption_hash"),
-        concepts=known,
-    )
+    images, texts = (rows[start:stop].to(world.device) for rows in (images, texts))  # (n, D)
+    image_hash, caption_hash, concepts = map(arrays.get, _FACTS)
+    known = concepts if concepts is not None and concepts.any() else None
+    return Embedded(images, texts, start, ids, image_hash, caption_hash, known)
 
 
 def _unit(path: Path, name: str, rows: np.ndarray) -> Tensor:

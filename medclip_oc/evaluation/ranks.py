@@ -119,19 +119,9 @@ def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
     Returns:
         (E,) float64.
     """
-    size = max(1, _GATHERED // images.shape[1])
-
-    @torch.no_grad()  # each thread has a mode of its own
-    def part(first: int, last: int) -> Tensor:
-        scores = images.new_empty(last - first, dtype=torch.float64)
-        for own, place in zip(links[first:last].split(size), scores.split(size), strict=True):
-            products = images[own[:, 0]].double().mul_(texts[own[:, 1]])  # (size, D), exact
-            torch.sum(products, 1, out=place)
-        return scores
-
-    if images.is_cuda or len(links) <= size:
-        return part(0, len(links))
-    return torch.cat(in_threads(part, len(links)))
+    parts = links.split(max(1, _GATHERED // images.shape[1]))
+    # (E,), of products (part of E, D) that float64 holds exactly
+    return torch.cat([images[p[:, 0]].double().mul_(texts[p[:, 1]]).sum(1) for p in parts])
 
 
 def best_scores(scores: Tensor, owners: Tensor, size: int) -> Tensor:
@@ -201,8 +191,6 @@ def _count(
             of_rows, of_columns = _above(scores, *limits, flags, step)
             rows.add(scores, (a, c), of_rows)
             columns.add(scores.T, (c, a), of_columns)
-        rows.settle()
-        columns.settle()
     return rows.counts, columns.counts
 
 
@@ -233,56 +221,37 @@ class _Direction:
 
     def __init__(self, queries: Tensor, candidates: Tensor, best: Tensor) -> None:
         self.queries, self.candidates, self.best = queries, candidates, best
-        margin = TIE + rounding(queries.shape[1])
+        margin = TIE + _ROUNDING * queries.shape[1] ** 0.5
         # above the first float32 is sure that a score beats the best, up to the second that not
         self.limits = torch.stack([(best + margin).float(), (best - margin).float()])  # (2, q)
         self.counts = torch.zeros(2, len(best), dtype=torch.int64, device=best.device)
-        self._unsure: list[Tensor] = []  # (u, 2) links each: scores that float64 must settle
 
     def add(self, scores: Tensor, corner: tuple[int, int], above: Tensor) -> None:
-        """Add a tile.
+        """Add a tile; scores between the limits are settled in float64.
 
         Args:
             scores: (r, c), a row for each query.
             corner: number of its first query and candidate.
             above: (2, r) scores above either limit.
         """
-        first, last = corner[0], corner[0] + len(scores)
-        sure, possible = above
+        (first, other), (sure, possible) = corner, above
+        counts = self.counts[:, first : first + len(scores)]  # (2, r)
         near = (sure != possible).nonzero()[:, 0]  # queries with scores between their limits
-        if len(near):
-            high, low = self.limits[:, first + near, None]  # (len(near), 1) each
-            chosen = scores[near]
-            row, column = ((chosen > low) & (chosen <= high)).nonzero().unbind(1)  # (u,) each
-            if len(row) * _CROWDED > scores.numel():
-                self._count_exactly(scores, corner)
-                return
-            self._unsure.append(torch.stack([first + near[row], corner[1] + column], 1))
-        self.counts[0, first:last] += sure.long()
-
-    def settle(self) -> None:
-        """Count the scores left open."""
-        if self._unsure:
-            links = torch.cat(self._unsure)
-            gaps = pair_scores(self.queries, self.candidates, links) - self.best[links[:, 0]]
-            self.counts[0].index_add_(0, links[:, 0], (gaps > TIE).long())
-            self.counts[1].index_add_(0, links[:, 0], (gaps.abs() <= TIE).long())
-            self._unsure = []
-
-    def _count_exactly(self, scores: Tensor, corner: tuple[int, int]) -> None:
-        """Count a whole tile in float64."""
-        first, last = corner[0], corner[0] + len(scores)
-        candidates = self.candidates[corner[1] :][: scores.shape[1]]
-        gaps = self.queries[first:last].double() @ candidates.double().T  # (r, c)
-        gaps -= self.best[first:last, None]
-        gaps[scores == -torch.inf] = -torch.inf
-        self.counts[0, first:last] += (gaps > TIE).sum(1)
-        self.counts[1, first:last] += (gaps.abs() <= TIE).sum(1)
-
-
-def rounding(width: int) -> float:
-    """More than the score of two unit vectors of this width is off in float32."""
-    return _ROUNDING * float(width) ** 0.5
+        high, low = self.limits[:, first + near, None]  # (len(near), 1) each
+        chosen = scores[near]
+        row, column = ((chosen > low) & (chosen <= high)).nonzero().unbind(1)  # (u,) each
+        if len(row) * _CROWDED > scores.numel():
+            candidates = self.candidates[other : other + scores.shape[1]].double()
+            exact = self.queries[first : first + len(scores)].double() @ candidates.T  # (r, c)
+            gaps = exact - self.best[first : first + len(scores), None]
+            gaps[scores == -torch.inf] = -torch.inf
+            counts += torch.stack([(gaps > TIE).sum(1), (gaps.abs() <= TIE).sum(1)])
+            return
+        counts[0] += sure.long()
+        links = torch.stack([first + near[row], other + column], 1)  # (u, 2)
+        gaps = pair_scores(self.queries, self.candidates, links) - self.best[links[:, 0]]
+        counts[0].index_add_(0, near[row], (gaps > TIE).long())
+        counts[1].index_add_(0, near[row], (gaps.abs() <= TIE).long())
 
 
 def blocks(size: int, step: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,6 @@
 """Retrieval measured on features that are shared out over ranks. N pairs, n images, m texts."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,28 +59,15 @@ class Measured:
             partial.write_text(json.dumps({**about, **self.record}, indent=2) + "\n")
 
 
-def evaluate(
-    clip: Clip,
-    pairs: Pairs,
-    world: distributed.World,
-    *,
-    batch_size: int,
-    workers: int,
-    precision: str,
-    stop: Callable[[], bool] = lambda: False,
-) -> Measured:
-    """Embed every pair once and rank each image's caption, and each caption's image, among all.
-
-    What training does between epochs: the figures of the whole pool as it is, and nothing beside.
+def evaluate(clip: Clip, pairs: Pairs, world: distributed.World, **options: Any) -> Measured:
+    """What training does between epochs: the figures of the whole pool as it is; see `embed_pairs`.
 
     Raises:
         Stopped: `stop` said so, on any rank.
         InputError, WorkError: a pair can't be read.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "precision": precision}
-    embedded = embed_pairs(clip, pairs, world, stop=stop, **options)
-    settings = MeasureConfig(duplicates="keep", interval_draws=0)
-    return measure(embedded, settings, nearest=False)
+    embedded = embed_pairs(clip, pairs, world, **options)
+    return measure(embedded, MeasureConfig(duplicates="keep", interval_draws=0), nearest=False)
 
 
 def pool_ranks(embedded: Embedded, pool: Pool, ties: Ties = "expected") -> Ranks:
@@ -102,9 +88,6 @@ def _own(rows: Tensor, start: int, chosen: np.ndarray) -> tuple[Tensor, int]:
     """This rank's rows among those chosen (ascending positions), and the number of the first."""
     a, b = np.searchsorted(chosen, [start, start + len(rows)]).tolist()
     return rows[torch.from_numpy(chosen[a:b] - start).to(rows.device)], a
-
-
-# ------------------------------------------------------------------------------------------ figures
 
 
 def measure(
@@ -132,10 +115,9 @@ def measure(
         with copies as one), `pools` (a list), `concepts`, `slices` (a list), `baseline`.
 
     Raises:
-        InputError: a pool larger than the set; merging without hashes; a baseline of other pairs.
+        InputError: merging without hashes; a baseline of other pairs.
         WorkError: features that are not finite.
     """
-    check_pools(settings, len(embedded))
     if baseline is not None:
         check_ids(embedded.ids, baseline.ids, "--baseline")
     everyone = np.arange(len(embedded))
@@ -165,17 +147,6 @@ def measure(
     return Measured(record, pool, ranks, lists)
 
 
-def check_pools(settings: MeasureConfig, pairs: int) -> None:
-    """Refuse pools that can't be drawn.
-
-    Raises:
-        InputError: one is larger than the set.
-    """
-    sizes = settings.pool_sizes()
-    if sizes and sizes[-1] > pairs:
-        raise InputError(f"--pools: {sizes[-1]} pairs, but the set holds only {pairs}")
-
-
 def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
     """Refuse figures that would compare different pairs.
 
@@ -201,9 +172,7 @@ def _pool(embedded: Embedded, pairs: np.ndarray, *, merge: bool) -> Pool:
 
 def _record(ranks: Ranks, pool: Pool, settings: MeasureConfig) -> dict[str, Any]:
     """`metrics.retrieval`, with intervals."""
-    record = metrics.retrieval(ranks, pool, settings.all_ks())
-    intervals = _directions(ranks, settings).get("intervals")
-    return record if intervals is None else record | {"intervals": intervals}
+    return metrics.retrieval(ranks, pool, settings.all_ks()) | _directions(ranks, settings)
 
 
 def _directions(
@@ -214,11 +183,10 @@ def _directions(
     scores: dict[str, Any] = {}
     intervals: dict[str, Any] = {"level": LEVEL, "draws": draws, "seed": seed}
     for side, way in enumerate(DIRECTIONS):
-        scores[way] = metrics.summary(ranks[side], ks)
         theirs = None if baseline is None else baseline[side]
-        if theirs is not None:
-            less = metrics.summary(theirs, ks)
-            scores[way] = {name: value - less[name] for name, value in scores[way].items()}
+        less = {} if theirs is None else metrics.summary(theirs, ks)
+        own = metrics.summary(ranks[side], ks)
+        scores[way] = {name: value - less.get(name, 0) for name, value in own.items()}
         if draws:
             intervals[way] = bootstrap(ranks[side], ks, draws, seed, theirs)
     return scores | ({"intervals": intervals} if draws else {})

@@ -42,7 +42,12 @@ class Source:
 
     def ids(self) -> list[str]:
         """Keys of the pairs."""
-        return self.model.ids if isinstance(self.model, Embedded) else self._shards.ids()
+        return self.model.ids if isinstance(self.model, Embedded) else self.pairs().ids()
+
+    def pairs(self) -> ShardSet:
+        """The shards, which a model needs."""
+        assert self.shards is not None
+        return self.shards
 
     def embed(self, model: Clip | Embedded, settings: EvaluateConfig, world: World) -> Embedded:
         """Features of the pairs by a model; or those given."""
@@ -50,7 +55,7 @@ class Source:
             return model
         return features.embed_pairs(
             model,
-            loader.evaluation_pairs(self._shards, model, decode=settings.decode),
+            loader.evaluation_pairs(self.pairs(), model, decode=settings.decode),
             world,
             batch_size=settings.batch_size,
             workers=settings.workers,
@@ -63,8 +68,8 @@ class Source:
             numbers = np.unique(self.model.concepts) if self.model.concepts is not None else ()
             return {f"c{number:07}": f"C{number:07}" for number in numbers if number}
         known: dict[str, str] = {}
-        for position in range(len(self._shards)):
-            facts = self._shards.facts(position)
+        for position in range(len(self.pairs())):
+            facts = self.pairs().facts(position)
             # other makers' .json may hold anything
             lists = [facts.get(name) for name in ("concepts", "concept_names")]
             cuis, names = (values if isinstance(values, list) else [] for values in lists)
@@ -74,11 +79,6 @@ class Source:
                     if name and isinstance(name, str):
                         known.setdefault(name.lower(), cui)
         return known
-
-    @property
-    def _shards(self) -> ShardSet:
-        assert self.shards is not None
-        return self.shards
 
 
 def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str]]:
@@ -92,9 +92,11 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
         WorkError: features that are not finite; a file that can't be written.
     """
     devices.check_precision(settings.precision, world.device)
-    source = _from_file(settings, world) if settings.features_in else _from_model(settings, world)
-    files = _outputs(settings, source.about["split"])
-    retrieval.check_pools(settings, len(source.ids()))
+    source = _open(settings, world)
+    files = _outputs(settings, source)
+    for size in settings.pool_sizes():
+        if size > len(source.ids()):
+            raise InputError(f"--pools: {size} pairs, but the set holds only {len(source.ids())}")
     named = concepts.resolve(settings.slices, source.concepts() if settings.slices else {})
     baseline = _baseline(settings, source, world)
     lines = []
@@ -120,46 +122,38 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     return measured, lines
 
 
-def _from_model(settings: EvaluateConfig, world: World) -> Source:
-    """A checkpoint, and the pairs of --data or those that its run validated on."""
-    assert settings.checkpoint is not None
-    content = checkpoint.load(settings.checkpoint)
-    clip = factory.restore(content, settings.checkpoint).on(world.device)
-    trained = content["config"]
-    where = settings.data if settings.data is not None else trained["data"]["valid"]
-    split = _split(settings, where)
-    shards = loader.open_shards(where, split, world)
-    about = {
-        "checkpoint": settings.checkpoint,
-        "data": where,
-        "split": split,
-        "precision": settings.precision,
-        "decode": settings.decode,
-        "data_fingerprint": shards.fingerprint,
-    }
-    return Source(clip, shards, trained, about)
-
-
-def _from_file(settings: EvaluateConfig, world: World) -> Source:
-    """Features from a file; the pairs of --data, if named, must be the same."""
-    assert settings.features_in is not None
-    embedded = features.load(Path(settings.features_in), world)
-    about: dict[str, Any] = {"features": settings.features_in, "split": settings.split}
-    trained = None
+def _open(settings: EvaluateConfig, world: World) -> Source:
+    """A checkpoint or a file of features, and the pairs of --data or of the run's validation."""
+    about: dict[str, Any] = {}
+    trained: dict[str, Any] | None = None
+    model: Clip | Embedded | None = None
+    where, shards = settings.data, None
+    if settings.features_in:
+        about["features"] = settings.features_in
+        model = features.load(Path(settings.features_in), world)
     if settings.checkpoint:
-        about = {"checkpoint": settings.checkpoint, **about}
-        trained = checkpoint.load(settings.checkpoint)["config"]
-    if settings.data is None:
+        about["checkpoint"] = settings.checkpoint
+        content = checkpoint.load(settings.checkpoint)
+        trained = content["config"]
+        if model is None:
+            model = factory.restore(content, settings.checkpoint).on(world.device)
+            about |= {"precision": settings.precision, "decode": settings.decode}
+            where = content["config"]["data"]["valid"] if where is None else where
+    assert model is not None  # the settings name one of the two
+    if where is None and isinstance(model, Clip):
+        raise InputError("--data: name the pairs; the run validated on none")
+    if where is None:
         about["split"] = settings.split or "features"
-        return Source(embedded, None, trained, about)
-    split = _split(settings, settings.data)
-    shards = loader.open_shards(settings.data, split, world)
-    about |= {"data": settings.data, "split": split, "data_fingerprint": shards.fingerprint}
-    retrieval.check_ids(shards.ids(), embedded.ids, "--features-in")
-    return Source(embedded, shards, trained, about)
+    else:
+        split = _split(settings, where)
+        shards = loader.open_shards(where, split, world)
+        about |= {"data": where, "split": split, "data_fingerprint": shards.fingerprint}
+        if isinstance(model, Embedded):  # they must be of the same pairs
+            retrieval.check_ids(shards.ids(), model.ids, "--features-in")
+    return Source(model, shards, trained, about)
 
 
-def _split(settings: EvaluateConfig, where: str | list[str] | None) -> str:
+def _split(settings: EvaluateConfig, where: str | list[str]) -> str:
     """The split of a shard folder; "tars" for tars, whose pairs are all taken.
 
     Only a folder has splits: tars named one by one must not be measured under a wrong name.
@@ -193,12 +187,13 @@ def _baseline(settings: EvaluateConfig, source: Source, world: World) -> Clip | 
     return factory.baseline_clip(name, source.trained).on(world.device)
 
 
-def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:
+def _outputs(settings: EvaluateConfig, source: Source) -> list[Path]:
     """Records to write; refuses at once what couldn't be written after all the work."""
     files = [Path(settings.json)] if settings.json else []
     file = Path(settings.checkpoint or "")
     if file.parent.name == "checkpoints":
-        files.append(file.parent.parent / "evaluations" / f"{file.stem}-{split}.json")
+        parts = [file.stem, *_data_name(source), source.about["split"]]
+        files.append(file.parent.parent / "evaluations" / f"{'-'.join(parts)}.json")
     for file in [*files, *([Path(settings.features_out)] if settings.features_out else [])]:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -206,3 +201,19 @@ def _outputs(settings: EvaluateConfig, split: str) -> list[Path]:
         except OSError as error:
             raise InputError(f"{file}: can't be written ({error.strerror})") from None
     return files
+
+
+def _data_name(source: Source) -> list[str]:
+    """What stands in a record's name for pairs that are not the run's own: their folder's name."""
+    trained = (source.trained or {"data": {}})["data"]
+    own, data = [trained.get(name) for name in ("train", "valid")], source.about.get("data")
+    if data is None or _folder(data) in [_folder(each) for each in own if each]:
+        return []
+    return [re.sub(r"[^\w.]+", "_", _folder(data).name)]
+
+
+def _folder(data: str | list[str]) -> Path:
+    """Where (the first) shards lie."""
+    first = data if isinstance(data, str) else data[0]
+    path = Path(first.split("::")[0]).expanduser().resolve()
+    return path if path.is_dir() else path.parent

@@ -1,6 +1,7 @@
 """The evaluation as a command: figures redone from files, baselines, every mistake in a line."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,13 @@ def test_everything_at_once(best: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert arrays["ids"].shape == arrays["image_to_text_rank"].shape == (24,)
     assert arrays["text_to_image_nearest"].shape == (24, 10)
     assert set(arrays["image_to_text_nearest"].ravel()) <= set(arrays["ids"])
+
+
+def test_the_record_of_other_data_has_their_name(best: Path, shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "other hospital")
+    assert run("--checkpoint", best, "--data", tmp_path / "other hospital") == 0
+    folder = best.parents[1] / "evaluations"
+    assert json.loads((folder / "best-other_hospital-test.json").read_text())["pool"] == 24
 
 
 def test_a_baseline_is_the_weights_named(best: Path, shards: Path, tmp_path: Path) -> None:
