@@ -91,7 +91,7 @@ def _pairs(settings: ExportConfig, content: dict[str, Any]) -> tuple[list[Image.
             shards = ShardSet.open(shard_folders, "valid")
         except InputError as error:
             raise InputError(f"--images: name some to compare features on ({error})") from None
-        images = image_inputs.ImageSet([shards])
+        images = image_inputs.ImageSet([(shards, n) for n in range(len(shards))])
         texts = [shards.read(n).caption for n in range(min(settings.pairs, len(shards)))]
     pictures = []
     for n in range(min(settings.pairs, len(images))):

@@ -11,8 +11,8 @@ N pairs, D embedding size, Q queries, K answers.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,25 +70,27 @@ def write(
     if folder.exists() and not (overwrite and is_index):
         hint = "--overwrite replaces it" if is_index else "it is no index"
         raise InputError(f"--out: {folder} is there already ({hint})")
-    with atomic_folder(folder, replace=overwrite) as partial:
-        images, captions = (_reserved(partial / file, size, dtype) for file in _FILES.values())
-        lengths, done = [0], 0
-        with (partial / _PAIRS).open("wb") as lines:
-            for of_images, of_captions, pairs in batches:
-                stop = done + len(pairs)
-                images[done:stop], captions[done:stop] = of_images.cpu(), of_captions.cpu()
-                for pair in pairs:
-                    line = json.dumps(pair, ensure_ascii=False) + "\n"
-                    lengths.append(lines.write(line.encode(errors="backslashreplace")))
-                done = stop
-        assert done == size[0]
+    with atomic_folder(folder, replace=overwrite) as partial, ExitStack() as opened:
+        lines, *features = (
+            opened.enter_context((partial / name).open("wb")) for name in (_PAIRS, *_FILES.values())
+        )
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "shape": size}
+        for file in features:
+            np.lib.format.write_array_header_1_0(file, header | {"fortran_order": False})
+        lengths = [0]
+        for *rows, pairs in batches:
+            for file, values in zip(features, rows, strict=True):
+                file.write(values.cpu().numpy().astype(dtype).tobytes())
+            for pair in pairs:
+                line = json.dumps(pair, ensure_ascii=False) + "\n"
+                lengths.append(lines.write(line.encode(errors="backslashreplace")))
+        assert len(lengths) == size[0] + 1
+        opened.close()  # all is written
         np.save(partial / _ENDS, np.cumsum(lengths))
-        for target, features in zip(_FILES, (images, captions), strict=True):
-            features.flush()
-            if faiss:
-                _write_faiss(features, partial / f"faiss-{target}.index")
-        facts = {"format": FORMAT, "pairs": done, "width": size[1], "dtype": dtype, "faiss": faiss}
-        text = json.dumps(facts | about, indent=1, ensure_ascii=False)
+        for target, name in _FILES.items() if faiss else ():
+            _write_faiss(np.load(partial / name, mmap_mode="r"), partial / f"faiss-{target}.index")
+        facts = {"format": FORMAT, "pairs": size[0], "width": size[1], "dtype": dtype}
+        text = json.dumps(facts | {"faiss": faiss} | about, indent=1, ensure_ascii=False)
         (partial / _ABOUT).write_text(text + "\n")
 
 
@@ -120,18 +122,6 @@ def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
                 pairs.append(pair | {"shard": shard, "position": position})
             yield images, captions, pairs
             progress.update(len(images))
-
-
-def _reserved(file: Path, shape: tuple[int, int], dtype: str) -> "np.memmap[Any, Any]":
-    """A new array in a file whose room on the disk is sure.
-
-    Writing into a mapped file on a full disk would end the process without a word (SIGBUS).
-    """
-    rows = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with file.open("r+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-    return rows
 
 
 class Index:

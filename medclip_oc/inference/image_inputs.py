@@ -5,9 +5,7 @@ Nothing is read before it is asked for, and what is kept of an image is where it
 
 import glob
 import os
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from ..data.index import INDEX
@@ -17,25 +15,22 @@ from ..packing.image_store import EXTENSIONS, is_file
 
 
 class ImageSet:
-    """Images by position, in files and in shards.
+    """Images by position.
 
     Args:
-        parts: files or shards, one after the other.
-        limit: only so many, from the first. None: all.
+        places: where each lies: a file, or a shard folder and the position in it.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Path] | ShardSet], limit: int | None = None):
-        self.parts = [part for part in parts if len(part)]
-        self._ends = list(accumulate(len(part) for part in self.parts))
-        self._size = self._ends[-1] if limit is None else min(self._ends[-1], limit)
+    def __init__(self, places: Sequence[Path | tuple[ShardSet, int]]) -> None:
+        self._places = places
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._places)
 
     def name(self, position: int) -> str:
         """What rows call an image: its path, or its key in a shard."""
-        part, inner = self._locate(position)
-        return part.key(inner) if isinstance(part, ShardSet) else str(part[inner])
+        place = self._places[position]
+        return str(place) if isinstance(place, Path) else place[0].key(place[1])
 
     def read(self, position: int) -> bytes:
         """The encoded image.
@@ -44,18 +39,13 @@ class ImageSet:
             BadImage: the file can't be read.
             InputError, WorkError: as `ShardSet.read`.
         """
-        part, inner = self._locate(position)
-        if isinstance(part, ShardSet):
-            return part.read(inner).image
+        place = self._places[position]
+        if not isinstance(place, Path):
+            return place[0].read(place[1]).image
         try:
-            return part[inner].read_bytes()
+            return place.read_bytes()
         except OSError as error:
             raise BadImage("undecodable", error.strerror or str(error)) from None
-
-    def _locate(self, position: int) -> tuple[Sequence[Path] | ShardSet, int]:
-        number = bisect_right(self._ends, position)
-        part = self.parts[number]
-        return part, position - (self._ends[number] - len(part))
 
 
 def find(words: Sequence[str], split: str | None, option: str = "--images") -> ImageSet:
@@ -70,22 +60,20 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
         InputError: a word that names no image, a split without a shard folder, or what
             `ShardSet.open` raises.
     """
-    parts: list[Sequence[Path] | ShardSet] = []
-    seen = set[Path]()
+    places = dict[Path | tuple[ShardSet, int], None]()  # each once, in order
     has_folder = False
     for word in words:
         path = Path(word).expanduser()
         is_folder = (path / INDEX).is_file() or any(path.glob("*.tar"))
         has_folder |= is_folder
         if is_folder or word.endswith(".tar"):
-            parts.append(ShardSet.open(str(path) if is_folder else word, split or "test"))
+            shards = ShardSet.open(str(path) if is_folder else word, split or "test")
+            places |= dict.fromkeys((shards, n) for n in range(len(shards)))
         else:
-            paths = [file for file in _files(path, word, option) if file not in seen]
-            seen.update(paths)
-            parts.append(paths)
+            places |= dict.fromkeys(_files(path, word, option))
     if split is not None and not has_folder:
         raise InputError(f"--split {split}: {option} names no shard folder")
-    return ImageSet(parts)
+    return ImageSet(list(places))
 
 
 def _files(path: Path, word: str, option: str) -> list[Path]:

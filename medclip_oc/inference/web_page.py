@@ -93,7 +93,7 @@ class Handlers:
         """Features of the picture in a file: (1, D)."""
         if file is None:
             raise InputError("drop an image first")
-        [(_, features, bad)] = self.embedder.images(ImageSet([[Path(file)]]))
+        [(_, features, bad)] = self.embedder.images(ImageSet([Path(file)]))
         if bad:
             raise InputError(f"this image can't be read: {bad[0]}")
         return features

@@ -1,6 +1,7 @@
 """Indices: written, searched, and tied to their model."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from medclip_oc.models import checkpoint, factory
 from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
 from tests.support.tiny_models import TINY
+from tests.support.unit_vectors import unit_vectors
 
 FIELDS = ["query", "rank", "id", "score", "caption", "shard", "position"]
 
@@ -211,16 +213,13 @@ def test_mistakes(
     assert "is there already (it is no index)" in re_one_line(capsys)
 
 
-def test_a_full_disk_is_told_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Writing into a mapped file would end the process without a word."""
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.posix_fallocate", full)
-    message = r"can't be written \(No space left on device\)"
-    with pytest.raises(WorkError, match=message):
-        feature_index.write(tmp_path / "index", (10, 4), "float32", [], {})
+def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path) -> None:
+    rows = (unit_vectors(100, 64, 0), unit_vectors(100, 64, 1), [{"id": "a"}] * 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(WorkError, match=r"index: can't be written \("):
+            feature_index.write(tmp_path / "index", (100, 64), "float32", [rows], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())

@@ -75,7 +75,7 @@ def repeated(files: ImageSet, number: int, folder: Path) -> ImageSet:
         source = Path(files.name(n % len(files)))
         paths.append(folder / f"{n:06}{source.suffix}")
         shutil.copyfile(source, paths[-1])
-    return ImageSet([paths])
+    return ImageSet(paths)
 
 
 def texts(number: int) -> list[Candidate]:
