@@ -184,7 +184,10 @@ def _baseline(settings: EvaluateConfig, source: Source, world: World) -> Clip | 
         return embedded
     if source.shards is None:
         raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")
-    return factory.baseline_clip(name, source.trained).on(world.device)
+    try:
+        return factory.baseline_clip(name, source.trained).on(world.device)
+    except InputError as error:  # in the words of this command
+        raise InputError(str(error).replace("model.pretrained", "--baseline")) from error
 
 
 def _outputs(settings: EvaluateConfig, source: Source) -> list[Path]:
