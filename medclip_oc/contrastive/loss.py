@@ -23,8 +23,6 @@ from torch import Tensor
 from .soft_targets import Targets, slices
 
 LossName = Literal["clip", "siglip"]
-# Side of a tile: large enough that starting the work on it costs nothing beside the work.
-_TILES = {"cpu": 2048, "cuda": 4096}
 
 
 def clip_loss(
@@ -147,8 +145,10 @@ def contrast(
 
 
 def tile_side(device: torch.device) -> int:
-    """Side of the largest matrix that `contrast` makes there."""
-    return _TILES.get(device.type, 2048)
+    """Side of the largest matrix that `contrast` makes there: large enough that starting the work
+    on a tile costs nothing beside the work.
+    """
+    return 4096 if device.type == "cuda" else 2048
 
 
 def _clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
@@ -209,7 +209,9 @@ def _tile_by_tile(
             weights -= targets
         sums.add(row, column, weights)
     if block.targets is None:
-        right = own * _own_logits(block).sum()
+        cosines = (block.images * block.texts[block.own]).sum(1, dtype=torch.float64)  # (B,)
+        bias = 0.0 if block.bias is None else block.bias.double()
+        right = own * (block.scale.double() * cosines + bias).sum()
     if logsums is not None:
         cost = logsums[0].double().sum() + logsums[1][block.own].double().sum()
     divisor = own * len(block.texts)
@@ -272,10 +274,3 @@ def _tiles(
             logits, spare = (b[: shape[0] * shape[1]].view(shape) for b in buffers)  # (r, c)
             torch.mm(left, right.T, out=logits)
             yield row, column, logits if block.bias is None else logits.add_(block.bias), spare
-
-
-def _own_logits(block: Block) -> Tensor:
-    """The logit of each row's own pair: (B,) float64."""
-    cosines = (block.images * block.texts[block.own]).sum(1, dtype=torch.float64)  # (B,)
-    logits = block.scale.double() * cosines
-    return logits if block.bias is None else logits + block.bias.double()

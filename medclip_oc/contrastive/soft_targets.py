@@ -14,11 +14,10 @@ and, with `smoothing`, a share of it evenly over all texts (Szegedy et al. 2016,
 symmetric in the two pairs, so the targets of a text over the images come from the same numbers.
 
 With InfoNCE, `captions` and `pairs` are the same loss, gradient included, as long as equal captions
-have equal features (or equal images have): summed over a group of equal captions, it makes no
-difference how each image's target is spread among them. They differ where dropout or augmentation
-sets the features apart. SigLIP answers each pairing by itself, so there they always do: to the n
-copies of a caption `pairs` says yes once and no n - 1 times, `captions` says yes once, in equal
-parts, and no to none of them; `strength` is what an overlap of 1 counts, as a share of a copy.
+(or equal images) have equal features; dropout and augmentation set them apart. SigLIP answers each
+pairing by itself: to the n copies of a caption `pairs` says yes once and no n - 1 times, `captions`
+says yes once, in equal parts, and no to none; `strength` is what an overlap of 1 counts, as a share
+of a copy.
 
 G pairs over all ranks, B of one rank, K most concepts of a pair, r and c rows and columns of a
 tile, V concepts that occur in several pairs.
@@ -69,12 +68,8 @@ class Labels:
 
 
 class Targets:
-    """How right each of G x G pairings is, given out tile by tile.
-
-    Args:
-        rule: the rule.
-        labels: of all G pairs.
-        dtype: of the tiles.
+    """How right each of G x G pairings is, given the labels of all G pairs; tile by tile, in
+    `dtype`.
     """
 
     def __init__(self, rule: Rule, labels: Labels, dtype: torch.dtype) -> None:
@@ -107,13 +102,9 @@ class Targets:
         return alone and not self._strength and not self.rule.smoothing
 
     def complete(self, own: slice, gather: Callable[[Tensor], Tensor], tile: int) -> None:
-        """Add up the overlaps of each pair with all, which `tile` divides by.
-
-        Args:
-            own: the rows of this rank; every rank computes its own once.
-            gather: (B,) of one rank -> (G,) of all, in rank order. Not called where concepts have
-                no part.
-            tile: side of the largest matrix that exists at a time.
+        """Add up the overlaps of each pair with all, which `tile` divides by, if concepts have a
+        part. Every rank computes its `own` rows once, in matrices of at most `tile` rows and
+        columns; `gather` makes (B,) of one rank to (G,) of all, in rank order.
         """
         if not self._strength:
             return
@@ -124,10 +115,9 @@ class Targets:
         self._sums = gather(sums[own])
 
     def tile(self, row: slice, column: slice) -> Tensor:
-        """Targets of the rows over all columns, plus those of the columns over all rows.
+        """Targets of the rows over all columns, plus those of the columns over all rows: (r, c).
 
-        Only the sum counts for the loss: (r, c). Each of the two alone adds up to 1 in a row, or in
-        a column.
+        Each of the two alone adds up to 1 in a row, or in a column.
         """
         same = self._are_same(row, column)
         smooth, strength = self.rule.smoothing, self._strength
@@ -158,7 +148,7 @@ class Targets:
 
     def _overlap(self, row: slice, column: slice, same: Tensor | None = None) -> Tensor:
         """1 where caption or image is the same, else the concepts' Jaccard index: (r, c)."""
-        same = self._are_same(row, column) if same is None else same
+        same = self._are_same(row, column) if same is None else same  # (r, c)
         common = self._has(row) @ self._has(column).T  # (r, c)
         either = self._sizes[row, None] + self._sizes[column] - common
         return torch.maximum(same, common.div_(either.clamp_(min=1)))

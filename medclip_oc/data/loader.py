@@ -227,18 +227,19 @@ def training_batches(
     Raises:
         InputError: a stream that was begun with another global batch size.
     """
-    size, source = config.train.global_batch_size, data.source
-    shards = source if isinstance(source, ShardSet) else ShardSet([])
-    pairs = training_pairs(shards, clip, config.data, config.run.seed)
-    if shards.skipped:
-        log(f"{shards.skipped:,} entries of the shards have no image or no caption")
-    if isinstance(source, ShardStream) and start:
+    size, source, shards = config.train.global_batch_size, data.source, ShardSet([])
+    if isinstance(source, ShardSet):
+        shards = source
+        if shards.skipped:
+            log(f"{shards.skipped:,} entries of the shards have no image or no caption")
+    elif start:
         if start % size:
             raise InputError(
                 f"train.global_batch_size: {size}, but {start} pairs of a stream are done; a "
                 "stream resumes only with the batch size it began with"
             )
         log("resuming in a stream: the shards in whose middle it stands are read again")
+    pairs = training_pairs(shards, clip, config.data, config.run.seed)
     share, left = size // world.size, steps - start // size
     part = min(config.train.micro_batch_size, share)
     sampler = StepSampler(

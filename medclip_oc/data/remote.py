@@ -97,7 +97,7 @@ class ShardStream:
     def __post_init__(self) -> None:
         self.urls = [url for name in _names(self.where) for url in expand_braces(name)]
         self.lanes = min(self.lanes, len(self.urls))
-        user, name = os.environ.get("XDG_CACHE_HOME", "~/.cache"), _hash("\n".join(self.urls))
+        user, name = os.environ.get("XDG_CACHE_HOME") or "~/.cache", _hash("\n".join(self.urls))
         self._counts_folder = Path(user).expanduser() / "medclip_oc" / f"stream-{name}"
 
     def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
@@ -175,12 +175,7 @@ class ShardStream:
 
 
 def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[Sample]:
-    """The pairs of a tar, front to back.
-
-    Args:
-        url: of the tar.
-        cache: folder that keeps it.
-        passed_over: takes a line for each entry that is no pair.
+    """The pairs of a tar, front to back; `passed_over` takes a line for each entry that is none.
 
     Raises:
         WorkError: the URL can't be opened, its command fails, or the tar is cut.

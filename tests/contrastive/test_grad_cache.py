@@ -8,6 +8,7 @@ import torch
 
 from medclip_oc.contrastive import grad_cache
 from medclip_oc.contrastive.reference import gradients, plain_step
+from medclip_oc.models.clip import Towers
 from medclip_oc.runtime import devices
 from tests.support.reference import (
     DROPOUT,
@@ -32,46 +33,57 @@ TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 RANDOM = ("hf", "patch dropout")  # BERT's own dropout is on
 
 
-def check(name: str, *, loss: str, images: int, texts: int, keep: int, limit: float) -> None:
-    """One cached step of 12 pairs against the plain one."""
-    vision, text, size = TOWERS[name]
-    towers = build(vision, text)
-    if limit < 1e-9:
-        towers.double()
-    reference = copy_of(towers)
-    chunks = (images, texts) if name in RANDOM else None
+def check(
+    towers: Towers,
+    reference: Towers | None = None,
+    *,
+    loss: str = "clip",
+    size: int = 32,
+    chunks: tuple[int, int] | None = (5, 5),
+    limit: float = 1e-5,
+    **settings: Any,
+) -> dict[str, torch.Tensor]:
+    """The gradients of a cached step of 12 pairs, after a look at whether they are the plain one's;
+    that one embeds chunks where random numbers or statistics make them matter.
+    """
+    reference = reference or copy_of(towers)
     torch.manual_seed(7)
     wanted = plain_step(reference, loss, *batch(12, size), micro_batches=chunks)
-    step = cached(
-        towers, loss=loss, micro_batch_size=images, text_micro_batch_size=texts, keep_chunks=keep
-    )
+    after = torch.rand(())
     torch.manual_seed(7)
-    found = step(*batch(12, size))
+    found = cached(towers, loss=loss, **settings)(*batch(12, size))
+    assert torch.rand(()) == after, "or the next step would draw what this one drew"
     torch.testing.assert_close(found, wanted.float())
-    bias = {"clip.logit_bias"} if loss == "clip" else set()
-    assert gradients(towers).keys() | bias == dict(towers.named_parameters()).keys()
     assert worst_error(gradients(towers), gradients(reference)) < limit
+    return gradients(towers)
 
 
 @pytest.mark.parametrize(
     ("name", "loss"), [*((name, "clip") for name in TOWERS), ("vit", "siglip"), ("hf", "siglip")]
 )
 def test_equals_one_big_batch(name: str, loss: str) -> None:
-    check(name, loss=loss, images=5, texts=5, keep=0, limit=1e-5)
+    vision, text, size = TOWERS[name]
+    towers = build(vision, text)
+    found = check(towers, loss=loss, size=size, chunks=(5, 5) if name in RANDOM else None)
+    bias = {"clip.logit_bias"} if loss == "clip" else set()
+    assert found.keys() | bias == dict(towers.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 9])
 @pytest.mark.parametrize(("images", "texts"), [(12, 12), (5, 3), (1, 12), (4, 6), (30, 1)])
 def test_any_chunks_and_any_number_kept(images: int, texts: int, keep: int) -> None:
-    name = "patch dropout"  # the hardest: each chunk must meet its own random numbers
-    check(name, loss="clip", images=images, texts=texts, keep=keep, limit=1e-5)
+    sizes = {"micro_batch_size": images, "text_micro_batch_size": texts}
+    # the hardest: each chunk must meet its own random numbers
+    check(build(DROPOUT), chunks=(images, texts), keep_chunks=keep, **sizes)
 
 
 @pytest.mark.parametrize("keep", [0, 1])
 @pytest.mark.parametrize("name", ["vit", "resnet", "timm"])
 def test_exact_in_float64(name: str, keep: int) -> None:
     """What float32 hides: the mechanism itself, not merely close."""
-    check(name, loss="clip", images=5, texts=4, keep=keep, limit=1e-10)
+    vision, text, size = TOWERS[name]
+    towers = build(vision, text).double()
+    check(towers, size=size, chunks=None, limit=1e-10, text_micro_batch_size=4, keep_chunks=keep)
 
 
 def test_random_numbers_matter() -> None:
@@ -81,18 +93,6 @@ def test_random_numbers_matter() -> None:
         torch.manual_seed(seed)
         cached(towers)(*batch(12))
     assert worst_error(gradients(one), gradients(two)) > 1e-2
-
-
-@pytest.mark.parametrize("keep", [0, 1])
-def test_random_numbers_go_on_after_the_step(keep: int) -> None:
-    """The generator isn't set back, or the next step would repeat this one's dropout."""
-    towers = build(DROPOUT)
-    torch.manual_seed(7)
-    plain_step(copy_of(towers), "clip", *batch(12), micro_batches=(6, 6))
-    wanted = torch.rand(())
-    torch.manual_seed(7)
-    cached(towers, micro_batch_size=6, keep_chunks=keep)(*batch(12))
-    assert torch.rand(()) == wanted
 
 
 def test_gradients_are_those_of_this_step_alone() -> None:
@@ -112,25 +112,17 @@ def test_live_batch_norm(keep: int) -> None:
     """
     towers = build(RESNET, freeze_batch_norm=False).double()
     reference = copy_of(towers)
-    plain_step(reference, "clip", *batch(12), micro_batches=(6, 6))
-    cached(towers, micro_batch_size=6, keep_chunks=keep)(*batch(12))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-10
-    for (name, found), wanted in zip(
-        towers.named_buffers(), dict(reference.named_buffers()).values(), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, msg=name)
+    how = {"micro_batch_size": 6, "keep_chunks": keep}
+    check(towers, reference, chunks=(6, 6), limit=1e-10, **how)
+    wanted = dict(reference.named_buffers())
+    for name, found in towers.named_buffers():
+        torch.testing.assert_close(found, wanted[name], msg=name)
 
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_gradient_checkpointing(keep: int) -> None:
     """Blocks that run again inside a backward draw and count nothing twice."""
-    towers = build(DROPOUT, grad_checkpointing=True)
-    reference = build(DROPOUT)
-    torch.manual_seed(7)
-    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
-    torch.manual_seed(7)
-    cached(towers, keep_chunks=keep)(*batch(12))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+    check(build(DROPOUT, grad_checkpointing=True), build(DROPOUT), keep_chunks=keep)
 
 
 @pytest.mark.parametrize("keep", [0, 1])
@@ -171,13 +163,7 @@ def test_compiled_towers(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             torch, "compile", lambda embed, options: compile_(embed, backend="aot_eager")
         )
-    towers = build({**DROPOUT, "layers": 1}, {**TEXT, "layers": 1})
-    reference = copy_of(towers)
-    torch.manual_seed(7)
-    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
-    torch.manual_seed(7)
-    cached(towers, compiled=True)(*batch(12))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+    check(build({**DROPOUT, "layers": 1}, {**TEXT, "layers": 1}), compiled=True)
 
 
 def freeze(towers: Any, *, all_but: str = "", side: str = "clip.visual.") -> None:
@@ -198,14 +184,10 @@ def test_frozen_image_tower_runs_once() -> None:
     towers = build(DROPOUT)
     freeze(towers)
     reference = copy_of(towers)
-    torch.manual_seed(7)
-    plain_step(reference, "clip", *batch(12), micro_batches=(5, 5))
     forwards = counted(towers.clip.visual.conv1)
-    torch.manual_seed(7)
-    cached(towers, keep_chunks=1)(*batch(12))
+    found = check(towers, reference, keep_chunks=1)
     assert len(forwards) == 3
-    assert not any(name.startswith("clip.visual.") for name in gradients(towers))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+    assert not any(name.startswith("clip.visual.") for name in found)
 
 
 PARTLY: dict[str, tuple[dict[str, Any], dict[str, Any], int, str, str, str]] = {
@@ -236,14 +218,10 @@ def test_frozen_blocks_run_once(name: str, keep: int) -> None:
         for parameter in (towers.clip.token_embedding.weight, towers.clip.positional_embedding):
             parameter.requires_grad_(False)
     reference = copy_of(towers)
-    torch.manual_seed(7)
-    plain_step(reference, "clip", *batch(12, size), micro_batches=(5, 5))
     inner = towers.clip.get_submodule(block)
     forwards = counted(next(m for m in inner.modules() if not list(m.children())))
-    torch.manual_seed(7)
-    cached(towers, keep_chunks=keep)(*batch(12, size))
+    check(towers, reference, size=size, keep_chunks=keep)
     assert len(forwards) == 3
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
 
 
 def test_frozen_blocks_run_again_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,10 +229,9 @@ def test_frozen_blocks_run_again_where_memory_is_short(monkeypatch: pytest.Monke
     towers = build()
     freeze(towers, all_but="resblocks.1.")
     reference = copy_of(towers)
-    plain_step(reference, "clip", *batch(12))
-    step = cached(towers)
-    step(*batch(12))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+    forwards = counted(towers.clip.visual.transformer.resblocks[0].ln_1)
+    check(towers, reference)
+    assert len(forwards) == 3 + 3
 
 
 def test_blocks_that_feed_more_than_the_next_one_are_run_again() -> None:
@@ -271,9 +248,7 @@ def test_blocks_that_feed_more_than_the_next_one_are_run_again() -> None:
     # ln_pre's output is used again at the end
     blocks = [towers.clip.visual.ln_pre, *towers.image_blocks()]
     towers.image_blocks = lambda: blocks
-    cached(towers)(*batch(12))
-    plain_step(reference, "clip", *batch(12))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+    check(towers, reference, chunks=None)
 
 
 def test_a_tower_gets_one_chunk_at_a_time_as_it_came() -> None:

@@ -72,21 +72,6 @@ def test_global_batches_depend_on_nothing_but_the_position(
     assert resumed == whole[done:]
 
 
-@given(size=st.integers(1, 50), batch=st.integers(1, 12), world_size=st.integers(1, 4))
-@settings(deadline=None, max_examples=20)
-def test_each_epoch_is_a_permutation_across_step_boundaries(
-    size: int, batch: int, world_size: int
-) -> None:
-    batch *= world_size
-    steps = -(-3 * size // batch)
-    order = Order([size], seed=1)
-    batches = stream(order, world_size, global_batch_size=batch, loader_batch_size=3, steps=steps)
-    places = [place for step in batches for place in step][: 3 * size]
-    for epoch in range(3):
-        own = places[epoch * size : (epoch + 1) * size]
-        assert sorted(own) == [(epoch, index) for index in range(size)]
-
-
 @pytest.fixture
 def shards(tmp_path: Path) -> ShardSet:
     write_pairs(tmp_path / "a.tar", range(5), {1: ["C0040405", "C0007776"], 2: ["X1"]})

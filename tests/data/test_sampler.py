@@ -53,6 +53,10 @@ def test_nothing_is_left_of_the_packing_order(size: int) -> None:
         assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 4 * noise
         # neighbours of the order that are neighbours of the set: 2 expected
         assert np.sum(np.abs(np.diff(found)) == 1) < 12
+    orders = [whole(0, 0, size), whole(0, 1, size), whole(1, 0, size), whole(0, 0, size, stream=1)]
+    for number, one in enumerate(orders):
+        for other in orders[:number]:
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
 
 
 def test_neighbours_in_a_shard_do_not_travel_together() -> None:
@@ -79,13 +83,6 @@ def test_every_pair_comes_everywhere_equally_often(size: int) -> None:
     degrees = (size - 1) ** 2
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < degrees + 5 * np.sqrt(2 * degrees)
-
-
-def test_epochs_seeds_and_streams_have_orders_of_their_own() -> None:
-    orders = [whole(0, 0, SIZE), whole(0, 1, SIZE), whole(1, 0, SIZE), whole(0, 0, SIZE, stream=1)]
-    for number, one in enumerate(orders):
-        for other in orders[:number]:
-            assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
 
 
 def test_the_order_stays_as_it_is() -> None:

@@ -18,6 +18,7 @@ from medclip_oc.runtime.distributed import World
 from tests.support.tiny_models import TEXT, TINY, VIT
 
 ONE = World(0, 1, torch.device("cpu"))
+_BUILT: dict[str, Towers] = {}
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}
 DROPOUT = {**VIT, "patch_dropout": 0.5}
 HF = {  # BERT with its own dropout
@@ -36,10 +37,13 @@ def timm(name: str, size: int = 160) -> dict[str, Any]:
 def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings: Any) -> Towers:
     """Towers in training mode, with a bias that trains (CLIP's loss leaves it alone)."""
     definition = {**TINY, "vision_cfg": vision, "text_cfg": text, "init_logit_bias": -2.0}
-    name = f"step-{zlib.crc32(str(definition).encode())}"
-    towers = factory.build(ModelConfig(arch=name, definition=definition, **settings)).towers
-    towers.train_bias()
-    return towers.train()
+    name = f"step-{zlib.crc32(str((definition, settings)).encode())}"
+    if name not in _BUILT:
+        _BUILT[name] = factory.build(
+            ModelConfig(arch=name, definition=definition, **settings)
+        ).towers
+        _BUILT[name].train_bias()
+    return deepcopy(_BUILT[name]).train()
 
 
 def adapted(
