@@ -109,16 +109,15 @@ def test_every_shard_comes_before_any_comes_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lanes", "size", "steps", "world_sizes"),
-    [(1, 12, 9, (2, 6)), (3, 12, 9, (2, 6)), (8, 12, 9, (2, 6)), (8, 3, 18, (3,))],
+    ("lanes", "size", "steps", "ranks"),
+    [(1, 12, 9, 3), (3, 12, 9, 6), (8, 12, 9, 2), (8, 3, 18, 3)],
 )
 def test_global_batches_are_the_same_at_any_world_size(
-    folder: Path, lanes: int, size: int, steps: int, world_sizes: tuple[int, ...]
+    folder: Path, lanes: int, size: int, steps: int, ranks: int
 ) -> None:
     """Also where ranks outnumber lanes or shards, and lanes the pairs of a batch."""
     whole = batches(far(folder, lanes=lanes), 1, size, steps)
-    for ranks in world_sizes:
-        assert batches(far(folder, lanes=lanes), ranks, size, steps) == whole
+    assert batches(far(folder, lanes=lanes), ranks, size, steps) == whole
     assert len({key for batch in whole for key in batch}) == 27
 
 
