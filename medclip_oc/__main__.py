@@ -1,5 +1,7 @@
 """`python -m medclip_oc`: the commands, one line each."""
 
+import sys
+
 COMMANDS = {
     "tools/make_shards.py": "pack images and captions into tar shards, audit and verify them",
     "-m medclip_oc.train": "fine-tune a CLIP model (torchrun -m ... for several processes)",
@@ -12,6 +14,12 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["-h"], ["--help"]):
+        print(
+            f"python -m medclip_oc lists commands; try python -m medclip_oc.{sys.argv[1]}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     for name, purpose in COMMANDS.items():
         print(f"python {name:<23} {purpose}")
     print("Each has --help.")

@@ -4,6 +4,7 @@ Every step is the command a user would type; this script only types them, and at
 whether the result holds what the README promises.
 """
 
+import argparse
 import csv
 import json
 import os
@@ -33,6 +34,7 @@ def step(title: str, *words: str) -> None:
 
 def main() -> int:
     """Make data, pack, train, evaluate, rank, report; 0 if the recall is what it should be."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     os.chdir(ROOT)
     began = time.monotonic()
     step("Draw synthetic phantoms", "tools/make_phantoms.py", "--out", SOURCE, "--overwrite")

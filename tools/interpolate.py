@@ -116,16 +116,11 @@ class Scorer:
         from medclip_oc.evaluation.retrieval import evaluate
 
         self.clip.towers.clip.load_state_dict(state)
-        settings = self.settings
-        found = evaluate(
-            self.clip,
-            self.sets[name],
-            self.world,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            precision=settings.precision,
-        )
-        return float(found.record["mean_recall"])
+        options = {
+            key: getattr(self.settings, key) for key in ("batch_size", "workers", "precision")
+        }
+        measured = evaluate(self.clip, self.sets[name], self.world, **options)
+        return float(measured.record["mean_recall"])
 
 
 def weights_before(settings: InterpolateConfig, content: dict[str, Any]) -> "State":

@@ -46,7 +46,7 @@ def scan(
         import datasketch  # noqa: F401
         import imagehash  # noqa: F401
     except ImportError as error:
-        libraries = "pip install ImageHash datasketch"
+        libraries = "pip install 'medclip_oc[audit]'"
         raise InputError(f"the audit needs {error.name} ({libraries})") from None
     look = partial(inspect, max_pixels=max_pixels)
     usable, others = list[dict[str, Any]](), list[tuple[str, str]]()

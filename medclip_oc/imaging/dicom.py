@@ -28,7 +28,7 @@ from PIL import Image
 from ..errors import BadImage, InputError
 from ..runtime.crash_isolation import call_isolated
 
-INSTALL = "pip install pydicom python-gdcm"
+INSTALL = "pip install 'medclip_oc[dicom]'"
 
 _READ = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration"),

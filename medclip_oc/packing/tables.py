@@ -246,7 +246,9 @@ def _open_parquet(path: Path) -> Any:
 
         return parquet.ParquetFile(path)
     except ImportError:
-        raise InputError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow)") from None
+        raise InputError(
+            f"{path}: reading Parquet needs pip install 'medclip_oc[parquet]'"
+        ) from None
     except (ValueError, OSError) as error:  # pyarrow's own are among them
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
 

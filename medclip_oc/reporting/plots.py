@@ -66,7 +66,6 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
     values = [value for _, value, _ in rows]
     longest = max(values, default=0) or 1
     place: dict[str, Any] = {"va": "bottom", "in_layout": False}
-    axes.barh(range(len(rows)), longest, height=0.3, color=COLOURS["line"])
     axes.barh(range(len(rows)), values, height=0.3, color=COLOURS["bar"])
     for n, (label, _, note) in enumerate(rows):
         axes.text(0, n - 0.24, _shortened(label), **place)

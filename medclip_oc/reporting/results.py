@@ -36,7 +36,7 @@ def tables(record: Record) -> dict[str, list[Table]]:
         title = f"by concepts: {part['queries']:,} pairs with CUIs, relevant from an overlap of "
         concepts = [_scores(part, f"{title}{part['relevant']:g}")]
     if part := record.get("baseline"):
-        title = f"difference to {part['name']}, query by query"
+        title = f"difference to {part['name']}, query by query (% are percentage points)"
         baseline = [_scores(part, f"baseline {part['name']}"), _scores(part["difference"], title)]
     return {"retrieval": retrieval, "concepts": concepts, "baseline": baseline}
 
