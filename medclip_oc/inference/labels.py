@@ -34,12 +34,12 @@ class Labels:
 
     def __init__(self, file: str, names: Sequence[str], images: ImageSet) -> None:
         self.names = names
-        by_image, labels = _read(file, names), {}
+        by_image, self._labels = _read(file, names), dict[int, int]()
         for n in range(len(images)):
             base = PurePath(images.name(n)).name
-            keys = (images.name(n), base, stem(base))
-            labels[n] = next((by_image[key] for key in keys if key in by_image), None)
-        self._labels = {n: label for n, label in labels.items() if label is not None}
+            for key in (stem(base), base, images.name(n)):  # the longest name last: it counts
+                if key in by_image:
+                    self._labels[n] = by_image[key]
         if not self._labels:
             raise InputError(f"--labels: {file}: none of its rows names an image of --images")
         self.missing = len(images) - len(self._labels)

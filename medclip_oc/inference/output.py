@@ -57,24 +57,17 @@ class RowWriter:
 
     def _table_lines(self, row: dict[str, Any]) -> list[str]:
         """A row of the table, after its heading where that is another one."""
-        lines = []
-        heading = row[self.fields[0]]
-        if heading != self._heading or row["rank"] == 1:
-            self._heading = heading
-            titles = (f"{name:>{_WIDTHS.get(name, 0)}}" for name in self._columns)
-            lines += [_one_line(heading), "  " + "  ".join(titles)]
         line = "  " + "  ".join(_cell(name, row[name]) for name in self._columns)
         if self._width is not None and len(line) > self._width:
             line = line[: self._width - 1] + "…"
-        return [*lines, line]
+        heading = row[self.fields[0]]
+        if heading == self._heading and row["rank"] > 1:
+            return [line]
+        self._heading = heading
+        titles = (_cell(name, name) for name in self._columns)
+        return [_cell("", heading), "  " + "  ".join(titles), line]
 
 
 def _cell(name: str, value: Any) -> str:
-    if name not in _WIDTHS:
-        return _one_line(value)
-    width = _WIDTHS[name]
-    return f"{value:>{width}.4f}" if isinstance(value, float) else f"{value:>{width}}"
-
-
-def _one_line(value: Any) -> str:
-    return " ".join(str(value).split())
+    text = f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
+    return text.rjust(_WIDTHS.get(name, 0))

@@ -66,13 +66,7 @@ def gather(settings: ZeroshotConfig) -> list[Candidate]:
 def read_table(
     option: str, file: str, columns: Sequence[str], header: tuple[str, ...] | None = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Rows of a table that a user named: where each stands, for errors, and its cells.
-
-    Args:
-        option: that names the file.
-        file: see `Table`.
-        columns: see `Table.rows`.
-        header: see `Table`.
+    """Rows of a `Table` that an option names: where each stands, for errors, and its cells.
 
     Raises:
         InputError: no such file, a damaged row, or an empty cell.
@@ -98,7 +92,7 @@ def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
             content = sys.stdin.buffer.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"--texts-file -: not UTF-8 (byte {error.start})") from None
-        yield from ((line.strip(), line.strip()) for line in content.splitlines() if line.strip())
+        yield from ((text, text) for line in content.splitlines() if (text := line.strip()))
         return
     columns, header = [settings.text_column], None
     if Path(file).suffix.lower() in _TABLES and Path(file).is_file():
