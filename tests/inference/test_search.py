@@ -2,6 +2,7 @@
 
 import json
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +13,36 @@ import torch
 import medclip_oc
 from medclip_oc import embed, zeroshot
 from medclip_oc.config.inference import EmbedConfig, ZeroshotConfig
-from medclip_oc.config.schema import ModelConfig
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.errors import WorkError
+from medclip_oc.errors import InputError, WorkError
 from medclip_oc.imaging.decode import decode
 from medclip_oc.inference import feature_index
 from medclip_oc.inference.feature_index import Index
-from medclip_oc.models import checkpoint, factory
-from tests.support.cli import call
+from medclip_oc.models import checkpoint
+from tests.support.cli import call, one_line
 from tests.support.tiny_dataset import jpeg
-from tests.support.tiny_models import TINY
 from tests.support.unit_vectors import unit_vectors
 
 FIELDS = ["query", "rank", "id", "score", "caption", "shard", "position"]
 
 
-def checkpoint_of(file: Path, seed: int) -> Path:
-    clip = factory.build(ModelConfig(arch="tiny-test", definition=TINY), seed=seed)
-    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description}
-    checkpoint.save(file, {**content, "config": {}})
-    return file
+@pytest.fixture
+def search(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Searches an index as the command does: what it prints, or its one line on a mistake."""
+
+    def run(index: Path | str, *words: object, code: int = 0) -> str:
+        words = ("--checkpoint", tiny_checkpoint, "--index", index, *words)
+        assert call(zeroshot.main, ZeroshotConfig, *words) == code
+        said = capsys.readouterr()
+        return one_line(said.err) if code else said.out
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint_of(tmp_path_factory.mktemp("search") / "best.pt", 3)
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory, checked: Path, packed: Path) -> Path:
-    """Of the 48 training pairs of `packed`, in three shards."""
-    out = tmp_path_factory.mktemp("index") / "train"
-    words = ["--checkpoint", checked, "--data", packed, "--split", "train", "--out", out]
-    assert call(embed.main, EmbedConfig, *words, "--dtype", "float32", "--batch-size", 10) == 0
-    return out
-
-
-def answers(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
-    assert call(zeroshot.main, ZeroshotConfig, *words, "--format", "jsonl") == 0
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def test_an_index_holds_what_open_clip_gives(checked: Path, packed: Path, index: Path) -> None:
-    clip, preprocess, tokenizer = medclip_oc.load(checked)
+def test_an_index_holds_what_open_clip_gives(
+    tiny_checkpoint: Path, packed: Path, index: Path
+) -> None:
+    clip, preprocess, tokenizer = medclip_oc.load(tiny_checkpoint)
     shards = ShardSet.open(str(packed), "train")
     opened = Index(index)
     assert len(opened) == len(shards) == 48
@@ -77,57 +65,57 @@ def test_an_index_holds_what_open_clip_gives(checked: Path, packed: Path, index:
 
 
 def test_answers_by_text_and_by_image(
-    checked: Path, packed: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str], packed: Path, index: Path, tmp_path: Path
 ) -> None:
+    def rows(*words: object) -> list[dict[str, Any]]:
+        return list(map(json.loads, search(index, *words, "--format", "jsonl").splitlines()))
+
     shards = ShardSet.open(str(packed), "train")
     (tmp_path / "q.jpg").write_bytes(shards.read(30).image)
-    words = ["--checkpoint", checked, "--index", index]
-    rows = answers(capsys, *words, "--search-image", tmp_path / "q.jpg", "--top", 3)
-    assert [list(row) for row in rows] == [FIELDS] * 3
-    assert (rows[0]["id"], rows[0]["position"]) == ("train_0030", 30)
-    assert rows[0]["score"] == pytest.approx(1, abs=1e-5)
+    found = rows("--search-image", tmp_path / "q.jpg", "--top", 3)
+    assert [list(row) for row in found] == [FIELDS] * 3
+    assert (found[0]["id"], found[0]["position"]) == ("train_0030", 30)
+    assert found[0]["score"] == pytest.approx(1, abs=1e-5)
     caption = shards.read(41).caption
-    rows = answers(capsys, *words, "--search", caption, "bright", "--find", "captions")
-    assert len(rows) == 20
-    assert (rows[0]["query"], rows[0]["caption"]) == (caption, caption)
-    assert rows[0]["score"] == pytest.approx(1, abs=1e-5)
-    assert call(zeroshot.main, ZeroshotConfig, *words, "--search", caption, "--top", 1) == 0
-    lines = capsys.readouterr().out.splitlines()
+    found = rows("--search", caption, "bright", "--find", "captions")
+    assert len(found) == 20
+    assert (found[0]["query"], found[0]["caption"]) == (caption, caption)
+    assert found[0]["score"] == pytest.approx(1, abs=1e-5)
+    lines = search(index, "--search", caption, "--top", 1).splitlines()
     assert lines[0] == caption
     assert lines[1].split() == ["rank", "score", "id", "shard", "position", "caption"]
     assert len(lines) == 3
-    rows = answers(capsys, *words, "--search", caption, "--top", 48)
     images = np.load(index / "image_features.npy")
-    query = np.load(index / "caption_features.npy")[41]
-    order = np.argsort(-(images @ query), kind="stable")
-    assert [row["score"] for row in rows] == pytest.approx((images @ query)[order], abs=1e-5)
+    scores = images @ np.load(index / "caption_features.npy")[41]
+    found = rows("--search", caption, "--top", 48)
+    assert [row["score"] for row in found] == pytest.approx(-np.sort(-scores), abs=1e-5)
 
 
 def test_half_precision_is_half_the_size_and_nearly_the_same(
-    checked: Path, packed: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str],
+    tiny_checkpoint: Path,
+    packed: Path,
+    index: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--checkpoint", checked, "--data", packed, "--split", "train"]
-    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "half") == 0
+    out = tmp_path / "half"
+    words = ["--checkpoint", tiny_checkpoint, "--data", packed, "--split", "train", "--out", out]
+    assert call(embed.main, EmbedConfig, *words) == 0
     assert "48 pairs, 24 numbers each (float16)" in capsys.readouterr().out
-    half, full = (np.load(folder / "image_features.npy") for folder in (tmp_path / "half", index))
+    half, full = (np.load(folder / "image_features.npy") for folder in (out, index))
     assert half.dtype == np.float16
     assert np.abs(half.astype(np.float32) - full).max() < 3e-4
-    rows = answers(
-        capsys, "--checkpoint", checked, "--index", tmp_path / "half", "--search", "bright"
-    )
-    assert len(rows) == 10
-    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "half") == 2
+    assert len(search(out, "--search", "bright", "--format", "jsonl").splitlines()) == 10
+    assert call(embed.main, EmbedConfig, *words) == 2
     assert "half is there already (--overwrite replaces it)" in capsys.readouterr().err
-    assert call(embed.main, EmbedConfig, *words, "--out", tmp_path / "half", "--overwrite") == 0
+    assert call(embed.main, EmbedConfig, *words, "--overwrite") == 0
     assert not list(tmp_path.glob("*.partial"))
 
 
 def random_index(folder: Path, size: int, *, faiss: bool) -> torch.Tensor:
     """An index of random features around 40 centres."""
-    generator = torch.Generator().manual_seed(1)
-    centres = torch.randn(40, 16, generator=generator)
-    rows = centres.repeat(-(-size // 40), 1)[:size]
-    rows = rows + 0.5 * torch.randn(size, 16, generator=generator)
+    rows = unit_vectors(40, 16, 1)[torch.arange(size) % 40] + 0.5 * unit_vectors(size, 16, 2)
     rows = torch.nn.functional.normalize(rows, dim=1)
     pairs = [{"id": str(n), "caption": "c", "shard": "s", "position": n} for n in range(size)]
     batches, about = [(rows, rows, pairs)], {"model": "m", "probes": {}}
@@ -168,49 +156,34 @@ def test_faiss_finds_nearly_all_with_exact_scores(tmp_path: Path) -> None:
 
 
 def test_another_model_is_refused(
-    checked: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str], tiny_checkpoint: Path, index: Path, tmp_path: Path
 ) -> None:
-    other = checkpoint_of(tmp_path / "other.pt", 4)
-    words = ["--index", index, "--search", "bright"]
-    assert call(zeroshot.main, ZeroshotConfig, "--checkpoint", other, *words) == 2
-    assert re_one_line(capsys) == (
+    content = checkpoint.load(tiny_checkpoint)
+    content["state_dict"]["text_projection"].neg_()
+    checkpoint.save(tmp_path / "other.pt", content)
+    words = ["--search", "bright", "--checkpoint", tmp_path / "other.pt"]
+    assert search(index, *words, code=2) == (
         f"test: --index: {index} was made with other weights (tiny-test) than those of "
         "tiny-test now; embed the data again"
     )
 
 
-def re_one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said.strip()
-
-
-def test_mistakes(
-    checked: Path,
-    packed: Path,
-    index: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def said(*words: object) -> str:
-        assert call(zeroshot.main, ZeroshotConfig, "--checkpoint", checked, *words) == 2
-        return re_one_line(capsys)
-
-    assert "no such folder; medclip_oc.embed makes one" in said("--index", "no", "--search", "a")
-    assert "not an index" in said("--index", tmp_path, "--search", "a")
-    assert "has no such lists" in said("--index", index, "--search", "a", "--engine", "faiss")
-    assert "--search: number 1 is empty" in said("--index", index, "--search", " ")
+def test_mistakes(search: Callable[..., str], index: Path, tmp_path: Path) -> None:
     (tmp_path / "junk.jpg").write_bytes(jpeg(1)[:300])
-    words = ["--index", index, "--search-image", tmp_path / "junk.jpg"]
-    assert "junk.jpg: truncated" in said(*words)
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
+    (tmp_path / "damaged").mkdir()
     for file in index.iterdir():
-        (damaged / file.name).write_bytes(file.read_bytes()[:-1])
-    assert "damaged, or of another version" in said("--index", damaged, "--search", "a")
-    words = ["--checkpoint", checked, "--data", packed, "--out", tmp_path]
-    assert call(embed.main, EmbedConfig, *words) == 2
-    assert "is there already (it is no index)" in re_one_line(capsys)
+        (tmp_path / "damaged" / file.name).write_bytes(file.read_bytes()[:-1])
+    for folder, words, message in (
+        ("no", ["--search", "a"], "no such folder; medclip_oc.embed makes one"),
+        (tmp_path, ["--search", "a"], "not an index"),
+        (tmp_path / "damaged", ["--search", "a"], "damaged, or of another version"),
+        (index, ["--search", "a", "--engine", "faiss"], "has no such lists"),
+        (index, ["--search", " "], "--search: number 1 is empty"),
+        (index, ["--search-image", tmp_path / "junk.jpg"], "junk.jpg: truncated"),
+    ):
+        assert message in search(folder, *words, code=2)
+    with pytest.raises(InputError, match=r"is there already \(it is no index\)"):
+        feature_index.write(tmp_path, (0, 4), "float32", [], {})
 
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path) -> None:
