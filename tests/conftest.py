@@ -1,7 +1,8 @@
 """Models and data sets that several tests need, made small and from seeds."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_merges_once() -> None:
+    """open_clip reads its merges for each tokenizer: three quarters of building a tiny model."""
+    if "open_clip" in sys.modules:
+        tokenizer = sys.modules["open_clip"].SimpleTokenizer
+        init, tables = tokenizer.__init__, dict[str, dict[str, Any]]()
+
+        def remembered(self: Any, **settings: Any) -> None:
+            if repr(settings) not in tables:
+                init(self, **settings)
+                tables[repr(settings)] = dict(vars(self))
+            vars(self).update(tables[repr(settings)])
+
+        tokenizer.__init__ = remembered
 
 
 @pytest.fixture(scope="session")
