@@ -36,8 +36,8 @@ _OURS = re.compile(
     r"((train|valid|test)-\d{6}\.tar|(index|sizes|audit)\.json|rejects\.csv|audit\.html)(\.partial)?"
     r"|unfinished\.jsonl"
 )
-_FETCHED = 128
-"""Images that few threads read together: each hand-over between threads costs as much as a read."""
+_FETCHED = 32
+"""Images that few threads read together: a hand-over between threads costs as much as a read."""
 
 
 @dataclass(frozen=True)
