@@ -217,8 +217,7 @@ def test_the_form_can_be_said(tmp_path: Path) -> None:
     zipped = pairs_of(open_source(tmp_path, form="zenodo"), "train")
     assert [pair.image.read() for pair in zipped] == [jpeg(n + 100) for n in SPLITS["train"]]
     shutil.rmtree(tmp_path / "test_images")  # half extracted: of this split, the zip is read
-    first = pairs_of(open_source(tmp_path), "test")[0]
-    assert first.image.read() == jpeg(SPLITS["test"][0] + 100)
+    assert pairs_of(open_source(tmp_path), "test")[0].image.read() == jpeg(107)
 
 
 def test_a_damaged_zip_is_named_and_a_damaged_member_is_rejected(tmp_path: Path) -> None:
@@ -309,8 +308,7 @@ def test_a_wrong_table_is_one_line(tmp_path: Path, name: str) -> None:
 
 def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(jpeg(0))
-    message = r"no known form of data set: no train_captions.csv.*--tab"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"known form of data set: no train_captions.csv.*--tab"):
         open_source(tmp_path)
     with pytest.raises(InputError, match=r"x.jpg: a folder or a .parquet file is wanted"):
         open_source(tmp_path / "x.jpg")
@@ -327,9 +325,8 @@ def test_fingerprints_tell_sources_apart(tmp_path: Path) -> None:
         return tuple(open_source(folder, **options).fingerprints().values())
 
     rocov2(tmp_path)
-    found = {prints(), prints()}
-    assert len(found) == 1
-    found |= {prints(splits=["train"]), prints(concepts="manual")}
+    assert prints() == prints()
+    found = {prints(), prints(splits=["train"]), prints(concepts="manual")}
     (tmp_path / "cui_mapping.csv").unlink()
     found.add(prints())
     with (tmp_path / "train_captions.csv").open("a") as file:
