@@ -279,6 +279,11 @@ def test_runs_of_sentences() -> None:
         assert matching, "whole sentences, one after another"
         found.add(matching[0])
     assert len(found) >= 4
+    head, tail = "One two. Three four five.", " ".join(["word"] * 9) + "."
+    rows = [words([text])[0] for text in (head, tail)]
+    for seed in range(20):
+        tokens, _ = captions.tokens(f"{head} {tail}", [seed])
+        assert any(row.equal(tokens) for row in rows), "earlier ones if room is left"
     fitting = [text for text in found if len(text.split()) <= 10]
     for text in fitting:  # there was no room for a neighbour
         first = next(i for i in range(6) if text.startswith(PARTS[i]))

@@ -74,6 +74,7 @@ def labels(pairs: int) -> Labels:
     captions, images = (torch.randint(pairs, (pairs,), generator=generator) for _ in range(2))
     concepts = torch.randint(6, (pairs, 4), generator=generator) * 7  # 0: none; some twice
     concepts[0] = 0
+    concepts[pairs // 2 :, 3] = 0  # later ranks have fewer
     concepts[1] = torch.tensor([100, 101, 102, 0])  # nobody else's
     return Labels(captions - 2**62, images + 2**62, concepts.int())
 
