@@ -12,6 +12,8 @@ from medclip_oc.runtime.atomic import atomic_file, atomic_folder
 def test_a_file_appears_at_the_end(tmp_path: Path, durable: bool, shared: bool) -> None:
     file = tmp_path / "a.txt"
     file.write_text("before")
+    with pytest.raises(KeyError), atomic_file(file, durable=durable, shared=shared) as partial:
+        partial.write_text({}["after"])
     with atomic_file(file, durable=durable, shared=shared) as partial:
         assert partial.name.endswith(".partial")
         partial.write_text("after")
@@ -20,26 +22,19 @@ def test_a_file_appears_at_the_end(tmp_path: Path, durable: bool, shared: bool) 
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_an_error_keeps_what_was_there(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("before")
-    with pytest.raises(KeyError), atomic_file(file) as partial:
-        partial.write_text({}["after"])
-    assert file.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [file]
-
-
 def test_what_can_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(WorkError, match=r"gone/a\.txt: can't be written \(No such file"):  # noqa: SIM117
-        with atomic_file(tmp_path / "gone" / "a.txt") as partial:
+    def write(file: Path) -> None:
+        with atomic_file(file, durable=True) as partial:
             partial.write_text("x")
+
+    with pytest.raises(WorkError, match=r"gone/a\.txt: can't be written \(No such file"):
+        write(tmp_path / "gone" / "a.txt")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WorkError, match=r"a\.txt: can't be written \(No space left on device\)"):  # noqa: SIM117
-        with atomic_file(tmp_path / "a.txt", durable=True) as partial:
-            partial.write_text("x")
+    with pytest.raises(WorkError, match=r"a\.txt: can't be written \(No space left on device\)"):
+        write(tmp_path / "a.txt")
     assert not list(tmp_path.iterdir())
 
 

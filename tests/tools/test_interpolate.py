@@ -34,9 +34,6 @@ def test_between_both_ends_which_are_bit_for_bit() -> None:
     torch.testing.assert_close(found["w"], 0.7 * one["w"] + 0.3 * two["w"])
     assert found["seen"] == 1
     assert averaging.interpolated(one, one, 0.3)["w"].equal(one["w"])
-
-
-def test_mean() -> None:
     three = states(3)
     torch.testing.assert_close(averaging.mean(three)["w"], sum(s["w"] for s in three) / 3)
     assert averaging.mean([three[0]] * 3)["w"].equal(three[0]["w"])
