@@ -34,7 +34,6 @@ JPEG decoders conceal some damage within the bit stream: that goes unnoticed.
 """
 
 import io
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -179,23 +178,6 @@ _STARTS = {
 # frame headers of JPEG: every 0xC0-0xCF but DHT, JPG and DAC (ITU-T T.81, table B.1)
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NO_LENGTH = {0x00, 0x01, 0xFF, *range(0xD0, 0xD9)}  # a stuffed byte, and markers that stand alone
-_START_OF_PIXELS = 0xDA
-
-
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of each segment of a JPEG's header, the start of its pixels included.
-
-    Nothing, if it is not a JPEG; what is there, if it is cut.
-    """
-    position = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while (position := data.find(b"\xff", position)) >= 0 and position + 5 <= len(data):
-        marker = data[position + 1]
-        if marker in _NO_LENGTH:
-            position += 1
-            continue
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
-        yield marker, data[position + 4 : end]
-        position = end if marker != _START_OF_PIXELS else len(data)
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int] | None:
@@ -204,8 +186,14 @@ def jpeg_frame(data: bytes) -> tuple[int, int] | None:
     0, 1 and 2 are the Huffman-coded kinds that every decoder knows: baseline, extended and
     progressive. 3 is lossless, 9 to 11 are coded arithmetically. None: not a JPEG, or cut.
     """
-    segments = jpeg_segments(data)
-    return next(((m - 0xC0, text[0]) for m, text in segments if text and m in _FRAMES), None)
+    position = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while (position := data.find(b"\xff", position)) >= 0 and position + 5 <= len(data):
+        kind = data[position + 1]
+        if kind in _FRAMES:
+            return kind - 0xC0, data[position + 4]
+        length = 0 if kind in _NO_LENGTH else int.from_bytes(data[position + 2 : position + 4]) + 1
+        position += 1 + length
+    return None
 
 
 def _damage(error: Exception, data: bytes) -> BadImage:

@@ -37,7 +37,7 @@ class Picture:
     def __init__(self, data: bytes, *, exact: bool = False) -> None:
         self._data = data
         self._image: Image.Image | None = None
-        if header := None if exact else _plain_jpeg(data):
+        if header := None if exact else plain_jpeg(data):
             self._space, self.size = header
         else:
             self._image = decode.decode(data)
@@ -73,16 +73,19 @@ class Picture:
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), scale
 
 
-def _plain_jpeg(data: bytes) -> tuple[str, tuple[int, int]] | None:
-    """Simplejpeg's name for the colours to decode to, and the size, of a JPEG that any decoder
-    gets right; None for anything else.
+def plain_jpeg(
+    data: bytes, max_pixels: int = decode.MAX_PIXELS
+) -> tuple[str, tuple[int, int]] | None:
+    """What a JPEG that any decoder gets right decodes to, by its header: "GRAY" or "RGB", and size.
+
+    None for anything else, and for a JPEG that is not upright.
     """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if b"Exif\0\0" in data:
-            image = decode.open_image(data, decode.MAX_PIXELS)
+        if b"Exif\0\0" in data or b"tiff:Orientation" in data:
+            image = decode.open_image(data, max_pixels)
             space = space if decode.read_orientation(image) == 1 else "turned"
     except ValueError:  # no JPEG, or a damaged one: decode.decode says which
         return None
-    is_plain = space in _SPACES and width * height <= decode.MAX_PIXELS
+    is_plain = space in _SPACES and width * height <= max_pixels
     return (_SPACES[space], (width, height)) if is_plain else None

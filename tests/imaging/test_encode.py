@@ -71,6 +71,7 @@ LOSSY: dict[str, bytes] = {
     "CMYK": file(SMOOTH.convert("RGB").convert("CMYK"), "JPEG", quality=95),
     "MPO": file(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.rotate(180)]),
     "turned": turned("JPEG", 6, SMOOTH),
+    "turned by XMP": file(SMOOTH, "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
     "junk for EXIF": file(SMOOTH, "JPEG", exif=b"Exif\0\0what is this"),
 }
 KEPT = {"grey", "colour", "one bit", "opaque alpha", "palette", "JPEG grey", "JPEG colour"}

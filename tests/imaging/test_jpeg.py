@@ -55,6 +55,11 @@ def test_damage_is_named(name: str, exact: bool) -> None:
             Picture(data[:cut], exact=exact).pixels(4.0)
 
 
+def test_a_picture_that_xmp_turns() -> None:
+    data = file(Image.new("L", (60, 40), 9), "JPEG", xmp=b'<x tiff:Orientation="6"/>')
+    assert Picture(data).size == decode.decode(data).size == (40, 60)
+
+
 def test_too_large_is_named() -> None:
     data = file(Image.new("L", (10_000, decode.MAX_PIXELS // 10_000 + 1)), "JPEG")
     with pytest.raises(BadImage, match="over max pixels"):
