@@ -160,13 +160,15 @@ def graded(
     best = -np.sort(-np.partition(overlap, -places, 1)[:, -places:], 1)  # (b, k)
     discount = 1 / np.log2(np.arange(places) + 2)
     total = (overlap >= relevant).sum(1)
-    gain, ideal = ((each * discount).cumsum(1) for each in (expected, best))
-    hits, last = hits.cumsum(1), {k: min(k, places) - 1 for k in ks}
-    return (
-        {f"nDCG@{k}": gain[:, i] / np.maximum(ideal[:, i], 1e-12) for k, i in last.items()}
-        | {f"relevant_recall@{k}": hits[:, i] / np.maximum(total, 1) for k, i in last.items()}
-        | {f"relevant_precision@{k}": hits[:, i] / (i + 1) for k, i in last.items()}
-    )
+    scores: dict[str, np.ndarray] = {}
+    for k in ks:
+        ideal = (best * discount)[:, :k].sum(1)
+        scores[f"nDCG@{k}"] = (expected * discount)[:, :k].sum(1) / np.maximum(ideal, 1e-12)
+    for k in ks:
+        scores[f"relevant_recall@{k}"] = hits[:, :k].sum(1) / np.maximum(total, 1)
+    for k in ks:
+        scores[f"relevant_precision@{k}"] = hits[:, :k].sum(1) / min(k, places)
+    return scores
 
 
 def modality_bits(concepts: np.ndarray) -> np.ndarray:
