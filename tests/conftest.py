@@ -10,6 +10,7 @@ import torch
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.faulty_source import write_faulty_source
 from tests.support.tiny_dataset import write_kaggle
 from tests.support.tiny_models import TINY
 
@@ -71,6 +72,21 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_kaggle(folder / "source", {"train": 48, "valid": 12, "test": 12})
     pack(open_source(source), folder / "shards", PackOptions(samples_per_shard=20), workers=1)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def faulty_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_faulty_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def faulty_packed(faulty_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard folder of the splits train and valid of it."""
+    source, out = open_source(faulty_source, ["train", "valid"]), tmp_path_factory.mktemp("packed")
+    report = pack(source, out, PackOptions(samples_per_shard=4))
+    assert report.read == {"train": 23, "valid": 3}
+    assert report.packed == {"train": 17, "valid": 3}
+    return out
 
 
 @pytest.fixture(scope="session")

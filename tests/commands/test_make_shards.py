@@ -11,15 +11,11 @@ import pytest
 from medclip_oc import make_shards
 from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.packing.formats import open_source
-from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.cli import ROOT, call, one_line
-from tests.support.faulty_source import contents, rejected, write_faulty_source
+from tests.support.faulty_source import contents, rejected
 
 SPLITS = ["train", "valid"]
 TABLE = ["--table", "x.csv", "--image-column", "a", "--caption-column", "b"]
-
-
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -34,25 +30,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_faulty_source(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def packed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    report = pack(open_source(source, SPLITS), out, PackOptions(samples_per_shard=4))
-    assert (report.read["train"], report.packed["train"]) == (23, 17)
-    assert (report.read["valid"], report.packed["valid"]) == (3, 3)
-    return out
-
-
 def test_the_command_packs_and_prints_a_table(
-    source: Path, packed: Path, tmp_path: Path, run: Run
+    faulty_source: Path, faulty_packed: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "new" / "shards"
-    words = ["--source", source, "--out", out, "--splits", *SPLITS]
+    words = ["--source", faulty_source, "--out", out, "--splits", *SPLITS]
     code, printed, error = run(*words, "--samples-per-shard", "4", "--workers", "1")
     assert (code, error) == (0, "")  # no bar without a terminal
     table = [line.split() for line in printed.splitlines()]
@@ -63,14 +45,14 @@ def test_the_command_packs_and_prints_a_table(
         ["all", "26", "20", "6"],
     ]
     assert ["rejected", "1", "train:", "image", "missing"] in table
-    assert contents(out) == contents(packed)
+    assert contents(out) == contents(faulty_packed)
 
     for more in ([], ["--audit"]):  # refused before the audit takes its time
         code, printed, error = run(*words, *more)
         assert (code, printed) == (2, "")
         message = "a packing with other settings: samples_per_shard 4, not 1000; give"
         assert message in one_line(error)
-    assert contents(out) == contents(packed)
+    assert contents(out) == contents(faulty_packed)
 
     (out / "notes.txt").write_text("mine")
     code, _, error = run(*words, "--overwrite", "--no-decode-check", "--workers=1")
@@ -86,10 +68,7 @@ def test_the_command_packs_and_prints_a_table(
     ("words", "message"),
     [
         (["--source", "/nowhere"], "/nowhere: no such source folder"),
-        (["--source", "SOURCE"], "test_captions.csv: no such file"),
-        (["--source", "SOURCE", "--splits", "validation"], "allowed are train, valid, test"),
         (["--source", "SOURCE", "--samples-per-shard", "0"], "per-shard: 0 is not at least 1"),
-        (["--source", "SOURCE", "--resize", "0"], "--resize: 0 is not at least 1"),
         (["--source", "SOURCE", "--workers", "-1"], "--workers"),
         ([], "--source, --table: give one of them"),
         (["--source", "SOURCE", "--table", "x.csv"], "--source, --table: give one of them"),
@@ -101,31 +80,30 @@ def test_the_command_packs_and_prints_a_table(
         (["--source", "SOURCE", "--splits", "train", "--drop-leaks"], "needs train and another"),
         (["--source", "SOURCE", "--max-pixels", "178956971"], "not from 1 to 178956970"),
         (["--source", "~nosuchuser/x"], "--source '~nosuchuser/x': "),
-        (["--source", "x" * 300], "File name too long"),
         (["--source", "SOURCE", "--splits", "train,valid"], "train, valid, test, blanks"),
     ],
 )
 def test_wrong_input_is_one_line(
-    source: Path, tmp_path: Path, run: Run, words: list[str], message: str
+    faulty_source: Path, tmp_path: Path, run: Run, words: list[str], message: str
 ) -> None:
-    given = [str(source) if word == "SOURCE" else word for word in words]
+    given = [str(faulty_source) if word == "SOURCE" else word for word in words]
     code, _, error = run("--out", tmp_path / "out", *given)
     assert code == 2
     assert message in one_line(error)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_can_not_be_out_is_refused(source: Path, run: Run) -> None:
-    before = contents(source / "train_images" / "train")
-    for out, message in (("", "--out: is empty"), (source, "--out: the source itself")):
-        code, _, error = run("--source", source, "--splits", *SPLITS, "--out", out)
+def test_a_folder_that_can_not_be_out_is_refused(faulty_source: Path, run: Run) -> None:
+    before = contents(faulty_source / "train_images" / "train")
+    for out, message in (("", "--out: is empty"), (faulty_source, "--out: the source itself")):
+        code, _, error = run("--source", faulty_source, "--splits", *SPLITS, "--out", out)
         assert code == 2
         assert message in one_line(error)
-    assert contents(source / "train_images" / "train") == before
+    assert contents(faulty_source / "train_images" / "train") == before
 
 
-def test_verifying_says_what_is_damaged(packed: Path, tmp_path: Path, run: Run) -> None:
-    folder = Path(shutil.copytree(packed, tmp_path / "shards"))
+def test_verifying_says_what_is_damaged(faulty_packed: Path, tmp_path: Path, run: Run) -> None:
+    folder = Path(shutil.copytree(faulty_packed, tmp_path / "shards"))
     well = f"{folder}: 6 shards, 20 samples, 0.1 MB: all well\n"
     assert run("--verify", "--out", folder, "--workers", "1") == (0, well, "")
     (folder / "valid-000000.tar").unlink()

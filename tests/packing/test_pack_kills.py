@@ -18,7 +18,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.journal import JOURNAL, alone_in
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.faulty_source import contents
+from tests.support.faulty_source import contents, rejected
 from tests.support.tiny_dataset import write_kaggle
 
 ROOT = Path(__file__).parents[2]
@@ -141,12 +141,11 @@ def test_another_source_is_refused(source: Path, almost: tuple[Path, Path], tmp_
             pack(open_source(changed), folder, PackOptions(samples_per_shard=3))
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_two_packings_into_one_folder_are_refused(source: Path, out: Path, overwrite: bool) -> None:
+def test_two_packings_into_one_folder_are_refused(source: Path, out: Path) -> None:
     before = contents(out)
     refused = pytest.raises(InputError, match="another process is packing into this folder")
     with alone_in(out), refused:
-        pack(open_source(source), out, PackOptions(samples_per_shard=3), overwrite=overwrite)
+        pack(open_source(source), out, PackOptions(samples_per_shard=3), overwrite=True)
     assert contents(out) == before
 
 
@@ -176,6 +175,7 @@ def test_a_split_without_a_pair_is_looked_at_again(tmp_path: Path) -> None:
     pictures.mkdir()
     with pytest.raises(WorkError, match=r"valid: no pair could be packed; 2 of 2: image missing"):
         pack(open_source(source, ["train", "valid"]), tmp_path / "out")
+    assert len(rejected(tmp_path / "out")) == 2
     pictures.rmdir()
     away.rename(pictures)
     report = pack(open_source(source, ["train", "valid"]), tmp_path / "out")
@@ -183,14 +183,17 @@ def test_a_split_without_a_pair_is_looked_at_again(tmp_path: Path) -> None:
     assert not report.rejected
 
 
-def kill_and_resume(folder: Path, kills: int) -> None:
+@pytest.mark.parametrize(
+    "kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)]
+)
+def test_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
     """Pack in a process group that is killed at random moments, so many times; then let it finish.
 
     A moment is a number of shards that are there, and a little later: on a busy machine, too, the
     kills are spread over the whole packing.
     """
-    source = write_kaggle(folder / "source", {"train": 400, "valid": 40, "test": 40})
-    out, whole, shards = folder / "out", folder / "whole", 58 + 6 + 6
+    source = write_kaggle(tmp_path / "source", {"train": 400, "valid": 40, "test": 40})
+    out, whole, shards = tmp_path / "out", tmp_path / "whole", 58 + 6 + 6
     pack(open_source(source), whole, PackOptions(samples_per_shard=7))
     assert len(list(whole.glob("*.tar"))) == shards
     moments = random.Random(kills)
@@ -211,13 +214,3 @@ def kill_and_resume(folder: Path, kills: int) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(whole)
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 5)
-
-
-@pytest.mark.soak
-def test_killed_at_random_moments_again_and_again(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 20)

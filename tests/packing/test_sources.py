@@ -11,7 +11,7 @@ from medclip_oc.errors import InputError
 from medclip_oc.packing import tables
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.image_store import stem
-from medclip_oc.packing.sources import Pair, Reject, clean, key_of, unfit_id
+from medclip_oc.packing.sources import Pair, Reject, key_of, unfit_id
 
 Read = Callable[..., list[Pair | Reject]]
 
@@ -110,11 +110,6 @@ def test_a_key_is_one_name_and_one_webdataset_key(name: str) -> None:
 def test_ids_that_differ_have_keys_that_differ(one: str, other: str) -> None:
     assert (key_of(one) == key_of(other)) == (one == other)
     assert len(key_of(one).encode()) <= 200
-
-
-@given(st.text())
-def test_cleaning_twice_changes_nothing(caption: str) -> None:
-    assert clean(clean(caption)) == clean(caption)
 
 
 def test_a_json_text_stays_text_whatever_its_column_is_called(tmp_path: Path) -> None:

@@ -58,10 +58,6 @@ def blot(folder: Path) -> None:
     accept(folder)
 
 
-def in_index(old: bytes, new: bytes, times: int = 1) -> Callable[[Path], None]:
-    return lambda folder: replace(folder / "index.json", old, new, times)
-
-
 def lose_entry(folder: Path) -> None:
     lines = (folder / "index.json").read_text().splitlines(keepends=True)
     (folder / "index.json").write_text("".join(line for line in lines if TAR not in line))
@@ -86,10 +82,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda folder: os.truncate(folder / TAR, 3000),
         [f"{TAR}: 3000 bytes; should be 20480", f"{TAR}: train_0004.json: "],
     ),
-    "shard cut between members": (
-        lambda folder: os.truncate(folder / TAR, 7168),
-        [f"{TAR}: 7168 bytes", f"{TAR}: train_0006.jpg: the tar ends where it should be"],
-    ),
     "shards swapped": (
         swap,
         [
@@ -105,7 +97,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "image undecodable": (blot, [f"{TAR}: train_0006.jpg can't be decoded: undecodable"]),
     "offset in the index": (
-        in_index(b'"members": [[512, ', b'"members": [[513, ', 4),
+        lambda folder: replace(folder / "index.json", b'": [[512, ', b'": [[513, ', 4),
         [
             f"{tar}.tar: {tar[:5]}_{n:04d}.jpg is not where index.json says"
             for tar, n in zip(TARS, (0, 4, 7, 1), strict=True)
@@ -120,16 +112,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ],
     ),
     "entry leads elsewhere": (
-        in_index(b'"name": "train-000001.tar"', b'"name": "../train-001.tar"'),
+        lambda folder: replace(folder / "index.json", b'"train-000001.tar', b'"../train-001.tar'),
         ["index.json: describes no shard (name '../train-001.tar'", f"{TAR}: index.json doesn't"],
     ),
     "sizes edited": (
         lambda folder: replace(folder / "sizes.json", b": 3", b": 2", 2),
         ["sizes.json: SHA-256"],
-    ),
-    "sizes deleted": (
-        lambda folder: (folder / "sizes.json").unlink(),
-        ["sizes.json: unreadable: No such file or directory"],
     ),
     "a reject lost": (
         lose_reject,

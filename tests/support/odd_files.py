@@ -45,23 +45,6 @@ def png_16(values: np.ndarray, *more: bytes) -> bytes:
     return png(width, height, 16, kind, rows, *more)
 
 
-def tiff_16(values: np.ndarray, *, photometric: int) -> bytes:
-    """An uncompressed TIFF of 16 bits per channel: (H, W, C) uint16; see TIFF 6.0 for the tags."""
-    height, width, channels = values.shape
-    stored = values.astype("<u2").tobytes()
-    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [photometric]}
-    tags |= {273: [0], 277: [channels], 278: [height], 279: [len(stored)]}
-    tail = 8 + 2 + 12 * len(tags) + 4  # the long value of tag 258; the pixels follow
-    bits = struct.pack(f"<{channels}I", *tags[258])
-    tags[273] = [tail + len(bits)]
-    entries = b""
-    for tag, numbers in sorted(tags.items()):
-        content = tail if len(numbers) > 1 else numbers[0]
-        entries += struct.pack("<HHII", tag, 4, len(numbers), content)
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
-    return head + entries + bytes(4) + bits + stored
-
-
 def turned(kind: str, orientation: int, image: Image.Image) -> bytes:
     """A file whose EXIF block says which way is up."""
     exif = Image.Exif()
@@ -114,20 +97,3 @@ def _image_tags(pixels: np.ndarray) -> dict[str, Any]:
         "PixelData": pixels.tobytes() + bytes(pixels.nbytes % 2),
     }
     return tags | ({"PlanarConfiguration": 0} if pixels.ndim == 3 else {})
-
-
-def zlib_of(size: int) -> bytes:
-    """So many equal bytes, compressed."""
-    return zlib.compress(b"x" * size)
-
-
-def bmp_with_masks(pixels: np.ndarray) -> bytes:
-    """A BMP whose header says where each channel's bits are, alpha included: (H, W, 4) uint8."""
-    height, width, _ = pixels.shape
-    rows = pixels[::-1, :, [2, 1, 0, 3]].tobytes()  # from the bottom, as BGRA
-    masks = (0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000)
-    header = struct.pack(
-        "<IiiHHIIiiII4I", 108, width, height, 1, 32, 3, len(rows), 0, 0, 0, 0, *masks
-    )
-    header += bytes(108 - len(header))
-    return struct.pack("<2sIHHI", b"BM", 14 + 108 + len(rows), 0, 0, 14 + 108) + header + rows
