@@ -5,7 +5,6 @@ these pixels or this caption, or stands in rejects.csv with this reason, or the 
 one line. Rows read are always those packed and those rejected.
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -13,7 +12,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,31 +20,28 @@ from PIL import Image
 from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source, open_table
-from medclip_oc.packing.pack import PackOptions, pack
-from medclip_oc.packing.sources import Pair, Reject, Source
+from medclip_oc.packing.pack import pack
+from medclip_oc.packing.sources import Pair, Reject
 from tests.support.bad_images import IMAGES, Kept, Refused
 from tests.support.bad_tables import BAD_ROWS, BROKEN, CAPTIONS, FILES, HEAD, LINES, WHOLE
+from tests.support.faulty_source import rejected
 from tests.support.tiny_dataset import jpeg
 
-
-class Packed(NamedTuple):
-    samples: dict[str, Sample]
-    rejects: list[dict[str, str]]
+Packed = tuple[dict[str, Sample], list[dict[str, str]]]
 
 
-def packed(source: Source, out: Path, split: str = "test", **options: Any) -> Packed:
-    """Pack and read everything back; nothing may have disappeared."""
-    report = pack(source, out, PackOptions(**options))
-    with (out / "rejects.csv").open(newline="", encoding="utf-8") as rows:
-        rejects = list(csv.DictReader(rows))
-    shard_set = ShardSet.open(str(out), split)
+def packed(folder: Path, out: Path) -> Packed:
+    """Pack and read everything back, by id, and the rejected; nothing may have disappeared."""
+    source = open_source(folder, ["test"])
+    report, rejects = pack(source, out), rejected(out)
+    shard_set = ShardSet.open(str(out), "test")
     samples = [shard_set.read(n) for n in range(len(shard_set))]
-    assert report.read[split] == len(samples) + len(rejects) == source.count(split)
-    assert report.packed[split] == len(samples)
+    assert report.read["test"] == len(samples) + len(rejects) == source.count("test")
+    assert report.packed["test"] == len(samples)
     assert report.rejected.total() == len(rejects)
     by_id = {sample.facts["id"]: sample for sample in samples}
     assert len(by_id) == len(samples)
-    return Packed(by_id, rejects)
+    return by_id, rejects
 
 
 def folder(path: Path, table: bytes, files: dict[str, bytes]) -> Path:
@@ -69,20 +64,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Packed:
         files[f"{number}{Path(file_name).suffix}"] = data
     path = tmp_path_factory.mktemp("images")
     source = folder(path / "in", "\n".join(rows).encode(), files)
-    return packed(open_source(source, ["test"]), path / "out")
+    return packed(source, path / "out")
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_image(images: Packed, name: str) -> None:
-    key = str(list(IMAGES).index(name))
+    (samples, rejects), key = images, str(list(IMAGES).index(name))
     file_name, data, outcome = IMAGES[name]
     if isinstance(outcome, Refused):
-        [row] = [row for row in images.rejects if row["id"] == key]
+        [row] = [row for row in rejects if row["id"] == key]
         assert (row["split"], row["reason"]) == ("test", outcome.reason)
         assert row["detail"].startswith(f"{key}{Path(file_name).suffix}: ")
         assert re.search(outcome.detail, row["detail"])
         return
-    sample = images.samples[key]
+    sample = samples[key]
     shown = np.asarray(Image.open(io.BytesIO(sample.image)))
     assert sample.caption == f"caption {key}"
     assert (sample.facts["height"], sample.facts["width"]) == shown.shape[:2]
@@ -167,7 +162,7 @@ def test_what_is_no_file_is_a_missing_image(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", table.encode(), {"a.jpg": jpeg(1)})
     for name, make in makers.items():
         make(source / "test_images" / "test" / f"{name}.jpg")
-    samples, found = packed(open_source(source, ["test"]), tmp_path / "out")
+    samples, found = packed(source, tmp_path / "out")
     assert (list(samples), {row["reason"] for row in found}) == (["a"], {"image missing"})
 
 

@@ -75,11 +75,8 @@ def test_accumulation_is_exact_but_for_the_temperature(chunks: int) -> None:
 @pytest.mark.parametrize(
     ("bench", "changes", "message"),
     [
-        (pack, {"cases": ["speed"]}, "allowed are decode, copy"),
         (pack, {"rounds": 0}, "--rounds 0: at least 1"),
-        (pack, {"workers": 0}, "each at least 1"),
         (pack, {"folder": "/nowhere"}, "--folder /nowhere: no such folder"),
-        (pack, {}, "nowhere: no such source folder"),
         (rank, {"images": 0}, "--images: 0 is not at least 1"),
         (rank, {}, "--source: nowhere: no such file or folder"),
         (step, {"cases": ["speed"]}, "--cases: 'speed' is not one of exact, growing"),

@@ -132,8 +132,6 @@ def test_soups(runs: list[Path], packed: Path, tmp_path: Path, capsys: Any, kind
     ("change", "message"),
     [
         (("--zero_shot", "laion9"), "'laion9' is neither a file nor a tag"),
-        (("--alphas", "0:3:1"), "--alphas"),
-        (("--data", "nowhere"), "nowhere"),
         (("--tolerance", "1.5"), "--tolerance: 1.5"),
         (("--out", "/proc/nowhere/x"), "--out: /proc/nowhere/x can't be written"),
     ],
