@@ -24,15 +24,8 @@ SEAMS = {
     "simplejpeg": {"imaging"},
     "torch.distributed": {"runtime"},
 }
-
-
-IMPORTED_AS = {
-    "open_clip_torch": "open_clip",
-    "Pillow": "PIL",
-    "PyYAML": "yaml",
-    "Jinja2": "jinja2",
-    "docstring-parser": "docstring_parser",
-}
+IMPORTED_AS = {"open_clip_torch": "open_clip", "Pillow": "PIL", "PyYAML": "yaml"}
+IMPORTED_AS |= {"Jinja2": "jinja2", "docstring-parser": "docstring_parser"}
 
 
 def place(path: Path) -> str:

@@ -13,7 +13,6 @@ import torch
 from medclip_oc import evaluate
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.schema import Config, ModelConfig
-from medclip_oc.evaluation import sources
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
@@ -134,8 +133,6 @@ def test_figures_are_redone_from_features(best: Path, tmp_path: Path) -> None:
     first = measured("--checkpoint", best, "--features-out", file, *words, out=tmp_path / "a.json")
     again = measured("--features-in", file, *words, out=tmp_path / "b.json")
     assert figures(first) == figures(again)
-    one, two = (np.load(tmp_path / f"{name}.npz") for name in "ab")
-    assert all(np.array_equal(one[name], two[name]) for name in one.files)
     compared = measured("--features-in", file, "--baseline", file, out=tmp_path / "c.json")
     assert set(compared["baseline"]["difference"]["image_to_text"].values()) == {0}
 
@@ -161,7 +158,13 @@ def files(best: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     np.savez(folder / "plain.npz", ids=ids, image_features=rows, text_features=rows)
     np.savez(folder / "turned.npz", ids=ids[::-1], image_features=rows, text_features=rows)
     write_pairs(folder / "x.tar", range(0))
+    facts = (b'{"concepts": [40405, 1]}', b'{"concepts": "C0040405;C1306645"}', b"[1]")
+    members = {}
+    for n, content in enumerate(facts):
+        members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": content}
+    write_tar(folder / "other.tar", members)
     names = {"BEST": best, "SHARDS": shards, "EMPTY": folder / "x.tar"}
+    names |= {"OTHER": folder / "other.tar"}
     return names | {"PLAIN": folder / "plain.npz", "TURNED": folder / "turned.npz"}
 
 
@@ -171,8 +174,7 @@ MISTAKES = {
     "--checkpoint BEST --data EMPTY": "no readable pair",
     "--checkpoint BEST --pools 5,25": "--pools: 25 pairs, but the set holds only 24",
     "--features-in PLAIN --slices CT": "--slices: CT: the pairs have no concepts",
-    "--checkpoint BEST --slices liver": "--slices: liver: no pair has a concept of this name",
-    "--features-in PLAIN --duplicates merge": "--duplicates merge: the features come without",
+    "--checkpoint BEST --data OTHER --slices lung": "--slices: lung: the pairs have no concepts",
     "--checkpoint BEST --features-out /proc/no/x.npz": "/proc/no/x.npz: can't be written",
     "--checkpoint BEST --data configs::x.tar": "mixes shard folders, which have splits, and tars",
     "--checkpoint BEST --data EMPTY --split test": "x.tar is not a shard folder with splits",
@@ -193,25 +195,12 @@ def test_mistakes_are_one_line(
     assert MISTAKES[words] in one_line(capsys.readouterr().err)
 
 
-def test_a_model_that_is_not_finite(
-    best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    content = checkpoint.load(best)
-    content["state_dict"]["text_projection"][0, 0] = torch.nan
-    checkpoint.save(tmp_path / "nan.pt", content)
-    assert run("--checkpoint", tmp_path / "nan.pt") == 1
-    assert capsys.readouterr().err == (
-        "test: text features hold NaN or infinity: nothing can be ranked\n"
-    )
-
-
 @pytest.mark.slow
 def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
-    """The same figures from two, which share the model's work; and a mistake in one line."""
-    file = tmp_path / "2.npz"
+    """The same figures from two, which share the model's work."""
     words = ("--checkpoint", best, "--pools", "5", "--pool-draws", 3, "--baseline", "start")
     alone = measured(*words, "--features-out", tmp_path / "1.npz", out=tmp_path / "one.json")
-    more = ("--features-out", file, "--json", tmp_path / "two.json")
+    more = ("--features-out", tmp_path / "2.npz", "--json", tmp_path / "two.json")
     done = torchrun(2, "-m", "medclip_oc.evaluate", *words, *more)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pool of 24 pairs") == 1
@@ -219,28 +208,6 @@ def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
     assert both["merged"]["images"] == alone["merged"]["images"]
     for way in ("image_to_text", "text_to_image"):
         assert both[way] == pytest.approx(alone[way], rel=1e-6)
-    one, two = (np.load(f) for f in (tmp_path / "1.npz", file))
+    one, two = (np.load(tmp_path / f"{number}.npz") for number in (1, 2))
     assert one["image_features"] == pytest.approx(two["image_features"], abs=1e-6)
     assert all(np.array_equal(one[name], two[name]) for name in ("ids", "concepts"))
-    done = torchrun(2, "-m", "medclip_oc.evaluate", "--checkpoint", best, "--pools", "25")
-    assert done.returncode != 0
-    ours = one_line(done.stderr)
-    assert ours == "python -m medclip_oc.evaluate: --pools: 25 pairs, but the set holds only 24"
-
-
-def test_a_folder_under_the_home_is_a_folder(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(shards.parent))
-    settings = EvaluateConfig(checkpoint="x.pt", data=f"~/{shards.name}")
-    assert sources._split(settings, settings.data) == "test"
-
-
-def test_facts_of_other_makers_name_no_slice(
-    best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    facts = (b'{"concepts": [40405, 1]}', b'{"concepts": "C0040405;C1306645"}', b"[1]")
-    members = {}
-    for n, content in enumerate(facts):
-        members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": content}
-    tar = write_tar(tmp_path / "x.tar", members)
-    assert run("--checkpoint", best, "--data", tar, "--slices", "lung") == 2
-    assert "--slices: lung: the pairs have no concepts" in one_line(capsys.readouterr().err)

@@ -11,9 +11,7 @@ def test_by_hand() -> None:
     """Two of three "a" right, one "b" taken for "a"; "c" never occurs and is never predicted."""
     probabilities = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1]])
     found = classification.measure(["a", "b", "c"], np.array([0, 0, 0, 1]), probabilities)
-    assert found["images"] == 4
-    assert found["accuracy"] == 0.5
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+    assert (found["images"], found["accuracy"]) == (4, 0.5)
     # of the pairs (an "a", the "b"), ordered by the probability of "a": 0.8, 0.6 right; 0.2 wrong
     assert found["classes"]["a"] == {"images": 3, "recall": 2 / 3, "auroc": pytest.approx(2 / 3)}
     assert found["classes"]["b"] == {"images": 1, "recall": 0.0, "auroc": pytest.approx(2 / 3)}
@@ -30,9 +28,8 @@ def test_ties_count_half_and_one_class_has_no_area() -> None:
     assert "-" in classification.text(found)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_against_scikit_learn(seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def test_against_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
     scores = np.round(rng.random((60, 4)) + 0.5 * np.eye(4)[rng.integers(4, size=60)], 1)
     probabilities = scores / scores.sum(1, keepdims=True)
     truth = np.concatenate([np.arange(4), rng.integers(4, size=56)])

@@ -29,13 +29,6 @@ def embedded(**changes: Any) -> Embedded:
     return Embedded(**(whole | changes))
 
 
-def arrays(**changes: Any) -> dict[str, Any]:
-    """What a file of three pairs holds."""
-    rows = {"ids": ["a", "b", "c"], "concepts": np.ones((3, 2), np.int32)}
-    sides = {f"{side}_features": unit_vectors(3, 4, 0).numpy() for side in ("image", "text")}
-    return {**rows, **sides, **changes}
-
-
 def test_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     features.save(file, embedded(), ALONE)
@@ -57,7 +50,7 @@ def test_each_rank_keeps_its_share(tmp_path: Path) -> None:
     assert len(first) == len(second) == 3
 
 
-@pytest.mark.parametrize("concepts", [None, np.zeros((3, 0), np.int32), np.zeros((3, 2), np.int32)])
+@pytest.mark.parametrize("concepts", [None, np.zeros((3, 2), np.int32)])
 def test_only_what_is_needed(tmp_path: Path, concepts: np.ndarray | None) -> None:
     made = embedded(image_hash=None, caption_hash=None, concepts=concepts)
     features.save(tmp_path / "x.npz", made, ALONE)
@@ -75,26 +68,20 @@ def test_features_of_any_length_become_unit_vectors(tmp_path: Path, length: floa
     )
 
 
-nan, zero, infinite = (unit_vectors(3, 4, 0).numpy() for _ in range(3))
-nan[1, 2], zero[2], infinite[0, 0] = np.nan, 0, np.inf
+nan, zero = (unit_vectors(3, 4, 0).numpy() for _ in range(2))
+nan[1, 2], zero[2] = np.nan, 0
 NOBODY = {"ids": np.array([], str), "concepts": np.zeros((0, 1), int)}
 NOBODY |= {f"{side}_features": np.zeros((0, 4), np.float32) for side in ("image", "text")}
 BAD = {
     "nan": ({"image_features": nan}, "image_features of row 1 is zero, or holds NaN"),
-    "infinite": ({"text_features": infinite}, "text_features of row 0 is zero, or holds NaN"),
     "zero": ({"text_features": zero}, "text_features of row 2 is zero"),
     "no pair": (NOBODY, "holds no pair"),
     "twice": ({"ids": ["a", "b", "a"]}, "the id a comes twice"),
     "lengths": ({"ids": ["a", "b"]}, r"image_features is float32 of shape \(3, 4\), where 2 rows"),
-    "widths": (
-        {"text_features": unit_vectors(3, 5, 0).numpy()},
-        "features of 4 and of 5 numbers",
-    ),
+    "widths": ({"text_features": np.ones((3, 5))}, "features of 4 and of 5 numbers"),
     "hashes": ({"image_hash": np.zeros((3, 2), np.int64)}, r"image_hash is .* shape \(3, 2\)"),
     "flat": ({"concepts": np.ones(3, np.int32)}, "concepts is .* of whole numbers are needed"),
     "words": ({"concepts": np.array([["C1"]] * 3)}, "concepts is <U2 of shape"),
-    "one id": ({"ids": "abc"}, r"ids is <U3 of shape \(\)"),
-    "no numbers": ({"text_features": np.array([["x"]] * 3)}, "text_features is <U1"),
     "objects": ({"ids": np.array(["a", {}, "b"], dtype=object)}, r"not a readable \.npz"),
 }
 
@@ -102,9 +89,13 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_content(tmp_path: Path, name: str) -> None:
     changes, message = BAD[name]
-    np.savez(tmp_path / "x.npz", **arrays(**changes))
+    file = tmp_path / "x.npz"
+    features.save(file, embedded(image_hash=None, caption_hash=None), ALONE)
+    with np.load(file) as good:
+        arrays = {**good, **changes}
+    np.savez(file, **arrays)
     with pytest.raises(InputError, match=message):
-        features.load(tmp_path / "x.npz", ALONE)
+        features.load(file, ALONE)
 
 
 def test_bad_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import hypergeom
 
 from medclip_oc.config.evaluation import MeasureConfig
 from medclip_oc.config.vocabulary import DIRECTIONS
-from medclip_oc.errors import InputError, WorkError
+from medclip_oc.errors import InputError
 from medclip_oc.evaluation import candidate_pools, concepts, features, metrics, ranks, retrieval
 from medclip_oc.runtime.distributed import World
 from tests.support import processes
@@ -223,9 +223,4 @@ def test_what_can_not_be_measured() -> None:
     one.concepts = one.image_hash = None
     with pytest.raises(InputError, match=r"--duplicates merge: .* without image_hash"):
         retrieval.measure(one, MeasureConfig(duplicates="merge"))
-    found = retrieval.measure(one, MeasureConfig())
-    assert "concepts" not in found.record
-    assert "merged" not in found.record
-    one.texts[2, 3] = torch.nan
-    with pytest.raises(WorkError, match="text features hold NaN"):
-        retrieval.measure(one, MeasureConfig())
+    assert not {"concepts", "merged"} & retrieval.measure(one, MeasureConfig()).record.keys()
