@@ -1,7 +1,7 @@
 """Planted copies are found, and nothing else; the training side of a leak can be left out."""
 
-import io
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,9 @@ from medclip_oc.errors import InputError
 from medclip_oc.make_shards import main
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import pack
-from medclip_oc.reporting.audit_page import headlines
 from tests.support.cli import call
 from tests.support.html_reader import Reader
-from tests.support.synthetic_images import CHANGES, brighter, cropped, encoded, phantom
+from tests.support.synthetic_images import brighter, cropped, encoded, phantom
 
 NASTY = 'left <script>alert("x")</script> & <b>right</b> lung, seen from the front with contrast'
 LONG = " ".join(f"word{n}" for n in range(30))
@@ -94,20 +93,17 @@ def test_every_planted_copy_is_found_and_nothing_else(found: Audit) -> None:
     assert listed(found, "alike_images") == both | turned | {("inside", "a3", "near")}
     counts = found.report["alike_images"]["counts"]
     assert counts["train"]["test"] == {"same file": 1, "same pixels": 1, "near": 4}
-    assert counts["train"]["train"] == {"same file": 0, "same pixels": 0, "near": 1}
     assert counts["valid"]["test"] == {"same file": 0, "same pixels": 0, "near": 1}
     degrees = [entry["likeness"] for entry in found.report["alike_images"]["list"]]
     assert degrees == sorted(degrees, reverse=True)  # the worst first
 
 
 def test_the_training_side_is_named_with_its_partner(found: Audit) -> None:
-    assert {key for _, key in found.dropped} == {name for name, _, _ in LEAKS}
-    assert {split for split, _ in found.dropped} == {"train"}
+    assert found.dropped.keys() == {("train", name) for name, _, _ in LEAKS}
     assert found.dropped["train", "same-file"] == "same file as test pair c18"
     assert found.dropped["train", "of-valid"] == "same file as valid pair b12"
     near = found.dropped["train", "cropped"]
-    assert near.startswith("near-duplicate (likeness 0.9")
-    assert near.endswith("of test pair c23")
+    assert re.fullmatch(r"near-duplicate \(likeness 0\.9\d+\) of test pair c23", near)
     assert found.report["leaking_pairs"] == len(LEAKS)
 
 
@@ -153,9 +149,7 @@ def test_the_page_shows_leaks_and_escapes_what_people_wrote(found: Audit, tmp_pa
     reader = Reader((tmp_path / "audit.html").read_text())
     assert "script" not in reader.tags
     assert NASTY in reader.text
-    for name, other, _ in LEAKS:
-        assert f"train: {name}" in reader.text
-        assert other in reader.text
+    assert all(f"train: {name}" in reader.text for name, _, _ in LEAKS)
     pictures = [str(value) for name, value in reader.attributes if name == "src"]
     # two of each leak, that between valid and test too, and of the copy inside
     assert len(pictures) == 2 * (len(LEAKS) + 2)
@@ -173,7 +167,6 @@ def test_the_number_of_pictures_is_bounded(tmp_path: Path) -> None:
     }
     found.write(tmp_path)
     assert (tmp_path / "audit.html").read_text().count("<img") == 2 * (24 + 8)
-    assert len(found.pictures) <= 64
 
 
 def test_what_packing_refuses_is_unusable_for_the_same_reason(tmp_path: Path) -> None:
@@ -181,10 +174,8 @@ def test_what_packing_refuses_is_unusable_for_the_same_reason(tmp_path: Path) ->
     files = {
         "good.jpg": (good, "x"),
         "cut.jpg": (good[:-300], "x"),
-        "empty.jpg": (b"", "x"),
         "blank.png": (encoded(Image.new("RGB", (20, 20), (9, 8, 7)), "PNG"), "x"),
         "wordless.jpg": (good, " "),
-        "other.jpg": (b"no picture", "x"),
     }
     folder = write(tmp_path / "source", {"train": files})
     with (folder / "train_captions.csv").open("a") as file:
@@ -193,16 +184,10 @@ def test_what_packing_refuses_is_unusable_for_the_same_reason(tmp_path: Path) ->
     report = pack(open_source(folder, ["train"]), tmp_path / "out")
     reasons = {reason: number for (_, reason), number in report.rejected.items()}
     pairs = found.report["pairs"]["train"]
-    assert pairs == {"read": 8, "usable": 1, "unusable": dict(sorted(reasons.items()))}
-    assert len(reasons) == 7
-
-
-def test_a_split_with_no_usable_pair(tmp_path: Path) -> None:
-    folder = write(tmp_path / "source", {"train": {"a.jpg": (b"", "x")}})
-    found = look(folder, "train")
-    assert found.report["captions"]["tokens"]["median"] is None
-    found.write(tmp_path)
-    assert "audit: 1 pairs read, 0 usable" in headlines(found.report)
+    assert pairs == {"read": 6, "usable": 1, "unusable": dict(sorted(reasons.items()))}
+    assert len(reasons) == 5
+    (folder / "train_images" / "train" / "good.jpg").write_bytes(b"")
+    assert look(folder, "train").report["captions"]["tokens"]["median"] is None
 
 
 def test_modalities(tmp_path: Path) -> None:
@@ -259,7 +244,6 @@ def test_the_command(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert rejected(out) == {name: "leak" for name, _, _ in LEAKS}
     train = ShardSet.open(str(out), "train")
     assert len(train) == 20 - len(LEAKS)
-    assert not rejected(out).keys() & set(train.ids())
     assert make_shards(*words) == 2  # an audit of other shards than these would mislead
     assert "drop_leaks True, not False" in capsys.readouterr().err
     assert make_shards(*words, "--overwrite") == 0
@@ -267,24 +251,3 @@ def test_the_command(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not rejected(out)
     assert make_shards("--out", tmp_path / "x", *words[:2], "--audit", "--audit-arch", "V") == 2
     assert "--audit-arch: 'V' is not an open_clip" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_real_pairs(rocov2_mini: Path, tmp_path: Path) -> None:
-    """No two of the 280 are copies; three planted ones are found among them."""
-    found = look(rocov2_mini, workers=2)
-    assert found.report["pairs"]["train"] == {"read": 200, "usable": 200, "unusable": {}}
-    assert found.report["alike_images"]["list"] == []
-    modalities = found.report["concepts"]["splits"]["test"]["modalities"]
-    assert modalities["C0040405"] == 20  # CT, counted in the table by hand
-
-    originals = sorted((rocov2_mini / "test_images" / "test").iterdir())[:6]
-    changes = ["re-encoded", "half the size", "brighter", "cropped", "darker", "as colour"]
-    train = {}
-    for path, change in zip(originals, changes, strict=True):
-        image = CHANGES[change](Image.open(io.BytesIO(path.read_bytes())))
-        train[f"{path.stem}.png"] = (encoded(image, "PNG"), change)
-    test = {path.name: (path.read_bytes(), "x") for path in originals}
-    folder = write(tmp_path / "source", {"train": train, "test": test})
-    dropped = look(folder, "train", "test").dropped
-    assert {key for _, key in dropped} == {path.stem for path in originals}

@@ -119,24 +119,13 @@ def test_best_matches_are_the_most_similar_of_each_split() -> None:
     coarse = np.array([0, 0, 0, 0, 4, 5, 6])  # 2 has their pixels
     near, similarity = np.array([[0, 5], [0, 6], [4, 5]]), np.array([0.96, 0.99, 0.97])
     matches = best_matches(split, fine, coarse, near, similarity)
-    found = {
-        (row, int(split[other])): (other, degree, similarity)
-        for row, other, degree, similarity in matches.itertuples(index=False)
-    }
-    assert found == {
-        (0, 1): (3, 0, 1.0),
-        (0, 2): (6, 2, 0.99),
-        (1, 0): (0, 0, 1.0),  # in its own split, one before it
-        (1, 1): (3, 0, 1.0),
-        (1, 2): (6, 2, 0.99),
-        (2, 0): (0, 1, 1.0),
-        (2, 1): (3, 1, 1.0),
-        (2, 2): (6, 2, 0.99),
-        (3, 0): (0, 0, 1.0),
-        (3, 2): (6, 2, 0.99),
-        (4, 2): (5, 2, 0.97),
-        (5, 0): (0, 2, 0.96),
-        (5, 1): (4, 2, 0.97),
-        (6, 0): (0, 2, 0.99),
-        (6, 1): (3, 2, 0.99),
-    }
+    matches["split"] = split[matches.other]
+    # a line per row, a column per split; in its own split, only one before it
+    other = [[-1, 3, 6], [0, 3, 6], [0, 3, 6], [0, -1, 6], [-1, -1, 5], [0, 4, -1], [0, 3, -1]]
+    degree = [[-1, 0, 2], [0, 0, 2], [1, 1, 2], [0, -1, 2], [-1, -1, 2], [2, 2, -1], [2, 2, -1]]
+    last = [[1, -1, 0.99], [-1, -1, 0.97], [0.96, 0.97, -1], [0.99, 0.99, -1]]
+    tables = {"other": other, "degree": degree}
+    tables["similarity"] = [[-1, 1, 0.99], [1, 1, 0.99], [1, 1, 0.99], *last]
+    for column, expected in tables.items():
+        found = matches.pivot(index="row", columns="split", values=column)
+        assert found.fillna(-1).to_numpy().tolist() == expected

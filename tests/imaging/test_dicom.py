@@ -6,7 +6,6 @@ What can't be decoded is refused with its reason.
 import importlib.util
 import io
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +64,17 @@ def rescale(slope: int, intercept: int) -> dict[str, int]:
 
 def lut(first: int, bits: int, entries: list[int]) -> Any:
     table = pydicom.Dataset()
-    table.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [len(entries), first, bits])
+    table.add_new("LUTDescriptor", "US", [len(entries), first, bits])
     table.add_new("LUTData", "US", entries)
     return pydicom.Sequence([table])
 
 
-def palette(words: str) -> dict[str, Any]:
+def palette() -> dict[str, Any]:
     """Tags of a palette whose red rises, whose green falls and whose blue is constant."""
-    top = 255 if words == "u1" else 65535
-    rising = np.linspace(0, top, 256).astype(words)
+    rising = np.linspace(0, 65535, 256).astype("<u2")
     tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
-    for name, values in (("Red", rising), ("Green", rising[::-1]), ("Blue", rising * 0 + top)):
-        bits = 8 * values.dtype.itemsize
-        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+    for name, values in (("Red", rising), ("Green", rising[::-1]), ("Blue", rising * 0 + 65535)):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
         tags[f"{name}PaletteColorLookupTableData"] = values.tobytes()
     return tags
 
@@ -104,15 +101,9 @@ FALLING = [255 - n // 16 for n in range(4096)]
 SHARED = group("PixelValueTransformationSequence", rescale(2, -1000))
 FIRST = group("FrameVOILUTSequence", window(1000, 3000))
 GROUPS = {"SharedFunctionalGroupsSequence": SHARED, "PerFrameFunctionalGroupsSequence": FIRST}
-RANGE = {"PixelPaddingValue": -3000, "PixelPaddingRangeLimit": -2000}
-BITS = np.packbits((GREY > 99).ravel(), bitorder="little").tobytes()
-ONE_BIT = {"PixelData": BITS, "BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}
-FLOATS: dict[str, Any] = {"FloatPixelData": DEEP.astype(np.float32).tobytes(), "BitsAllocated": 32}
-FLOATS |= dict.fromkeys(("PixelData", "BitsStored", "HighBit"))
 JPEG = file(Image.fromarray(GREY), "JPEG", quality=95)
 J2K = [file(Image.fromarray(each), "JPEG2000", no_jp2=True) for each in (DEEP, DEEP[::-1])]
 JPEG_IN_DICOM = framed(GREY, JPEG_SYNTAX, JPEG)
-PLANES = {"PlanarConfiguration": 1, "PixelData": COLOUR.transpose(2, 0, 1).tobytes()}
 
 MEANT = real_range(DEEP)
 UNPADDED = np.where(INSIDE, spread(PADDED, PADDED[INSIDE].min(), PADDED[INSIDE].max()), 0)
@@ -120,47 +111,30 @@ PAINTED = np.stack([GREY, 255 - GREY, GREY * 0 + 255], axis=-1)
 SHOWN: dict[str, tuple[bytes, np.ndarray]] = {
     "8 bits": (dicom(GREY), real_range(GREY)),
     "12 bits": (dicom(DEEP, BitsStored=12, HighBit=11), MEANT),
-    "rescaled": (dicom(SIGNED, **rescale(2, -1000)), MEANT),
     "falling rescale": (dicom(DEEP, **rescale(-1, 0)), 255 - MEANT),
-    "window": (dicom(DEEP, **window(2000, 1000)), ramp(DEEP, 2000, 1000)),
     "first of windows": (dicom(DEEP, **window([2000, 40], [1000, 80])), ramp(DEEP, 2000, 1000)),
     "window after rescale": (
         dicom(SIGNED, **window(0, 4000), **rescale(2, -1000)),
         ramp(SIGNED * 2.0 - 1000, 0, 4000),
     ),
-    "and a falling one": (
-        dicom(DEEP, **window(-2000, 1000), **rescale(-1, 0)),
-        ramp(-DEEP.astype(int), -2000, 1000),
-    ),
-    "exact": (dicom(DEEP, **window(2000, 1000, "LINEAR_EXACT")), spread(DEEP, 1500, 2500)),
     "sigmoid": (dicom(DEEP, **window(2000, 1, "SIGMOID")), np.where(DEEP > 2000, 255.0, 0.0)),
     "window of width 0": (dicom(DEEP, **window(2000, 0)), MEANT),
     "window past all values": (dicom(DEEP, **window(9000, 10)), MEANT),
     "window without a value": (dicom(DEEP, **window("", "")), MEANT),
     "inverse": (dicom(DEEP, PhotometricInterpretation="MONOCHROME1"), 255 - MEANT),
     "VOI LUT of 8 bits": (dicom(DEEP, VOILUTSequence=lut(0, 8, FALLING)), 255 - DEEP // 16),
-    "VOI LUT that begins below 0": (
-        dicom(SIGNED, VOILUTSequence=lut(-2000, 12, list(range(4096)))),
-        spread(DEEP, 0, 4095),
-    ),
     "modality LUT": (
         dicom(DEEP, BitsStored=12, HighBit=11, ModalityLUTSequence=lut(0, 8, FALLING)),
         real_range(255 - DEEP // 16),
     ),
     "padding": (dicom(PADDED, PixelPaddingValue=-2000), UNPADDED),
-    "padding by a range": (dicom(PADDED, **RANGE), UNPADDED),
-    "one bit": (dicom(GREY, **ONE_BIT), np.where(GREY > 99, 255, 0)),
-    "floats": (dicom(GREY, **FLOATS), MEANT),
     "colour": (dicom(COLOUR), COLOUR),
-    "colour in planes": (dicom(COLOUR, **PLANES), COLOUR),
     "colour of 16 bits": (dicom(COLOUR.astype(np.uint16) * 9 + 77), real_range(COLOUR)),
-    "palette": (dicom(GREY, **palette("u1")), PAINTED),
-    "palette of 16 bits": (dicom(GREY, **palette("<u2")), PAINTED),
+    "palette of 16 bits": (dicom(GREY, **palette()), PAINTED),
     "first of two frames": (dicom(DEEP, **TWO_FRAMES), MEANT),
     "enhanced": (dicom(DEEP, **TWO_FRAMES, **GROUPS), ramp(DEEP * 2.0 - 1000, 1000, 3000)),
     "JPEG inside": (JPEG_IN_DICOM, real_range(np.asarray(Image.open(io.BytesIO(JPEG))))),
     "first of two JPEG 2000 inside": (framed(DEEP, JPEG_2000, *J2K, NumberOfFrames=2), MEANT),
-    "a mention of deflation": (dicom(DEEP, ImageComments="not 1.2.840.10008.1.2.1.99"), MEANT),
 }
 
 
@@ -187,9 +161,7 @@ def test_padding_that_a_scanner_writes_unsigned() -> None:
 
 
 @needs_gdcm
-@pytest.mark.parametrize(
-    "name", ["jpeg_ls_lossless", "jp2klossless", "RLE", "bigendian", "implicit", "padded"]
-)
+@pytest.mark.parametrize("name", ["jpeg_ls_lossless", "jp2klossless", "RLE", "bigendian"])
 def test_all_ways_to_store_one_image_give_the_same(name: str) -> None:
     """Files that come with pydicom."""
     plain, other = (
@@ -210,13 +182,8 @@ UNUSABLE: dict[str, tuple[bytes, str, str]] = {
     "compressed, cut": (JPEG_IN_DICOM[:-300], "truncated", "without whole pixels"),
     "a film": (framed(GREY, MPEG, b"film"), "undecodable", "No pixel data decoders .* 'MPEG2"),
     "an odd colour space": (dicom(COLOUR, PhotometricInterpretation="HSV"), "undecodable", "HSV"),
-    "no Rows": (dicom(DEEP, Rows=None), "undecodable", "Rows"),
-    "more bits than there are": (dicom(DEEP, BitsStored=99), "undecodable", "Bits Stored"),
-    "one value": (dicom(DEEP * 0 + 7), "blank", "every pixel is 0"),
     "nothing but padding": (dicom(DEEP * 0 + 7, PixelPaddingValue=7), "blank", "every pixel is 0"),
-    "no mark": (bytes(128) + PLAIN[132:], "undecodable", "not one of .* DICOM"),
     "the data set alone": (MAIN_PART, "undecodable", "DICOM without its mark DICM"),
-    "the mark alone": (PLAIN[:132], "undecodable", "without whole pixels"),
     "deflated": (dicom(None, syntax="1.2.840.10008.1.2.1.99"), "undecodable", "a deflated DICOM"),
 }
 
@@ -239,22 +206,17 @@ def test_rows_and_columns_are_looked_at_before_the_pixels(data: bytes) -> None:
 def test_a_frame_that_makes_pydicom_loop_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A JPEG 2000 box of length 0: the reader of boxes never gets past it."""
     monkeypatch.setattr(module, "_SECONDS", 1)
-    start = time.monotonic()
     with pytest.raises(BadImage, match="took over 1 s"):
         decode(framed(DEEP, JPEG_2000, b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(16)))
-    assert time.monotonic() - start < 30
 
 
 @needs_gdcm
-@pytest.mark.parametrize("wrong", [(4, 17), (8, 0)])  # bits per sample; columns
-def test_a_frame_that_makes_gdcm_abort_is_an_error(wrong: tuple[int, int]) -> None:
+def test_a_frame_that_makes_gdcm_abort_is_an_error() -> None:
     path = pydicom.data.get_testdata_file("MR_small_jpeg_ls_lossless.dcm", download=False)
     data = bytearray(Path(path).read_bytes())
-    place, value = wrong
-    data[data.rindex(b"\xff\xf7") + place] = value  # in the header of the JPEG-LS frame
-    with pytest.raises(BadImage, match=r"undecodable \(") as caught:
+    data[data.rindex(b"\xff\xf7") + 4] = 17  # bits per sample, of the JPEG-LS frame
+    with pytest.raises(BadImage, match=r"undecodable \("):
         decode(bytes(data))
-    assert "\n" not in caught.value.detail
 
 
 def test_without_gdcm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,8 +233,7 @@ def test_without_gdcm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_patient_tag_reaches_a_shard(tmp_path: Path) -> None:
-    secrets = {"StudyDescription": "SECRET study", "ImageComments": "SECRET comment"}
-    secrets |= {"OtherPatientIDs": "SECRET-99", "InstitutionName": "SECRET clinic"}
+    secrets = {"StudyDescription": "SECRET study", "OtherPatientIDs": "SECRET-99"}
     folder = write_kaggle(tmp_path / "source", {"test": 0})
     (folder / "test_captions.csv").write_text("ID,Caption\na,chest\nb,broken\n")
     good = dicom(DEEP, **window(2000, 4000), **secrets, PatientBirthDate="19470811")

@@ -20,9 +20,8 @@ DEEP = np.random.default_rng(2).integers(300, 4096, (9, 13, 4), dtype=np.uint16)
 SMOOTH = Image.fromarray(GREY).resize((52, 36), Image.Resampling.BICUBIC)
 
 
-def saved(values: np.ndarray, kind: str = "PNG", mode: str | None = None, **how: Any) -> bytes:
-    image = Image.fromarray(values)
-    return file(image.convert(mode) if mode else image, kind, **how)
+def saved(values: np.ndarray, kind: str = "PNG", **how: Any) -> bytes:
+    return file(Image.fromarray(values), kind, **how)
 
 
 def windowed(values: np.ndarray) -> np.ndarray:
@@ -38,44 +37,33 @@ def with_alpha(alpha: int) -> bytes:
 FLOATS = GREY.astype(np.float32) / 7 - 3
 HOLE = int(GREY[4, 4])
 ABSENT = GREY == HOLE
-RGB_GREY = np.dstack([GREY] * 3)
-BIG_ENDIAN = Image.frombytes("I;16B", (13, 9), DEEP[..., 0].astype(">u2").tobytes())
-INKS = Image.fromarray(COLOUR).convert("CMYK")
 
 EXACT: dict[str, tuple[bytes, np.ndarray]] = {
     "grey": (saved(GREY), GREY),
     "colour": (saved(COLOUR), COLOUR),
     "one bit": (saved(GREY > 99), np.where(GREY > 99, 255, 0)),
     "16 bits, full range": (png_16(DEEP[..., :1] * 16), windowed(DEEP[..., 0])),
-    "16 bits, big-endian TIFF": (file(BIG_ENDIAN, "TIFF"), windowed(DEEP[..., 0])),
     "float with NaN": (
         saved(np.where(ABSENT, np.nan, FLOATS), "TIFF"),
         np.where(ABSENT, 0, windowed(FLOATS)),
     ),
     "one grey is transparent": (saved(GREY, transparency=HOLE), np.where(ABSENT, 0, GREY)),
     "opaque alpha": (with_alpha(255), COLOUR),
-    "palette": (saved(GREY, mode="P"), RGB_GREY),
-    "palette with a transparent colour": (
-        saved(GREY, mode="P", transparency=HOLE),
-        np.where(ABSENT[..., None], 0, RGB_GREY),
-    ),
-    "PPM": (saved(COLOUR, "PPM"), COLOUR),
+    "palette": (file(Image.fromarray(GREY).convert("P"), "PNG"), np.dstack([GREY] * 3)),
     "turned TIFF": (turned("TIFF", 6, Image.fromarray(GREY)), np.rot90(GREY, -1)),
     "turned PNG": (turned("PNG", 3, Image.fromarray(GREY)), np.rot90(GREY, 2)),
-    "CMYK TIFF": (file(INKS, "TIFF"), np.asarray(INKS.convert("RGB"))),
 }
 LOSSY: dict[str, bytes] = {
     "JPEG grey": file(SMOOTH, "JPEG"),
     "JPEG colour": file(SMOOTH.convert("RGB"), "JPEG"),
     "progressive": file(SMOOTH, "JPEG", progressive=True),
     "CMYK": file(SMOOTH.convert("RGB").convert("CMYK"), "JPEG", quality=95),
-    "MPO": file(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.rotate(180)]),
     "turned": turned("JPEG", 6, SMOOTH),
     "turned by XMP": file(SMOOTH, "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
     "junk for EXIF": file(SMOOTH, "JPEG", exif=b"Exif\0\0what is this"),
 }
 KEPT = {"grey", "colour", "one bit", "opaque alpha", "palette", "JPEG grey", "JPEG colour"}
-KEPT |= {"progressive", "MPO", "junk for EXIF"}
+KEPT |= {"progressive", "junk for EXIF"}
 FILES = {name: data for name, (data, _) in EXACT.items()} | LOSSY
 
 
@@ -134,21 +122,13 @@ def test_new_files_carry_no_metadata(kind: str, resize: int | None) -> None:
 JPEG, PNG = LOSSY["JPEG grey"], EXACT["colour"][0]
 UNUSABLE: dict[str, tuple[bytes, str]] = {
     "no bytes": (b"", "empty"),
-    "EPS, which would start another program": (saved(COLOUR, "EPS"), "undecodable"),
     "JPEG cut in half": (JPEG[: len(JPEG) // 2], "truncated"),
     "JPEG without its last pixels": (JPEG[:-3], "truncated"),
-    "JPEG header alone": (JPEG[:20], "undecodable"),
     "PNG with a damaged stream": (PNG.replace(b"IDAT", b"IDOT"), "undecodable"),
     "one grey as JPEG": (file(Image.new("L", (40, 30), 77), "JPEG"), "blank"),
-    "one 16-bit value": (png_16(np.full((4, 5, 1), 900, np.uint16)), "blank"),
     "nothing but NaN": (saved(FLOATS * np.nan, "TIFF"), "blank"),
     "all transparent": (with_alpha(0), "blank"),
     "16-bit grey and alpha": (png_16(DEEP[..., 2:]), "undecodable"),
-    "16-bit colour and alpha": (png_16(DEEP), "undecodable"),
-    "one colour, many palette entries": (
-        file(Image.frombytes("P", (13, 9), GREY.tobytes()), "PNG"),
-        "blank",
-    ),
 }
 
 
@@ -170,18 +150,6 @@ def test_refuses_more_pixels_than_allowed(read: Callable[..., Any]) -> None:
         read(JPEG, max_pixels=52 * 36 - 1)
 
 
-def test_detail_finer_than_the_quick_check_is_seen() -> None:
-    """At an eighth of its size, a fine checkerboard is one grey."""
-    board = np.indices((64, 64)).sum(0) % 2 * 200
-    data = file(Image.fromarray(board.astype(np.uint8)), "JPEG", quality=95)
-    assert prepare(data).data == data
-
-
-def test_damage_goes_unnoticed_only_without_the_check() -> None:
-    cut = JPEG[: len(JPEG) // 2]  # refused with the check, as above
-    assert prepare(cut, check=False).data == cut
-
-
 @pytest.mark.parametrize("name", ["JPEG grey", "progressive", "grey"])
 def test_quick_check_finds_what_decoding_finds(name: str) -> None:
     def verdict(read: Callable[[bytes], Any], data: bytes) -> str:
@@ -196,3 +164,4 @@ def test_quick_check_finds_what_decoding_finds(name: str) -> None:
     verdicts = [verdict(decode, data[:end]) for end in ends]
     assert verdicts == [verdict(prepare, data[:end]) for end in ends]
     assert "truncated" in verdicts
+    assert prepare(data[: len(data) // 2], check=False).data == data[: len(data) // 2]  # unnoticed

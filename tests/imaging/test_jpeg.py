@@ -1,7 +1,5 @@
 """Pixels of picture files, no finer than needed, by the same rules as everywhere."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +8,6 @@ from medclip_oc.errors import BadImage
 from medclip_oc.imaging import decode
 from medclip_oc.imaging.jpeg import Picture
 from tests.support.image_files import FILES
-from tests.support.odd_files import file
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -53,30 +50,3 @@ def test_damage_is_named(name: str, exact: bool) -> None:
     for cut in (0, 5, 200, len(data) // 2, len(data) - 40):
         with pytest.raises(BadImage):
             Picture(data[:cut], exact=exact).pixels(4.0)
-
-
-def test_a_picture_that_xmp_turns() -> None:
-    data = file(Image.new("L", (60, 40), 9), "JPEG", xmp=b'<x tiff:Orientation="6"/>')
-    assert Picture(data).size == decode.decode(data).size == (40, 60)
-
-
-def test_too_large_is_named() -> None:
-    data = file(Image.new("L", (10_000, decode.MAX_PIXELS // 10_000 + 1)), "JPEG")
-    with pytest.raises(BadImage, match="over max pixels"):
-        Picture(data).pixels(8.0)
-
-
-def test_damage_that_stock_readers_pass_over_is_passed_over() -> None:
-    """A stray byte between segments: libjpeg warns, Pillow and decoding.decode don't mind."""
-    data = bytearray(FILES["colour"])
-    place = data.rindex(b"\xff\xd9")
-    stray = bytes(data[:place]) + b"\x00\x00\x00" + bytes(data[place:])
-    assert np.array_equal(Picture(stray).pixels()[0], pixels(stray))
-
-
-def test_real_files_decode_alike(rocov2_mini: Path) -> None:
-    files = sorted(rocov2_mini.rglob("*.jpg"))[::7]
-    assert len(files) > 20
-    for path in files:
-        data = path.read_bytes()
-        assert np.array_equal(Picture(data).pixels()[0], pixels(data)), path

@@ -42,21 +42,15 @@ def test_a_failed_write_keeps_what_was_there(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(WorkError, match=r"a\.pt: can.t be written .*No space"):
-        checkpoint.save(file, {"state_dict": {}, "step": 2})
-    assert checkpoint.load(file)["step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
-    with pytest.raises(WorkError, match="gone"):
-        checkpoint.save(tmp_path / "gone" / "a.pt", {})
-
-
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch reports the system's error as one of its own."""
-    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", 0)
-    monkeypatch.setattr(Path, "open", lambda *_: full)
-    with pytest.raises(WorkError, match=r"a\.pt: can.t be written \(No space left on device\)"):
-        checkpoint.save(tmp_path / "a.pt", {"state_dict": {"w": torch.ones(9)}})
+    device = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", 0)
+    # torch reports the system's error as one of its own
+    for name, fault in (("os.fsync", full), ("pathlib.Path.open", lambda *_: device)):
+        with monkeypatch.context() as failing:
+            failing.setattr(name, fault)
+            with pytest.raises(WorkError, match=r"a\.pt: can.t be written \(No space left on dev"):
+                checkpoint.save(file, {"state_dict": {"w": torch.ones(9)}, "step": 2})
+        assert checkpoint.load(file)["step"] == 1
+        assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_no_changed_byte_goes_unseen(tmp_path: Path) -> None:
@@ -102,6 +96,5 @@ def test_weights_of_others(tmp_path: Path) -> None:
     safe.write_bytes(b"12345678rest")
     with pytest.raises(InputError, match="not a safetensors file"):
         pretrained.load_weights(safe)
-    for missing, message in (("b.pt", "no such file"), ("b.safetensors", "damaged or not")):
-        with pytest.raises(InputError, match=f"{missing}: {message}"):
-            pretrained.load_weights(tmp_path / missing)
+    with pytest.raises(InputError, match="no such file"):
+        pretrained.load_weights(tmp_path / "b.pt")

@@ -23,15 +23,12 @@ def trained(towers: Towers, **settings: Any) -> set[str]:
 
 
 RESNET_PLACES = {
-    "visual.conv1.weight": (0, 4),
     "visual.bn2.bias": (0, 4),
     "visual.layer1.0.conv1.weight": (1, 4),
     "visual.layer4.0.bn3.weight": (4, 4),
-    "visual.attnpool.positional_embedding": (5, 4),
     "visual.attnpool.c_proj.weight": (5, 4),
 }
 TIMM_PLACES = {
-    "visual.trunk.patch_embed.proj.weight": (0, 6),
     "visual.trunk.cls_token": (0, 6),
     "visual.trunk.blocks.0.attn.qkv.weight": (1, 6),
     "visual.trunk.norm.weight": (7, 6),
@@ -41,10 +38,8 @@ TIMM_PLACES = {
     "text.proj.weight": (3, 2),
 }
 CNN_PLACES = {
-    "visual.trunk.conv_stem.weight": (0, 5),
     "visual.trunk.bn1.weight": (0, 5),
     "visual.trunk.blocks.0.0.conv.weight": (1, 5),
-    "visual.trunk.conv_head.weight": (6, 5),
     "visual.trunk.bn2.weight": (6, 5),
 }
 

@@ -74,8 +74,6 @@ def test_merging_is_the_formula() -> None:
         assert a.shape[0] == b.shape[1] == 4
         wanted = start[f"{layer}.{weight}"] + 8.0 / 4 * b @ a
         torch.testing.assert_close(found[f"{layer}.{weight}"], wanted)
-    same = [n for n in start if not n.endswith(("in_proj_weight", "fc.weight", "proj.weight"))]
-    assert all(found[n].equal(start[n]) for n in same)
 
 
 def test_only_adapters_move() -> None:
@@ -115,24 +113,16 @@ def test_the_cached_step_equals_one_big_batch(name: str, keep: int) -> None:
     assert worst_error(gradients(towers), gradients(reference)) < 1e-5
 
 
-def test_layer_decay_reaches_the_adapters() -> None:
-    towers = adapted()
-    names = {id(p): n.removeprefix("clip.") for n, p in towers.named_parameters()}
-    groups = optim.parameter_groups(towers, OptimConfig(lr=1.0, image_layer_decay=0.5))
-    found = {names[id(p)]: group["peak_lr"] for group in groups for p in group["params"]}
-    block = "visual.transformer.resblocks.0"
-    assert found[f"{block}.attn.parametrizations.in_proj_weight.0.a"] == 0.25
-    assert found[f"{block}.attn.out_proj.parametrizations.weight.0.b"] == 0.25
-    assert found["transformer.resblocks.0.mlp.c_fc.parametrizations.weight.0.a"] == 1.0
-
-
 def test_frozen_parts_get_none() -> None:
     towers = build()
     freezing.freeze(towers, OptimConfig(freeze=["text", "logit_scale"], image_last_blocks=1))
     lora.insert(towers, LoraConfig(rank=2))
     trains = {n for n, p in towers.named_parameters() if p.requires_grad} - {"clip.logit_bias"}
-    assert trains
-    assert all(n.startswith("clip.visual.transformer.resblocks.1.") for n in trains)
+    assert {freezing.places(towers)[n] for n in trains} == {freezing.Place("image", 2, 2)}
+    towers = build()
+    freezing.freeze(towers, OptimConfig(freeze=["image"]))
+    with pytest.raises(InputError, match="the image tower has no layer to adapt that isn't frozen"):
+        lora.insert(towers, LoraConfig(rank=4, towers="image"))
 
 
 def test_resuming_from_a_merged_checkpoint() -> None:
@@ -147,17 +137,3 @@ def test_resuming_from_a_merged_checkpoint() -> None:
     lora.insert(other, LoraConfig(rank=2))
     with pytest.raises(ValueError, match="another rank"):
         lora.Adapters(other).load_state_dict(state)
-
-
-@pytest.mark.parametrize(
-    ("frozen", "settings", "message"),
-    [
-        (["image"], {"towers": "image"}, "the image tower has no layer to adapt that isn't frozen"),
-        (["image", "resblocks"], {}, "optim.freeze leaves no layer to adapt"),
-    ],
-)
-def test_nothing_to_adapt(frozen: list[str], settings: dict[str, Any], message: str) -> None:
-    towers = build()
-    freezing.freeze(towers, OptimConfig(freeze=frozen))
-    with pytest.raises(InputError, match=message):
-        lora.insert(towers, LoraConfig(rank=4, **settings))
