@@ -1,23 +1,17 @@
 """Ways of fine-tuning through the training command: what is left behind, and what the log says."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import interpolate
 import open_clip
 import pytest
 import torch
-import yaml
-from interpolate import InterpolateConfig
 
 from medclip_oc import evaluate, train
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.schema import ModelConfig, TrainCommand
 from medclip_oc.models import checkpoint, factory
-from medclip_oc.packing.formats import open_source
-from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.cli import ROOT, call, records, settings, torchrun, write
+from tests.support.cli import call, records, settings, torchrun, write
 from tests.support.tiny_models import TINY
 
 LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "captions"}}
@@ -93,16 +87,6 @@ def test_the_average_is_evaluated_and_saved(adapted: Path) -> None:
     assert "validation of the average over 12 pairs" in (run / "log.txt").read_text()
 
 
-def test_averaging_leaves_the_run_as_it_is(packed: Path, tmp_path: Path) -> None:
-    states = []
-    for name, ema in (("with", {"decay": 0.9}), ("without", {"decay": None})):
-        (tmp_path / name).mkdir()
-        run = trained(packed, tmp_path / name, ema=ema, train__epochs=1, valid__every_steps=2)
-        states.append(checkpoint.load(run / "checkpoints" / "last.pt")["state_dict"])
-    one, two = states
-    assert all(value.equal(two[name]) for name, value in one.items())
-
-
 @pytest.mark.slow
 def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path, adapted: Path) -> None:
     file = write(settings(packed, tmp_path / "two", train__epochs=2, **LORA), tmp_path / "two.yaml")
@@ -112,46 +96,3 @@ def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path, adapt
         [r["loss"] for r in records(f) if "loss" in r] for f in (adapted, tmp_path / "two")
     )
     assert both == pytest.approx(alone, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_on_real_pairs(rocov2_mini: Path, tmp_path: Path) -> None:
-    """Warm towers, images of 96 pixels: trains, resumes, merges, evaluates, mixes."""
-    real, run = tmp_path / "shards", tmp_path / "run"
-    pack(open_source(rocov2_mini), real, PackOptions(resize=128))
-    model = yaml.safe_load((ROOT / "configs" / "warm_towers.yaml").read_text())["model"]
-    model["arch"], model["definition"]["vision_cfg"]["image_size"] = "warm-small", 96
-    changes = {
-        "model": model,
-        "optim__lr": 1e-3,
-        "train__global_batch_size": 40,
-        "train__micro_batch_size": 20,
-        "train__epochs": 1,
-        "checkpoint": {"every_steps": 1, "keep_last": 2},
-        "lora": {"rank": 8, "alpha": 16},
-        "ema": {"decay": 0.5},
-    }
-    file = write(settings(real, run, **changes), tmp_path / "config.yaml")
-    words = ("--config", file, "--data.samples_per_epoch", 80)
-    assert call(train.main, TrainCommand, *words) == 0
-    kept = [run / "checkpoints" / f"{name}.pt" for name in ("last", "ema")]
-    through = [checkpoint.load(path)["state_dict"] for path in kept]
-    losses = [r["loss"] for r in records(run) if "loss" in r]
-    assert len(losses) == 2
-
-    first = run / "checkpoints" / "step-00000001.pt"
-    assert call(train.main, TrainCommand, *words, "--resume", first) == 0
-    assert [r["loss"] for r in records(run) if "loss" in r] == losses
-    for path, wanted in zip(kept, through, strict=True):
-        state = checkpoint.load(path)["state_dict"]
-        assert state.keys() == wanted.keys()
-        assert all(value.equal(wanted[key]) for key, value in state.items())
-        fresh = factory.build(ModelConfig(arch="warm-small", definition=model["definition"]))
-        fresh.towers.clip.load_state_dict(state)  # the names of the plain model, all of them
-        how = ("--checkpoint", path, "--split", "valid", "--workers", 0)
-        assert call(evaluate.main, EvaluateConfig, *how) == 0
-
-    mixed = ("--data", real, "--alphas", "0,0.5,1", "--workers", 0, "--out", tmp_path / "wise")
-    assert call(interpolate.main, InterpolateConfig, "--fine-tuned", kept[0], *mixed) == 0
-    figures = json.loads((tmp_path / "wise" / "interpolation.json").read_text())
-    assert len(figures["rows"]) == 3

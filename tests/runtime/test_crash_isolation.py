@@ -17,10 +17,9 @@ def test_returns_and_raises_what_the_function_does() -> None:
         call_isolated(lambda: int("x"), 60)
 
 
-@pytest.mark.parametrize(("number", "name"), [(6, "SIGABRT"), (11, "SIGSEGV")])
-def test_survives_a_crash(number: int, name: str) -> None:
-    with pytest.raises(ChildProcessError, match=f"died: {name}"):
-        call_isolated(lambda: os.kill(os.getpid(), number), 60)
+def test_survives_a_crash() -> None:
+    with pytest.raises(ChildProcessError, match="died: SIGABRT"):
+        call_isolated(lambda: os.kill(os.getpid(), 6), 60)
 
 
 def test_gives_up_in_time() -> None:

