@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.data import loader
 from medclip_oc.data.augment import Preprocess
@@ -26,22 +25,14 @@ from medclip_oc.imaging import decode as decoding
 from medclip_oc.imaging.jpeg import Picture
 from medclip_oc.models import factory
 from medclip_oc.models.clip import Clip
-from medclip_oc.packing.formats import open_source
-from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
 from tests.support import processes
 from tests.support.image_files import FILES
 from tests.support.odd_files import file
+from tests.support.reference import ONE as ALONE
 from tests.support.tiny_dataset import jpeg, picture, write_pairs, write_tar
 from tests.support.tiny_models import TINY
-
-ALONE = World(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return factory.build(ModelConfig(arch="loader-test", definition=TINY))
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +62,13 @@ def indices(batches: TrainingBatches) -> list[int]:
     return [index for batch in batches for index in batch["index"].tolist()]
 
 
-def test_weights_decide_how_often_a_set_is_drawn_from(clip: Clip, sets: str) -> None:
+def test_sets_are_drawn_from_by_weight_or_all_pairs_alike(clip: Clip, sets: str) -> None:
     found = indices(training(clip, sets, 3, weights=[1, 3], samples_per_epoch=24)[0])
     for epoch in range(3):
-        own = found[24 * epoch : 24 * (epoch + 1)]
-        assert sum(n < 30 for n in own) == 6
+        assert sum(n < 30 for n in found[24 * epoch : 24 * (epoch + 1)]) == 6
     counts = Counter(found)
     assert {counts[n] for n in range(30, 36)} == {9}
     assert all(counts[n] <= 1 for n in range(30))
-
-
-def test_without_weights_every_pair_comes_once_an_epoch(clip: Clip, sets: str) -> None:
     found = indices(training(clip, sets, 1)[0])
     assert sorted(found) == list(range(36))
     assert indices(training(clip, sets, 2, samples_per_epoch=8)[0]) == found[:16]
@@ -116,55 +103,26 @@ def test_incomplete_entries_of_foreign_shards_are_said(clip: Clip, tmp_path: Pat
 # ---------------------------------------------------------------------------------- pixels
 
 
-def preprocess(mode: str) -> tuple[Clip, Preprocess]:
-    settings = ModelConfig(arch="loader-test", definition=TINY, preprocess={"resize_mode": mode})
-    clip = factory.build(settings)
-    return clip, Preprocess(clip)
-
-
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-def test_exact_is_open_clips_own_preprocessing(mode: str) -> None:
-    """For grey pictures too, though they stay grey on the way."""
-    clip, transform = preprocess(mode)
+def test_pixels_are_those_of_open_clips_own_preprocessing(mode: str) -> None:
+    """For grey pictures too, though they stay grey on the way. Fast decoding covers the input: it
+    is never enlarged because too little was decoded.
+    """
+    settings = ModelConfig(arch="loader-test", definition=TINY, preprocess={"resize_mode": mode})
+    clip, rng = factory.build(settings), np.random.default_rng(0)
+    transform = Preprocess(clip)
     for name, data in FILES.items():
         wanted = clip.open_clip_preprocess()(decoding.decode(data).convert("RGB"))
-        found = transform(Picture(data, exact=True), np.random.default_rng(0))
+        found = transform(Picture(data, exact=True), rng)
         assert found.dtype == torch.uint8
         normalised = (found - clip.towers.mean[0]) / clip.towers.std[0]
         # a level of 255 is more than 1e-2
         assert (normalised - wanted).abs().max() < 1e-5, name
-
-
-@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-def test_fast_decoding_covers_the_input(mode: str) -> None:
-    """Never enlarged because too little was decoded: near the exact pixels."""
-    transform, rng = preprocess(mode)[1], np.random.default_rng(0)
     for size in ((600, 230), (231, 600), (70, 40), (20, 20)):
         data = file(picture(3, size), "JPEG", quality=95)
         fast, exact = (transform(Picture(data, exact=e), rng).float() for e in (False, True))
         assert fast.shape == exact.shape == (3, 32, 32)
         assert (fast - exact).abs().mean() < 1
-
-
-@pytest.mark.slow
-def test_features_of_fast_decoding_are_near_those_of_exact(
-    rocov2_mini: Path, tmp_path: Path
-) -> None:
-    """Real files, real weights: EfficientNet-Lite0."""
-    pack(open_source(rocov2_mini), tmp_path, PackOptions(), workers=1)
-    words = ["--config", "configs/warm_towers.yaml"]
-    clip = factory.build(parse.parse(Config, words).model)
-    clip.towers.eval()
-    shards = ShardSet.open(str(tmp_path), "test")
-    rows = []
-    for decode in ("exact", "fast"):
-        pairs = loader.evaluation_pairs(shards, clip, decode=decode)  # type: ignore[arg-type]
-        with torch.inference_mode():
-            batch = torch.stack([pairs[0, n]["images"] for n in range(len(shards))])
-            rows.append(clip.towers.embed_images(batch))
-    cosines = (rows[0] * rows[1]).sum(dim=1)
-    assert len(cosines) > 30
-    assert cosines.min() > 0.999
 
 
 # ------------------------------------------------------------------------ what can't be read
@@ -221,26 +179,6 @@ def test_counting_continues_from_a_state() -> None:
 # ------------------------------------------------------------------------------------- ranks
 
 
-def embed(world: World, tar: str) -> list[list[float]]:
-    """Features of both pairs of a set, as every rank gets them."""
-    clip = factory.build(ModelConfig(arch="loader-test", definition=TINY))
-    pairs = loader.evaluation_pairs(ShardSet.open(tar, "valid"), clip)
-    how: dict[str, Any] = {"batch_size": 4, "workers": 0, "precision": "fp32"}
-    found = features.embed_pairs(clip, pairs, world, **how)
-    return [distributed.all_gather_ragged(rows).tolist() for rows in (found.images, found.texts)]
-
-
-def test_evaluation_counts_each_pair_once_where_ranks_are_many(tmp_path: Path) -> None:
-    """Three ranks, two pairs: nothing is padded, and the rank without a pair has them, too."""
-    tar = str(write_pairs(tmp_path / "a.tar", range(2)))
-    alone = embed(ALONE, tar)
-    (tmp_path / "results").mkdir()
-    for found in processes.run(embed, 3, tmp_path / "results", tar):
-        for one, other in zip(found, alone, strict=True):
-            assert np.allclose(one, other, atol=1e-5)
-            assert np.shape(one) == (2, 24)
-
-
 def go_through(
     world: World, where: Path, harm: Callable[[], None] = lambda: None, **data: Any
 ) -> dict[str, Any]:
@@ -259,11 +197,20 @@ def go_through(
     return {"done": done, "log": log, "seen": seen}
 
 
+def features_of(world: World, tar: Path) -> list[torch.Tensor]:
+    """Of all pairs of a set, as every rank gets them."""
+    clip = factory.build(ModelConfig(arch="loader-test", definition=TINY))
+    pairs = loader.evaluation_pairs(ShardSet.open(str(tar), "valid"), clip)
+    found = features.embed_pairs(clip, pairs, world, batch_size=4, workers=0, precision="fp32")
+    return [distributed.all_gather_ragged(rows) for rows in (found.images, found.texts)]
+
+
 def everything(world: World, folder: Path) -> dict[str, Any]:
     """What the tests below ask about."""
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    met: dict[str, Any] = {n: features_of(world, folder / f"{n}.tar") for n in ("one", "three")}
     shard = folder / "cut" / "b.tar"
-    met = {"cut": go_through(world, shard.parent, lambda: os.truncate(shard, 9000))}
+    met["cut"] = go_through(world, shard.parent, lambda: os.truncate(shard, 9000))
     for share, workers in ((0.2, 1), (0.05, 0)):
         data = {"workers": workers, "max_bad_share": share}
         met[str(share)] = go_through(world, folder / "bad", **data)
@@ -274,9 +221,10 @@ NAMES = sorted(f"p{n}" for n in range(20))
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two ranks met."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
+    write_pairs(folder / "one.tar", range(1))
+    write_pairs(folder / "three.tar", range(3))
     for name in ("cut", "bad", "results"):
         (folder / name).mkdir()
     for number, name in enumerate("abc"):
@@ -284,7 +232,24 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     images = {f"{name}.jpg": b"cut" if name in ("p3", "p8") else jpeg(1) for name in NAMES}
     texts = {f"{name}.txt": b"word " * 99 if name == "p0" else b"x" for name in NAMES}
     write_tar(folder / "bad" / "a.tar", dict(sorted((images | texts).items())))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    """What each of two ranks met."""
     return processes.run(everything, 2, folder / "results", folder)
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("one", 1), ("three", 3)])
+def test_evaluation_counts_each_pair_once(
+    ranks: list[dict[str, Any]], folder: Path, name: str, pairs: int
+) -> None:
+    """Nothing is padded, and a rank without a pair of its own has them, too."""
+    alone = features_of(ALONE, folder / f"{name}.tar")
+    assert [len(rows) for rows in alone] == [pairs, pairs]
+    for rank in ranks:
+        torch.testing.assert_close(rank[name], alone)
 
 
 def test_a_shard_that_changes_ends_every_rank(ranks: list[dict[str, Any]]) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from medclip_oc.data.sampler import Order, permuted
 
 SIZE = 20_000
-PINNED_TEN = [3, 1, 9, 2, 7, 0, 6, 8, 4, 5]
 PINNED_THOUSAND = "dd520e86c34fc2a71d191893296827c62c9d8a68af0310d3c6fd931828c77407"
 
 
@@ -36,12 +35,9 @@ def test_each_element_is_found_alone(size: int, places: list[tuple[int, float]])
     offsets = np.array([int(share * size) for _, share in places], dtype=np.int64)
     together = permuted(7, epochs, size, offsets)
     assert ((together >= 0) & (together < size)).all()
-    alone = [
-        permuted(7, int(e), size, np.array([o]))[0] for e, o in zip(epochs, offsets, strict=True)
-    ]
-    assert together.tolist() == alone
-    distinct = {(e, o) for e, o in zip(epochs.tolist(), offsets.tolist(), strict=True)}
-    assert len({(e, i) for e, i in zip(epochs, together, strict=True)}) == len(distinct)
+    pairs = list(zip(epochs.tolist(), offsets.tolist(), strict=True))
+    assert together.tolist() == [permuted(7, e, size, np.array([o]))[0] for e, o in pairs]
+    assert len({(e, i) for e, i in zip(epochs, together, strict=True)}) == len(set(pairs))
 
 
 @pytest.mark.parametrize("size", [SIZE, 2**14, 2**14 + 1])
@@ -87,8 +83,8 @@ def test_every_pair_comes_everywhere_equally_often(size: int) -> None:
 
 def test_the_order_stays_as_it_is() -> None:
     """Another one would break every run that is resumed with this version."""
+    assert whole(1, 2, 10).tolist() == [3, 1, 9, 2, 7, 0, 6, 8, 4, 5]
     digest = hashlib.sha256(whole(1, 2, 1000).astype("<i8").tobytes()).hexdigest()
-    assert whole(1, 2, 10).tolist() == PINNED_TEN
     assert digest == PINNED_THOUSAND
 
 
@@ -125,16 +121,3 @@ def test_without_weights_the_length_of_an_epoch_changes_no_order() -> None:
     for one, other in zip(plain.places(np.arange(40)), short.places(np.arange(40)), strict=True):
         assert one.tolist() == other.tolist()
     assert (plain.pairs_per_epoch, short.pairs_per_epoch) == (11, 4)
-
-
-def test_ten_million_pairs_need_no_table() -> None:
-    """What an epoch's middle needs is made of the batch alone."""
-    import tracemalloc
-
-    order = Order([10_000_000], seed=1)
-    tracemalloc.start()
-    _, indices = order.places(np.arange(5_000_000, 5_001_024))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(set(indices.tolist())) == 1024
-    assert peak < 1_000_000

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from medclip_oc.data.shards import Sample
+
 QUARTERS = ("upper left", "upper right", "lower left", "lower right")
 
 
@@ -73,3 +75,22 @@ def write_kaggle(folder: Path, counts: dict[str, int]) -> Path:
                 writer.writerow([f"{split}_{n:04}", caption(seed)])
                 seed += 1
     return folder
+
+
+_LONG = "deep/" * 30 + "é" * 60
+OTHER_TOOLS = {
+    "README": b"no pair",
+    "b.txt": b"second",
+    "b.seg.png": b"a mask",
+    "b.JPEG": b"image b",
+    f"{_LONG}.webp": b"image long",
+    f"{_LONG}.json": b'{"id": 1}',
+    f"{_LONG}.txt": b"long",
+    "alone.jpg": b"no caption",
+    "silent.txt": b"no image",
+}
+"""Members of a tar as other tools may write it, and the pairs in it."""
+OTHER_SAMPLES = [
+    Sample("b", b"image b", "jpeg", "second", {}),
+    Sample(_LONG, b"image long", "webp", "long", {"id": 1}),
+]
