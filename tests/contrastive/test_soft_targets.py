@@ -3,18 +3,15 @@
 import pytest
 import torch
 
-from medclip_oc.contrastive.loss import Block, contrast
-from medclip_oc.contrastive.reference import gradients, plain_step
+from medclip_oc.contrastive.reference import gradients
 from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
 from tests.support.loss_inputs import DENSE, by_blocks, inputs
 from tests.support.reference import (
     batch,
     build,
     cached,
-    copy_of,
     dense_targets,
     labels,
-    worst_error,
 )
 
 RULES = [
@@ -97,16 +94,6 @@ def test_blocks_of_rows_add_up(loss: str, rule: Rule, ranks: int) -> None:
     torch.testing.assert_close(shares, list(wanted))
 
 
-@pytest.mark.parametrize(("loss", "rule"), BOTH)
-def test_the_cached_step_equals_one_big_batch(loss: str, rule: Rule) -> None:
-    towers = build().double()
-    reference = copy_of(towers)
-    wanted = plain_step(reference, loss, *batch(12), targets=dense_targets(rule, labels(12), loss))
-    found = cached(towers, loss=loss, rule=rule)(*batch(12), labels(12))
-    torch.testing.assert_close(found, wanted.float())
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-10
-
-
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 @pytest.mark.parametrize("kind", ["captions", "concepts"])
 def test_equals_the_plain_loss_where_all_differ(loss: str, kind: str) -> None:
@@ -117,21 +104,3 @@ def test_equals_the_plain_loss_where_all_differ(loss: str, kind: str) -> None:
     value = cached(one, loss=loss, rule=Rule(kind, strength=0.5))(*batch(12), apart)
     assert value == cached(two, loss=loss)(*batch(12))
     assert all(g.equal(gradients(two)[name]) for name, g in gradients(one).items())
-
-
-def test_equal_captions_with_equal_features_change_nothing_for_infonce() -> None:
-    """What soft_targets.py says of `captions`; for SigLIP they change much."""
-    captions = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
-    same = Labels(captions, torch.arange(8), torch.zeros(8, 0).int())
-    for loss in ("clip", "siglip"):
-        images, texts, *rest = (value.detach() for value in inputs(8, loss))
-        block = Block(images, texts[captions], *rest)
-        targets = made(Rule("captions"), same)
-        one, plain_one = contrast(loss, block)
-        two, joint = contrast(loss, Block(images, texts[captions], *rest, targets=targets))
-        # what reaches a caption's features: the sum over its copies
-        per_caption = [
-            torch.zeros(5, 6).double().index_add(0, captions, g.texts) for g in (plain_one, joint)
-        ]
-        equal = torch.allclose(one, two) and torch.allclose(plain_one.images, joint.images)
-        assert (equal and torch.allclose(*per_caption)) == (loss == "clip")

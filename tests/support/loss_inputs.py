@@ -4,15 +4,12 @@ import torch
 
 from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss
 from medclip_oc.contrastive.soft_targets import Targets
-
-
-def features(rows: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    made = torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return torch.nn.functional.normalize(made, dim=-1)
+from tests.support.unit_vectors import unit_vectors
 
 
 def inputs(pairs: int, name: str, scale: float = 3.0) -> list[torch.Tensor]:
-    made = [features(pairs, 1), features(pairs, 2), torch.tensor(scale, dtype=torch.float64)]
+    made = [unit_vectors(pairs, 6, 1, torch.float64), unit_vectors(pairs, 6, 2, torch.float64)]
+    made.append(torch.tensor(scale, dtype=torch.float64))
     if name == "siglip":
         made.append(torch.tensor(-2.0, dtype=torch.float64))
     return [value.requires_grad_() for value in made]

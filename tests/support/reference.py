@@ -12,7 +12,7 @@ from medclip_oc.config.schema import LoraConfig, ModelConfig
 from medclip_oc.contrastive.grad_cache import CachedStep
 from medclip_oc.contrastive.reference import relative_errors
 from medclip_oc.contrastive.soft_targets import Labels, Rule
-from medclip_oc.models import factory
+from medclip_oc.models import factory, lora
 from medclip_oc.models.clip import Towers
 from medclip_oc.runtime.distributed import World
 from tests.support.tiny_models import TEXT, TINY, VIT
@@ -47,14 +47,12 @@ def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings:
 
 
 def adapted(
-    vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, *, live: bool = True, **lora: Any
+    vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, *, live: bool = True, **settings: Any
 ) -> Towers:
     """Towers with adapters; live: B is not zero, so that they change something."""
-    from medclip_oc.models.lora import insert
-
     towers = build(vision, text)
     torch.manual_seed(3)
-    insert(towers, LoraConfig(**{"rank": 4, "alpha": 8.0, **lora}))
+    lora.insert(towers, LoraConfig(**{"rank": 4, "alpha": 8.0, **settings}))
     if live:
         for name, parameter in towers.named_parameters():
             if name.endswith(".0.b"):
