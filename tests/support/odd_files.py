@@ -30,19 +30,19 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def png(width: int, height: int, bits: int, kind: int, rows: bytes, *more: bytes) -> bytes:
-    """A PNG of any header; `more` are chunks before the pixels."""
+def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
+    """A PNG of any header."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
     end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + end
+    return b"\x89PNG\r\n\x1a\n" + header + end
 
 
-def png_16(values: np.ndarray, *more: bytes) -> bytes:
+def png_16(values: np.ndarray) -> bytes:
     """A PNG of 16 bits per channel: (H, W, 1 to 4) uint16."""
     height, width, channels = values.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return png(width, height, 16, kind, rows, *more)
+    return png(width, height, 16, kind, rows)
 
 
 def turned(kind: str, orientation: int, image: Image.Image) -> bytes:

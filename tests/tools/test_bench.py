@@ -6,12 +6,10 @@ from typing import Any
 import pack
 import pytest
 import rank
-import step
 import torch
 from step_peers import accumulated, batch, cached, gradients, whole, worst_error
 
 from medclip_oc.config.schema import ModelConfig
-from medclip_oc.errors import InputError
 from medclip_oc.inference.image_inputs import find
 from medclip_oc.models import factory
 from tests.support.tiny_dataset import jpeg, write_kaggle
@@ -70,19 +68,3 @@ def test_accumulation_is_exact_but_for_the_temperature(chunks: int) -> None:
     assert worst_error(found, rest) < 1e-5
     torch.testing.assert_close(cached(one, *given, 16 // chunks)(), loss)
     assert worst_error(gradients(one), wanted) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("bench", "changes", "message"),
-    [
-        (pack, {"rounds": 0}, "--rounds 0: at least 1"),
-        (pack, {"folder": "/nowhere"}, "--folder /nowhere: no such folder"),
-        (rank, {"images": 0}, "--images: 0 is not at least 1"),
-        (rank, {}, "--source: nowhere: no such file or folder"),
-        (step, {"cases": ["speed"]}, "--cases: 'speed' is not one of exact, growing"),
-    ],
-)
-def test_mistakes(bench: Any, changes: dict[str, Any], message: str) -> None:
-    source = {} if bench is step else {"source": "nowhere"}
-    with pytest.raises(InputError, match=message):
-        next(bench.run(bench.Config(**source, **changes)))

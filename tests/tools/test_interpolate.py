@@ -128,17 +128,11 @@ def test_soups(runs: list[Path], packed: Path, tmp_path: Path, capsys: Any, kind
     assert kind == "greedy" or files == [str(file) for file in runs]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("--zero_shot", "laion9"), "'laion9' is neither a file nor a tag"),
-        (("--tolerance", "1.5"), "--tolerance: 1.5"),
-        (("--out", "/proc/nowhere/x"), "--out: /proc/nowhere/x can't be written"),
-    ],
-)
-def test_mistakes(
-    runs: list[Path], packed: Path, tmp_path: Path, capsys: Any, change: tuple[str], message: str
-) -> None:
+def test_mistakes(runs: list[Path], packed: Path, tmp_path: Path, capsys: Any) -> None:
     words = ("--fine_tuned", runs[0], "--data", packed, "--out", tmp_path)
-    assert interpolated(*words, *change) == 2
-    assert message in one_line(capsys.readouterr().err)
+    for *change, message in (
+        ("--zero_shot", "laion9", "'laion9' is neither a file nor a tag"),
+        ("--out", "/proc/nowhere/x", "--out: /proc/nowhere/x can't be written"),
+    ):
+        assert interpolated(*words, *change) == 2
+        assert message in one_line(capsys.readouterr().err)
