@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,60 +30,45 @@ def slurm() -> Iterator[Slurm]:
     shutil.rmtree(folder)
 
 
-class Job:
-    """`sbatch jobs/multinode.sh` on two nodes, each with one "GPU" that torch doesn't see."""
-
-    def __init__(self, slurm: Slurm, shards: Path, folder: Path, **changes: Any) -> None:
-        self.slurm, self.run, self.log = slurm, folder / "run", folder / "job.log"
-        config = write(settings(shards, self.run, **changes), folder / "config.yaml")
-        slurm.environment |= {
-            "PYTHON": sys.executable,
-            "PYTHONPATH": str(ROOT),
-            "RUN_FOLDER": str(self.run),
-            "WANDB_MODE": "offline",
-        }
-        words = ["--parsable", f"--chdir={ROOT}", f"--output={self.log}"]
-        words += ["--gpus-per-node=1", "--cpus-per-task=1"]
-        script = ROOT / "jobs" / "multinode.sh"
-        self.number = slurm.run("sbatch", *words, script, "--config", config)
-
-    def wait_for(self, holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + 120
-        while not holds():
-            assert time.monotonic() < end, self.text()
-            time.sleep(0.2)
-
-    def steps(self) -> list[int]:
-        there = (self.run / "metrics.jsonl").exists()
-        return [r["step"] for r in records(self.run) if "loss" in r] if there else []
-
-    def end(self) -> str:
-        """How the job ended."""
-        self.wait_for(lambda: self.slurm.field(self.number, "JobState") in ENDED)
-        return self.slurm.field(self.number, "JobState")
-
-    def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
-
-
 @pytest.mark.slow
 def test_a_job_is_warned_requeued_and_goes_on_to_its_end(
     slurm: Slurm, packed: Path, tmp_path: Path
 ) -> None:
-    """The signal that Slurm sends before the time is up; then the rest of the run, and the test."""
-    job = Job(slurm, packed, tmp_path, train__epochs=20)
-    job.wait_for(lambda: len(job.steps()) >= 4)
-    slurm.run("scancel", "--signal=USR1", "--batch", job.number)
-    job.wait_for(lambda: slurm.field(job.number, "Restarts") == "1")
-    stopped = len(job.steps())
+    """The signal that Slurm sends before the time is up; then the rest of the run, and the test.
+
+    `sbatch jobs/multinode.sh` on two nodes, each with one "GPU" that torch doesn't see.
+    """
+    run, log = tmp_path / "run", tmp_path / "job.log"
+    config = write(settings(packed, run, train__epochs=20), tmp_path / "config.yaml")
+    slurm.environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    slurm.environment |= {"RUN_FOLDER": str(run), "WANDB_MODE": "offline"}
+    words = ["--parsable", f"--chdir={ROOT}", f"--output={log}"]
+    words += ["--gpus-per-node=1", "--cpus-per-task=1"]
+    job = slurm.run("sbatch", *words, ROOT / "jobs" / "multinode.sh", "--config", config)
+
+    def wait_for(holds: Callable[[], bool]) -> None:
+        end = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < end, log.read_text() if log.exists() else "not begun"
+            time.sleep(0.2)
+
+    def steps() -> list[int]:
+        there = (run / "metrics.jsonl").exists()
+        return [r["step"] for r in records(run) if "loss" in r] if there else []
+
+    wait_for(lambda: len(steps()) >= 4)
+    slurm.run("scancel", "--signal=USR1", "--batch", job)
+    wait_for(lambda: slurm.field(job, "Restarts") == "1")
+    stopped = len(steps())
     assert stopped < 60
-    assert job.end() == "COMPLETED", job.text()
-    assert job.steps() == list(range(1, 61))
-    text = job.text()
+    wait_for(lambda: slurm.field(job, "JobState") in ENDED)
+    text = log.read_text()
+    assert slurm.field(job, "JobState") == "COMPLETED", text
+    assert steps() == list(range(1, 61))
     assert "2 process(es) on cpu" in text
     assert f"SIGUSR1: stopped after step {stopped} of 60, and saved; back into the queue" in text
     assert f"step-{stopped:08}.pt, step {stopped} of 60" in text
     assert "Traceback" not in text.partition("SIGUSR1: stopped")[0]
-    assert not (job.run / "interrupted").exists()
-    record = json.loads((job.run / "evaluations" / "best-test.json").read_text())
+    assert not (run / "interrupted").exists()
+    record = json.loads((run / "evaluations" / "best-test.json").read_text())
     assert (record["pool"], record["split"]) == (12, "test")

@@ -73,18 +73,17 @@ def test_a_run(packed: Path, tmp_path: Path, adapted: Path, changes: dict[str, A
 
 
 def test_the_average_is_evaluated_and_saved(adapted: Path) -> None:
-    run = adapted
-    file = run / "checkpoints" / "ema.pt"
-    [last] = [r for r in records(run) if "valid_ema/mean_recall" in r]
+    file = adapted / "checkpoints" / "ema.pt"
+    [last] = [r for r in records(adapted) if "valid_ema/mean_recall" in r]
     assert last["step"] == 6
     content = checkpoint.load(file)
     assert content["metrics"]["mean_recall"] == last["valid_ema/mean_recall"]
-    own = checkpoint.load(run / "checkpoints" / "last.pt")["state_dict"]
+    own = checkpoint.load(adapted / "checkpoints" / "last.pt")["state_dict"]
     assert content["state_dict"].keys() == own.keys()
     assert not content["state_dict"]["logit_scale"].equal(own["logit_scale"])
     assert call(evaluate.main, EvaluateConfig, "--checkpoint", file, "--split", "valid") == 0
-    assert (run / "evaluations" / "ema-valid.json").exists()
-    assert "validation of the average over 12 pairs" in (run / "log.txt").read_text()
+    assert (adapted / "evaluations" / "ema-valid.json").exists()
+    assert "validation of the average over 12 pairs" in (adapted / "log.txt").read_text()
 
 
 @pytest.mark.slow

@@ -54,18 +54,14 @@ def test_a_later_file_wins_over_an_earlier_one_key_by_key(tmp_path: Path) -> Non
     assert (config.run.seed, config.run.folder) == (2, "runs/one")
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("1e-5", 1e-5), ("5E-4", 5e-4), ("1e3", 1000.0), (".5e1", 5.0), ("1", 1.0)],
-)
-def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text(f"optim:\n  lr: {text}\nmodel: {{definition: {{free: {text}}}}}\n")
-    config = parse(Config, "--config", str(file))
-    assert config.optim.lr == value
-    assert isinstance(config.optim.lr, float)
-    assert config.model.definition == {"free": value}  # where no type says that it is a number
-    assert parse(Config, "--optim.lr", text).optim.lr == value
+    for text, value in {"1e-5": 1e-5, "5E-4": 5e-4, "1e3": 1e3, ".5e1": 5.0, "1": 1.0}.items():
+        file.write_text(f"optim:\n  lr: {text}\nmodel: {{definition: {{free: {text}}}}}\n")
+        config = parse(Config, "--config", str(file))
+        assert config.optim.lr == parse(Config, "--optim.lr", text).optim.lr == value
+        assert isinstance(config.optim.lr, float)
+        assert config.model.definition == {"free": value}  # no type says that it is a number
 
 
 def test_lists_are_words_after_words() -> None:
@@ -137,12 +133,9 @@ def test_bad_words(words: str, line: str) -> None:
     assert error_of(TrainCommand, *words.split()) == line
 
 
-def test_missing_settings_are_named_together() -> None:
+def test_missing_settings_are_named_together_and_long_values_cut() -> None:
     line = error_of(ExportConfig, "--to", "hf")
     assert line == "--checkpoint, --out: required, but not given"
-
-
-def test_long_values_are_cut() -> None:
     line = error_of(Config, "--optim.lr", "x" * 1000)
     assert line == f"--optim.lr: '{'x' * 76}... is not a number"
 
@@ -167,10 +160,7 @@ def test_help_says_what_each_setting_is(capsys: pytest.CaptureFixture[str]) -> N
     assert "--log.tensorboard Event files in RUN/tensorboard." in words  # a flag
     assert "--checkpoint.background {true,false} " in words
     assert "--resume.allow TEXT [TEXT ...] Names of settings" in words
-
-
-def test_help_of_a_command_is_grouped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Settings that another dataclass declares have the help that stands there."""
+    # of a command it is grouped; what another dataclass declares has the help that stands there
     words = help_of(EvaluateConfig, capsys)
     order = ["what to read: --checkpoint", "what to write: --json", "how: --ks INT [INT ...] The K"]
     assert sorted(order, key=words.index) == order

@@ -164,8 +164,7 @@ IMAGES = {"model": OPENAI, "optim__freeze": "image"}
     ],
 )
 def test_rates(tmp_path: Path, changes: dict[str, Any], lr: float, level: str, method: str) -> None:
-    tree = settings(tmp_path, tmp_path / "run", **{**changes, "optim__text_lr": lr})
-    tree["optim"]["lr"] = lr
+    tree = settings(tmp_path, tmp_path / "run", **changes, optim__lr=lr, optim__text_lr=lr)
     file = write(tree, tmp_path / "c.yaml")
     config = parse.parse(Config, ["--config", str(file)])
     found = list(preflight.rates(config))
