@@ -16,7 +16,7 @@ from medclip_oc.config.schema import Config, ModelConfig
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.cli import call, one_line, torchrun
+from tests.support.cli import call, one_line
 from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
@@ -44,17 +44,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_checkpoint(file: Path, shards: Path, seed: int) -> Path:
     """What a run of no steps would leave."""
-    settings = ModelConfig(arch="evaluate-test", definition=TINY)
-    clip = factory.build(settings, seed=seed)
     config = Config()
-    config.model, config.run.seed, config.data.valid = settings, 5, str(shards)
+    config.model = ModelConfig(arch="evaluate-test", definition=TINY)
+    config.run.seed, config.data.valid = 5, str(shards)
+    clip = factory.build(config.model, seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "state_dict": clip.towers.clip.state_dict(),
         "model": clip.description,
         "config": asdict(config),
-        "step": 0,
-        "metrics": {},
     }
     checkpoint.save(file, content)
     return file
@@ -157,33 +155,29 @@ def files(best: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ids = np.array([f"test_{n:04}" for n in range(24)])
     np.savez(folder / "plain.npz", ids=ids, image_features=rows, text_features=rows)
     np.savez(folder / "turned.npz", ids=ids[::-1], image_features=rows, text_features=rows)
-    write_pairs(folder / "x.tar", range(0))
-    facts = (b'{"concepts": [40405, 1]}', b'{"concepts": "C0040405;C1306645"}', b"[1]")
+    write_pairs(folder / "empty.tar", range(0))
     members = {}
-    for n, content in enumerate(facts):
-        members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": content}
+    for n, facts in enumerate((b'{"concepts": [40405, 1]}', b'{"concepts": "C0040405"}', b"[1]")):
+        members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": facts}
     write_tar(folder / "other.tar", members)
-    names = {"BEST": best, "SHARDS": shards, "EMPTY": folder / "x.tar"}
-    names |= {"OTHER": folder / "other.tar"}
-    return names | {"PLAIN": folder / "plain.npz", "TURNED": folder / "turned.npz"}
+    made = {file.stem.upper(): file for file in folder.iterdir()}
+    return {**made, "BEST": best, "SHARDS": shards}
 
 
 MISTAKES = {
     "--features-in TURNED --data SHARDS": "--features-in: pair 0 is test_0023, but test_0000 is",
     "--checkpoint BEST --baseline TURNED": "--baseline: pair 0 is test_0023, but test_0000 is",
-    "--checkpoint BEST --data EMPTY": "no readable pair",
     "--checkpoint BEST --pools 5,25": "--pools: 25 pairs, but the set holds only 24",
     "--features-in PLAIN --slices CT": "--slices: CT: the pairs have no concepts",
     "--checkpoint BEST --data OTHER --slices lung": "--slices: lung: the pairs have no concepts",
     "--checkpoint BEST --features-out /proc/no/x.npz": "/proc/no/x.npz: can't be written",
     "--checkpoint BEST --data configs::x.tar": "mixes shard folders, which have splits, and tars",
-    "--checkpoint BEST --data EMPTY --split test": "x.tar is not a shard folder with splits",
+    "--checkpoint BEST --data EMPTY --split test": "empty.tar is not a shard folder with splits",
     "--ks 1": "--checkpoint: required, unless --features-in",
     "--checkpoint BEST --baseline nowhere.pt": "nowhere.pt: no such file",
     "--checkpoint BEST --baseline ViT-B-16:openaai": "is neither a file nor a tag of ViT-B-16",
     "--features-in PLAIN --data SHARDS --baseline start": "--baseline start: needs --checkpoint",
     "--features-in PLAIN --baseline ViT-B-16:openai": "a model needs the pairs; name them with",
-    "--features-in x.parquet": "x.parquet' is not a file name that ends in .npz",
 }
 
 
@@ -193,21 +187,3 @@ def test_mistakes_are_one_line(
 ) -> None:
     assert run(*(files.get(word, word) for word in words.split())) == 2
     assert MISTAKES[words] in one_line(capsys.readouterr().err)
-
-
-@pytest.mark.slow
-def test_two_processes(best: Path, shards: Path, tmp_path: Path) -> None:
-    """The same figures from two, which share the model's work."""
-    words = ("--checkpoint", best, "--pools", "5", "--pool-draws", 3, "--baseline", "start")
-    alone = measured(*words, "--features-out", tmp_path / "1.npz", out=tmp_path / "one.json")
-    more = ("--features-out", tmp_path / "2.npz", "--json", tmp_path / "two.json")
-    done = torchrun(2, "-m", "medclip_oc.evaluate", *words, *more)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("pool of 24 pairs") == 1
-    both = json.loads((tmp_path / "two.json").read_text())
-    assert both["merged"]["images"] == alone["merged"]["images"]
-    for way in ("image_to_text", "text_to_image"):
-        assert both[way] == pytest.approx(alone[way], rel=1e-6)
-    one, two = (np.load(tmp_path / f"{number}.npz") for number in (1, 2))
-    assert one["image_features"] == pytest.approx(two["image_features"], abs=1e-6)
-    assert all(np.array_equal(one[name], two[name]) for name in ("ids", "concepts"))

@@ -21,10 +21,8 @@ from tests.conftest import TINY
 from tests.support.tiny_dataset import caption, jpeg, picture, write_kaggle
 
 ROOT = Path(__file__).parents[2]
-PAGES = (
-    "README.md",
-    *(f"docs/{name}.md" for name in ("data", "training", "evaluation", "ranking")),
-)
+PAGES = ["README.md"]
+PAGES += [f"docs/{name}.md" for name in ("data", "training", "evaluation", "ranking")]
 NOT_RUN = (". .venv", "sbatch", "--pretrained laion2b")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -56,19 +54,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split, count in (("train", 32), ("valid", 12), ("test", 12)):
             rows = [f"{split}_{n:04},{('C0040405', 'C1306645')[n % 2]}" for n in range(count)]
             (source / f"{split}_concepts.csv").write_text("\n".join(["ID,CUIs", *rows]) + "\n")
-    for name in ("images", "scans"):
+    for name in ("images", "scans", "more"):
         (folder / name).mkdir()
         for n in range(4):
-            (folder / name / f"{n}.jpg").write_bytes(jpeg(n))
-    (folder / "more").mkdir()
-    picture(5).save(folder / "more" / "5.png")
+            picture(n).save(folder / name / f"{n}.{'png' if name == 'more' else 'jpg'}")
     (folder / "chest.jpg").write_bytes(jpeg(6))
     rows = [f'{n}.jpg,"{caption(n)}",{("train", "test")[n % 2]}' for n in range(4)]
-    (folder / "pairs.csv").write_text("\n".join(["path,report,split", *rows]) + "\n")
     texts = [f'"{caption(n)}"' for n in range(6)]
-    (folder / "captions.csv").write_text("\n".join(["caption", *texts]) + "\n")
     labels = [f"test_{n:04},{('CT', 'MRI')[n % 2]}" for n in range(12)]
-    (folder / "modality.csv").write_text("\n".join(["image,label", *labels]) + "\n")
+    (folder / "pairs.csv").write_text("\n".join(["path,report,split", *rows, ""]))
+    (folder / "captions.csv").write_text("\n".join(["caption", *texts, ""]))
+    (folder / "modality.csv").write_text("\n".join(["image,label", *labels, ""]))
     run(folder, "python tools/make_shards.py --source general --out shards/general")
     return folder
 

@@ -54,9 +54,10 @@ SETTINGS = MeasureConfig(
 )
 
 
-def everything(world: World, n: int) -> list[Any]:
-    """What every rank has in the end."""
+def everything(world: World, n: int, file: Path) -> list[Any]:
+    """What every rank has in the end, and one has saved."""
     one = made(n, 0, world)
+    features.save(file, one, world)
     slices = concepts.find_slices(one.concepts, {"C0032227": "C0032227"})
     other = made(n, 0, world, noise=2.0)
     found = retrieval.measure(one, SETTINGS, slices=slices, baseline=other, baseline_name="b")
@@ -69,10 +70,11 @@ def everything(world: World, n: int) -> list[Any]:
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes(size: int, tmp_path: Path) -> None:
-    alone = everything(ALONE, 50)
-    for rank in processes.run(everything, size, tmp_path, 50):
+    alone = everything(ALONE, 50, tmp_path / "1.npz")
+    for rank in processes.run(everything, size, tmp_path, 50, tmp_path / "x.npz"):
         assert json.loads(rank[0]) == json.loads(alone[0])
         assert all(a.equal(b) for a, b in zip(rank[1:], alone[1:], strict=True))
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "x.npz").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,13 @@ def nearest(queries: torch.Tensor, targets: torch.Tensor, k: int) -> list[top_k.
     return parts
 
 
-def test_nearest_is_best_first() -> None:
-    targets = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    (part,) = nearest(targets[:1], targets, 2)
-    assert part.listed.tolist() == [[0, 1]]
-    assert part.share(2)[0].tolist() == [[1, 0], [0, 1]]
-    (part,) = nearest(targets, targets, 10)
-    assert part.listed.shape == (3, 3)
-
-
 def test_nearest_equals_a_sort() -> None:
     queries, targets = unit_vectors(50, 16, 0), unit_vectors(90, 16, 1)
-    (part,) = nearest(queries, targets, 10)
     order = (queries.double() @ targets.double().T).argsort(1, descending=True)
+    (part,) = nearest(queries, targets, 10)
     assert part.listed[part.queries.argsort()].equal(order[:, :10])
+    (part,) = nearest(queries, targets, 100)
+    assert part.listed.shape == (50, 90)
 
 
 def test_equal_scores_share_their_places() -> None:

@@ -62,14 +62,15 @@ def test_answers_without_a_browser(handlers: Handlers, packed: Path, tmp_path: P
 
 
 def test_an_index_whose_pairs_are_gone_has_no_pictures(
-    handlers: Handlers, index: Path, packed: Path, tmp_path: Path
+    handlers: Handlers, index: Path, tmp_path: Path
 ) -> None:
-    gone, changed = Index(index), Index(index)
-    gone.about["data"] = str(tmp_path / "nowhere")
-    changed.about["data_fingerprint"] = "another"
-    for opened, reason in ((gone, "nowhere"), (changed, "has changed since it was embedded")):
-        found = Handlers(handlers.embedder, opened)
-        message, gallery, rows = found.search("bright", None, 3)
+    for name, value, reason in (
+        ("data", str(tmp_path / "nowhere"), "nowhere"),
+        ("data_fingerprint", "another", "has changed since it was embedded"),
+    ):
+        opened = Index(index)
+        opened.about[name] = value
+        message, gallery, rows = Handlers(handlers.embedder, opened).search("bright", None, 3)
         assert message.startswith("no pictures: ")
         assert reason in message
         assert (gallery, len(rows)) == ([], 3)

@@ -20,8 +20,6 @@ from medclip_oc import make_shards, train
 from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.parse import parse
 from medclip_oc.config.schema import TrainCommand
-from medclip_oc.packing.formats import open_source
-from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.cli import settings, write
 from tests.support.tiny_dataset import write_kaggle
 
@@ -52,14 +50,16 @@ def modules(calls: list[Call]) -> list[str]:
     return list(dict.fromkeys(module for module, _ in calls))
 
 
+def _packing(folder: Path, pairs: int) -> MakeShardsConfig:
+    source, out = write_kaggle(folder / "source", {"train": pairs}), folder / "shards"
+    return MakeShardsConfig(source=str(source), out=str(out), workers=1, splits=["train"])
+
+
 def batch_way(folder: Path) -> list[str]:
     """From the loop's taking the second batch to its loss."""
-    source = write_kaggle(folder / "source", {"train": 32, "valid": 4, "test": 4})
-    pack(open_source(source), folder / "shards", PackOptions(), workers=1)
-    tree = settings(folder / "shards", folder / "run")
-    tree["data"]["valid"] = None
-    words = ["--config", str(write(tree, folder / "config.yaml"))]
-    config = parse(TrainCommand, words)
+    make_shards.main(_packing(folder, 32))
+    tree = settings(folder / "shards", folder / "run", data__valid=None)
+    config = parse(TrainCommand, ["--config", str(write(tree, folder / "config.yaml"))])
     with recorded() as calls:
         train.main(config)
     agreed = next(n for n, (_, name) in enumerate(calls) if name == "Trainer.agree")
@@ -71,16 +71,13 @@ def batch_way(folder: Path) -> list[str]:
 
 def image_way(folder: Path) -> list[str]:
     """From the first image's last member in the tar to the second one's."""
-    source = write_kaggle(folder / "source", {"train": 8})
-    out = str(folder / "shards")
-    config = MakeShardsConfig(source=str(source), out=out, workers=1, splits=["train"])
+    config = _packing(folder, 8)
     with recorded() as calls:
         make_shards.main(config)
     members = [n for n, call in enumerate(calls) if call == ("packing/tar_writer", "_Tar.addfile")]
     # what the writer still does with that member belongs to the image before
-    way = dropwhile(
-        lambda call: call[0] == "packing/tar_writer", calls[members[2] : members[5] + 1]
-    )
+    between = calls[members[2] : members[5] + 1]
+    way = dropwhile(lambda call: call[0] == "packing/tar_writer", between)
     return ["make_shards", *modules(list(way))]
 
 
