@@ -9,13 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medclip_oc.audit import near_duplicates
-from medclip_oc.audit.near_duplicates import (
-    best_matches,
-    first_of_equals,
-    near_hashes,
-    nearest,
-    similar_sets,
-)
 from medclip_oc.audit.scan import word_hashes
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -32,6 +25,10 @@ def clustered(seed: int, number: int) -> np.ndarray:
     return hashes
 
 
+def apart(one: np.ndarray, other: np.ndarray) -> int:
+    return sum(int(a ^ b).bit_count() for a, b in zip(one, other, strict=True))
+
+
 def all_pairs(number: int, alike: Callable[[int, int], bool]) -> list[list[int]]:
     return [[one, other] for one, other in combinations(range(number), 2) if alike(one, other)]
 
@@ -43,38 +40,34 @@ def test_near_hashes_equal_brute_force(
     comparisons: int, seed: int, number: int, radius: int
 ) -> None:
     hashes = clustered(seed, number)
+    fine = np.stack([hashes, clustered(seed ^ 1, number)], 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "_COMPARISONS", comparisons)
-        pairs, distance = near_hashes(hashes, radius, hashes[:, None], radius)
-    bits = [[int(a ^ b).bit_count() for b in hashes] for a in hashes]
-    assert pairs.tolist() == all_pairs(number, lambda i, j: bits[i][j] <= radius)
-    assert distance.tolist() == [bits[i][j] for i, j in pairs]
-
-
-def test_a_finer_hash_thins_the_near_ones() -> None:
-    hashes = np.array([5, 5, 4, 7], np.uint64)
-    fine = np.array([[0, 0], [0, 3], [0, 0], [7, 7]], np.uint64)
-    pairs, distance = near_hashes(hashes, 1, fine, 2)
-    assert pairs.tolist() == [[0, 1], [0, 2], [1, 2]]  # (0, 3) differs in 6 bits of the finer
-    assert distance.tolist() == [2, 0, 2]
+        pairs, distance = near_duplicates.near_hashes(hashes, radius, fine, 3 * radius)
+    short, long = ([[apart(a, b) for b in of] for a in of] for of in (hashes[:, None], fine))
+    near = all_pairs(number, lambda i, j: short[i][j] <= radius and long[i][j] <= 3 * radius)
+    assert pairs.tolist() == near
+    assert distance.tolist() == [long[i][j] for i, j in pairs]
 
 
 @given(st.lists(st.integers(0, 5)))
 def test_first_of_equals(values: list[int]) -> None:
     digests = [bytes([7, value]) for value in values]
-    assert first_of_equals(digests).tolist() == [values.index(value) for value in values]
+    assert near_duplicates.first_of_equals(digests).tolist() == [
+        values.index(value) for value in values
+    ]
 
 
 def test_nearest_keeps_the_closest_of_each_split() -> None:
     # row 0 is near 1, 2, 3 (split 0) and 4 (split 1); the others are near 0 alone
     pairs, splits = np.array([[0, 1], [0, 2], [0, 3], [0, 4]]), np.array([1, 0, 0, 0, 1])
-    assert nearest(pairs, np.array([5, 3, 4, 9]), splits, 4).all()
+    assert near_duplicates.nearest(pairs, np.array([5, 3, 4, 9]), splits, 4).all()
     # each of the four keeps 0 as its own closest, so drop that way round
     crowd = np.array([[i, j] for i, j in combinations(range(6), 2)])
     far = np.array([j - i for i, j in crowd])
-    kept = crowd[nearest(crowd, far, np.zeros(6, int), 1)]
+    kept = crowd[near_duplicates.nearest(crowd, far, np.zeros(6, int), 1)]
     assert kept.tolist() == [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]]
-    assert nearest(np.empty((0, 2), int), np.empty(0, int), splits, 1).shape == (0,)
+    assert near_duplicates.nearest(np.empty((0, 2), int), np.empty(0, int), splits, 1).shape == (0,)
 
 
 def test_similar_sets_equal_brute_force() -> None:
@@ -91,7 +84,7 @@ def test_similar_sets_equal_brute_force() -> None:
         one, other = set(sets[i].tolist()), set(sets[j].tolist())
         return len(one & other) / len(one | other)
 
-    pairs, index = similar_sets(sets, 0.8)
+    pairs, index = near_duplicates.similar_sets(sets, 0.8)
     expected = all_pairs(40, lambda i, j: jaccard(i, j) >= 0.8)
     assert len(expected) > 100
     assert pairs.tolist() == expected
@@ -101,14 +94,16 @@ def test_similar_sets_equal_brute_force() -> None:
 def test_words_decide_in_any_order_and_case() -> None:
     words = [f"word{n}" for n in range(20)]
     texts = [" ".join(words), " ".join([*words[1:], "other"]), "Word5 word7, WORD5!", "word7 word5"]
-    pairs, index = similar_sets([word_hashes(text) for text in [*texts, "?", "!"]], 0.8)
+    pairs, index = near_duplicates.similar_sets(
+        [word_hashes(text) for text in [*texts, "?", "!"]], 0.8
+    )
     assert pairs.tolist() == [[0, 1], [2, 3]]
     assert index.tolist() == pytest.approx([19 / 21, 1.0])
 
 
 def test_a_crowd_of_candidates_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "MOST_CANDIDATES", 2)
-    pairs, _ = similar_sets([np.arange(5, dtype=np.uint64)] * 5, 0.8)
+    pairs, _ = near_duplicates.similar_sets([np.arange(5, dtype=np.uint64)] * 5, 0.8)
     assert pairs.tolist() == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3], [2, 4], [3, 4]]
 
 
@@ -118,7 +113,7 @@ def test_best_matches_are_the_most_similar_of_each_split() -> None:
     fine = np.array([0, 0, 2, 0, 4, 5, 6])  # 0, 1 and 3 are one file
     coarse = np.array([0, 0, 0, 0, 4, 5, 6])  # 2 has their pixels
     near, similarity = np.array([[0, 5], [0, 6], [4, 5]]), np.array([0.96, 0.99, 0.97])
-    matches = best_matches(split, fine, coarse, near, similarity)
+    matches = near_duplicates.best_matches(split, fine, coarse, near, similarity)
     matches["split"] = split[matches.other]
     # a line per row, a column per split; in its own split, only one before it
     other = [[-1, 3, 6], [0, 3, 6], [0, 3, 6], [0, -1, 6], [-1, -1, 5], [0, 4, -1], [0, 3, -1]]

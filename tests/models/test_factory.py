@@ -153,6 +153,7 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({**RN50, "pretrained": "openai"}, "RN50 uses GELU, but .*QuickGELU; use RN50-quickgelu"),
         ({**RN50, "pretrained": "nope"}, r"neither a file nor a tag of RN50 \(openai"),
         ({"preprocess": {"means": 1}}, "preprocess.means: no such setting"),
+        ({"pretrained_text": "somewhere"}, "only a Hugging Face text tower"),
         ({"preprocess": {"mean": 3}}, "mean: 3 is not three numbers"),
         ({"preprocess": {"interpolation": "random"}}, "'random' is not one of bicubic, bilinear"),
     ],

@@ -87,8 +87,8 @@ def test_words_and_last_blocks() -> None:
     [
         ({"freeze": "resblok"}, "'resblok' is neither .* one is positional_embedding|one is "),
         ({"freeze": ["image", "text"]}, "leaves nothing of either tower"),
-        ({"image_last_blocks": 3}, "optim.image_last_blocks: 3, but the image tower has 2 blocks"),
         ({"freeze": "("}, r"optim.freeze: '\(' is not a regular expression"),
+        ({"image_last_blocks": 3}, "optim.image_last_blocks: 3, but the image tower has 2 blocks"),
     ],
 )
 def test_mistakes(settings: dict[str, Any], message: str) -> None:

@@ -12,47 +12,37 @@ from medclip_oc.contrastive.reference import gradients, plain_step
 from medclip_oc.errors import InputError
 from medclip_oc.models import freezing, lora
 from medclip_oc.training import optimizer as optim
-from tests.support.reference import (
-    DROPOUT,
-    HF,
-    RESNET,
-    adapted,
-    batch,
-    build,
-    cached,
-    copy_of,
-    timm,
-    worst_error,
-)
+from tests.support import reference
 from tests.support.tiny_models import TEXT, VIT
 
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, dict[str, Any]]] = {
     "open_clip": (VIT, TEXT, 32, {}),
-    "checkpointed": (DROPOUT, TEXT, 32, {}),
-    "timm and hf": (timm("test_vit"), HF, 160, {}),
-    "cnn": (timm("test_efficientnet"), TEXT, 160, {}),
-    "resnet": (RESNET, TEXT, 32, {"towers": "image"}),
-    "text alone": (VIT, HF, 32, {"towers": "text"}),
+    "checkpointed": (reference.DROPOUT, TEXT, 32, {}),
+    "timm and hf": (reference.timm("test_vit"), reference.HF, 160, {}),
+    "cnn": (reference.timm("test_efficientnet"), TEXT, 160, {}),
+    "resnet": (reference.RESNET, TEXT, 32, {"towers": "image"}),
+    "text alone": (VIT, reference.HF, 32, {"towers": "text"}),
 }
 
 
 def features(towers: Any, size: int = 32) -> torch.Tensor:
     towers.eval()
     with torch.inference_mode():
-        images, texts, _ = towers(*batch(6, size))
+        images, texts, _ = towers(*reference.batch(6, size))
     return torch.cat([images, texts])
 
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_no_change_at_the_start_and_merged_equals_unmerged(name: str) -> None:
     vision, text, size, settings = TOWERS[name]
-    plain, start = build(vision, text), adapted(vision, text, live=False, **settings)
+    plain = reference.build(vision, text)
+    start = reference.adapted(vision, text, live=False, **settings)
     before, state = features(plain, size), plain.clip.state_dict()
     assert features(start, size).equal(before)
     merged = lora.plain_state(start)
     assert merged.keys() == state.keys()
     assert all(value.equal(state[n]) for n, value in merged.items())
-    towers = adapted(vision, text, **settings)
+    towers = reference.adapted(vision, text, **settings)
     found = features(towers, size)
     assert (found - before).norm() > 1e-3 * before.norm(), "the adapters change something"
     plain.clip.load_state_dict(lora.plain_state(towers))
@@ -62,7 +52,7 @@ def test_no_change_at_the_start_and_merged_equals_unmerged(name: str) -> None:
 
 
 def test_merging_is_the_formula() -> None:
-    towers, start = adapted(), build().clip.state_dict()
+    towers, start = reference.adapted(), reference.build().clip.state_dict()
     found = lora.plain_state(towers)
     weights = dict(towers.clip.named_parameters())
     for layer, weight in (
@@ -78,15 +68,15 @@ def test_merging_is_the_formula() -> None:
 
 def test_only_adapters_move() -> None:
     """Bit for bit, through steps and evaluations: nothing wanders by a rounding."""
-    towers, start = adapted(live=False), build().clip.state_dict()
+    towers, start = reference.adapted(live=False), reference.build().clip.state_dict()
     optimizer = optim.adamw(towers, OptimConfig(lr=1e-2, weight_decay=0.1))
-    step = cached(towers, keep_chunks=1)
+    step = reference.cached(towers, keep_chunks=1)
     for _ in range(3):
         towers.train()
-        step(*batch(12))
+        step(*reference.batch(12))
         optimizer.step()
         features(towers)
-    now, fresh = towers.clip.state_dict(), adapted(live=False).clip.state_dict()
+    now, fresh = towers.clip.state_dict(), reference.adapted(live=False).clip.state_dict()
     plain = {n: re.sub(r"parametrizations\.(\w+)\.original$", r"\1", n) for n in now}
     moved = {n for n in now if plain[n] in start and not now[n].equal(start[plain[n]])}
     assert moved == {"logit_scale"}  # which trains as it would without adapters
@@ -102,24 +92,24 @@ def test_only_adapters_move() -> None:
 )
 def test_the_cached_step_equals_one_big_batch(name: str, keep: int) -> None:
     vision, text, size, settings = TOWERS[name]
-    towers = adapted(vision, text, **settings)
-    reference = copy_of(towers)
+    towers = reference.adapted(vision, text, **settings)
+    whole = reference.copy_of(towers)
     if name == "checkpointed":
         towers.clip.set_grad_checkpointing()
     torch.manual_seed(7)
-    plain_step(reference, "clip", *batch(12, size), micro_batches=(5, 5))
+    plain_step(whole, "clip", *reference.batch(12, size), micro_batches=(5, 5))
     torch.manual_seed(7)
-    cached(towers, keep_chunks=keep)(*batch(12, size))
-    assert worst_error(gradients(towers), gradients(reference)) < 1e-5
+    reference.cached(towers, keep_chunks=keep)(*reference.batch(12, size))
+    assert reference.worst_error(gradients(towers), gradients(whole)) < 1e-5
 
 
 def test_frozen_parts_get_none() -> None:
-    towers = build()
+    towers = reference.build()
     freezing.freeze(towers, OptimConfig(freeze=["text", "logit_scale"], image_last_blocks=1))
     lora.insert(towers, LoraConfig(rank=2))
     trains = {n for n, p in towers.named_parameters() if p.requires_grad} - {"clip.logit_bias"}
     assert {freezing.places(towers)[n] for n in trains} == {freezing.Place("image", 2, 2)}
-    towers = build()
+    towers = reference.build()
     freezing.freeze(towers, OptimConfig(freeze=["image"]))
     with pytest.raises(InputError, match="the image tower has no layer to adapt that isn't frozen"):
         lora.insert(towers, LoraConfig(rank=4, towers="image"))
@@ -127,7 +117,7 @@ def test_frozen_parts_get_none() -> None:
 
 def test_resuming_from_a_merged_checkpoint() -> None:
     """The unmerged matrices and the adapters come back bit for bit."""
-    towers, again, other = adapted(), build(), build()
+    towers, again, other = reference.adapted(), reference.build(), reference.build()
     state = lora.Adapters(towers).state_dict()
     again.clip.load_state_dict(lora.plain_state(towers))
     lora.insert(again, LoraConfig(rank=4, alpha=8.0))

@@ -127,9 +127,7 @@ def test_everything_is_on_the_page(
     assert not any(name in ("href", "onerror", "onload") for name, _ in page.attributes)
     assert not re.search(r"url\((?!#)|@import|https?:", html)
     assert "default-src 'none'" in html
-    files = list((run / "report").iterdir())
-    assert len(files) == len(titles)
-    assert run / "report" / "pairs_per_second.png" in files
+    assert len(list((run / "report").glob("*.png"))) == len(titles)
     assert "report.html" in capsys.readouterr().out
 
 
