@@ -86,7 +86,8 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
         InputError: it is missing, or holds pickled code.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: {'a folder, not a' if Path(path).is_dir() else 'no such'} file")
+        inside = "a folder; name a file, such as checkpoints/best.pt in a run's"
+        raise InputError(f"{path}: {inside if Path(path).is_dir() else 'no such file'}")
     try:
         archive = zipfile.is_zipfile(path)  # a torch file from before 1.6 is none
         if verify and archive and zipfile.ZipFile(path).testzip() is not None:

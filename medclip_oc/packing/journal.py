@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..config.fields import shorten
 from ..data.index import ENTRY, INDEX, REJECTS, SIZES, VERSION
 from ..errors import InputError
 from ..runtime.atomic import atomic_file
@@ -143,7 +144,8 @@ def refuse_other(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any
     old, new = ({**each["options"], **each.get("source", {})} for each in (there, given))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if changes := [
-        _CHANGED.get(name) or f"{name} {old.get(name)}, not {new.get(name)}" for name in names
+        _CHANGED.get(name) or f"{name} {shorten(old.get(name))}, not {shorten(new.get(name))}"
+        for name in names
     ]:
         raise InputError(
             f"{folder}: holds a packing with other settings: {', '.join(changes)}; give those "
