@@ -119,9 +119,17 @@ def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
     Returns:
         (E,) float64.
     """
-    parts = links.split(max(1, _GATHERED // images.shape[1]))
-    # (E,), of products (part of E, D) that float64 holds exactly
-    return torch.cat([images[p[:, 0]].double().mul_(texts[p[:, 1]]).sum(1) for p in parts])
+    size = max(1, _GATHERED // images.shape[1])
+
+    @torch.no_grad()  # each thread has a mode of its own
+    def part(first: int, last: int) -> Tensor:
+        parts = links[first:last].split(size)
+        # products (size, D) that float64 holds exactly
+        return torch.cat([images[p[:, 0]].double().mul_(texts[p[:, 1]]).sum(1) for p in parts])
+
+    if images.is_cuda or len(links) <= size:
+        return part(0, len(links))
+    return torch.cat(in_threads(part, len(links)))
 
 
 def best_scores(scores: Tensor, owners: Tensor, size: int) -> Tensor:
