@@ -203,7 +203,7 @@ def test_frozen_blocks_run_again_where_memory_is_short(monkeypatch: pytest.Monke
 
 def test_blocks_that_feed_more_than_the_next_one_are_run_again() -> None:
     """A tower of a foreign build is noticed by its features, and computed in full."""
-    towers, reference = build(), build()
+    towers, reference = build(DROPOUT), build(DROPOUT)
     for side in (towers, reference):
         freeze(side, all_but="resblocks.1.")
         seen: list[torch.Tensor] = []
@@ -215,7 +215,7 @@ def test_blocks_that_feed_more_than_the_next_one_are_run_again() -> None:
     # ln_pre's output is used again at the end
     blocks = [towers.clip.visual.ln_pre, *towers.image_blocks()]
     towers.image_blocks = lambda: blocks
-    check(towers, reference, chunks=None)
+    check(towers, reference)
 
 
 def test_a_tower_gets_one_chunk_at_a_time_as_it_came() -> None:

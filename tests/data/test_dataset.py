@@ -195,10 +195,12 @@ def test_a_worker_that_dies_is_one_line(shards: ShardSet, clip: factory.Clip) ->
 # --------------------------------------------------------------------------------- captions
 
 TEXT = (
-    "Axial CT of the chest (Fig. 2). There is a mass of 2.5 cm in the left lower lobe; no effusion "
-    "is seen. Smith et al. described three such cases. Is it malignant? Follow-up was advised."
+    "Case 3. Axial CT of the chest (Fig. 2). There is a mass of 2.5 cm in the left lower lobe; no "
+    "effusion is seen. Smith et al. described three such cases. Is it malignant? Follow-up was "
+    "advised."
 )
 PARTS = [
+    "Case 3.",
     "Axial CT of the chest (Fig. 2).",
     "There is a mass of 2.5 cm in the left lower lobe;",
     "no effusion is seen.",
@@ -240,11 +242,11 @@ def test_runs_of_sentences() -> None:
     """As many as fit, from a random one on, and earlier ones if room is left; or one, cut."""
     captions = dataset.Captions(words, "sentences")
     assert captions.tokens("One two. Three.", [0])[0].equal(words(["One two. Three."])[0])
-    parts = [range(first, last) for first in range(6) for last in range(first + 1, 7)]
+    parts = [range(first, last) for first in range(7) for last in range(first + 1, 8)]
     runs = {part: " ".join(PARTS[n] for n in part) for part in parts}
     room = {part for part, text in runs.items() if len(text.split()) <= 10}
     whole = {part for part in room if not any(set(part) < set(more) for more in room)}
-    allowed = whole | {range(1, 2)}  # one that is cut
+    allowed = whole | {range(2, 3)}  # one that is cut
     found = set[range]()
     for seed in range(60):
         tokens, long = captions.tokens(TEXT, [5, seed])
@@ -253,4 +255,4 @@ def test_runs_of_sentences() -> None:
         found |= {part for part in allowed if words([runs[part]])[0].equal(tokens)}
         assert any(words([runs[part]])[0].equal(tokens) for part in allowed)
     assert len(found) >= 4
-    assert range(1, 2) in found
+    assert {range(2), range(2, 3)} < found

@@ -99,6 +99,8 @@ def test_every_shard_comes_before_any_comes_again(folder: Path) -> None:
         assert {pair.epoch for pair in part} == {epoch}
         assert len({pair.index for pair in part}) == len(set(own)) == 27
     assert keys[0] != keys[1] != keys[2]
+    orders = [[pair.index for pair in pairs[n : n + 27] if pair.index >> 32 == 2] for n in (0, 27)]
+    assert orders[0] != orders[1]
     assert keys[0] != sorted(keys[0])
     assert read(1) == pairs
     assert [pair.sample for pair in read(2)] != [pair.sample for pair in pairs]
