@@ -1,6 +1,7 @@
 """Indices: written, searched, and tied to their model."""
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import medclip_oc
 from medclip_oc import embed, zeroshot
 from medclip_oc.config.inference import EmbedConfig, ZeroshotConfig
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.errors import InputError
+from medclip_oc.errors import InputError, WorkError
 from medclip_oc.imaging.decode import decode
 from medclip_oc.inference import feature_index
 from medclip_oc.inference.feature_index import Index
@@ -183,3 +184,15 @@ def test_mistakes(search: Callable[..., str], index: Path, tmp_path: Path) -> No
         assert message in search(folder, *words, code=2)
     with pytest.raises(InputError, match=r"is there already \(it is no index\)"):
         feature_index.write(tmp_path, (0, 4), "float32", [], {})
+
+
+def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path) -> None:
+    rows = (unit_vectors(100, 64, 0), unit_vectors(100, 64, 1), [{"id": "a"}] * 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(WorkError, match=r"index: can't be written \("):
+            feature_index.write(tmp_path / "index", (100, 64), "float32", [rows], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
