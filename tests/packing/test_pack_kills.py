@@ -121,7 +121,7 @@ def test_other_settings_are_refused_and_named(source: Path, out: Path) -> None:
     before = contents(out)
     with pytest.raises(InputError, match=r"a packing with other settings: samples_per_shard 3, no"):
         pack(open_source(source), out, PackOptions(samples_per_shard=4))
-    with pytest.raises(InputError, match=r"_check True, not False, splits \['train', 'valid'"):
+    with pytest.raises(InputError, match=r"_check true, not false, splits \['train', 'valid'"):
         pack(open_source(source, ["train"]), out, PackOptions(3, decode_check=False))
     assert contents(out) == before
     pack(open_source(source), out, PackOptions(samples_per_shard=4), overwrite=True)
