@@ -10,7 +10,7 @@ import torch
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.faulty_source import write_faulty_source
+from tests.support.fault_injection import write_faulty_source
 from tests.support.tiny_dataset import write_kaggle
 from tests.support.tiny_models import TINY
 

@@ -18,9 +18,8 @@ from medclip_oc.errors import InputError
 from medclip_oc.make_shards import main
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import pack
-from tests.support.cli import call
-from tests.support.html_reader import Reader
-from tests.support.synthetic_images import brighter, cropped, encoded, phantom
+from tests.support.cli import Reader, call
+from tests.support.image_files import brighter, cropped, encoded, phantom
 
 NASTY = 'left <script>alert("x")</script> & <b>right</b> lung, seen from the front with contrast'
 LONG = " ".join(f"word{n}" for n in range(30))

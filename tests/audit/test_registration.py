@@ -7,7 +7,7 @@ from PIL import Image
 from medclip_oc.audit.audit import CORRELATION, FINE_RADIUS, HASH_RADIUS
 from medclip_oc.audit.registration import aligned_correlation
 from medclip_oc.audit.scan import hash_image, hash_pixels
-from tests.support.synthetic_images import CHANGES, KINDS, phantom
+from tests.support.image_files import CHANGES, KINDS, phantom
 
 
 def hashed(pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:

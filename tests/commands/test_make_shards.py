@@ -10,7 +10,7 @@ from medclip_oc import make_shards
 from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.data.shards import ShardSet
 from tests.support.cli import call, one_line
-from tests.support.faulty_source import contents, rejected
+from tests.support.fault_injection import contents, rejected
 
 SPLITS = ["train", "valid"]
 TABLE = ["--table", "x.csv", "--image-column", "a", "--caption-column", "b"]

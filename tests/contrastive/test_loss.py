@@ -5,7 +5,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 
 from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss
-from tests.support.loss_inputs import DENSE, by_blocks, inputs
+from tests.support.reference import DENSE, by_blocks, inputs
 
 
 def test_two_pairs_by_hand() -> None:

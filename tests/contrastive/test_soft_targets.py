@@ -5,12 +5,14 @@ import torch
 
 from medclip_oc.contrastive.reference import gradients
 from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
-from tests.support.loss_inputs import DENSE, by_blocks, inputs
 from tests.support.reference import (
+    DENSE,
     batch,
     build,
+    by_blocks,
     cached,
     dense_targets,
+    inputs,
     labels,
 )
 

@@ -28,8 +28,7 @@ from medclip_oc.models.clip import Clip
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
 from tests.support import processes
-from tests.support.image_files import FILES
-from tests.support.odd_files import file
+from tests.support.image_files import FILES, file
 from tests.support.reference import ONE as ALONE
 from tests.support.tiny_dataset import jpeg, picture, write_pairs, write_tar
 from tests.support.tiny_models import TINY

@@ -10,7 +10,7 @@ import torch
 from medclip_oc.config.evaluation import MeasureConfig
 from medclip_oc.errors import InputError
 from medclip_oc.evaluation import concepts, top_k
-from tests.support.unit_vectors import unit_vectors
+from tests.support.tiny_models import unit_vectors
 
 CONCEPTS = np.array([[1, 2, 0], [2, 3, 0], [0, 0, 0], [1, 2, 0], [4, 0, 0], [2, 0, 2]])
 CT, MRI, LUNG = 40405, 24485, 24109

@@ -11,7 +11,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.evaluation import features
 from medclip_oc.evaluation.features import Embedded
 from medclip_oc.runtime.distributed import World
-from tests.support.unit_vectors import unit_vectors
+from tests.support.tiny_models import unit_vectors
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medclip_oc.errors import WorkError
 from medclip_oc.evaluation import ranks
-from tests.support.unit_vectors import unit_vectors
+from tests.support.tiny_models import unit_vectors
 
 
 def own(n: int) -> Tensor:

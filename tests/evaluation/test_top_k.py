@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medclip_oc.evaluation import top_k
-from tests.support.unit_vectors import unit_vectors
+from tests.support.tiny_models import unit_vectors
 
 
 def nearest(queries: torch.Tensor, targets: torch.Tensor, k: int) -> list[top_k.Nearest]:

@@ -20,7 +20,7 @@ from medclip_oc.imaging.decode import decode
 from medclip_oc.imaging.encode import prepare
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.odd_files import dicom, file
+from tests.support.image_files import dicom, file
 from tests.support.tiny_dataset import picture, write_kaggle
 
 pydicom = pytest.importorskip("pydicom")

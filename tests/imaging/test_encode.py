@@ -12,7 +12,7 @@ from PIL import Image
 from medclip_oc.errors import BadImage
 from medclip_oc.imaging.decode import decode
 from medclip_oc.imaging.encode import prepare
-from tests.support.odd_files import file, png_16, turned
+from tests.support.image_files import file, png_16, turned
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)  # (H, W)
 COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)  # (H, W, 3)

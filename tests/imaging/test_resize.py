@@ -14,7 +14,7 @@ from medclip_oc.imaging.decode import decode
 from medclip_oc.imaging.encode import prepare
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.odd_files import dicom, file, png_16, turned
+from tests.support.image_files import dicom, file, png_16, turned
 from tests.support.tiny_dataset import jpeg, picture, write_kaggle
 
 
@@ -147,5 +147,5 @@ def test_packing_says_what_was_resized(tmp_path: Path) -> None:
     expected = {"width": 87, "height": 64, "resized_from": [1500, 1100], "reencoded": "resized"}
     expected["sha256"] = hashlib.sha256(LARGE_JPEG).hexdigest()
     assert large.facts.items() >= expected.items()
-    with pytest.raises(InputError, match="resize 64, not None"):
+    with pytest.raises(InputError, match="resize 64, not null"):
         pack(open_source(folder, ["test"]), tmp_path / "out")

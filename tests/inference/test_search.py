@@ -21,7 +21,7 @@ from medclip_oc.inference.feature_index import Index
 from medclip_oc.models import checkpoint
 from tests.support.cli import call, one_line
 from tests.support.tiny_dataset import jpeg
-from tests.support.unit_vectors import unit_vectors
+from tests.support.tiny_models import unit_vectors
 
 FIELDS = ["query", "rank", "id", "score", "caption", "shard", "position"]
 

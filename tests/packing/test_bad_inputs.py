@@ -22,9 +22,19 @@ from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.pack import pack
 from medclip_oc.packing.sources import Pair, Reject
-from tests.support.bad_images import IMAGES, Kept, Refused
-from tests.support.bad_tables import BAD_ROWS, BROKEN, CAPTIONS, FILES, HEAD, LINES, WHOLE
-from tests.support.faulty_source import rejected
+from tests.support.bad_inputs import (
+    BAD_ROWS,
+    BROKEN,
+    CAPTIONS,
+    FILES,
+    HEAD,
+    IMAGES,
+    LINES,
+    WHOLE,
+    Kept,
+    Refused,
+)
+from tests.support.fault_injection import rejected
 from tests.support.tiny_dataset import jpeg
 
 Packed = tuple[dict[str, Sample], list[dict[str, str]]]

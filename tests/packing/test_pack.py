@@ -13,8 +13,8 @@ from medclip_oc.errors import WorkError
 from medclip_oc.packing import tar_writer
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.faulty_source import contents, rejected
-from tests.support.webdataset_reader import stock
+from tests.support.fault_injection import contents, rejected
+from tests.support.tiny_dataset import stock
 
 SPLITS = ["train", "valid"]
 

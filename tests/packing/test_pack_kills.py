@@ -18,7 +18,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.journal import JOURNAL, alone_in
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.faulty_source import contents, rejected
+from tests.support.fault_injection import contents, rejected
 from tests.support.tiny_dataset import write_kaggle
 
 ROOT = Path(__file__).parents[2]

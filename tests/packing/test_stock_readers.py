@@ -16,8 +16,7 @@ from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.imaging.decode import decode
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.tiny_dataset import jpeg, picture, write_kaggle
-from tests.support.webdataset_reader import stock
+from tests.support.tiny_dataset import jpeg, picture, stock, write_kaggle
 
 ODD_IDS = ["PMC12.3_fig. 2", "p10/s5", "__key__", "-x y", "œdème_" + "長" * 40, "#1;a=b&c", "JPG"]
 CAPTIONS = ['Two\nlines, "quoted", 中', "None", "a,b;c\td", "<b>µm</b> ±", "naïve", "'", "end."]

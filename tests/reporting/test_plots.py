@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 from medclip_oc.reporting import plots
-from tests.support.html_reader import NASTY, Reader
+from tests.support.cli import NASTY, Reader
 
 
 def test_bars_are_as_long_as_their_values() -> None:

@@ -17,7 +17,7 @@ from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import plots, run_files, run_page
 from tests.support import cli
-from tests.support.html_reader import NASTY, Reader
+from tests.support.cli import NASTY, Reader
 from tests.support.tiny_dataset import write_kaggle
 
 CHARTS = ["Loss", "Learning rate", "Temperature", "Pairs per second", "Validation recall, per cent"]

@@ -1,10 +1,11 @@
-"""Commands as tests call them, and the settings and files of a small run."""
+"""Commands as tests call them, the settings and files of a small run, and pages taken apart."""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,22 @@ def one_line(error: str) -> str:
     ]
     assert len(ours) == 1, error
     return ours[0]
+
+
+NASTY = """<script>alert("1")</script> & 'quoted' <img src=x onerror=alert(1)> {{ 7 * 7 }} $x_$"""
+
+
+class Reader(HTMLParser):
+    """Collects the tags, their attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.text = list[str](), list[tuple[str, str | None]](), ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data

@@ -28,6 +28,8 @@ def test_gains_biases_and_temperature_do_not_decay(tiny: ModelConfig) -> None:
         set().union(*(names_of(towers, g) for g in groups if g["weight_decay"] == decay))
         for decay in (0.1, 0.0)
     )
+    titles = {"image tower", "text tower", "temperature"}
+    assert {group["title"] for group in groups} == titles, "no layers without a decay by layers"
     assert decayed | free == set(dict(towers.named_parameters()))
     assert not decayed & free
     assert "clip.logit_scale" in free

@@ -18,7 +18,7 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, preflight
 from tests.support.cli import call, settings, torchrun, write
-from tests.support.tiny_dataset import write_tar
+from tests.support.tiny_dataset import caption, jpeg, write_tar
 
 LOADER_RATE, STEP_RATE = preflight.loader_rate, preflight.step_rate
 
@@ -42,6 +42,7 @@ FOUND = {
     "nothing": r"doctor: nothing found on 1 process\(es\)$",
     "missing shard": "error: data.train: .*train-000001.tar.*; restore it, or pack again",
     "unreadable": r"error: data.train: none of 48 pairs can be read \(bad-00.*--verify says",
+    "some unreadable": r"warning: data.train: 6 of 48 pairs can't be read \(bad-00.*pack again",
     "captions cut": r"warning: data.long_captions: 3\d% of the captions .* `sentences`",
     "memory for 4": "error: train.micro_batch_size: 32 needs more memory .*; take 4, the",
     "memory for 0": "error: the GPU has no memory for one pair of this model",
@@ -66,10 +67,11 @@ def plant(fault: str, shards: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]
     read, usage = ShardSet.read, shutil.disk_usage("/")
     if fault == "missing shard":
         (shards / "train-000001.tar").unlink()
-    elif fault == "unreadable":
+    elif "unreadable" in fault:
         pairs = dict[str, bytes]()
         for n in range(48):
-            pairs |= {f"p{n}.jpg": b"\xff\xd8 no image", f"p{n}.txt": b"finding"}
+            image = jpeg(n) if fault.startswith("some") and n % 8 else b"\xff\xd8 no image"
+            pairs |= {f"p{n}.jpg": image, f"p{n}.txt": caption(n).encode()}
         return {"data__train": str(write_tar(shards.parent / "bad-000000.tar", pairs))}
     elif fault == "captions cut":
         patch.setattr(ShardSet, "read", long_captions)
