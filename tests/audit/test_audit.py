@@ -240,7 +240,7 @@ def test_the_command(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert rejected(out) == {name: "leak" for name, _, _ in LEAKS}
     assert len(ShardSet.open(str(out), "train")) == 20 - len(LEAKS)
     assert make_shards(*words) == 2  # an audit of other shards than these would mislead
-    assert "drop_leaks True, not False" in capsys.readouterr().err
+    assert "drop_leaks true, not false" in capsys.readouterr().err
     assert make_shards(*words, "--overwrite") == 0
     assert not list(out.glob("audit.*"))
     assert not rejected(out)
