@@ -81,6 +81,13 @@ def test_any_chunks_and_any_number_kept(images: int, texts: int, keep: int) -> N
     check(build(DROPOUT), chunks=(images, texts), keep_chunks=keep, **sizes)
 
 
+def test_a_single_chunk_runs_once() -> None:
+    towers = build()
+    forwards = counted(towers.clip.visual.conv1)
+    cached(towers, micro_batch_size=12, keep_chunks=0)(*batch(12))
+    assert len(forwards) == 1
+
+
 def test_gradients_are_those_of_this_step_alone() -> None:
     towers = build()
     step = cached(towers)

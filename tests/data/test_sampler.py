@@ -13,6 +13,8 @@ from medclip_oc.data.sampler import Order, permuted
 SIZE = 20_000
 PINNED_THOUSAND = "dd520e86c34fc2a71d191893296827c62c9d8a68af0310d3c6fd931828c77407"
 
+PINNED_WEIGHTED = "dee6b383f90590441e3274b55d5949f7e230efebb76411a094a85a0c687de307"
+
 
 def whole(seed: int, epoch: int, size: int, stream: int = 0) -> np.ndarray:
     return permuted(seed, epoch, size, np.arange(size), stream=stream)
@@ -114,6 +116,13 @@ def test_weighted_sets_get_their_exact_shares(
         drawn = Counter(indices[sets == number].tolist())
         counts = [drawn[start] for start in range(starts[number], starts[number] + size)]
         assert max(counts) - min(counts) <= 1
+
+
+def test_the_weighted_order_is_as_ever() -> None:
+    """A run resumes in the order in which it began, whatever version began it."""
+    order = Order([40, 60], seed=3, weights=[1.0, 2.0], pairs_per_epoch=30)
+    places = np.stack(order.places(np.arange(90)))
+    assert hashlib.sha256(places.tobytes()).hexdigest() == PINNED_WEIGHTED
 
 
 def test_without_weights_the_length_of_an_epoch_changes_no_order() -> None:
