@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medclip_oc.data.shards import ShardSet
-from medclip_oc.errors import WorkError
+from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing import tar_writer
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
@@ -119,6 +119,13 @@ def test_an_error_leaves_no_half_file(
     report = pack(open_source(faulty_source, SPLITS), tmp_path, options)
     assert report.before > 0
     assert contents(tmp_path) == contents(faulty_packed)
+
+
+def test_tars_of_others_are_left_alone(faulty_source: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.tar").write_bytes(b"kept")
+    with pytest.raises(InputError, match="holds 1 tars that are not ours"):
+        pack(open_source(faulty_source, ["train", "valid"]), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.tar"]
 
 
 def test_rows_that_vanish_meanwhile_are_noticed(faulty_source: Path, tmp_path: Path) -> None:
