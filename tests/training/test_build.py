@@ -46,6 +46,18 @@ def test_numbers_that_do_not_fit(change: dict[str, Any], message: str) -> None:
         planned(**change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"precision": "fp16"}, "fp16 needs CUDA"), ({"keep_chunks": "auto"}, "auto needs CUDA")],
+)
+def test_what_needs_cuda_is_refused_before_the_shards_are_opened(
+    change: dict[str, Any], message: str
+) -> None:
+    config = Config(model=ModelConfig(arch="x"), train=TrainConfig(**change))
+    with pytest.raises(InputError, match=message):
+        build.open_data(config, World(0, 1, torch.device("cpu")))
+
+
 def test_what_the_log_says_of_a_run() -> None:
     definition = {**TINY, "vision_cfg": RESNET}
     model = ModelConfig(arch="build-test", definition=definition, freeze_batch_norm=False)
