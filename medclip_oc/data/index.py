@@ -89,7 +89,9 @@ def of_tars(paths: Iterable[Path]) -> list[Shard]:
         kept = foreign[0].parent / f".index-{name}.json"
         try:
             found = _read(kept)
-        except InputError:  # absent, or cut
+            if [shard.path for shard in found] != foreign:
+                raise InputError(f"{kept}: of other tars")
+        except InputError:  # absent, cut or changed
             with ThreadPoolExecutor(_THREADS) as pool:
                 entries = list(pool.map(scan, foreign))
             found = [_shard(kept.parent, entry) for entry in entries]
@@ -161,7 +163,7 @@ def _read(path: Path) -> list[Shard]:
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=entry)
         if content["version"] == VERSION:
             return list(content["shards"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(f"{path}: damaged; pack the folder again") from None
     version = content["version"]
     raise InputError(

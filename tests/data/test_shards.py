@@ -105,6 +105,7 @@ def test_tars_of_other_tools(tmp_path: Path) -> None:
         ("{", "[1] #", "index.json: damaged"),
         ('"version": 1', '"version": 9', "index.json: version 9, .* 1; pack it again$"),
         ('"samples": 3', '"samples": 4', "index.json: damaged"),
+        ("[[512,", "[[99999999999999999999,", "index.json: damaged"),
         ('"bytes": ', '"bytes": 1', r"train-000000.tar: \d+ bytes, index.json says 1\d+; damaged"),
         ("-000001.tar", "-000009.tar", "000009.tar: shard missing, and index.json names it"),
     ],
@@ -225,8 +226,9 @@ def test_foreign_tars_are_walked_through_once(
 
     assert [walks(), walks()] == [20, 0]
     (kept,) = tmp_path.glob(".index-*.json")
-    kept.write_bytes(kept.read_bytes()[:-9])
-    assert [walks(), walks()] == [20, 0]
+    for change in (lambda content: content[:-9], lambda content: content.replace(b"19.tar", b"x")):
+        kept.write_bytes(change(kept.read_bytes()))
+        assert [walks(), walks()] == [20, 0]
     write_pairs(tmp_path / "19.tar", range(170, 172))
 
     def refuse(path: Path, *, shared: bool) -> None:
