@@ -157,7 +157,7 @@ class ShardStream:
                         partial.write_text(str(count))
             start = max(0, start - count)
             empty = 0 if count else empty + 1
-            if empty >= len(self.urls):
+            if empty >= 2 * len(self.urls):  # the last of one round may be the first of the next
                 raise WorkError(f"{self.urls[shard]}: no readable pair, nor in any other shard")
             place += lanes
 

@@ -105,6 +105,18 @@ def test_tone_is_pillows(gain: float, contrast: float) -> None:
     assert ((found.int() - wanted.int()).abs() <= 2)[inside].all()
 
 
+@pytest.mark.parametrize("setting", ["brightness", "contrast"])
+def test_tone_changes_either_way_and_no_further(setting: str) -> None:
+    halves = Image.new("L", (32, 32), 80)
+    halves.paste(160, (0, 0, 16, 32))  # a mean of 120
+    transform = TrainingTransform((32, 32), "bicubic", AugmentConfig(**OFF | {setting: 0.2}))
+    rng = np.random.default_rng(0)
+    bright = np.array([int(transform(encoded(halves), rng).max()) for _ in range(200)])
+    change = bright / 160 - 1 if setting == "brightness" else (bright - 120) / 40 - 1
+    assert -0.22 <= change.min() < -0.15
+    assert 0.15 < change.max() <= 0.22
+
+
 def test_grey_stays_grey_and_every_draw_is_the_generators() -> None:
     transform = TrainingTransform((32, 32), "bicubic", AugmentConfig())
     grey = transform(encoded(picture(1)), np.random.default_rng(3))

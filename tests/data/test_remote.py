@@ -182,6 +182,16 @@ def test_streams_without_a_pair_end(tmp_path: Path) -> None:
         batches(source, 1, 2, 1)
 
 
+def test_shards_without_a_pair_are_passed_over(tmp_path: Path) -> None:
+    """However many follow one another at the seam of two rounds."""
+    for number in range(3):
+        write_tar(tmp_path / f"s{number}.tar", {"README": b"no pair"})
+    write_pairs(tmp_path / "s3.tar", range(2))
+    for seed in range(8):
+        source = ShardStream(f"pipe:cat {tmp_path}/s{{0..3}}.tar", seed=seed, lanes=1, window=4)
+        assert [sorted(keys) for keys in batches(source, 1, 2, 6)] == [["pair0", "pair1"]] * 6
+
+
 def config(where: str, **data: Any) -> Config:
     return Config(
         data=DataConfig(train=where, **({"workers": 0, "samples_per_epoch": 27} | data)),
