@@ -3,6 +3,9 @@
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 """Of retrieval: the key in a record -> what people read."""
 
+FEW_QUERIES = 10
+"""Below so many a count is shown ("1 of 3"): a share, or an interval of draws, would claim much."""
+
 MODALITIES = {
     "CT": "C0040405",
     "X-ray": "C1306645",

@@ -2,12 +2,18 @@
 
 Percentile intervals (Efron and Tibshirani 1993, chapter 13). The same seed draws the same queries
 for every figure of the same number of queries, so that two models' ranks are resampled in pairs.
+
+Where every draw gives the same R@K, it has Wilson's interval: a width of 0 would look too sure. Of
+fewer than FEW_QUERIES a count is shown, and no interval; the record keeps what was drawn.
 """
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
+from ..config.vocabulary import FEW_QUERIES
 from .metrics import scores_of
 
 LEVEL = 0.95
@@ -32,7 +38,7 @@ def bootstrap(
         baseline: (n,) ranks of another model for the same queries. None: the scores themselves.
 
     Returns:
-        Name -> [low, high], which hold the middle LEVEL of the draws.
+        Name -> [low, high], which hold the middle LEVEL of the draws; or Wilson's, see above.
     """
     rng = np.random.default_rng(seed)
     step = max(1, _AT_ONCE // len(ranks))
@@ -45,4 +51,15 @@ def bootstrap(
             drawn = {name: values - theirs[name] for name, values in drawn.items()}
         parts.append(drawn)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: np.quantile(values, TAILS).tolist() for name, values in joined.items()}
+    ends = {name: np.quantile(values, TAILS).tolist() for name, values in joined.items()}
+    for name, k in ((f"R@{k}", k) for k in ks if baseline is None):
+        if len(ranks) >= FEW_QUERIES and ends[name][0] == ends[name][1]:
+            ends[name] = wilson(float((ranks <= k).mean()), len(ranks))
+    return ends
+
+
+def wilson(share: float, n: int) -> list[float]:
+    """The score interval of a share that was seen in n queries (Wilson 1927), in [0, 1]."""
+    z2 = NormalDist().inv_cdf(TAILS[1]) ** 2
+    middle, half = share + z2 / (2 * n), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n)
+    return [max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))]

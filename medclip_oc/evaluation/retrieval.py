@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config.evaluation import MeasureConfig
-from ..config.vocabulary import DIRECTIONS
+from ..config.vocabulary import DIRECTIONS, FEW_QUERIES
 from ..data.dataset import Pairs
 from ..errors import InputError
 from ..models.clip import Clip
@@ -180,6 +180,8 @@ def _directions(
 ) -> dict[str, Any]:
     """Scores of both directions, with intervals; less the baseline's, query by query."""
     ks, draws, seed = settings.all_ks(), settings.interval_draws, settings.seed
+    if baseline is not None and min(map(len, ranks)) < FEW_QUERIES:
+        draws = 0  # resampled, so few pairs would show what is mostly luck
     scores: dict[str, Any] = {}
     intervals: dict[str, Any] = {"level": LEVEL, "draws": draws, "seed": seed}
     for side, way in enumerate(DIRECTIONS):

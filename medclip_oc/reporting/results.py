@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config.vocabulary import DIRECTIONS
+from ..config.vocabulary import DIRECTIONS, FEW_QUERIES
 
 Record = dict[str, Any]
 Table = dict[str, Any]  # `title`, `head`, `rows` of texts; a space in a figure is a no-break space
@@ -67,6 +67,19 @@ def cell(name: str, value: float, unit: str = "\u00a0%") -> str:
     return f"{value:.3f}" if name == "mrr" else f"{value:,.1f}"
 
 
+def figure(record: Record, direction: str, name: str) -> str:
+    """A record's figure; a recall of few queries is a count."""
+    value, queries = record[direction][name], _queries(record, direction)
+    if name.startswith("R@") and queries < FEW_QUERIES:
+        return f"{value * queries:.0f}\u00a0of\u00a0{queries:.0f}"
+    return cell(name, value)
+
+
+def _queries(record: Record, direction: str) -> float:
+    """How many they are; infinity where that is not said, as for the mean of many pools."""
+    return float(record.get(f"{direction.partition('_')[0]}s", "inf"))
+
+
 def has_copies(record: Record) -> bool:
     """Whether taking copies as one made a difference."""
     merged = record.get("merged")
@@ -89,7 +102,8 @@ def _copies(record: Record) -> str:
 def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
     """A row for each score, a column for each direction, and one for chance where that is known."""
     about, chance = record.get(ranges, {}), record.get("chance")
-    if ranges == "intervals" and "level" in about:
+    enough = _queries(record, "image_to_text") >= FEW_QUERIES
+    if ranges == "intervals" and "level" in about and enough:
         level = f"{about['level']:.0%} intervals, {about['draws']:,} bootstrap draws"
         title += f" (in brackets {level})"
     rows = []
@@ -103,10 +117,10 @@ def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
 
 def _with_ends(record: Record, direction: str, name: str, ranges: str = "intervals") -> str:
     """A figure, and its [low, high] if it has one: that may stand in a second line."""
-    figure, ends = cell(name, record[direction][name]), record.get(ranges, {}).get(direction)
-    if ends:
-        figure += " [" + ",\u00a0".join(cell(name, end, "") for end in ends[name]) + "]"
-    return figure
+    text, ends = figure(record, direction, name), record.get(ranges, {}).get(direction)
+    if ends and ends[name][0] < ends[name][1] and _queries(record, direction) >= FEW_QUERIES:
+        text += " [" + ",\u00a0".join(cell(name, end, "") for end in ends[name]) + "]"
+    return text
 
 
 def _lines(table: Table) -> str:

@@ -124,8 +124,10 @@ def _retrieval_charts(evaluated: Evaluated) -> dict[str, list[Figure]]:
     charts = dict[str, list[Figure]](slices=[], ranks=[])
     for direction, title in DIRECTIONS.items():
         if parts := evaluated.record.get("slices"):
-            values = [(each["name"], each[direction]["R@10"]) for each in parts]
-            rows = [(name, value, results.cell("R@10", value)) for name, value in values]
+            rows = [
+                (each["name"], each[direction]["R@10"], results.figure(each, direction, "R@10"))
+                for each in parts
+            ]
             charts["slices"].append(plots.bars(f"R@10, {title}", rows))
         if evaluated.arrays:
             ranks = evaluated.arrays[f"{direction}_rank"]

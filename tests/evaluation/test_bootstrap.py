@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from medclip_oc.evaluation import bootstrap
 from medclip_oc.evaluation.metrics import KS
@@ -18,6 +19,23 @@ def test_intervals_hold_what_theory_says() -> None:
     half = 1.96 * math.sqrt(share * (1 - share) / 400)
     assert low == pytest.approx(share - half, abs=0.004)
     assert high == pytest.approx(share + half, abs=0.004)
+
+
+# by hand, with z^2 = 3.8415: of 0 in n [0, z^2 / (n + z^2)], of n / 2 0.5 -+ z / sqrt(n + z^2) / 2
+WILSON = [(0, 3, [0, 0.5615]), (3, 3, [0.4385, 1]), (2, 4, [0.15, 0.85]), (0, 40, [0, 0.0876])]
+
+
+@pytest.mark.parametrize(("right", "n", "ends"), WILSON)
+def test_wilsons_interval(right: int, n: int, ends: list[float]) -> None:
+    low, high = binomtest(right, n).proportion_ci(method="wilson")
+    assert bootstrap.wilson(right / n, n) == pytest.approx(ends, abs=5e-5)
+    assert bootstrap.wilson(right / n, n) == pytest.approx([low, high])
+
+
+def test_queries_that_all_end_alike_leave_an_interval() -> None:
+    drawn = bootstrap.bootstrap(np.full(40, 7.0), KS, 50, 0)
+    assert drawn["R@5"] == pytest.approx([0, 0.0876], abs=5e-5)
+    assert drawn["R@10"] == pytest.approx([0.9124, 1], abs=5e-5)
 
 
 def test_intervals_are_seeded_and_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

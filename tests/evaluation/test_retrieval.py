@@ -1,6 +1,7 @@
 """All figures of a set, on one process and on several: they are the same numbers."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from medclip_oc.config.evaluation import MeasureConfig
 from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.errors import InputError
 from medclip_oc.evaluation import candidate_pools, concepts, features, metrics, ranks, retrieval
+from medclip_oc.reporting import results
 from medclip_oc.runtime.distributed import World
 from tests.support import processes
 
@@ -169,6 +171,10 @@ def test_a_copy_is_in_the_slices_of_all_its_pairs() -> None:
     record = retrieval.measure(one, settings, slices=slices).record
     counts = {row["name"]: (row["images"], row["texts"]) for row in record["slices"]}
     assert counts == {"CT": (2, 2), "X-ray": (1, 1), "no known modality": (1, 1)}
+    shown = results.text(record)
+    assert re.search(r"CT \(2\) +2 of 2 +2 of 2\n", shown)
+    assert re.search(r"R@1 +4 of 4 +3 of 3 +33\.3 %\n", shown)
+    assert "[" not in shown
 
 
 def test_concept_figures() -> None:
