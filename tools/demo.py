@@ -61,7 +61,7 @@ def candidates() -> tuple[str, list[str]]:
 
 def conclude(seconds: float) -> None:
     """Say what the figures mean and what to do next; exit code 1 if recall is below the promise."""
-    record = json.loads(RESULT.read_text())
+    record = json.loads(RESULT.read_text(encoding="utf-8"))
     chance, pool = record["chance"]["R@10"], record["pool"]
     print(f"\n=== Done in {seconds:.0f} s (synthetic data, no medical meaning)")
     print(f"R@10 is how often the right one of {pool} held-out pairs is among the first 10 of the")

@@ -181,10 +181,10 @@ def run_all(runs: dict[str, dict[str, Any]]) -> None:
             section, _, word = key.partition(".")
             tree[section] = {**tree.get(section, {}), word: value}
         text, last = yaml.safe_dump(tree), folder / "checkpoints" / "last.pt"
-        if last.exists() and file.exists() and file.read_text() == text:
+        if last.exists() and file.exists() and file.read_text(encoding="utf-8") == text:
             return  # an earlier call came this far
         last.unlink(missing_ok=True)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         words = [sys.executable, "-m", "medclip_oc.train", "--config", str(file)]
         # one thread each: more than there are cores would spin against each other
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -262,7 +262,7 @@ def wise(start: Path, fine: Path, shards: dict[str, str], out: Path) -> tuple[fl
             device="cpu",
         )
     )
-    record = json.loads((out / "wise" / "interpolation.json").read_text())
+    record = json.loads((out / "wise" / "interpolation.json").read_text(encoding="utf-8"))
     return float(record["alpha"]), out / "wise" / "chosen.pt"
 
 
@@ -296,7 +296,7 @@ def main(config: ExperimentConfig) -> None:
     except OSError as error:
         raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
     result = forgetting(config, out)
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -199,7 +199,9 @@ def main(settings: InterpolateConfig) -> None:
     about = {"zero_shot": settings.zero_shot, "fine_tuned": joined, "alpha": chosen["alpha"]}
     try:
         record = {**about, "data": settings.data, "probe": settings.probe, "rows": rows}
-        (out / "interpolation.json").write_text(json.dumps(record, indent=2) + "\n")
+        (out / "interpolation.json").write_text(
+            json.dumps(record, indent=2) + "\n", encoding="utf-8"
+        )
         draw(rows, chosen, out / "curve.png")
     except OSError as error:
         raise WorkError(f"--out: {out} can't be written ({error.strerror})") from error

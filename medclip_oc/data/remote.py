@@ -145,7 +145,7 @@ class ShardStream:
             shard = int(order[0])
             remembered, count = self._counts_folder / str(shard), None
             with suppress(OSError, ValueError):
-                count = int(remembered.read_text())
+                count = int(remembered.read_text(encoding="utf-8"))
             if count is None or count > start:
                 count = 0
                 for count, pair in enumerate(self._shard(shard, epoch, passed_over), 1):
@@ -154,7 +154,7 @@ class ShardStream:
                 with suppress(OSError, WorkError):  # then a resumed run reads more again
                     remembered.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     with atomic_file(remembered, shared=True) as partial:
-                        partial.write_text(str(count))
+                        partial.write_text(str(count), encoding="utf-8")
             start = max(0, start - count)
             empty = 0 if count else empty + 1
             if empty >= 2 * len(self.urls):  # the last of one round may be the first of the next

@@ -56,7 +56,9 @@ class Measured:
             arrays[f"{way}_nearest"] = names[index]
         write_arrays(file.with_suffix(".npz"), ids=names, **arrays)
         with atomic_file(file) as partial:
-            partial.write_text(json.dumps({**about, **self.record}, indent=2) + "\n")
+            partial.write_text(
+                json.dumps({**about, **self.record}, indent=2) + "\n", encoding="utf-8"
+            )
 
 
 def evaluate(clip: Clip, pairs: Pairs, world: distributed.World, **options: Any) -> Measured:

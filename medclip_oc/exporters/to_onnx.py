@@ -80,7 +80,7 @@ def write(clip: Clip, folder: Path) -> None:
             lines = str(error).strip().splitlines() or narration.getvalue().splitlines() or [""]
             raise WorkError(f"--to onnx: {file}: not exported ({lines[0][:200]})") from error
     about = {**clip.description["preprocess"], "mean_and_std": "in image_tower.onnx"}
-    (folder / "preprocess.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "preprocess.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     tokenizer_files.write(clip.tokenizer, folder, clip.description["context_length"])
 
 

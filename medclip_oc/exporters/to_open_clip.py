@@ -33,7 +33,7 @@ def write(clip: Clip, folder: Path) -> None:
         text["hf_model_name"] = str(folder.resolve() / TEXT_MODEL)
     preprocess = {k: v for k, v in clip.description["preprocess"].items() if k != "size"}
     about = {"model_cfg": definition, "preprocess_cfg": preprocess}
-    (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     weights = clip.towers.clip.state_dict()
     # safetensors refuses tensors that share memory, or are not contiguous
     copies = {name: w.clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
@@ -42,10 +42,10 @@ def write(clip: Clip, folder: Path) -> None:
 
 def prepare_rename(folder: Path, final: Path) -> None:
     """Put the final place into the configuration: open_clip wants a text tower's whole path."""
-    about = json.loads((folder / _CONFIG).read_text())
+    about = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     if (folder / TEXT_MODEL).is_dir():
         about["model_cfg"]["text_cfg"]["hf_model_name"] = str(final.resolve() / TEXT_MODEL)
-        (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+        (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def read(_: Clip, folder: Path) -> Side:

@@ -91,7 +91,7 @@ def write(
             _write_faiss(np.load(partial / name, mmap_mode="r"), partial / f"faiss-{target}.index")
         facts = {"format": FORMAT, "pairs": size[0], "width": size[1], "dtype": dtype}
         text = json.dumps(facts | {"faiss": faiss} | about, indent=1, ensure_ascii=False)
-        (partial / _ABOUT).write_text(text + "\n")
+        (partial / _ABOUT).write_text(text + "\n", encoding="utf-8")
 
 
 def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:

@@ -65,7 +65,9 @@ class Labels:
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             with atomic.atomic_file(Path(file)) as partial:
-                partial.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+                partial.write_text(
+                    json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
 
 
 def _read(file: str, names: Sequence[str]) -> dict[str, int]:

@@ -86,7 +86,7 @@ def register(name: str, definition: dict[str, Any]) -> None:
     if open_clip.get_model_config(name) != config:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.json"
-            file.write_text(json.dumps(config))
+            file.write_text(json.dumps(config), encoding="utf-8")
             open_clip.add_model_config(file)
 
 

@@ -40,7 +40,9 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     definition.register(name, config)
     source, weights = name, settings.pretrained
     if folder := definition.folder_of(settings.arch):
-        about = json.loads((folder / "open_clip_config.json").read_text()).get("preprocess_cfg", {})
+        about = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8")).get(
+            "preprocess_cfg", {}
+        )
         preprocess = {key: value for key, value in about.items() if key != "size"} | preprocess
         weights = open_clip.factory._find_checkpoint_in_dir(folder)  # the one it would take
         if weights is None:

@@ -101,7 +101,7 @@ class Journal:
                         index.write(json.dumps(shard, ensure_ascii=False))
                         sizes[shard["name"]] = shard["samples"]
             with atomic_file(out / SIZES, durable=True) as other:
-                other.write_text(json.dumps(sizes, indent=1))
+                other.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
             hashes = {name: file_hash(out / name) for name in (REJECTS, SIZES)}
             index.write(f'\n], "files": {json.dumps(hashes)}}}\n')
         self._path.unlink()

@@ -1,19 +1,24 @@
 """How a command starts and ends: settings in, one exit code out.
 
-Exit codes: 0 done; 1 the work failed, or a bug (traceback); 2 the user's input was wrong; 75 a
-signal stopped the work, and what resuming needs was saved (EX_TEMPFAIL of sysexits.h).
+Exit codes: 0 done; 1 the work failed, or standard output took no more (closed, disk full: what goes
+to files is written first), or a bug (traceback); 2 the user's input was wrong; 75 a signal stopped
+the work, and what resuming needs was saved (EX_TEMPFAIL of sysexits.h); 141 the reader of standard
+output went away (`| head`). A standard error that takes nothing never ends a command.
+
+What is redirected is UTF-8, whatever the locale; a terminal gets escapes for what it can't show.
 
 No torch here: `--help` pays for this module.
 """
 
+import io
 import os
-import select
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from ..config.parse import parse
 from ..errors import InputError, Stopped, WorkError
@@ -41,6 +46,7 @@ def run(
         prog: name of the command, which begins an error line; empty: that of the script that runs.
         arguments: words of the command line; None: those of this process.
     """
+    _prepare_streams()
     script = Path(sys.argv[0])
     ours = script.parent.name == "medclip_oc"
     prog = prog or (f"python -m medclip_oc.{script.stem}" if ours else script.name)
@@ -54,11 +60,30 @@ def run(
         _print_error(f"{prog}: {'; '.join(filter(None, lines))}")
         code = error.exit_code
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
-            sys.exit(STDOUT_CLOSED)
-        _print_error(traceback.format_exc().rstrip())
-        code = 1
+        lost = _lost(sys.stdout, "\n") if isinstance(error, OSError) else None  # or another file is
+        if lost is None:
+            _print_error(traceback.format_exc().rstrip())
+        elif not isinstance(lost, BrokenPipeError):
+            _print_error(f"{prog}: standard output can't be written ({lost.strerror})")
+        code = STDOUT_CLOSED if isinstance(lost, BrokenPipeError) else 1
+    for stream in (sys.stdout, sys.stderr):
+        _lost(stream)
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Let each standard stream be open, and take any character."""
+    # a closed one's number would go to the next file that is opened; writing to it stays an error
+    while (null := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        os.set_inheritable(null, True)
+    os.close(null)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _print_error(text: str) -> None:
@@ -70,18 +95,21 @@ def _print_error(text: str) -> None:
     else:
         speaks = "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
     if speaks:
-        sys.stderr.write(text + "\n")  # one write, or two ranks would mix their lines
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.write(text + "\n")  # one write, or two ranks would mix their lines
+            sys.stderr.flush()
     else:
         # the launcher ends every process once one has ended: give the one that reports the time
         time.sleep(_GRACE_SECONDS)
 
 
-def _stdout_is_closed() -> bool:
-    """Whether the reader of our standard output is gone (`... | head`), not some other pipe's."""
-    out, poll = sys.stdout.fileno(), select.poll()
-    poll.register(out, 0)  # errors and hang-ups are always reported
-    if not poll.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), out)  # or Python would complain while it exits
-    return True
+def _lost(stream: TextIO, more: str = "") -> OSError | None:
+    """Why a standard stream doesn't take what waits in it, and `more`; None: it does."""
+    try:
+        stream.write(more)
+        stream.flush()
+    except OSError as error:
+        # or Python would complain while it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None

@@ -67,5 +67,5 @@ def free_bytes(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if not _MEMINFO.exists():  # macOS
         return None
-    found = re.search(r"MemAvailable: +(\d+) kB", _MEMINFO.read_text())
+    found = re.search(r"MemAvailable: +(\d+) kB", _MEMINFO.read_text(encoding="utf-8"))
     return 1024 * int(found[1]) if found else None

@@ -1,6 +1,7 @@
 """How far long work has come: a bar on a terminal, now and then a line in a log file."""
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -50,8 +51,9 @@ class Progress(tqdm):
 
 def print_line(line: str) -> None:
     """Print to stderr, above a bar that is shown; in one write, or ranks would mix their lines."""
-    if sys.stderr.isatty():
-        tqdm.write(line + "\n", file=sys.stderr, end="")
-    else:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+    with suppress(OSError):  # its disk may be full: no reason to end the work
+        if sys.stderr.isatty():
+            tqdm.write(line + "\n", file=sys.stderr, end="")
+        else:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()

@@ -55,7 +55,9 @@ class RunLog:
         if self._records.exists():
             kept = [r for r in run_files.records(folder) if _stays(r, progress)]
             with atomic_file(self._records) as partial:
-                partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+                partial.write_text(
+                    "".join(f"{json.dumps(record)}\n" for record in kept), encoding="utf-8"
+                )
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -126,13 +128,13 @@ def _start_wandb(folder: Path, config: Config, opened: ExitStack) -> Any:
     online = wandb_online(config.log)
     id_file = folder / "wandb_id.txt"
     if not id_file.exists():
-        id_file.write_text(f"{uuid.uuid4().hex[:8]}\n")
+        id_file.write_text(f"{uuid.uuid4().hex[:8]}\n", encoding="utf-8")
     with _wandb() as wandb:
         opened.callback(wandb.teardown)  # waits for the last records, which `finish` doesn't
         run = wandb.init(
             project=config.log.wandb_project,
             name=folder.name,
-            id=id_file.read_text().strip(),
+            id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow" if online else None,  # offline nobody can be asked; the id is enough
             mode="online" if online else "offline",
             dir=str(folder),

@@ -72,7 +72,7 @@ class RunFolder:
             for partial in self.checkpoints.glob("*.partial"):
                 partial.unlink()
             self.marker.unlink(missing_ok=True)
-            (self.path / "environment.txt").write_text(environment())
+            (self.path / "environment.txt").write_text(environment(), encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"run.folder: {self.path} can't be written ({error.strerror})"
@@ -106,7 +106,7 @@ class RunFolder:
     def mark(self, text: str) -> None:
         """Write down that the run was told to stop, and has saved."""
         with atomic_file(self.marker) as partial:
-            partial.write_text(f"{text}\n")
+            partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 def environment() -> str:

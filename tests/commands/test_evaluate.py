@@ -70,7 +70,7 @@ def run(*words: object) -> int:
 
 def measured(*words: object, out: Path) -> dict[str, Any]:
     assert run(*words, "--json", out) == 0
-    record: dict[str, Any] = json.loads(out.read_text())
+    record: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return record
 
 

@@ -25,7 +25,7 @@ def test_settings(file: Path) -> None:
     config = read(file)
     assert config.run.folder == f"runs/{'demo' if file.stem == 'tiny_cpu' else file.stem}"
     assert config.train.global_batch_size % config.train.micro_batch_size == 0
-    assert f"configs/{file.name}" in file.read_text(), "its head shows the command"
+    assert f"configs/{file.name}" in file.read_text(encoding="utf-8"), "its head shows the command"
 
 
 RECIPES = ("vitb16", "vitb16_lora", "vitb16_lit", "vitl14", "siglip", "biomedclip", "rn50_seed")

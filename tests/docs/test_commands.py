@@ -95,7 +95,7 @@ def run(folder: Path, command: str) -> None:
 def _enter(folder: Path, words: list[str]) -> None:
     """Become the command."""
     os.chdir(folder)
-    with Path("output.txt").open("w") as output:
+    with Path("output.txt").open("w", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     torch.set_num_threads(1)

@@ -143,7 +143,7 @@ def shards(folder: Path) -> dict[str, Any]:
 
 def evaluation(file: Path) -> dict[str, Any]:
     """The figures and each pair's ranks, without where they come from."""
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     for name in ("checkpoint", "data", "data_fingerprint"):
         record.pop(name, None)
     with np.load(file.with_suffix(".npz")) as arrays:
@@ -190,7 +190,7 @@ def made_with() -> dict[str, str]:
     facts = {name: importlib.metadata.version(name) for name in LIBRARIES}
     facts |= {"machine": platform.machine(), "processor": platform.processor()}
     cpu = Path("/proc/cpuinfo")
-    for line in cpu.read_text().splitlines() if cpu.exists() else ():
+    for line in cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else ():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             facts["processor"] = value.strip()

@@ -1,5 +1,9 @@
+import os
+import pty
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,14 +12,22 @@ from medclip_oc.errors import InputError, Stopped, WorkError
 from medclip_oc.runtime import command, distributed
 
 PROGRAM = """
+import sys
+from pathlib import Path
 from medclip_oc.config.schema import Config
 from medclip_oc.runtime import command
+from medclip_oc.runtime.progress import print_line
 
 def main(settings):
-    for _ in range(1000):
-        print("x" * 1000)
+    with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
+        file.write("whole")
+        sys.stdin.read()
+        print_line("a warning")
+        print("\\u0153\\udce9")
+        for _ in range(int(sys.argv[2])):
+            print("x" * 1000)
 
-command.run(main, Config, prog="train")
+command.run(main, Config, prog="train", arguments=[])
 """
 
 
@@ -57,15 +69,44 @@ def test_a_bug_keeps_its_traceback(bug: Exception, capfd: pytest.CaptureFixture[
     assert type(bug).__name__ in shown.splitlines()[-1]
 
 
-def test_a_closed_pipe_ends_quietly() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.read(10) == b"x" * 10
-        process.stdout.close()
-        assert (process.wait(60), process.stderr.read()) == (141, b"")
+LOST = "train: standard output can't be written"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "error"),
+    [
+        ("<&-", 0, "a warning\n"),
+        (">&-", 1, f"a warning\n{LOST} (Bad file descriptor)\n"),
+        (">/dev/full", 1, f"a warning\n{LOST} (No space left on device)\n"),
+        ("2>&-", 0, ""),
+        ("2>/dev/full", 0, ""),
+        (">/dev/full 2>&1", 1, ""),
+        ("<&- >&- 2>&-", 1, ""),
+        ("| head -c 10; exit ${PIPESTATUS[0]}", 141, "a warning\n"),
+    ],
+)
+def test_standard_streams_that_are_closed_or_full(
+    redirected: str, code: int, error: str, tmp_path: Path
+) -> None:
+    words = shlex.join([sys.executable, "-c", PROGRAM, str(tmp_path / "result"), "1000"])
+    done = subprocess.run(
+        ["bash", "-c", f"{words} {redirected}"], input="", capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, error)
+    assert (tmp_path / "result").read_text(encoding="utf-8") == "whole"
+
+
+def test_files_are_utf_8_in_any_locale_and_terminals_get_escapes(tmp_path: Path) -> None:
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-c", PROGRAM, str(tmp_path / "result"), "1"]
+    env, null = {**os.environ, **locale, "PYTHONIOENCODING": "latin-1"}, subprocess.DEVNULL
+    file = subprocess.run(words, stdin=null, stdout=subprocess.PIPE, env=env, check=True).stdout
+    assert file.startswith("\u0153\\udce9\n".encode())
+    ours, theirs = pty.openpty()
+    subprocess.run(words, stdin=null, stdout=theirs, env=env, check=True)
+    with os.fdopen(ours, "rb") as terminal:
+        assert terminal.readline() == b"\\u0153\\udce9\r\n"
+    os.close(theirs)
 
 
 def test_one_process_of_several_reports(

@@ -49,7 +49,7 @@ def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def write(tree: dict[str, Any], file: Path) -> Path:
-    file.write_text(yaml.safe_dump(tree))
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return file
 
 

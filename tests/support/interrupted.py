@@ -103,6 +103,8 @@ def wait_for(holds: Callable[[], bool]) -> None:
 def alive(pids: list[int]) -> bool:
     """Whether all of them run."""
     try:
-        return all(Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
+        return all(
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2] != "Z" for pid in pids
+        )
     except FileNotFoundError:
         return False

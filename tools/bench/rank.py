@@ -109,7 +109,7 @@ def open_model(settings: ModelConfig, batch_size: int, workers: int | None = Non
 
 def whole(embedder: Embedder, images: ImageSet, candidates: list[Candidate]) -> None:
     """What zeroshot does once the model is loaded."""
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as out:
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as out:
         writer = RowWriter(out, "jsonl", FIELDS)  # type: ignore[arg-type]
         bad = write_rows(embedder, images, embed_candidates(embedder, candidates), writer)
         os.fsync(out.fileno())

@@ -84,7 +84,9 @@ def peaks(towers: torch.nn.Module, **steps: Callable[[], Any]) -> dict[str, Any]
         gc.collect()
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # what was freed goes back to the system
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak starts anew
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="utf-8"
+        )  # proc(5): the peak starts anew
         before = _status("VmRSS")
         step()
         found[f"{name}_peak_mb"] = round((_status("VmHWM") - before) / 1000)
@@ -93,7 +95,7 @@ def peaks(towers: torch.nn.Module, **steps: Callable[[], Any]) -> dict[str, Any]
 
 def _status(name: str) -> int:
     """A figure of this process from Linux, in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
