@@ -13,12 +13,15 @@ opens. Its `state_dict` has open_clip's names, so open_clip loads the file as it
 
 import pickle
 import re
+import warnings
 import zipfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import DamagedCheckpoint, InputError
 from ..runtime.atomic import atomic_file
@@ -27,6 +30,10 @@ FORMAT = "medclip_oc/1"
 _PACKAGES = ("medclip_oc", "torch", "torchvision", "open_clip_torch")
 # what the refusal of a pickle says, where it is no damage
 _CODE = re.compile("unsupported (global|class)|reduce", re.IGNORECASE)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# what isn't a weight: a batch norm's counter, tables of positions
+_WHOLE = re.compile(r".*(num_batches_tracked|position_ids|_index)$")
+_LARGEST_SCALE = 10.0  # CLIP ends at 4.6; SigLIP has 4.7
 
 
 def versions() -> dict[str, str]:
@@ -64,6 +71,8 @@ def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
             f"{path}: not a medclip_oc checkpoint (of format {FORMAT}); "
             "weights of another kind go in through model.pretrained of a training config"
         )
+    if "state_dict" in content:
+        check_weights(content["state_dict"], path)
     return content
 
 
@@ -92,14 +101,54 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
         archive = zipfile.is_zipfile(path)  # a torch file from before 1.6 is none
         if verify and archive and zipfile.ZipFile(path).testzip() is not None:
             raise zipfile.BadZipFile
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
+        with warnings.catch_warnings(action="ignore"):  # of TorchScript, of sparse tensors
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
     except Exception as error:  # whatever a damaged file trips over
+        if "TorchScript" in str(error):
+            what = "a TorchScript archive, which holds code; save its state_dict() with torch.save"
+            raise InputError(f"{path}: {what}") from error
         if isinstance(error, pickle.UnpicklingError) and _CODE.search(str(error)):
             raise InputError(
                 f"{path}: refused: it holds pickled Python objects, which run code when opened; "
                 "only tensors and plain values are read"
             ) from error
-        raise DamagedCheckpoint(f"{path}: damaged or not a checkpoint file") from error
+        raise damaged(path, "checkpoint") from error
+
+
+def damaged(path: str | Path, kind: str) -> DamagedCheckpoint:
+    """The error to raise for a file of weights of that kind that can't be read."""
+    problem = f"damaged or not a {kind} file; copy or download it again"
+    with suppress(OSError), Path(path).open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            problem = "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
+    return DamagedCheckpoint(f"{path}: {problem}")
+
+
+def check_weights(state: object, where: str | Path) -> None:
+    """Refuse a state dict of the file `where` that torch would cast in silence, or take as it is.
+
+    Raises:
+        InputError: no mapping of names to tensors; a weight that is no floating-point number, or
+            not finite; a `logit_scale` that no model is trained with.
+    """
+    pairs = list(state.items()) if isinstance(state, dict) else []
+    if not pairs or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in pairs):
+        raise InputError(f"{where}: holds no state dict (a mapping of names to tensors)")
+    for name, tensor in pairs:
+        if _WHOLE.match(name):
+            continue
+        plain = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in _DTYPES
+        # a few stored numbers may stand for any number of them
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            kind = f"{tensor.dtype}, {tensor.layout}"
+            problem = f"{name} ({kind}) is no plain tensor of float32, float16, bfloat16 or float64"
+        elif not tensor.isfinite().all():
+            problem = f"{name} holds NaN or infinite numbers"
+        elif name == "logit_scale" and (scale := tensor.abs().max()) > _LARGEST_SCALE:
+            problem = f"logit_scale, the log of the inverse temperature, is {scale:g}; at most 10"
+        else:
+            continue
+        raise InputError(f"{where}: {problem}")
 
 
 def described_facts(definition: dict[str, Any]) -> dict[str, Any]:

@@ -38,24 +38,25 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         )
     name, config = definition.identify(settings)
     definition.register(name, config)
-    source, weights = name, settings.pretrained
+    source, weights, file = name, settings.pretrained, None
     if folder := definition.folder_of(settings.arch):
         about = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8")).get(
             "preprocess_cfg", {}
         )
         preprocess = {key: value for key, value in about.items() if key != "size"} | preprocess
-        weights = open_clip.factory._find_checkpoint_in_dir(folder)  # the one it would take
-        if weights is None:
-            raise InputError(f"{settings.arch}: holds no weights (open_clip_model.safetensors)")
+        file = pretrained.file_in(folder)
+        weights = str(file)
     elif definition.has_schema(settings.arch):
         source = settings.arch
     elif weights is not None and Path(weights).is_file():
         preprocess = _preprocess_of_checkpoint(settings, name, config) or preprocess
+        file = Path(weights)
     elif weights is not None:
         pretrained.check_tag(settings.arch, weights, config)
+    state = pretrained.load_weights(file) if file else {}  # before open_clip opens it
     model = _create(source, weights, preprocess, settings.image_size)
-    if settings.image_size is None and Path(settings.pretrained or "").is_file():
-        pretrained.refuse_resized(model, str(settings.pretrained))
+    if file and settings.image_size is None:
+        pretrained.refuse_resized(model, state, file)
     if settings.pretrained_image:
         pretrained.load_image_tower(model.visual, settings.pretrained_image)
     if settings.pretrained_text:
@@ -172,6 +173,7 @@ def _create(
                 force_preprocess_cfg=preprocess,
                 # A Hugging Face text tower gets its weights from model.pretrained_text, checked.
                 pretrained_text=False,
+                require_pretrained=weights is not None or definition.has_schema(name),
             )
     except Exception as error:  # open_clip's are of many kinds
         reason = definition.first_lines(error)
@@ -179,8 +181,7 @@ def _create(
             # an unknown key of a section, or numbers that make no network
             raise InputError(f"model.definition: {name} can't be built: {reason}") from error
         if is_file:
-            message = f"model.pretrained: {weights} doesn't fit {name} ({reason})"
-            raise InputError(message) from error
+            raise InputError(f"{weights} doesn't fit {name} ({reason})") from error
         raise definition.unreachable(f"model: {name} {weights or ''}".strip(), error) from error
 
 

@@ -47,18 +47,35 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors or torch file, bare or under the key `state_dict`.
 
     Raises:
-        InputError: the file is missing, damaged, holds no tensors, or holds pickled code.
+        InputError: the file is missing, damaged, holds no tensors, or holds pickled code; as
+            `checkpoint.check_weights`.
     """
-    if Path(path).suffix == ".safetensors":
+    if Path(path).suffix == ".safetensors" and Path(path).is_file():
         try:
-            return load_file(path)
+            state = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: damaged or not a safetensors file ({error})") from error
-    content = checkpoint.read(path, mmap=True)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path}: holds no state dict (a mapping of names to tensors)")
+            raise checkpoint.damaged(path, "safetensors") from error
+    else:
+        content = checkpoint.read(path, mmap=True, verify=True)
+        state = content.get("state_dict", content) if isinstance(content, dict) else content
+    checkpoint.check_weights(state, path)
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def file_in(folder: Path) -> Path:
+    """The file of weights that belongs to a folder's open_clip_config.json.
+
+    Raises:
+        InputError: there is none, or there are several of which none has open_clip's own name.
+    """
+    names = sorted(file.name for file in folder.iterdir())
+    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt"))]
+    # a copy of the hub may hold the same weights in other forms
+    weights.sort(key=lambda name: (not name.startswith("open_clip_"), ".safetensors" not in name))
+    if weights and (len(weights) == 1 or weights[0].startswith("open_clip_")):
+        return folder / weights[0]
+    wanted, there = "open_clip_model.safetensors or one other file of weights", weights or names
+    raise InputError(f"local-dir:{folder}: wanted is {wanted}; there: {', '.join(there[:5])}")
 
 
 def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> None:
@@ -79,14 +96,15 @@ def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> None:
         )
 
 
-def refuse_resized(model: nn.Module, file: str) -> None:
+def refuse_resized(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """open_clip stretches position tables without a word; that is right for `image_size` only."""
     built = model.state_dict()
-    for name, tensor in load_weights(file).items():
-        if "positional_embedding" in name and name in built and built[name].shape != tensor.shape:
+    for name, tensor in state.items():
+        table = built.get(name, built.get(f"text.{name}"))  # a text tower of its own has a prefix
+        if "positional_embedding" in name and table is not None and table.shape != tensor.shape:
             raise InputError(
-                f"model.pretrained: {file} doesn't fit: {name} is {tuple(tensor.shape)} there and "
-                f"{tuple(built[name].shape)} in the model (another image size or context length)"
+                f"{file} doesn't fit: {name} is {tuple(tensor.shape)} there and "
+                f"{tuple(table.shape)} in the model (another image size or context length)"
             )
 
 
@@ -126,19 +144,33 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports what it didn't find, and goes on
     transformer = getattr(text, "transformer", None)
     if not hasattr(text, "config") or not isinstance(transformer, nn.Module):
         raise InputError(
             "model.pretrained_text: only a Hugging Face text tower (text_cfg.hf_model_name) can "
             "start from other weights; for open_clip's own towers give model.pretrained"
         )
+    folder = Path(resolve(reference))  # or a name of the hub: then nothing is there
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    for file in files:
+        load_weights(file)  # what transformers would cast, or end in many lines about
     try:
-        source = AutoModel.from_pretrained(resolve(reference), config=text.config)
-    except (OSError, ValueError) as error:
+        source, loaded = AutoModel.from_pretrained(
+            str(folder),
+            config=text.config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    except Exception as error:  # of several kinds, and many lines
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{reference}: no Hugging Face model there ({reason})") from error
-    source = source.get_encoder() if source.config.is_encoder_decoder else source
-    _load(transformer, source.state_dict(), reference)
+        raise InputError(f"{reference}: no Hugging Face model there ({reason[:200]})") from error
+    _refuse(reference, "has other sizes of", [name for name, *_ in loaded["mismatched_keys"]])
+    encoder = source.get_encoder() if source.config.is_encoder_decoder else source
+    every = source.state_dict(keep_vars=True)  # of shared weights all names, the same object
+    random = {id(every[name]) for name in loaded["missing_keys"]}
+    state = encoder.state_dict(keep_vars=True)
+    _load(transformer, {n: t for n, t in state.items() if id(t) not in random}, reference)
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
@@ -149,7 +181,11 @@ def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
         "has other sizes of": [n for n in tower if n in state and state[n].shape != tower[n].shape],
     }
     for problem, names in problems.items():
-        if names:
-            shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            raise InputError(f"{reference}: {problem} {len(names)} tensors of the tower: {shown}")
+        _refuse(reference, problem, names)
     module.load_state_dict({name: state[name] for name in tower})
+
+
+def _refuse(reference: str, problem: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+        raise InputError(f"{reference}: {problem} {len(names)} tensors of the tower: {shown}")

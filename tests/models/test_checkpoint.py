@@ -31,7 +31,7 @@ def test_a_failed_write_keeps_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.pt"
-    checkpoint.save(file, {"state_dict": {}, "step": 1})
+    checkpoint.save(file, {"step": 1})
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -75,6 +75,43 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        (
+            "w",
+            torch.ones(2, dtype=torch.int32),
+            r"w \(torch\.int32, .*no plain tensor of float32, f",
+        ),
+        ("w", torch.ones(2, dtype=torch.bool), r"w \(torch\.bool, "),
+        ("w", torch.ones(2, dtype=torch.complex64), r"w \(torch\.complex64, "),
+        ("w", torch.ones(2).to_sparse(), r"w \(torch\.float32, torch\.sparse_coo\) is no plain"),
+        ("w", torch.ones(1).as_strided((1 << 30, 1 << 30), (0, 0)), "w .*is no plain tensor"),
+        ("w", torch.tensor([1, torch.inf]), "w holds NaN or infinite numbers"),
+        ("logit_scale", torch.tensor(torch.nan), "logit_scale holds NaN or"),
+        ("logit_scale", torch.tensor(1e4), "logit_scale, the log of .* is 10000; at most 10"),
+        ("logit_scale", 3.0, "holds no state dict"),
+        ("", torch.ones(2), "holds no state dict"),
+    ],
+)
+def test_no_number_is_cast_or_taken_that_no_model_has(
+    tmp_path: Path, name: str, tensor: torch.Tensor, message: str
+) -> None:
+    file, state = tmp_path / "a.pt", {name: tensor} if name else tensor
+    counted = {"bn.num_batches_tracked": torch.tensor(3), "half": torch.ones(1).half()}
+    assert pretrained.load_weights(written(file, counted)).keys() == counted.keys()
+    with pytest.raises(InputError, match=f"a.pt: {message}"):
+        pretrained.load_weights(written(file, state))
+    checkpoint.save(file, {"state_dict": state})
+    with pytest.raises(InputError, match=f"a.pt: {message}"):
+        checkpoint.load(file)
+
+
+def written(file: Path, content: object) -> Path:
+    torch.save(content, file)
+    return file
+
+
 def test_weights_of_others(tmp_path: Path) -> None:
     file, safe = tmp_path / "a.pt", tmp_path / "a.safetensors"
     for content in ({"w": torch.ones(1)}, {"state_dict": {"module.w": torch.ones(1)}, "epoch": 3}):
@@ -87,8 +124,16 @@ def test_weights_of_others(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, file)
     with pytest.raises(InputError, match="holds no state dict"):
         pretrained.load_weights(file)
-    safe.write_bytes(b"12345678rest")
-    with pytest.raises(InputError, match="not a safetensors file"):
-        pretrained.load_weights(safe)
+    for data, message in (
+        (b"12345678rest", "damaged or not a safetensors file; copy or download it again"),
+        (safe.read_bytes()[:-2], "damaged or not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer .*`git lfs pull`"),
+    ):
+        safe.write_bytes(data)
+        with pytest.raises(InputError, match=rf"a\.safetensors: {message}"):
+            pretrained.load_weights(safe)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match=r"a\.pt: a Git LFS pointer"):
+        checkpoint.load(file)
     with pytest.raises(InputError, match="no such file"):
         pretrained.load_weights(tmp_path / "b.pt")

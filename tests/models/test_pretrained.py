@@ -1,15 +1,19 @@
 """Towers that start from weights of their own: all of them, or an error."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from transformers import AutoConfig, AutoModel
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import factory, pretrained
+from tests.support.fault_injection import Payload
 from tests.support.reference import HF
 from tests.support.reference import timm as timm_tower
 from tests.support.tiny_models import TINY
@@ -37,6 +41,67 @@ def test_bare_timm_weights_fit_or_are_refused(tmp_path: Path) -> None:
         torch.save(state, file)
         with pytest.raises(InputError, match=message):
             factory.build(settings)
+
+
+BIN = ["open_clip_pytorch_model.bin"]
+FOLDER_FAULTS: list[tuple[list[str] | str, str, str]] = [
+    (["other.pth"], "", ""),
+    ([*BIN, "a.bin", "model.safetensors"], "", ""),
+    ([], "", "wanted is open_clip_model.safetensors or .* there: open_clip_config.json"),
+    (["a.bin", "b.pt"], "", "wanted is open_clip_model.safetensors or .* there: a.bin, b.pt"),
+    (BIN, "names", "model.bin doesn't fit .*Missing key"),
+    (BIN, "missing", "model.bin doesn't fit .*Missing key"),
+    (BIN, "types", "model.bin: .*torch.int32, .*is no plain tensor"),
+    (BIN, "code", "model.bin: refused: it holds pickled Python objects"),
+    ("1GB", "", ""),
+    ("20KB", "", ""),
+    ("", "", "no Hugging Face model there .*no file named model.safetensors"),
+    ("1GB", "names", "lacks 37 tensors of the tower: embeddings"),
+    ("1GB", "missing", "lacks 1 tensors of the tower: embeddings.word_embeddings"),
+    ("1GB", "sizes", "has other sizes of 39 tensors of the tower"),
+    ("20KB", "types", "model-0.*safetensors: .*torch.int32, .*is no plain tensor"),
+]
+"""Names of an open_clip folder's files, or the size of a text tower's shards; what is wrong."""
+
+
+@pytest.mark.parametrize(("files", "change", "message"), FOLDER_FAULTS)
+def test_folders_are_loaded_to_the_last_tensor_or_refused(
+    tmp_path: Path, files: list[str] | str, change: str, message: str
+) -> None:
+    if is_text := isinstance(files, str):
+        settings = ModelConfig(arch="bert-test", definition={**TINY, "text_cfg": HF})
+        tower = AutoModel.from_config(AutoConfig.from_pretrained(HF["hf_model_name"]))
+        tower.config.save_pretrained(tmp_path)
+    else:
+        settings = ModelConfig(arch="vit-test", definition=TINY)
+        tower = factory.build(settings, seed=8).towers.clip
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    good = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    first, *others = good
+    state: Any = {
+        "": good,
+        "names": {f"x.{name}": tensor for name, tensor in good.items()},
+        "missing": {name: good[name] for name in others},
+        "sizes": {name: tensor.flatten()[:3].clone() for name, tensor in good.items()},
+        "types": {**good, first: good[first].int()},
+        "code": {**good, first: Payload(tmp_path / "ran")},
+    }[change]
+    if not is_text:
+        settings = ModelConfig(arch=f"local-dir:{tmp_path}")
+        for name in files:
+            torch.save(state, tmp_path / name)
+    elif files:
+        tower.save_pretrained(tmp_path, state_dict=dict(state), max_shard_size=files)
+    settings = replace(settings, pretrained_text=str(tmp_path) if is_text else None)
+    if message:
+        with pytest.raises(InputError, match=message) as caught:
+            factory.build(settings)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "ran").exists()
+    else:
+        clip = factory.build(settings).towers.clip
+        built = (clip.text.transformer if is_text else clip).state_dict()
+        assert all(tensor.equal(good[name]) for name, tensor in built.items())
 
 
 def test_references() -> None:
