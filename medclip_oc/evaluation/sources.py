@@ -134,11 +134,12 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
     if settings.checkpoint:
         about["checkpoint"] = settings.checkpoint
         content = checkpoint.load(settings.checkpoint)
-        trained = content["config"]
+        checkpoint.description_of(content, settings.checkpoint)
+        trained = content.get("config")
         if model is None:
             model = factory.restore(content, settings.checkpoint).on(world.device)
             about |= {"precision": settings.precision, "decode": settings.decode}
-            where = content["config"]["data"]["valid"] if where is None else where
+            where = (trained or {}).get("data", {}).get("valid") if where is None else where
     assert model is not None  # the settings name one of the two
     if where is None and isinstance(model, Clip):
         raise InputError("--data: name the pairs; the run validated on none")
@@ -208,7 +209,7 @@ def _outputs(settings: EvaluateConfig, source: Source) -> list[Path]:
 
 def _data_name(source: Source) -> list[str]:
     """What stands in a record's name for pairs that are not the run's own: their folder's name."""
-    trained = (source.trained or {"data": {}})["data"]
+    trained = (source.trained or {}).get("data", {})
     own, data = [trained.get(name) for name in ("train", "valid")], source.about.get("data")
     if data is None or _folder(data) in [_folder(each) for each in own if each]:
         return []

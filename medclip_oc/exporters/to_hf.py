@@ -84,7 +84,7 @@ def read(clip: Clip, folder: Path) -> Side:
 
     with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
         model = CLIPModel.from_pretrained(folder).eval()  # it draws a bar
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return Side(
         clip.open_clip_preprocess(),
         partial(tokenizer, padding=True, truncation=True, return_tensors="pt"),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..models.clip import Clip
-from ..models.definition import TEXT_MODEL, quiet, resolved
+from ..models.definition import TEXT_MODEL, quiet
 from . import tokenizer_files
 from .parity import Side
 
@@ -25,11 +25,11 @@ def write(clip: Clip, folder: Path) -> None:
     if text.get("hf_tokenizer_name"):
         tokenizer_files.write(clip.tokenizer, folder, text.get("context_length", 77))
         text["hf_tokenizer_name"] = "inside"  # open_clip looks into the folder, if there is a name
-    if str(text.get("hf_model_name", "")).startswith("package:"):
+    if str(text.get("hf_model_name", "")).startswith(("package:", "/")):
         # open_clip takes a name of the hub, or a path from the root: see the model card
-        source = Path(resolved(definition)["text_cfg"]["hf_model_name"]) / "config.json"
         (folder / TEXT_MODEL).mkdir()
-        (folder / TEXT_MODEL / "config.json").write_bytes(source.read_bytes())
+        config = clip.description["files"][f"{TEXT_MODEL}/config.json"]
+        (folder / TEXT_MODEL / "config.json").write_bytes(config)
         text["hf_model_name"] = str(folder.resolve() / TEXT_MODEL)
     preprocess = {k: v for k, v in clip.description["preprocess"].items() if k != "size"}
     about = {"model_cfg": definition, "preprocess_cfg": preprocess}

@@ -5,7 +5,8 @@ opens. Its `state_dict` has open_clip's names, so open_clip loads the file as it
 
     format      FORMAT
     state_dict  the plain model
-    model       what it is: arch, name, definition, preprocess, tokens (see factory)
+    model       what it is: arch, name, definition, preprocess, tokens (see factory); and files,
+                those of a Hugging Face tokenizer and text tower
     config      the resolved configuration of the run
     step, epoch, position (pairs consumed), metrics, versions
     training    what resuming needs besides (see training); best.pt is without it
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ..errors import DamagedCheckpoint, InputError
 from ..runtime.atomic import atomic_file
+from . import description
 
 FORMAT = "medclip_oc/1"
 _PACKAGES = ("medclip_oc", "torch", "torchvision", "open_clip_torch")
@@ -165,12 +167,10 @@ def description_of(content: dict[str, Any], where: str) -> dict[str, Any]:
     """What the content of a checkpoint, from the file `where`, says of its model.
 
     Raises:
-        InputError: it doesn't say all there is to say, or contradicts itself.
+        InputError: it isn't a description, or contradicts itself.
     """
-    about = content.get("model")
-    needed = {"arch", "name", "definition", "preprocess"}
-    if not isinstance(about, dict) or needed - about.keys() or "state_dict" not in content:
-        raise InputError(f"{where}: the checkpoint doesn't describe its model; it is incomplete")
+    description.check(description.CHECKPOINT, content, f"{where}: ")
+    about: dict[str, Any] = content["model"]
     for fact, value in described_facts(about["definition"]).items():
         if about.get(fact, value) != value:
             raise InputError(

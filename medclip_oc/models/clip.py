@@ -48,7 +48,7 @@ class Towers(nn.Module):
         self.freeze_batch_norm = freeze_batch_norm
         cfg = clip.visual.preprocess_cfg
         for name in ("mean", "std"):
-            pixels = 255 * torch.tensor(cfg[name]).view(1, -1, 1, 1)
+            pixels = 255 * torch.tensor(cfg[name], dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, pixels, persistent=False)
 
     def forward(
@@ -176,7 +176,7 @@ def _flat(module: nn.Module) -> list[nn.Module]:
     return [module]
 
 
-def tokenizer_of(name: str) -> Callable[[list[str]], Tensor]:
+def tokenizer_of(name: str, where: str = "model") -> Callable[[list[str]], Tensor]:
     """The tokenizer of a model that open_clip knows: M texts -> (M, L) int64.
 
     Raises:
@@ -186,9 +186,11 @@ def tokenizer_of(name: str) -> Callable[[list[str]], Tensor]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with definition.quiet():
-            tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, ValueError, ImportError) as error:
-        raise definition.unreachable(f"tokenizer of {name}", error) from error
+            text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+            own = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+            tokenizer = open_clip.get_tokenizer(name, **own)
+    except Exception as error:  # transformers' are of many kinds
+        raise definition.unreachable(f"{where}: tokenizer of {name}", error) from error
     plain = type(tokenizer) is open_clip.SimpleTokenizer
     return _CachingTokenizer(tokenizer) if plain else tokenizer
 

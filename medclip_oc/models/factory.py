@@ -5,6 +5,8 @@ how the checkpoint is opened.
 """
 
 import json
+import math
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 
 from ..config.schema import ModelConfig
 from ..errors import InputError
-from . import checkpoint, definition, pretrained
+from . import checkpoint, definition, description, pretrained
 from .clip import Clip, Towers, tokenizer_of
 from .definition import PREPROCESS_KEYS
 
@@ -31,7 +33,7 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     """
     torch.manual_seed(seed)
     preprocess = settings.preprocess or {}
-    definition.check_preprocess(preprocess)
+    description.check(description.OWN_PREPROCESS, preprocess, "model.preprocess.")
     if settings.pretrained and definition.has_schema(settings.arch):
         raise InputError(
             f"model.pretrained: {settings.arch} brings its own weights; leave pretrained out"
@@ -40,9 +42,7 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     definition.register(name, config)
     source, weights, file = name, settings.pretrained, None
     if folder := definition.folder_of(settings.arch):
-        about = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8")).get(
-            "preprocess_cfg", {}
-        )
+        about = definition.described(settings.arch).get("preprocess_cfg", {})
         preprocess = {key: value for key, value in about.items() if key != "size"} | preprocess
         file = pretrained.file_in(folder)
         weights = str(file)
@@ -54,6 +54,8 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     elif weights is not None:
         pretrained.check_tag(settings.arch, weights, config)
     state = pretrained.load_weights(file) if file else {}  # before open_clip opens it
+    if definition.has_schema(settings.arch):  # before memory is taken for its sizes
+        _create(source, weights, preprocess, settings.image_size, device="meta")
     model = _create(source, weights, preprocess, settings.image_size)
     if file and settings.image_size is None:
         pretrained.refuse_resized(model, state, file)
@@ -61,16 +63,14 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         pretrained.load_image_tower(model.visual, settings.pretrained_image)
     if settings.pretrained_text:
         pretrained.load_text_tower(getattr(model, "text", model), settings.pretrained_text)
-    description = {
+    about = {
         "arch": settings.arch,
         "name": name,
         "definition": config,
         "preprocess": _plain(model.visual.preprocess_cfg),
         **checkpoint.described_facts(config),
     }
-    clip = _assemble(model, description, settings)
-    description["tokens"] = clip.tokenizer([_PROBE])[0].tolist()
-    return clip
+    return _assemble(model, about, settings)
 
 
 def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = None) -> Clip:
@@ -84,31 +84,26 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
     Raises:
         InputError: weights, preprocessing or tokenizer are not those of the description.
     """
-    description = checkpoint.description_of(content, where)
-    name, preprocess = description["name"], description["preprocess"]
-    definition.register(name, description["definition"])
-    model = _create(name, None, {key: preprocess[key] for key in PREPROCESS_KEYS}, None)
-    built = _plain(model.visual.preprocess_cfg)
-    if built != preprocess:
-        raise InputError(
-            f"{where}: made with preprocessing {preprocess}, but {name} is built with {built}"
-        )
-    try:
-        model.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        reason = definition.first_lines(error)
-        raise InputError(
-            f"{where}: its weights don't fit its own description, {name} ({reason})"
-        ) from error
-    clip = _assemble(model, description, settings)
-    there = description.get("tokens")  # absent from early checkpoints
-    here = clip.tokenizer([_PROBE])[0].tolist()
-    if there and here != there:
-        raise InputError(
-            f"{where}: made with a tokenizer ({description['tokenizer']}) that isn't the one here: "
-            f"{_PROBE!r} was {there[:12]}..., and is {here[:12]}..."
-        )
-    return clip
+    about = checkpoint.description_of(content, where)
+    name, preprocess = about["name"], about["preprocess"]
+    forced = {key: preprocess[key] for key in PREPROCESS_KEYS if key in preprocess}
+    with definition.unpacked(about, where) as config:
+        definition.register(name, config, where)
+        for device in ("meta", "cpu"):  # sizes are compared before memory is taken for them
+            model = _create(name, None, forced, None, device=device, where=where)
+            built = _plain(model.visual.preprocess_cfg)
+            if built != preprocess:
+                made = f"made with preprocessing {preprocess}"
+                raise InputError(f"{where}: {made}, but {name} is built with {built}")
+            try:
+                with warnings.catch_warnings(action="ignore"):  # "meta" has no place for weights
+                    model.load_state_dict(content["state_dict"])
+            except RuntimeError as error:
+                reason = definition.first_lines(error)
+                raise InputError(
+                    f"{where}: its weights don't fit its own description, {name} ({reason})"
+                ) from error
+        return _assemble(model, about, settings, where)
 
 
 def load(path: str | Path) -> Clip:
@@ -134,7 +129,7 @@ def baseline_clip(name: str, trained: dict[str, Any] | None) -> Clip:
     arch, _, tag = name.rpartition(":")
     if arch:
         return build(ModelConfig(arch=arch, pretrained=tag))
-    if trained is None:
+    if not trained or not {"model", "run"} <= trained.keys():
         raise InputError(f"--baseline {name}: needs --checkpoint, whose architecture it takes")
     if name != "start":
         return build(ModelConfig(arch=str(trained["model"]["arch"]), pretrained=tag))
@@ -143,7 +138,9 @@ def baseline_clip(name: str, trained: dict[str, Any] | None) -> Clip:
     return build(settings, seed=trained["run"]["seed"])
 
 
-def _assemble(model: Any, description: dict[str, Any], settings: ModelConfig | None) -> Clip:
+def _assemble(
+    model: Any, about: dict[str, Any], settings: ModelConfig | None, where: str = "model"
+) -> Clip:
     """Make a model ready, to be trained by the settings where there are some."""
     if settings is not None:
         # every parameter that trains must be in the loss, or several processes would disagree
@@ -155,18 +152,46 @@ def _assemble(model: Any, description: dict[str, Any], settings: ModelConfig | N
             model.logit_bias.requires_grad_(False)  # InfoNCE's softmax cancels it; see train_bias
         if settings.grad_checkpointing:
             model.set_grad_checkpointing()
-    towers = Towers(model, freeze_batch_norm=settings is None or settings.freeze_batch_norm)
-    return Clip(towers, tokenizer_of(description["name"]), description)
+    towers = (model.visual, getattr(model, "text", None))
+    if not hasattr(model, "text_decoder") and any(getattr(t, "output_tokens", 0) for t in towers):
+        raise InputError(f"{where}: output_tokens: true is for a CoCa's towers (multimodal_cfg)")
+    tokenizer: Any = tokenizer_of(about["name"], where)
+    here = tokenizer([_PROBE])[0].tolist()
+    there = about.get("tokens") or here  # absent from early checkpoints
+    if here != there:
+        raise InputError(
+            f"{where}: made with a tokenizer ({about['tokenizer']}) that isn't the one here: "
+            f"{_PROBE!r} was {there[:12]}..., and is {here[:12]}..."
+        )
+    if max(here) >= getattr(model, "vocab_size", math.inf):
+        raise InputError(
+            f"{where}: its text tower knows {model.vocab_size} tokens, its tokenizer more "
+            "(text_cfg.vocab_size, hf_tokenizer_name)"
+        )
+    about["tokens"] = here
+    about["files"] = about.get("files") or definition.carried(model, tokenizer, about["definition"])
+    live = settings is not None and not settings.freeze_batch_norm
+    return Clip(Towers(model, freeze_batch_norm=not live), tokenizer, about)
 
 
 def _create(
-    name: str, weights: str | None, preprocess: dict[str, Any], image_size: int | None
+    name: str,
+    weights: str | None,
+    preprocess: dict[str, Any],
+    image_size: int | None,
+    *,
+    device: str = "cpu",
+    where: str = "model.definition",
 ) -> Any:
+    """open_clip's model; on "meta" it has shapes, and no values."""
     is_file = Path(weights or "").is_file()
     try:
-        with definition.quiet():
+        with definition.quiet(), torch.device(device), warnings.catch_warnings():
+            if device == "meta":
+                warnings.simplefilter("ignore")  # loading has no effect there
             return open_clip.create_model(
                 name,
+                device=device,
                 # a whole path, which is no tag
                 pretrained=str(Path(str(weights)).resolve()) if is_file else weights,
                 force_image_size=image_size,
@@ -177,9 +202,10 @@ def _create(
             )
     except Exception as error:  # open_clip's are of many kinds
         reason = definition.first_lines(error)
-        if isinstance(error, TypeError | ZeroDivisionError | IndexError | AttributeError):
-            # an unknown key of a section, or numbers that make no network
-            raise InputError(f"model.definition: {name} can't be built: {reason}") from error
+        has_source = weights or definition.has_schema(name) or isinstance(error, OSError)
+        if not has_source or isinstance(error, TypeError | ZeroDivisionError | AttributeError):
+            # numbers that make no network
+            raise InputError(f"{where}: {name} can't be built: {reason}") from error
         if is_file:
             raise InputError(f"{weights} doesn't fit {name} ({reason})") from error
         raise definition.unreachable(f"model: {name} {weights or ''}".strip(), error) from error

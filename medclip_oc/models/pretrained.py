@@ -6,7 +6,8 @@ but for the projection that joins it to the shared space.
 """
 
 import re
-from importlib import resources
+import sys
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,16 @@ def resolve(reference: str) -> str:
     if scheme != "package":
         return reference
     package, _, inner = rest.partition("/")
-    try:
-        path = Path(str(resources.files(package))) / inner
-    except ModuleNotFoundError as error:
-        raise InputError(f"{reference}: the Python package {package} is not installed") from error
-    if not path.exists():
+    # Importing it would run it. The current folder isn't where packages are installed.
+    places = [place for place in sys.path if place and Path(place).resolve() != Path.cwd()]
+    found = list(distributions(name=package, path=places))
+    for name in () if found else packages_distributions().get(package, ()):  # takes a second
+        found += distributions(name=name, path=places)
+    if not found:
+        raise InputError(f"{reference}: the Python package {package} is not installed")
+    folder = Path(str(found[0].locate_file(package))).resolve()
+    path = (folder / inner).resolve()
+    if not path.exists() or not path.is_relative_to(folder):
         raise InputError(f"{reference}: the package {package} holds no {inner}")
     return str(path)
 
@@ -159,6 +165,7 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
         source, loaded = AutoModel.from_pretrained(
             str(folder),
             config=text.config,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )

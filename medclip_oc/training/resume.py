@@ -132,6 +132,7 @@ def _newest(folder: RunFolder) -> Origin:
 
 def _open(file: Path) -> dict[str, Any]:
     content = checkpoint.load(file)
+    checkpoint.description_of(content, str(file))
     if "training" not in content:
         raise InputError(
             f"{file}: holds a model, and no training state to resume from; use a step-*.pt or "

@@ -139,21 +139,30 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arch": "a/b"}, "'a/b' can't name a model"),
-        ({"definition": {**TINY, "vision_cfg": 5}}, "the mappings vision_cfg and"),
+        ({"arch": "a/b"}, "model.arch: 'a/b' can't be a name"),
+        ({"definition": {**TINY, "vision_cfg": 5}}, r"vision_cfg: should be a mapping, not 5"),
         ({"arch": "c", "definition": COCA}, "is a CoCa"),
-        ({"definition": {"embed_dim": 3}}, "needs embed_dim, and"),
+        ({"definition": {"embed_dim": 3}}, "model.definition.vision_cfg: is missing"),
         ({"arch": "RN50"}, "'RN50' is open_clip's own"),
-        ({"arch": "y", "definition": {**TINY, "vision_cfg": {"foo": 1}}}, "'foo'"),
-        ({"arch": "local-dir:/nowhere", "definition": None}, "/nowhere: could not be loaded"),
+        (
+            {"arch": "y", "definition": {**TINY, "vision_cfg": {"foo": 1}}},
+            r"definition\.vision_cfg\.foo: no such setting",
+        ),
+        (
+            {"arch": "local-dir:/nowhere", "definition": None},
+            "nowhere: could not .*No such",
+        ),
         ({"arch": "ViT-B-61", "definition": None}, "'ViT-B-61' is not .*; did you mean ViT-B-16"),
         ({"arch": "hf-hub:a/b", "pretrained": "openai"}, "leave pretrained out"),
         ({**RN50, "pretrained": "openai"}, "RN50 uses GELU, but .*QuickGELU; use RN50-quickgelu"),
         ({**RN50, "pretrained": "nope"}, r"neither a file nor a tag of RN50 \(openai"),
         ({"preprocess": {"means": 1}}, "preprocess.means: no such setting"),
         ({"pretrained_text": "somewhere"}, "only a Hugging Face text tower"),
-        ({"preprocess": {"mean": 3}}, "mean: 3 is not three numbers"),
-        ({"preprocess": {"interpolation": "random"}}, "'random' is not one of bicubic, bilinear"),
+        ({"preprocess": {"mean": 3}}, "preprocess.mean: should be a valid list, not 3"),
+        (
+            {"preprocess": {"interpolation": "random"}},
+            "or 'bilinear', not 'random'",
+        ),
     ],
 )
 def test_what_cannot_be_built(settings: dict[str, Any], message: str) -> None:
@@ -174,8 +183,8 @@ TEXT_CFG = "model.definition.text_cfg"
         ("model.definition.vision_cfg.layers", 1, "don't fit its own description, other-"),
         ("model.preprocess.size", [64, 64], "made with preprocessing .*64.* is built with .*32"),
         ("state_dict.visual/proj", None, r"its weights don't fit .*other-.*visual\.proj"),
-        ("model.name", "../../escaped", "can't name a model"),
-        ("model", None, "the checkpoint doesn't describe its model"),
+        ("model.name", "../../escaped", "a.pt: model.name: .*can't be a name"),
+        ("model", None, "a.pt: model: is missing"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_sides(
@@ -194,4 +203,4 @@ def test_what_does_not_fit_is_refused_with_both_sides(
     with pytest.raises(InputError, match=message) as caught:
         factory.load(tmp_path / "a.pt")
     assert "\n" not in str(caught.value)
-    assert "a.pt" in str(caught.value) or name == "name"
+    assert "a.pt" in str(caught.value)

@@ -106,8 +106,8 @@ def test_folders_are_loaded_to_the_last_tensor_or_refused(
 
 def test_references() -> None:
     assert pretrained.resolve("some/folder") == "some/folder"
-    assert Path(pretrained.resolve("package:medclip_oc/errors.py")).is_file()
-    for name, message in (("nothere", "is not installed"), ("medclip_oc", "holds no x")):
+    assert Path(pretrained.resolve("package:open_clip/model_configs/RN50.json")).is_file()
+    for name, message in (("nothere", "is not installed"), ("open_clip", "holds no x")):
         with pytest.raises(InputError, match=f"package {name} {message}"):
             pretrained.resolve(f"package:{name}/x.pt")
 
