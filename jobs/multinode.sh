@@ -3,11 +3,12 @@
 #
 #   sbatch jobs/multinode.sh --config configs/vitb16.yaml --optim.lr 2e-5
 #   sbatch --nodes 4 --gpus-per-node 8 jobs/multinode.sh --config configs/vitb16.yaml
-#   RUN_FOLDER=runs/mine sbatch jobs/multinode.sh ...     # go on with that run, or begin it
+#   sbatch jobs/multinode.sh --run.folder runs/mine ...   # go on with that run, or begin it
 #
 # Submit from the repository's root. Every argument goes to medclip_oc.train. Before the time is up,
 # and when the job is preempted, the run saves and the job is put back into the queue; it goes on
-# where it was. The run folder must be on a file system that every node sees.
+# where it was. The run folder, of --run.folder or $RUN_FOLDER or else runs/JOBNAME-JOBID (a config's
+# would be that of several jobs), must be on a file system that every node sees.
 #
 # Adapt these lines to the cluster, or pass them to sbatch.
 ##SBATCH --partition=gpu
@@ -25,10 +26,18 @@
 #SBATCH --open-mode=append
 
 set -euo pipefail
+WARNED=0
+trap 'WARNED=1' USR1 # the time is nearly up; it may come at any moment
 cd "${SLURM_SUBMIT_DIR:?multinode.sh runs under Slurm: sbatch jobs/multinode.sh}"
 
 PYTHON=${PYTHON:-.venv/bin/python}
+for word in "$@"; do
+    [[ ${last:-} != --run.folder ]] || RUN_FOLDER=$word
+    [[ $word != --run.folder=* ]] || RUN_FOLDER=${word#*=}
+    last=$word
+done
 RUN_FOLDER=${RUN_FOLDER:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
+MARKER=$RUN_FOLDER/interrupted
 # one process per GPU; on a partition without GPUs one per node
 PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 ((PROCESSES_PER_NODE > 0)) || PROCESSES_PER_NODE=1
@@ -51,38 +60,46 @@ fi
 AGAIN=()
 ((ATTEMPT == 0)) || AGAIN=(--resume auto --run.overwrite false)
 
-# A launcher would die of SIGUSR1, and its processes never hear of it: so this shell, one on each
-# node, passes the signal by. SIGTERM goes to the launcher too, which passes it on itself.
+# A launcher would die of SIGUSR1, and its processes may not hear of it: so this shell, one on each
+# node, passes the signal by, again and again, since they hear nothing before they have begun. SIGTERM
+# goes to the launcher too, which passes it on itself.
 LAUNCH='
-    trap "pkill --signal USR1 --parent \$launcher || true" USR1
+    told=0
+    trap "told=1" USR1
     trap ":" TERM
     (trap "" USR1; exec "$@") &
     launcher=$!
-    code=0
-    wait "$launcher" || code=$?
-    while kill -0 "$launcher" 2>/dev/null; do code=0; wait "$launcher" || code=$?; done
-    exit "$code"'
+    while kill -0 "$launcher" 2>/dev/null; do
+        ((told == 0)) || pkill --signal USR1 --parent "$launcher"
+        (trap "" USR1; exec sleep 1)
+    done
+    wait "$launcher"
+    exit $?'
 
-WARNED=0
-STEP=
-trap 'WARNED=1; [[ -z $STEP ]] || kill -USR1 "$STEP" || true' USR1
-
-# Run a command on the nodes; its exit code, though signals interrupt the waiting.
+# Run a command on the nodes; its exit code. What warned this script before it began is told, too.
+HEARD=0
 on_nodes() {
     # since Slurm 22.05 a step doesn't inherit the job's cores by itself
-    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 "$@" &
-    STEP=$!
-    local code=0
-    wait "$STEP" || code=$?
-    while kill -0 "$STEP" 2>/dev/null; do code=0; wait "$STEP" || code=$?; done
-    STEP=
+    (trap '' USR1; exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 "$@") &
+    local step=$! code=0
+    while kill -0 "$step" 2>/dev/null; do
+        sleep 1
+        ((WARNED == HEARD)) || kill -USR1 "$step" 2>/dev/null || true
+    done
+    wait "$step" || code=$?
+    HEARD=$WARNED
     return "$code"
 }
 
 requeue() {
+    if [[ $1 == "$BEFORE" ]]; then
+        echo "job $SLURM_JOB_ID: $1, as in the attempt before: it needs more --time" >&2
+        exit 1
+    fi
+    echo "$1" >"$MARKER"
     echo "job $SLURM_JOB_ID: $1; back into the queue"
     if ! scontrol requeue "$SLURM_JOB_ID"; then
-        echo "job $SLURM_JOB_ID: can't be requeued here; go on with RUN_FOLDER=$RUN_FOLDER sbatch ..." >&2
+        echo "job $SLURM_JOB_ID: can't be requeued here; go on with --run.folder $RUN_FOLDER" >&2
         exit 1
     fi
     sleep 60 # Slurm ends this script
@@ -90,6 +107,9 @@ requeue() {
 }
 
 echo "job $SLURM_JOB_ID, attempt $ATTEMPT: $SLURM_JOB_NUM_NODES nodes x $PROCESSES_PER_NODE processes, meeting at $FIRST ($HEAD:$PORT), run folder $RUN_FOLDER"
+# What an earlier attempt left says nothing about this one; the same once more is no progress.
+BEFORE=$(cat "$MARKER" 2>/dev/null || true)
+rm -f "$MARKER"
 code=0
 on_nodes bash -c "$LAUNCH" launch "$PYTHON" -m torch.distributed.run \
     --nnodes "$SLURM_JOB_NUM_NODES" \
@@ -99,10 +119,8 @@ on_nodes bash -c "$LAUNCH" launch "$PYTHON" -m torch.distributed.run \
     --rdzv_endpoint "$HEAD:$PORT" \
     -m medclip_oc.train "$@" --run.folder "$RUN_FOLDER" ${AGAIN[@]+"${AGAIN[@]}"} || code=$?
 
-if [[ -e $RUN_FOLDER/interrupted ]]; then
-    requeue "$(cat "$RUN_FOLDER/interrupted")"
-fi
 if ((code)); then
+    [[ ! -e $MARKER ]] || requeue "$(<"$MARKER")"
     echo "job $SLURM_JOB_ID: the training ended with exit code $code; the first error above is the cause" >&2
     exit "$code"
 fi

@@ -1,5 +1,10 @@
 """Fine-tune: `torchrun -m medclip_oc.train --config FILE`, or `python -m` for one process."""
 
+from .runtime import shutdown
+
+if __name__ == "__main__":
+    shutdown.note()  # what follows takes time
+
 from .config.schema import TrainCommand
 from .runtime import command
 
@@ -7,6 +12,8 @@ from .runtime import command
 def main(settings: TrainCommand) -> int | None:
     """What the command line asks for: to train, or to check the run first."""
     config = settings.config()
+    if settings.selfcheck or settings.doctor:
+        shutdown.note(on=False)
     if settings.selfcheck:
         from .training import gradcheck
 

@@ -5,6 +5,8 @@ Without a process group every function is its one-process case, so callers never
 
 import os
 import re
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,9 +62,20 @@ def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> I
         timeout_seconds: longest wait for another rank.
 
     Raises:
+        InputError: srun started several processes, and nothing says that they belong together.
         WorkError: a rank died, or didn't answer for that long.
     """
     own = device_of(device)
+    # an interactive shell or a batch script has no tasks of a step
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and "RANK" not in os.environ:
+        if os.environ.get("SLURM_PROCID") != "0":  # the first one speaks for all
+            time.sleep(1.0)
+            sys.exit(InputError.exit_code)
+        raise InputError(
+            f"srun started this {tasks} times over (SLURM_STEP_NUM_TASKS), each by itself; for one "
+            "run of several processes take torchrun, as jobs/multinode.sh does, or srun --ntasks 1"
+        )
     if not is_distributed():
         yield World(0, 1, own)
         return

@@ -25,12 +25,27 @@ class StopRequest:
     signal: str | None = None
 
 
+_early = StopRequest()
+
+
+def note(*, on: bool = True) -> None:
+    """From now on SIGTERM and SIGUSR1 end nothing, and are kept for `stop_requests`; or they end
+    the process again. A run needs seconds for its imports, and a signal may come before.
+    """
+    for number in SIGNALS[:2]:
+        signal.signal(number, _keep if on else signal.SIG_DFL)
+
+
+def _keep(number: int, _: FrameType | None) -> None:
+    _early.signal = _early.signal or signal.Signals(number).name
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Take note of signals, where this is the main thread; elsewhere none is ever received.
 
-    A second SIGINT ends the process at once. After `Stopped` the signals stay noted and without
-    effect, since a launcher sends more of them to a process that is on its way out.
+    A second SIGINT ends the process at once. After `Stopped`, and after `note`, the others are
+    ignored in the end, since a launcher sends more of them to a process that is on its way out.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -48,10 +63,13 @@ def stop_requests() -> Iterator[StopRequest]:
                 os.write(2, b"\nstopping after this step, and saving; Ctrl-C again ends at once\n")
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
+    request.signal = request.signal or _early.signal
+    # in the end Python restores the default of any handler, but leaves ignored signals ignored
+    before = {n: signal.SIG_IGN if handler is _keep else handler for n, handler in before.items()}
     try:
         yield request
     except Stopped:
-        before = {}
+        before = dict.fromkeys(SIGNALS[:2], signal.SIG_IGN)
         raise
     finally:
         for number, handler in before.items():

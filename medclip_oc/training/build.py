@@ -2,6 +2,7 @@
 nowhere else: the training, `--doctor` and `--selfcheck` see the same ones.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +173,12 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
         f"chunk(s){texts}; warm-up {plan.warmup_steps:,} steps "
         f"({plan.warmup_steps / plan.steps:.0%} of the run)",
     ]
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if tasks != "1" and "RANK" not in os.environ:
+        lines.append(
+            f"SLURM_NTASKS is {tasks}, but this is a run of one process: torchrun makes it one of "
+            "several (see jobs/multinode.sh)"
+        )
     if chunks * world.size > 1 and live_batch_norms(clip.towers.train()):
         lines.append(
             "batch norm is live: each chunk is normalised by itself, so the step equals one big "

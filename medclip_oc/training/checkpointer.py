@@ -59,6 +59,10 @@ class OptimizerState:
             raise ValueError(
                 f"{len(shapes)} parameters train, but it holds {len(state['shapes'])}, or others"
             )
+        for number, averages in state["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if list(averages[name].shape) != shapes[number]:
+                    raise ValueError(f"{name} of parameter {number} has another shape")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
@@ -111,18 +115,19 @@ def restore(origin: Origin, parts: Mapping[str, Any], *, seed: int, world: World
     """
     if origin.content is None:
         return
-    training = origin.content["training"]
-    for name in parts.keys() & training["parts"].keys():
-        try:
+    training, name = origin.content["training"], ""
+    try:
+        for name in parts.keys() & training["parts"].keys():
             parts[name].load_state_dict(training["parts"][name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{origin.file}: its {name} doesn't fit this run ({error})") from error
-    if world.rank < len(training["random"]):
-        own = training["random"][world.rank]
-        cuda = own["cuda"] if world.device.type == "cuda" else None
-        RandomState(own["cpu"], cuda).set(world.device)
-    else:
-        torch.manual_seed(seed + world.rank + _OTHER_RANKS * int(origin.content["step"]))
+        if world.rank < len(training["random"]):
+            name, own = "state of random numbers", training["random"][world.rank]
+            cuda = own["cuda"] if world.device.type == "cuda" else None
+            RandomState(own["cpu"], cuda).set(world.device)
+        else:
+            torch.manual_seed(seed + world.rank + _OTHER_RANKS * int(origin.content["step"]))
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{origin.file}: its {name} doesn't fit this run ({reason})") from error
 
 
 class Checkpointer:

@@ -5,7 +5,9 @@ belong to neither. What can't change the result may differ; the rest has to be a
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,18 @@ _DATA = ("data.train", "data.valid")
 # the weights and the count of steps depend on these
 _FIXED = ("train.global_batch_size",)
 _MODEL_NOT_FIXED = ("model.freeze_batch_norm", "model.grad_checkpointing")
+_PARTS = "training.parts."
+# what every state holds
+_ENTRIES: dict[type, list[str]] = {
+    int: [
+        *("step", "position", "config.train.global_batch_size", "config.train.epochs"),
+        *(f"{_PARTS}data.bad", f"{_PARTS}data.long"),
+    ],
+    float: ["epoch", "training.best"],
+    bool: ["training.validated", f"{_PARTS}data.reported"],
+    list: ["training.random", f"{_PARTS}data.named"],
+    dict: ["metrics", "training.fingerprints", f"{_PARTS}optimizer.state"],
+}
 
 
 @dataclass
@@ -48,14 +62,17 @@ def start(
     folder: RunFolder,
     data: RunData,
     world: World,
+    opened: ExitStack,
 ) -> Origin:
-    """Find what a run starts from, and have its folder ready.
+    """Find what a run starts from, and have its folder ready, for this run alone until `opened` is
+    closed.
 
     The main rank looks, and decides for all; the others read the same file. `source` is "auto",
     "never", or a checkpoint file; `allow` names settings that may differ from those of the state.
 
     Raises:
-        InputError: the folder holds a run that can't be resumed; says what to do about it.
+        InputError: the folder is in use, can't be written, or holds a run that can't be resumed;
+            says what to do about it.
         Stopped: the launcher starts again what was told to stop.
     """
     _check_names(allow)
@@ -65,6 +82,7 @@ def start(
     error: InputError | WorkError | None = None
     if world.main:
         try:
+            folder.hold(opened)
             origin = _choose(source, config, folder)
             if origin.content is not None:
                 origin.lines += _compare(origin.content, origin.file, config, data, allow)
@@ -76,6 +94,8 @@ def start(
                 folder.set_aside_after(origin.content["step"])
         except (InputError, WorkError) as caught:
             error = caught
+        except OSError as caught:
+            error = InputError(f"run.folder: {folder.path} can't be written ({caught.strerror})")
     distributed.raise_together(error)
     origin.file = distributed.all_gather_objects(origin.file)[0]
     if origin.file is not None and not world.main:
@@ -138,7 +158,38 @@ def _open(file: Path) -> dict[str, Any]:
             f"{file}: holds a model, and no training state to resume from; use a step-*.pt or "
             "last.pt, or start a new run from it with model.pretrained"
         )
+    if wrong := _contradiction(content):
+        raise DamagedCheckpoint(f"{file}: holds no state to resume from: {wrong}")
     return content
+
+
+def _contradiction(content: dict[str, Any]) -> str | None:
+    """What a state lacks, or where it contradicts itself; its tensors are looked at later."""
+
+    def at(key: str) -> Any:
+        value: Any = content
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    wanted = [(key, kind) for kind, keys in _ENTRIES.items() for key in keys]
+    scaled = at("config.train.precision") == "fp16"
+    parts = {"adapters": at("config.lora.rank"), "ema": at("config.ema.decay"), "scaler": scaled}
+    wanted += [(_PARTS + part, dict) for part, used in parts.items() if used]
+    for key, kind in wanted:
+        value = at(key)
+        sound = type(value) is kind
+        if isinstance(value, int | float):
+            sound = sound and (0 if kind is int else -math.inf) <= value < math.inf
+        if not sound:
+            return f"{key} is {'missing' if value is None else fields.shorten(value)}"
+    if not scaled and not at(f"{_PARTS}optimizer.state"):  # scaling leaves out steps
+        return "its optimizer has no averages"
+    size, epochs = at("config.train.global_batch_size"), at("config.train.epochs")
+    step, position, epoch = (at(key) for key in ("step", "position", "epoch"))
+    if not (0 < step * size == position and 0 < epoch <= epochs):
+        return f"step {step} of {size} pairs, yet position {position}, epoch {epoch:g} of {epochs}"
+    return None
 
 
 # ----------------------------------------------------------------------------- what has changed
@@ -191,7 +242,7 @@ def _compare(
     may_differ = {*_FREE, *allow}
     before, now = content["training"]["fingerprints"], data.fingerprints
     for key in _DATA:  # moved shards are the same; of a stream only the address can be compared
-        if before[key] != now[key]:
+        if before.get(key) != now[key]:
             changed.setdefault(key, f"{key}, whose shards have changed since")
         elif now[key] is not None:
             may_differ.add(key)

@@ -4,17 +4,25 @@ RUN/checkpoints/step-00000120.pt   the newest states, to resume from
 RUN/checkpoints/last.pt            the newest of them, under a name that stays
 RUN/checkpoints/best.pt            the best model by the validation metric, without training state
 RUN/interrupted                    the run was told to stop and has saved: start it again
+RUN/in_use                         a process trains here: which, and on which machine
 """
 
 import os
 import shutil
+import socket
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from ..errors import InputError
+from filelock import SoftFileLease, Timeout
+
+from ..errors import InputError, WorkError
 from ..models import checkpoint
 from ..runtime.atomic import atomic_file
+from ..runtime.progress import print_line
+
+LEASE_SECONDS = 60.0
+"""Without a sign of life for so long, a process of another machine no longer holds the folder."""
 
 _OWN = ["config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"]
 _OWN += ["interrupted", "report.html"]
@@ -31,6 +39,47 @@ class RunFolder:
         self.average = self.checkpoints / "ema.pt"
         self.metrics, self.config = path / "metrics.jsonl", path / "config.yaml"
         self.marker = path / "interrupted"
+        # no lock of the system: those don't reach other machines on every shared disk
+        self._lease = SoftFileLease(path / "in_use", timeout=0, lease_duration=LEASE_SECONDS)
+
+    def hold(self, opened: ExitStack) -> None:
+        """Keep every other process from training here, until `opened` is closed.
+
+        A holder that was killed is passed over: at once on its own machine, or else after a wait.
+
+        Raises:
+            InputError: another process trains here; says which.
+        """
+        lease, owner = self._lease, None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lease.acquire()
+            except Timeout:
+                owner = lease.owner
+                if owner is None or owner.hostname == socket.gethostname():
+                    raise
+                wait = 1.5 * LEASE_SECONDS
+                print_line(
+                    f"{lease.lock_file}: of {owner.hostname}; waits {wait:.0f} s for its end"
+                )
+                lease.acquire(timeout=wait, poll_interval=LEASE_SECONDS / 60)
+        except Timeout:
+            holder = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+            raise InputError(
+                f"run.folder: {self.path} is in use by {holder}; wait for its end or stop it, or "
+                "choose another folder"
+            ) from None
+        opened.callback(lease.release)
+
+    def lost(self) -> WorkError | None:
+        """Why this process no longer holds the folder, if so."""
+        if self._lease.compromise is None:
+            return None
+        return WorkError(
+            f"run.folder: {self.path} could not be held ({self._lease.compromise.reason}): another "
+            "run began there, or its disk did not answer"
+        )
 
     def state(self, step: int) -> Path:
         """File of the state after a step."""
@@ -62,21 +111,16 @@ class RunFolder:
             clear: remove an earlier run's own files, and nothing else.
 
         Raises:
-            InputError: the place can't be written.
+            OSError: the place can't be written; so with `hold`.
         """
-        try:
-            if clear:
-                for own in (self.path / name for name in _OWN):
-                    shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for partial in self.checkpoints.glob("*.partial"):
-                partial.unlink()
-            self.marker.unlink(missing_ok=True)
-            (self.path / "environment.txt").write_text(environment(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"run.folder: {self.path} can't be written ({error.strerror})"
-            ) from error
+        if clear:
+            for own in (self.path / name for name in _OWN):
+                shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for partial in self.checkpoints.glob("*.partial"):
+            partial.unlink()
+        self.marker.unlink(missing_ok=True)
+        (self.path / "environment.txt").write_text(environment(), encoding="utf-8")
 
     def keep(self, step: int, newest: int) -> None:
         """Name the state after `step` last.pt, and remove all but the newest ones.

@@ -76,7 +76,7 @@ class Trainer:
         self.folder = RunFolder(Path(config.run.folder))
         self.data = build.open_data(config, world)
         self.plan = self.data.plan
-        origin = resume.start(source, allow, config, self.folder, self.data, world)
+        origin = resume.start(source, allow, config, self.folder, self.data, world, opened)
         self.progress = checkpointer.Progress.of(origin.content)
         self.clip = build.model(config, world, origin.content, str(origin.file))
         self.cached_step = build.cached_step(self.clip, config, world)
@@ -194,9 +194,11 @@ class Trainer:
         """Whether any rank is asked to stop, and whether a state is due; the same on every rank.
 
         Raises:
-            WorkError: the state before could not be written; on every rank.
+            WorkError: the state before could not be written, or the folder is no longer this
+                run's; on every rank.
         """
         failure, due_here = self.checkpointer.error(), self.checkpointer.due(self.progress.step)
+        failure = failure or self.folder.lost()
         flags = [int(self.stop_request.signal is not None), int(due_here), int(failure is not None)]
         asked, due, failed = distributed.all_reduce_sum(flags, self.world.device)
         if failed:

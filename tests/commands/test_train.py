@@ -141,6 +141,26 @@ def test_mistakes_end_in_one_line(name: str, packed: Path, tmp_path: Path, capsy
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (3, 0)])
+def test_tasks_of_srun_without_torchrun(
+    rank: int, lines: int, packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: Any
+) -> None:
+    """One run each would be written over the others; the first of them says so."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", str(rank))
+    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
+    assert call(train.main, TrainCommand, "--config", file) == 2
+    assert capsys.readouterr().err.count("srun started this 4 times over") == lines
+    assert not (tmp_path / "run").exists()
+
+
+def test_tasks_of_an_interactive_shell(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    file = write(settings(packed, tmp_path / "run", train__epochs=1), tmp_path / "config.yaml")
+    assert call(train.main, TrainCommand, "--config", file) == 0
+    assert "SLURM_NTASKS is 4, but this is" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_overwriting_removes_only_the_run(packed: Path, tmp_path: Path) -> None:
     tree = settings(packed, tmp_path / "run", train__epochs=1)
     file = write(tree, tmp_path / "config.yaml")

@@ -1,15 +1,18 @@
 """Interrupted and resumed == never interrupted; and a run goes on only as the run that it was."""
 
+import math
 import os
 import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from medclip_oc import train
 from medclip_oc.config.schema import TrainCommand
@@ -183,6 +186,64 @@ def test_what_a_run_does_not_go_on_with(words: str, run: Path, capsys: Shown) ->
     line = one_line(capsys.readouterr().err)
     assert re.search(REFUSED[words], line), line
     assert files() == before
+
+
+def put(key: str, value: Any) -> Callable[[Any], None]:
+    def change(content: Any) -> None:
+        *groups, last = key.split("/")
+        for group in groups:
+            content = content[int(group) if group.isdigit() else group]
+        if value is ...:
+            del content[last]
+        else:
+            content[int(last) if last.isdigit() else last] = value
+
+    return change
+
+
+PARTS = "training/parts"
+DAMAGED_STATES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "no optimizer": (put(f"{PARTS}/optimizer", ...), "parts.optimizer.state is missing"),
+    "no averages": (put(f"{PARTS}/optimizer/state", {}), "its optimizer has no averages"),
+    "no such part": (put("training", 5), "training.parts.* is missing"),
+    "no counts": (put(f"{PARTS}/data", None), "parts.data.bad is missing"),
+    "negative count": (put(f"{PARTS}/data/bad", -1), "parts.data.bad is -1"),
+    "no average": (put("config/ema/decay", 0.9), "training.parts.ema is missing"),
+    "no adapters": (put("config/lora/rank", 4), "training.parts.adapters is missing"),
+    "no scaler": (put("config/train/precision", "fp16"), "training.parts.scaler is missing"),
+    "huge step": (put("step", 10**9), "step 1000000000 of 16 pairs, yet position 144, epoch 3"),
+    "negative step": (put("step", -1), "step is -1"),
+    "step as text": (put("step", "9"), "step is '9'"),
+    "position": (put("position", 145), "step 9 of 16 pairs, yet position 145, epoch 3 of 3"),
+    "epoch": (put("epoch", 1e6), "position 144, epoch 1e[+]06 of 3"),
+    "epoch that is none": (put("epoch", math.nan), "epoch is nan"),
+    "best that is none": (put("training/best", math.nan), "training.best is nan"),
+    "random numbers": (put("training/random/0/cpu", torch.ones(3)), "its state of random numbers"),
+    "no random numbers": (put("training/random/0", 3), "its state of random numbers doesn't fit"),
+    "shape of an average": (
+        put(f"{PARTS}/optimizer/state/0/exp_avg", torch.zeros(1)),
+        "its optimizer doesn't fit this run .ValueError: exp_avg of parameter 0 has another shape",
+    ),
+    "kind of averages": (put(f"{PARTS}/optimizer/state/0", [1]), "its optimizer doesn't fit"),
+    "a parameter too many": (put(f"{PARTS}/optimizer/state/999", {}), "its optimizer doesn't fit"),
+    "names of bad pairs": (put(f"{PARTS}/data/named", [[1]]), "its data doesn't fit this run"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_STATES)
+def test_a_state_that_contradicts_itself(
+    damage: str, run: Path, tmp_path: Path, capsys: Shown
+) -> None:
+    """Named by the user it is an error; found in the run's folder, the one before it is used."""
+    file = tmp_path / "odd.pt"
+    content = checkpoint.load(run / "checkpoints" / "last.pt")
+    change, message = DAMAGED_STATES[damage]
+    change(content)
+    checkpoint.save(file, {k: v for k, v in content.items() if k != "format"})
+    assert again(run, "--resume", file, "--run.folder", tmp_path / "new") == 2
+    line = one_line(capsys.readouterr().err)
+    assert re.search(f"odd.pt: .*{message}", line), line
+    assert "Traceback" not in line
 
 
 def test_allowed_by_name_and_free(run: Path) -> None:
