@@ -1,8 +1,8 @@
 """Where the pairs of some shards lie.
 
 Shards of ours come with an index.json (see shards.py). Tars of another maker are walked through,
-header by header; what that finds is kept beside them, where it can be, in the same form. Its name
-holds a hash of the tars' sizes and times of change, so it is never stale.
+header by header; what that finds is kept beside them, where it can be, in the same form, after a
+line with its SHA-256. Its name holds a hash of the tars' sizes and times of change.
 
 n pairs of a shard. Offsets and sizes are in bytes.
 """
@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,13 +25,13 @@ import numpy as np
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
+from .tars import BLOCK, walk
 
 VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-ENTRY = {"name", "split", "samples", "bytes", "sha256", "keys", "extensions", "members"}
-"""What index.json says of a shard."""
-
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+RESTORE = "restore it, or pack the folder again"
 _ABSENT = (-1, 0)  # the place of the .json of a pair that has none
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
@@ -51,7 +52,9 @@ class Shard:
     places: np.ndarray
     """(n, 6) int64: offset and size of image, text and JSON."""
     skipped: int
-    """Entries without an image or a caption."""
+    """Entries without an image or a caption, or with an empty one."""
+    links: dict[int, str]
+    """Offset of a member that others are hard links to -> its name."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,7 +65,7 @@ def of_folder(folder: Path, split: str) -> list[Shard]:
 
     Raises:
         InputError: no index.json, a damaged one or one of another version; no such split; a shard
-            that is missing or of another size.
+            that is missing, of another size, or not in the index.
     """
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder}: no {INDEX}: not a finished shard folder; pack it again")
@@ -71,6 +74,10 @@ def of_folder(folder: Path, split: str) -> list[Shard]:
     if split not in splits:
         names = ", ".join(splits) or "none"
         raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
+    known = {shard.path.name for shard in shards}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name.startswith(f"{split}-") and path.name not in known:
+            raise InputError(f"{path}: {INDEX} doesn't name it; move it away, or pack again")
     return _there([shard for shard in shards if shard.split == split])
 
 
@@ -84,20 +91,24 @@ def of_tars(paths: Iterable[Path]) -> list[Shard]:
     folders = {path.parent for path in paths if (path.parent / INDEX).is_file()}
     known = {shard.path: shard for folder in folders for shard in _read(folder / INDEX)}
     if foreign := [path for path in paths if path not in known]:
-        stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in foreign]
+        states = [(str(path), path.stat()) for path in foreign]
+        stamps = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states]
         name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
         kept = foreign[0].parent / f".index-{name}.json"
         try:
-            found = _read(kept)
-            if [shard.path for shard in found] != foreign:
-                raise InputError(f"{kept}: of other tars")
-        except InputError:  # absent, cut or changed
+            digest, _, content = kept.read_bytes().partition(b"\n")
+            found = _parse(kept, content)
+            same = [shard.path for shard in found] == foreign
+            if not same or hashlib.sha256(content).hexdigest().encode() != digest:
+                raise InputError(f"{kept}: changed, or of other tars")
+        except (OSError, InputError):
             with ThreadPoolExecutor(_THREADS) as pool:
                 entries = list(pool.map(scan, foreign))
-            found = [_shard(kept.parent, entry) for entry in entries]
+            found = [parse_shard(kept.parent, entry) for entry in entries]
             with suppress(OSError, WorkError), atomic_file(kept, shared=True) as partial:
-                content = json.dumps({"version": VERSION, "shards": entries})
-                partial.write_text(content, encoding="utf-8")
+                content = json.dumps({"version": VERSION, "shards": entries}).encode()
+                digest = hashlib.sha256(content).hexdigest().encode()
+                partial.write_bytes(digest + b"\n" + content)
         known |= {shard.path: shard for shard in found}
     return _there([known[path] for path in paths])
 
@@ -149,77 +160,114 @@ def expand(pattern: str) -> list[Path]:
 
 def image_extension(members: dict[str, Any]) -> str | None:
     """Which of a pair's members is the image; None without both an image and a caption."""
-    return next((name for name in IMAGE_EXTENSIONS if name in members and "txt" in members), None)
+    there = {name for name, content in members.items() if content is not None}
+    return next((name for name in IMAGE_EXTENSIONS if {name, "txt"} <= there), None)
 
 
 def _read(path: Path) -> list[Shard]:
-    """The shards in an index.json."""
+    """The shards in an index.json of ours, as sizes.json, where it is there, confirms.
+
+    A wrong name or place is found when it is read (see `tars`), what is left out only here.
+    """
+    shards, sizes, numbers = _parse(path), path.parent / SIZES, Counter[str]()
+    for shard in shards:
+        name = f"{shard.split}-{numbers[shard.split]:06d}.tar"
+        numbers[shard.split] += 1
+        places = shard.places.reshape(-1, 2)
+        ends = np.pad(places.sum(1), (1, 0))  # before each member come others, and its header
+        apart = (places[:, 0] - ends[:-1] >= BLOCK).all() and ends[-1] <= shard.bytes
+        if (
+            shard.path.name != name
+            or not apart
+            or (places < 0).any()
+            or (places > shard.bytes).any()
+        ):
+            raise InputError(f"{path}: damaged at {name}; {RESTORE}")
+    counts = {shard.path.name: len(shard) for shard in shards}
+    try:
+        agree = not sizes.exists() or json.loads(sizes.read_bytes()) == counts
+    except (OSError, ValueError, RecursionError):
+        agree = False
+    if not agree:
+        raise InputError(f"{sizes}: damaged, or {INDEX} is: they differ in a shard; {RESTORE}")
+    return shards
+
+
+def _parse(path: Path, content: bytes | None = None) -> list[Shard]:
+    """The shards in an index, or in its content."""
 
     def entry(value: dict[str, Any]) -> Any:
-        return _shard(path.parent, value) if "members" in value else value
+        return parse_shard(path.parent, value) if "members" in value else value
 
     try:
         # arrays at once: as objects, the whole of ten million pairs would take many gigabytes
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=entry)
-        if content["version"] == VERSION:
-            return list(content["shards"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise InputError(f"{path}: damaged; pack the folder again") from None
-    version = content["version"]
+        index = json.loads(content or path.read_bytes(), object_hook=entry)
+        if index["version"] == VERSION:
+            return [shard for shard in index["shards"] if shard.path]  # each has one, if it is one
+    except (OSError, *DAMAGED):
+        raise InputError(f"{path}: damaged; {RESTORE}") from None
+    version = index["version"]
     raise InputError(
-        f"{path}: version {version!r}, this program reads version {VERSION}; pack it again"
+        f"{path}: version {version!r:.40}, this program reads version {VERSION}; pack it again"
     )
 
 
-def _shard(folder: Path, entry: dict[str, Any]) -> Shard:
-    """What an entry of the index says; ValueError where it contradicts itself."""
-    keys = np.array([key.encode() for key in entry["keys"]], "S")  # (n,)
+def parse_shard(folder: Path, entry: dict[str, Any]) -> Shard:
+    """What an entry of the index says.
+
+    Raises:
+        one of `DAMAGED`: it contradicts itself, or holds values of other types.
+    """
+    keys = [key.encode() for key in entry["keys"]]
     kinds = [IMAGE_EXTENSIONS.index(extension) for extension in entry["extensions"]]
     places = np.array(entry["members"], np.int64).reshape(-1, 6)  # (n, 6)
-    if not len(keys) == len(kinds) == len(places) == entry["samples"]:
+    if not len(keys) == len(kinds) == len(places) == len(entry["members"]) == entry["samples"]:
         raise ValueError("lists of different lengths")
-    path, about = folder.absolute() / entry["name"], (entry["split"], entry["bytes"])
-    extensions, skipped = np.array(kinds, np.int8), entry.get("skipped", 0)  # (n,)
-    return Shard(path, *about, entry["sha256"], keys, extensions, places, skipped)
+    name, split, identity = (entry[text] + "" for text in ("name", "split", "sha256"))
+    size, skipped = (int(np.int64(entry.get(number, 0))) for number in ("bytes", "skipped"))
+    links = {int(offset): target for offset, target in entry.get("links", {}).items()}
+    arrays = np.array(keys, "S"), np.array(kinds, np.int8), places
+    return Shard(folder.absolute() / name, split, size, identity, *arrays, skipped, links)
 
 
 def scan(path: Path) -> dict[str, Any]:
     """Index a tar by its headers: its entry. As in webdataset, a pair's members follow one another.
 
     Raises:
-        InputError: not a tar, a compressed or cut one, or one with a member twice in a pair.
+        InputError: not a tar, a compressed or damaged one, or one with a member twice in a pair.
     """
     from webdataset.tariterators import group_by_keys  # imports torch, which packing doesn't need
 
     keys, extensions, places, skipped = [], [], [], 0
+    known, links = dict[str, Any](), dict[int, str]()
+
+    def place(_: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[int, int] | None:
+        """Offset and size; of a hard link, those of what it links to; None of another link."""
+        known[member.name] = known.get(member.linkname) if member.islnk() else None
+        if member.isfile() and not member.issparse():
+            known[member.name] = member.offset_data, member.size
+        elif known[member.name]:
+            links.setdefault(known[member.name][0], member.linkname)
+        return known[member.name]
+
     try:
-        for members in group_by_keys(_headers(path)):
-            extension = image_extension(members)
-            if extension is None:
-                skipped += 1
-                continue
-            keys.append(members["__key__"])
-            extensions.append(extension)
-            places.append([*members[extension], *members["txt"], *members.get("json", _ABSENT)])
-        layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
-    except (tarfile.TarError, OSError) as error:
+        with path.open("rb") as file:
+            for members in group_by_keys(walk(file, "r:", place)):
+                extension = image_extension(members)
+                offset, size = members.get("txt") or (0, 0)
+                caption = os.pread(file.fileno(), size, offset).decode(errors="replace")
+                if extension is None or not caption.strip():
+                    skipped += 1
+                    continue
+                keys.append(members["__key__"])
+                extensions.append(extension)
+                facts = members.get("json") or _ABSENT
+                places.append([*members[extension], offset, size, *facts])
+        layout = "\n".join([*keys, *links.values()]).encode() + np.array(places, np.int64).tobytes()
+    except (tarfile.TarError, OSError, UnicodeError) as error:
         raise InputError(f"{path}: not a readable, uncompressed tar: {error}") from None
     except ValueError as error:
         raise InputError(f"{path}: {str(error.args[0]).partition(' in tar file')[0]}") from None
     about = {"name": str(path), "split": "", "samples": len(keys), "bytes": path.stat().st_size}
-    identity = {"sha256": hashlib.sha256(layout).hexdigest(), "skipped": skipped}
+    identity = {"sha256": hashlib.sha256(layout).hexdigest(), "skipped": skipped, "links": links}
     return {**about, **identity, "keys": keys, "extensions": extensions, "members": places}
-
-
-def _headers(path: Path) -> Iterator[dict[str, Any]]:
-    """The members as webdataset names them, with offset and size in place of the content."""
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # or it remembers each header
-            if member.isfile():
-                place = (member.offset_data, member.size)
-                yield {"fname": member.name, "data": place, "__url__": str(path)}
-    with path.open("rb") as file:
-        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
-        if file.read().strip(b"\0"):  # tarfile takes one that is cut between members for whole
-            raise tarfile.ReadError("cut; a tar ends with zeros")

@@ -51,7 +51,7 @@ def open_shards(where: str | list[str], split: str, world: distributed.World) ->
     for turn in (world.main, not world.main):
         error: InputError | WorkError | None = None
         try:
-            shards = ShardSet.open(where, split) if turn else shards
+            shards = ShardSet.open(where, split, quiet=not world.main) if turn else shards
         except (InputError, WorkError) as caught:
             error = caught
         distributed.raise_together(error)
@@ -230,8 +230,6 @@ def training_batches(
     size, source, shards = config.train.global_batch_size, data.source, ShardSet([])
     if isinstance(source, ShardSet):
         shards = source
-        if shards.skipped:
-            log(f"{shards.skipped:,} entries of the shards have no image or no caption")
     elif start:
         if start % size:
             raise InputError(

@@ -30,18 +30,18 @@ from pathlib import Path
 import numpy as np
 from webdataset.cache import FileCache
 from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
 from .index import expand_braces, image_extension
 from .sampler import permuted
 from .shards import SETS, Sample, parse_facts, read_caption
+from .tars import walk
 
 _URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
 _INDEX_STEP = 1 << 32  # between the numbers of the first pairs of two shards
 _SHARDS, _BLOCKS = 1, 2  # which permutation
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +182,18 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
     """
     stream = _Stream(url, cache)
     try:
-        for members in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+        for members in group_by_keys(walk(stream, "r|*", _content)):
             key, extension = members["__key__"], image_extension(members)
             try:
                 if extension is None:
-                    raise ValueError(f"no {'image' if 'txt' in members else 'caption'}")
+                    raise ValueError(f"no {'image' if members.get('txt') else 'caption'}")
                 caption = read_caption(members["txt"])
+                if not caption.strip():
+                    raise ValueError("caption empty")
             except ValueError as error:
                 passed_over.append(f"{_short(url)}: {key}: {error}")
                 continue
-            facts = parse_facts(members.get("json", b""))
+            facts = parse_facts(members.get("json") or b"")
             yield Sample(key, members[extension], extension, caption, facts)
         stream.finish()
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
@@ -203,8 +205,14 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
         stream.abandon()
 
 
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """None of a link: what it links to is gone by."""
+    file = tar.extractfile(member) if member.isfile() else None
+    return file.read() if file else None
+
+
 class _Stream:
-    """What webdataset opens, with a check that it was read to its end."""
+    """What webdataset opens."""
 
     def __init__(self, url: str, cache: Path | None) -> None:
         try:
@@ -214,24 +222,13 @@ class _Stream:
             self._stream = gopen(url)
         except Exception as error:  # each kind of URL has errors of its own
             raise WorkError(f"{_short(url)}: can't be opened: {_reason(error)}") from None
-        self._first = self._last = b""
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._stream.read(size)
-        self._first = self._first or data[:6]
-        self._last = (self._last + data[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
-        return data
+        self.read = self._stream.read
 
     def finish(self) -> None:
-        """Raise OSError if the command failed, or the tar is cut.
-
-        tarfile takes one that is cut between members for whole. Compression has its own check.
-        """
+        """Raise OSError if the command failed."""
         while self.read(1 << 20):  # a command that isn't read to its end would fail
             pass
         self._stream.close()
-        if not self._first.startswith(_COMPRESSED) and self._last != bytes(tarfile.BLOCKSIZE):
-            raise OSError("unexpected end of data")
 
     def abandon(self) -> None:
         """Close it, perhaps in its middle."""

@@ -20,14 +20,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from .index import IMAGE_EXTENSIONS, Shard, expand, of_folder, of_tars
+from ..runtime.progress import print_line
+from .index import IMAGE_EXTENSIONS, RESTORE, Shard, expand, of_folder, of_tars
+from .tars import is_member
 
 SETS = "::"
 """Stands between sets that are read as one."""
@@ -57,7 +59,6 @@ class ShardSet:
     Attributes:
         sizes: pairs of each of the sets that were joined by `::`; one without it.
         fingerprint: hash of the index; ties a checkpoint to its data.
-        skipped: entries of foreign shards that have no image or no caption.
     """
 
     def __init__(self, sets: Sequence[Sequence[Shard]]) -> None:
@@ -67,17 +68,17 @@ class ShardSet:
         self.sizes = [sum(map(len, shards)) for shards in sets]
         identities = "\n".join(f"{shard.path.name} {shard.identity}" for shard in self._shards)
         self.fingerprint = hashlib.sha256(identities.encode()).hexdigest()
-        self.skipped = sum(shard.skipped for shard in self._shards)
         self._open_tar = lru_cache(_OPEN_TARS)(_Tar)
 
     @classmethod
-    def open(cls, where: str | Sequence[str], split: str) -> "ShardSet":
-        """Find the shards and their index.
+    def open(cls, where: str | Sequence[str], split: str, *, quiet: bool = False) -> "ShardSet":
+        """Find the shards and their index. What foreign ones hold besides pairs is said on stderr.
 
         Args:
             where: a shard folder; or a brace pattern, a glob, a tar; or several of those joined by
                 `::`; or a list of tars, globs and patterns.
             split: the folder's split to take. Shards named one by one are all taken.
+            quiet: don't say it; another process does.
 
         Raises:
             InputError: nothing there, a shard missing or of another size than its index says, an
@@ -93,6 +94,9 @@ class ShardSet:
             else:
                 patterns = [name] if isinstance(name, str) else name
                 sets.append(of_tars(path for pattern in patterns for path in expand(pattern)))
+            if (skipped := sum(shard.skipped for shard in sets[-1])) and not quiet:
+                place = sets[-1][0].path.parent
+                print_line(f"{place}: {skipped:,} entries passed over: no image, or no caption")
             if not any(map(len, sets[-1])):
                 raise InputError(f"{name}: no readable pair (an image, then a .txt of its name)")
         return cls(sets)
@@ -109,48 +113,55 @@ class ShardSet:
         times = Counter(keys)
         for position, key in enumerate(keys):
             if times[key] > 1:
-                keys[position] = f"{self._find(position)[0].stem}/{key}"
+                keys[position] = f"{self._find(position)[0].path.stem}/{key}"
         times = Counter(keys)  # shards of two sets may have the same names, too
         return [f"{k}#{n}" if times[k] > 1 else k for n, k in enumerate(keys)]
 
     def key(self, position: int) -> str:
         """Name of a pair, unique in its shard."""
-        return self._find(position)[1]
+        return self._find(position)[2]
 
     def locate(self, position: int) -> str:
         """Where a pair lies, for messages: "train-000003.tar: KEY"."""
-        path, key, *_ = self._find(position)
-        return f"{path.name}: {key}"
+        shard, _, key = self._find(position)
+        return f"{shard.path.name}: {key}"
 
     def read(self, position: int) -> Sample:
         """One pair.
 
         Raises:
             IndexError: the position is not in 0..len-1.
-            ShardChanged: the shard changed since the index was made.
+            ShardChanged: the shard isn't the one that its index describes, or went away.
             InputError: the caption is no text.
         """
-        path, key, extension, places = self._find(position)
-        tar = self._open_tar(path)
-        image, text, facts = (tar.read(key, *places[n : n + 2]) for n in (0, 2, 4))
+        shard, row, key = self._find(position)
+        places = shard.places[row].reshape(3, 2).tolist()
+        extension = IMAGE_EXTENSIONS[shard.extensions[row]]
+        names = [f"{key}.{extension}", f"{key}.txt", f"{key}.json"]
+        image, text, facts = map(partial(self._member, shard), names, places)
         try:
             return Sample(key, image, extension, read_caption(text), parse_facts(facts))
         except ValueError as error:
-            raise InputError(f"{path.name}: {key}: {error}") from None
+            raise InputError(f"{shard.path.name}: {key}: {error}") from None
 
     def facts(self, position: int) -> dict[str, Any]:
         """KEY.json of a pair alone."""
-        path, key, _, places = self._find(position)
-        return parse_facts(self._open_tar(path).read(key, *places[4:]))
+        shard, row, key = self._find(position)
+        return parse_facts(self._member(shard, f"{key}.json", shard.places[row, 4:].tolist()))
 
-    def _find(self, position: int) -> tuple[Path, str, str, list[int]]:
-        """Shard, key and image extension of a pair, and the places of its members there."""
+    def _find(self, position: int) -> tuple[Shard, int, str]:
+        """The shard of a pair, its row there (from the end), and its key."""
         if not 0 <= position < len(self):
             raise IndexError(f"pair {position} of {len(self)}")
         number = int(np.searchsorted(self._ends, position, side="right"))
-        shard, row = self._shards[number], position - int(self._ends[number])  # from its end
-        extension = IMAGE_EXTENSIONS[shard.extensions[row]]
-        return shard.path, shard.keys[row].decode(), extension, shard.places[row].tolist()
+        shard, row = self._shards[number], position - int(self._ends[number])
+        return shard, row, shard.keys[row].decode()
+
+    def _member(self, shard: Shard, name: str, place: list[int]) -> bytes:
+        """Content of a member; b"" where there is none. A hard link has another one's."""
+        offset, size = place
+        name = shard.links.get(offset, name)
+        return self._open_tar(shard.path).read(name, offset, size) if offset >= 0 else b""
 
 
 def read_caption(text: bytes) -> str:
@@ -180,14 +191,16 @@ class _Tar:
         except OSError as error:
             raise ShardChanged(f"{path}: {error.strerror}") from None
 
-    def read(self, key: str, offset: int, size: int) -> bytes:
-        """A member of this pair; b"" if it has none. The one place where shards are read."""
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """A member. The one place where shards are read: its own header must name it."""
         try:  # no file position, so processes that share it after a fork don't meet
-            content = os.pread(self.descriptor, size, offset) if size else b""
+            content = os.pread(self.descriptor, size, offset)
+            sound = is_member(self.descriptor, name.encode(), offset, size)
         except OSError as error:
             raise ShardChanged(f"{self.path}: {error.strerror}") from None
-        if len(content) != size:
-            raise ShardChanged(f"{self.path.name}: {key}: the shard ends before this pair does")
+        if len(content) != size or not sound:
+            what = "isn't where the index says" if len(content) == size else "the shard ends in it"
+            raise ShardChanged(f"{self.path.name}: {name}: {what}; {RESTORE}")
         return content
 
     def __del__(self) -> None:

@@ -1,6 +1,7 @@
 """An index: features of pairs in a folder, searched without loading it all.
 
-    about.json            format, pairs, width, dtype, model, data, split; probes (see `Embedder`)
+    about.json            format, pairs, width, dtype, model, data, split; probes (see `Embedder`);
+                          size and SHA-256 of each other file, and the SHA-256 of all that (JSON)
     image_features.npy    (N, D) float16 or float32, normalised; numpy.load(..., mmap_mode="r")
     caption_features.npy  the same of the captions
     pairs.jsonl           a line for each row: id, caption, shard, position
@@ -10,8 +11,10 @@
 N pairs, D embedding size, Q queries, K answers.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +26,7 @@ from torch import Tensor
 from ..data import dataset, loader
 from ..data.shards import ShardSet
 from ..errors import InputError
+from ..packing.journal import file_hash
 from ..runtime.atomic import atomic_folder
 from ..runtime.devices import check_finite
 from ..runtime.progress import Progress
@@ -90,7 +94,12 @@ def write(
         for target, name in _FILES.items() if faiss else ():
             _write_faiss(np.load(partial / name, mmap_mode="r"), partial / f"faiss-{target}.index")
         facts = {"format": FORMAT, "pairs": size[0], "width": size[1], "dtype": dtype}
-        text = json.dumps(facts | {"faiss": faiss} | about, indent=1, ensure_ascii=False)
+        facts |= {
+            "faiss": faiss,
+            **about,
+            "files": _sums(partial, [file.name for file in partial.iterdir()]),
+        }
+        text = json.dumps(facts | {"sha256": _digest(facts)}, indent=1, ensure_ascii=False)
         (partial / _ABOUT).write_text(text + "\n", encoding="utf-8")
 
 
@@ -140,20 +149,30 @@ class Index:
             problem = "not an index" if folder.is_dir() else "no such folder"
             raise InputError(f"--index: {folder}: {problem}; medclip_oc.embed makes one")
         try:
-            self.about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            digest, files = about.pop("sha256", None), about.get("files", {})
+            if digest or files:  # one of before has neither
+                assert digest == _digest(about)
+                assert files == _sums(folder, files)
+            self.about: dict[str, Any] = about
             self._features = {
                 target: np.load(folder / file, mmap_mode="r", allow_pickle=False)
                 for target, file in _FILES.items()
             }
             self._ends = np.load(folder / _ENDS, mmap_mode="r", allow_pickle=False)
-            shape = (self.about["pairs"], self.about["width"])
             size = (folder / _PAIRS).stat().st_size
-            assert self.about["format"] == FORMAT
-            assert isinstance(self.about["probes"], dict)
-            assert all(rows.shape == shape for rows in self._features.values())
-            assert (len(self._ends), int(self._ends[-1])) == (shape[0] + 1, size)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError, EOFError):
-            raise InputError(f"--index: {folder}: damaged, or of another version") from None
+            assert about["format"] == FORMAT
+            assert all(np.isfinite(probe).all() for probe in about["probes"].values())
+            for rows in self._features.values():
+                assert rows.shape == (about["pairs"], about["width"])
+                assert rows.dtype == about["dtype"]
+            assert (len(self._ends), int(self._ends[-1])) == (about["pairs"] + 1, size)
+        except Exception:  # a damaged file raises whatever its reader trips over
+            raise self._damaged() from None
+
+    def _damaged(self) -> InputError:
+        advice = "damaged, or of another version; embed the data again"
+        return InputError(f"--index: {self.folder}: {advice}")
 
     def __len__(self) -> int:
         return int(self.about["pairs"])
@@ -161,10 +180,14 @@ class Index:
     def pair(self, row: int) -> dict[str, Any]:
         """id, caption, shard and position of a row."""
         begin, end = self._ends[row : row + 2].tolist()
-        with (self.folder / _PAIRS).open("rb") as file:
-            file.seek(begin)
-            facts: dict[str, Any] = json.loads(file.read(end - begin))
-        return facts
+        try:
+            with (self.folder / _PAIRS).open("rb") as file:
+                file.seek(begin)
+                facts = json.loads(file.read(end - begin))
+            assert facts["position"] == row
+            return {name: facts[name] for name in ("id", "caption", "shard", "position")}
+        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            raise self._damaged() from None
 
     def search(
         self, queries: Tensor, k: int, *, target: Target = "images", engine: str = "exact"
@@ -210,6 +233,17 @@ class Index:
 
     def _rows(self, target: Target, rows: Any) -> Tensor:
         return torch.from_numpy(np.array(self._features[target][rows], dtype=np.float32))
+
+
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(folder: Path, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Size and SHA-256 of files, which are read at once."""
+    with ThreadPoolExecutor() as pool:
+        hashes = zip(names, pool.map(lambda name: file_hash(folder / name), names), strict=True)
+    return {name: [(folder / name).stat().st_size, digest] for name, digest in hashes}
 
 
 def _best(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

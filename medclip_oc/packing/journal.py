@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.fields import shorten
-from ..data.index import ENTRY, INDEX, REJECTS, SIZES, VERSION
+from ..data.index import DAMAGED, INDEX, REJECTS, SIZES, VERSION, parse_shard
 from ..errors import InputError
 from ..runtime.atomic import atomic_file
 
@@ -120,16 +120,16 @@ def read_head(path: Path) -> dict[str, Any]:
         if (version := head["version"]) != VERSION:
             raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
         for entry in head.get("shards", ()):
-            lengths = {len(entry[name]) for name in ("keys", "extensions", "members")}
-            if not entry.keys() >= ENTRY or lengths != {entry["samples"]}:
-                raise ValueError("entry")
-        for part in (head["options"], head["source"], *head.get("counts", {}).values()):
-            dict(part)
+            parse_shard(path.parent, entry)
+        for numbers in head.get("counts", {}).values():
+            sum(numbers.values())
+        for part in (head["options"], head["source"], head.get("files", {})):
+            dict(**part)
         if path.name != INDEX and content["journal"] != _FORMAT:
             raise ValueError("journal")
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except DAMAGED:
         damaged = f"{path}: damaged or of another version; begin again with --overwrite"
         raise InputError(damaged) from None
     return head

@@ -178,7 +178,9 @@ def test_a_bad_pair_is_replaced_in_training(tmp_path: Path, clip: factory.Clip) 
 
 
 def test_a_set_of_nothing_but_bad_pairs_ends(tmp_path: Path, clip: factory.Clip) -> None:
-    path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"", "b.jpg": b"2", "b.txt": b""})
+    path = write_tar(
+        tmp_path / "a.tar", {"a.jpg": b"1", "a.txt": b"x", "b.jpg": b"2", "b.txt": b"y"}
+    )
     pairs = loader.training_pairs(ShardSet.open(str(path), "train"), clip, DataConfig(), 1)
     with pytest.raises(WorkError, match=r"20 pairs in a row can't be read; the last: a\.tar: [ab]"):
         batches(pairs, [[(0, 0)]])

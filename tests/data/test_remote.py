@@ -1,5 +1,6 @@
 """Shards behind commands and URLs: an order that can be repeated, at any world size."""
 
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from medclip_oc.data.dataset import StepSampler
 from medclip_oc.data.remote import ShardStream, Streamed, is_stream
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models.clip import Clip
+from tests.support.fault_injection import ODD_TARS
 from tests.support.reference import ONE
 from tests.support.tiny_dataset import OTHER_SAMPLES, OTHER_TOOLS, jpeg, write_pairs, write_tar
 
@@ -156,11 +158,27 @@ def test_samples_are_those_of_the_index(tmp_path: Path) -> None:
     assert lines == ["alone: no caption", "silent: no image", "z: caption unreadable"]
 
 
+@pytest.mark.parametrize("name", ODD_TARS)
+def test_odd_tars_are_read_as_by_position(name: str, tmp_path: Path) -> None:
+    content, expected = ODD_TARS[name]
+    (tmp_path / "a.tar").write_bytes(content)
+    url, passed_over = f"pipe:cat {tmp_path}/a.tar", list[str]()
+    if isinstance(expected, str):
+        with pytest.raises(WorkError, match=re.escape(expected)):
+            keys_of(url)
+        return
+    found = list(remote.read_tar(url, None, passed_over))
+    assert [(sample.key, sample.caption) for sample in found] == [
+        (k, f"words {k}") for k in expected
+    ]
+    assert len(passed_over) == 2 * (name in ("empty", "apart", "links"))
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
         ("pipe:cat {0}/s0.tar; exit 3", "read to its end: .* ended with exit code 3$"),
-        ("pipe:head -c 3000 {0}/s0.tar", "read to its end: unexpected end of data$"),
+        ("pipe:head -c 3000 {0}/s0.tar", "read to its end: ends at byte 2,560, 0 too early: cut"),
         ("pipe:head -c 9216 {0}/s0.tar", "can't be read to its end"),
         ("pipe:gzip -c {0}/s0.tar | head -c 4000", "can't be read to its end"),
         ("pipe:echo no tar at all", "can't be read to its end"),

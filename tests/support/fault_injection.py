@@ -10,7 +10,9 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -153,3 +155,66 @@ class Payload:
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Path.touch, (self.marker,))
+
+
+Member = tuple[str, bytes, dict[str, Any]]
+
+
+def member(name: str, content: bytes = b"", **header: Any) -> Member:
+    """`header`: what it says otherwise than the content does."""
+    return name, content, header
+
+
+def pair(key: str, end: str = "jpg", **header: Any) -> tuple[Member, Member]:
+    image = member(f"{key}.{end}", f"image {key}".encode(), **header)
+    return image, member(f"{key}.txt", f"words {key}".encode())
+
+
+def link(name: str, to: str, kind: bytes = tarfile.LNKTYPE) -> Member:
+    return member(name, linkname=to, type=kind)
+
+
+def tar_of(*members: Member, how: int = tarfile.PAX_FORMAT) -> bytes:
+    file = BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=how) as tar:
+        for name, content, header in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for changed, value in header.items():
+                setattr(info, changed, value)
+            tar.addfile(info)
+            file.write(content + bytes(-len(content) % tarfile.BLOCKSIZE))
+    return file.getvalue()
+
+
+_A, _B, _C, _D = pair("a"), pair("b"), pair("c"), pair("d")
+_LONG, _DEEP = ["d/" * 60 + "é" * n for n in (8, 9)], "d/" * 60 + "e"
+_TWO, _GNU = tar_of(*_A, *_B), tarfile.GNU_FORMAT
+ODD_TARS: dict[str, tuple[bytes, list[str] | str]] = {
+    "long names": (tar_of(*pair(_LONG[0]), *pair(_LONG[1])), _LONG),
+    "long names, GNU": (tar_of(*pair(_LONG[0]), *pair(_LONG[1]), how=_GNU), _LONG),
+    "long names, ustar": (tar_of(*pair(_DEEP), how=tarfile.USTAR_FORMAT), [_DEEP]),
+    "capitals": (tar_of(*pair("a", "JPG"), *pair("A", "JPEG")), ["a", "A"]),
+    "exact dates, old type": (tar_of(*pair("a", mtime=1.5, type=tarfile.AREGTYPE)), ["a"]),
+    "empty": (tar_of(*_A, _B[0], member("b.txt"), _C[0], member("c.txt", b" \n"), *_D), ["a", "d"]),
+    "apart": (tar_of(_B[0], *_A, _B[1]), ["a"]),
+    "links": (tar_of(*_A, link("b.jpg", "c.jpg"), _B[1], link("c.png", "a.jpg", b"2")), ["a"]),
+    "joined": (_TWO + _TWO, "ends at byte 4,096, 19,968 too early: cut, damaged, or tars joined"),
+    "damaged": (_TWO.replace(b"b.jpg", b"b.jpx"), "ends at byte 2,048, 9,728 too early"),
+    "cut": (_TWO[:2048], "ends at byte 2,048, 0 too early: cut"),
+    "too large": (tar_of(*_A, member("x.jpg", size=1 << 24)), "unexpected end of data"),
+    "absurd": (
+        tar_of(*_A, member("x", size=1 << 40), how=_GNU),
+        "1,099,511,627,776 bytes",
+    ),
+    "negative": (tar_of(*_A, member("x", size=-4096), how=_GNU), "-4,096 bytes; allowed are 1,073"),
+    "in PAX": (tar_of(*_A, member("x", pax_headers={"size": "-1024"})), "-1,024 bytes; allowed"),
+    "long PAX": (tar_of(*_A, member("x", size=1 << 32, type=b"x"), how=_GNU), "bytes; allowed are"),
+    "long name": (
+        tar_of(*_A, member("x", size=1 << 32, type=b"L"), how=_GNU),
+        "bytes; allowed are",
+    ),
+}
+"""Tars of other tools, or as a disk leaves them; the keys of their pairs (where there are two more
+entries, these are passed over), or what is said of them.
+"""
