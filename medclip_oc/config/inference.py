@@ -1,5 +1,6 @@
 """Settings of the commands that use a trained model: zeroshot, embed, export, app. No torch."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -155,7 +156,10 @@ class AppConfig(ModelChoice):
 
     index: str | None = None
     """An index to search: a folder written by medclip_oc.embed."""
-    host: str = "127.0.0.1"
-    """Address to serve at. 0.0.0.0 lets everybody in the network in, without a password."""
+    host: Annotated[str, Bound("a name or IPv4 address", re.compile(r"[\w.-]+").fullmatch)] = (
+        "127.0.0.1"
+    )
+    """Address to serve at, and the name to be asked for. 0.0.0.0 lets everybody in the network in,
+    without a password, by this machine's own name or address."""
     port: Annotated[int, Bound("from 1 to 65535", lambda value: 1 <= value <= 65535)] = 7860
     """Port to serve at."""

@@ -1,10 +1,13 @@
 """The local page of `medclip_oc.app`: ranks captions, and searches an index.
 
 What is dropped is deleted within two hours, and nothing leaves the machine: no telemetry, no fonts
-or scripts from elsewhere.
+or scripts from elsewhere. It answers by its own names and to its own pages alone: a foreign site
+that is open in the same browser can neither read it (DNS rebinding) nor send it anything.
 """
 
 import os
+import socket
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from .ranking import embed_candidates
 TITLE = "medclip_oc"
 NOTE = "Research use only: this is not a medical device."
 _KEPT_SECONDS = 3600
+_LARGEST_UPLOAD = "100mb"
 _SHOWN = 512
 """Pixels of the longer side of a picture on the page."""
 
@@ -188,6 +192,33 @@ def page(handlers: Handlers, title: str) -> Any:
     return blocks
 
 
+def names_of(host: str) -> list[str]:
+    """The hosts that a browser may ask for; of every address, those by which the machine goes."""
+    names = ["localhost", "127.0.0.1", host]
+    if host == "0.0.0.0":
+        names += [socket.gethostname(), socket.getfqdn()]
+        with suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as outward:
+            outward.connect(("192.0.2.1", 9))  # sends nothing: for documentation (RFC 5737)
+            names.append(outward.getsockname()[0])
+    return names
+
+
+def same_origin(app: Any) -> Any:
+    """An ASGI app that refuses what a page of another origin asks for: browsers name that."""
+    from starlette.datastructures import Headers
+    from starlette.responses import PlainTextResponse
+
+    async def checked(scope: Any, receive: Any, send: Any) -> None:
+        headers = Headers(scope=scope) if scope["type"] != "lifespan" else {}
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
+            await PlainTextResponse("another origin", 403)(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return checked
+
+
 def serve(settings: AppConfig) -> None:
     """Serve the page until it is interrupted.
 
@@ -199,6 +230,8 @@ def serve(settings: AppConfig) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
         import gradio
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError as error:
         raise InputError("the page needs gradio: pip install 'medclip_oc[app]'") from error
     embedder = open_embedder(settings)
@@ -207,6 +240,7 @@ def serve(settings: AppConfig) -> None:
     name = embedder.clip.description["name"]
     blocks = page(Handlers(embedder, index), f"{TITLE}: {name}")
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=names_of(settings.host))
     try:
         _, url, _ = blocks.launch(
             server_name=settings.host,
@@ -217,6 +251,8 @@ def serve(settings: AppConfig) -> None:
             ssr_mode=False,
             footer_links=[],
             theme=theme,
+            max_file_size=_LARGEST_UPLOAD,
+            app_kwargs={"middleware": [hosts, Middleware(same_origin)]},
         )
     except OSError as error:  # the port is taken, or the host is not ours
         where = f"--host {settings.host} --port {settings.port}"

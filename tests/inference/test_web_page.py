@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,12 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
+_APP = """
+from medclip_oc import app
+from medclip_oc.inference import web_page
+web_page._LARGEST_UPLOAD = "1mb"
+app.command.run(app.main, app.AppConfig)
+"""
 CAPTIONS = ["a mass in the left lung", "no finding", "pleural effusion"]
 
 
@@ -94,7 +101,7 @@ def page() -> Iterator[Any]:
 def served(*words: object) -> Iterator[str]:
     """The address of a page in a process of its own."""
     pytest.importorskip("gradio")
-    run = [sys.executable, "-m", "medclip_oc.app", *map(str, words)]
+    run = [sys.executable, "-c", _APP, *map(str, words)]
     with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as done:
         try:
             assert done.stdout is not None
@@ -144,10 +151,48 @@ def test_the_page_in_a_browser(
     assert elsewhere == {urlsplit(url).netloc}
 
 
+@pytest.mark.slow
+def test_foreign_sites_get_nothing(tiny_checkpoint: Path, index: Path) -> None:
+    """Over HTTP: a name that was rebound to this address, another site's script, a huge upload."""
+    port = free_port()
+
+    def status(path: str, host: str, origin: str | None = None, size: int | None = None) -> int:
+        head = 'Content-Disposition: form-data; name="files"; filename="a.jpg"'
+        body = f"--x\r\n{head}\r\n\r\n{'-' * (size or 0)}\r\n--x--\r\n".encode()
+        headers = {"Host": host, "Content-Type": "multipart/form-data; boundary=x"}
+        headers |= {"Origin": origin} if origin else {}
+        with contextlib.closing(HTTPConnection("127.0.0.1", port)) as asked:
+            asked.request("POST" if size else "GET", path, body if size else None, headers)
+            return asked.getresponse().status
+
+    own, upload = f"127.0.0.1:{port}", "/gradio_api/upload"
+    with served("--checkpoint", tiny_checkpoint, "--index", index, "--port", port):
+        for host, code in (
+            (own, 200),
+            (f"localhost:{port}", 200),
+            (f"evil.example:{port}", 400),
+            (f"{own}.evil.example", 400),
+            ("", 400),
+        ):
+            assert {status(path, host) for path in ("/", "/config", "/gradio_api/info")} == {code}
+            assert status(upload, host, size=10) == code
+        for origin, code in (
+            (f"http://{own}", 200),
+            ("http://evil.example", 403),
+            (f"http://127.0.0.1:{port + 1}", 403),
+            (f"http://{own}.evil.example", 403),
+            ("null", 403),
+        ):
+            assert status(upload, own, origin, 10) == status("/config", own, origin) == code
+        assert status(upload, own, size=1_100_000) == 413
+
+
 def test_mistakes(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: object) -> str:
         assert call(app.main, AppConfig, "--checkpoint", tiny_checkpoint, *words) == 2
         return capsys.readouterr().err
 
     assert said("--port", 0) == "test: --port: 0 is not from 1 to 65535\n"
+    for host in ("*", "::1"):
+        assert said("--host", host) == f"test: --host: {host!r} is not a name or IPv4 address\n"
     assert "no such folder; medclip_oc.embed makes one" in said("--index", "nowhere")
