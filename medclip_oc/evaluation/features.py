@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -25,21 +24,19 @@ from torch import Tensor
 from ..data.dataset import Pairs, load_batches
 from ..errors import InputError, Stopped, WorkError
 from ..models.clip import Clip
-from ..runtime import distributed
-from ..runtime.atomic import atomic_file
+from ..runtime import distributed, npz
 from ..runtime.devices import autocast
 from ..runtime.progress import Progress
 
 _FACTS = ("image_hash", "caption_hash", "concepts")
 _ARRAYS = {  # dimensions, and kinds of numbers
-    "ids": (1, "USiu"),
+    "ids": (1, "Uiu"),
     "image_features": (2, "f"),
     "text_features": (2, "f"),
     "image_hash": (1, "iu"),
     "caption_hash": (1, "iu"),
     "concepts": (2, "iu"),
 }
-_KINDS = {"USiu": "words", "f": "floating-point numbers", "iu": "whole numbers"}
 _UNIT = 1e-5
 """Rows whose length is nearer to 1 than this are left as they are."""
 
@@ -159,63 +156,37 @@ def save(path: Path, embedded: Embedded, world: distributed.World) -> None:
         return
     facts = {name: getattr(embedded, name) for name in _FACTS}
     arrays |= {name: fact for name, fact in facts.items() if fact is not None}
-    write_arrays(path, ids=np.array(embedded.ids), **arrays)
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz.
-
-    Raises:
-        WorkError: it can't be written.
-    """
-    with atomic_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    npz.write(path, ids=np.array(embedded.ids), **arrays)
 
 
 def load(path: Path, world: distributed.World) -> Embedded:
     """Read a file, check whether it can be ranked, and keep this rank's share.
 
     Raises:
-        InputError: it is missing or damaged, an array is missing or of another shape, an id comes
-            twice, there is no pair, or features are not finite or zero.
+        InputError: see `npz.read`; an id comes twice, a concept is none of UMLS's numbers, or
+            features are not finite or zero.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _ARRAYS if name in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
-        raise InputError(f"{path}: not a readable .npz of features ({error})") from error
-    missing = [name for name in _ARRAYS if name not in arrays and name not in _FACTS]
-    if missing:
-        raise InputError(f"{path}: lacks {', '.join(missing)}")
-    size = arrays["ids"].size
-    for name, array in arrays.items():
-        dimensions, kinds = _ARRAYS[name]
-        if array.ndim != dimensions or array.dtype.kind not in kinds or len(array) != size:
-            raise InputError(
-                f"{path}: {name} is {array.dtype} of shape {array.shape}, where {size} rows in "
-                f"{dimensions} dimension(s) of {_KINDS[kinds]} are needed"
-            )
+    arrays = npz.read(path, _ARRAYS, _FACTS)
     ids = list(map(str, arrays["ids"]))
-    if not ids:
-        raise InputError(f"{path}: holds no pair")
     repeated, times = Counter(ids).most_common(1)[0]
     if times > 1:
         raise InputError(f"{path}: the id {repeated} comes twice")
     images, texts = (_unit(path, name, arrays[name]) for name in list(_ARRAYS)[1:3])
     if images.shape != texts.shape:
         raise InputError(f"{path}: features of {images.shape[1]} and of {texts.shape[1]} numbers")
-    start, stop = share(size, world)
+    start, stop = share(len(ids), world)
     images, texts = (rows[start:stop].to(world.device) for rows in (images, texts))  # (n, D)
     image_hash, caption_hash, concepts = map(arrays.get, _FACTS)
     known = concepts if concepts is not None and concepts.any() else None
+    if known is not None and (known.min() < 0 or known.max() >= 10**9):
+        raise InputError(f"{path}: concepts: only UMLS numbers of up to 9 digits, and 0 for none")
     return Embedded(images, texts, start, ids, image_hash, caption_hash, known)
 
 
 def _unit(path: Path, name: str, rows: np.ndarray) -> Tensor:
     """Features as unit vectors: (N, D) float32."""
-    rows = rows.astype(np.float32)
+    with np.errstate(over="ignore"):  # what gets infinite is told below
+        rows = rows.astype(np.float32)
     # in float64, where no square of a float32 is infinite
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     good = np.isfinite(lengths) & (lengths > 0)

@@ -14,13 +14,13 @@ from ..config.vocabulary import DIRECTIONS, FEW_QUERIES
 from ..data.dataset import Pairs
 from ..errors import InputError
 from ..models.clip import Clip
-from ..runtime import distributed
+from ..runtime import distributed, npz
 from ..runtime.atomic import atomic_file
 from . import candidate_pools, metrics
 from .bootstrap import LEVEL, TAILS, bootstrap
 from .candidate_pools import Pool
 from .concepts import Slice, concept_figures
-from .features import Embedded, embed_pairs, write_arrays
+from .features import Embedded, embed_pairs
 from .metrics import Ranks
 from .ranks import Ties, retrieval_ranks
 
@@ -54,7 +54,7 @@ class Measured:
         }
         for way, index in zip(DIRECTIONS, self.nearest or (), strict=False):
             arrays[f"{way}_nearest"] = names[index]
-        write_arrays(file.with_suffix(".npz"), ids=names, **arrays)
+        npz.write(file.with_suffix(".npz"), ids=names, **arrays)
         with atomic_file(file) as partial:
             partial.write_text(
                 json.dumps({**about, **self.record}, indent=2) + "\n", encoding="utf-8"

@@ -1,5 +1,6 @@
 """What an evaluation works on (a checkpoint and pairs, or a file of features), and its outcome."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -141,10 +142,11 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
             about |= {"precision": settings.precision, "decode": settings.decode}
             where = (trained or {}).get("data", {}).get("valid") if where is None else where
     assert model is not None  # the settings name one of the two
-    if where is None and isinstance(model, Clip):
-        raise InputError("--data: name the pairs; the run validated on none")
     if where is None:
+        if isinstance(model, Clip):
+            raise InputError("--data: name the pairs; the run validated on none")
         about["split"] = settings.split or "features"
+        about["data_fingerprint"] = hashlib.sha256("\n".join(model.ids).encode()).hexdigest()
     else:
         split = _split(settings, where)
         shards = loader.open_shards(where, split, world)
@@ -196,8 +198,7 @@ def _outputs(settings: EvaluateConfig, source: Source) -> list[Path]:
     files = [Path(settings.json)] if settings.json else []
     file = Path(settings.checkpoint or "")
     if file.parent.name == "checkpoints":
-        parts = [file.stem, *_data_name(source), source.about["split"]]
-        files.append(file.parent.parent / "evaluations" / f"{'-'.join(parts)}.json")
+        files.append(_record_of(source, file.parent.parent / "evaluations", file.stem))
     for file in [*files, *([Path(settings.features_out)] if settings.features_out else [])]:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -207,17 +208,24 @@ def _outputs(settings: EvaluateConfig, source: Source) -> list[Path]:
     return files
 
 
-def _data_name(source: Source) -> list[str]:
-    """What stands in a record's name for pairs that are not the run's own: their folder's name."""
-    trained = (source.trained or {}).get("data", {})
-    own, data = [trained.get(name) for name in ("train", "valid")], source.about.get("data")
-    if data is None or _folder(data) in [_folder(each) for each in own if each]:
-        return []
-    return [re.sub(r"[^\w.]+", "_", _folder(data).name)]
+def _record_of(source: Source, folder: Path, name: str) -> Path:
+    """CHECKPOINT-SPLIT.json, with the folder's name between where the run didn't validate there.
+
+    And with the pairs' fingerprint, where a record of other pairs has that name.
+    """
+    about, own = source.about, (source.trained or {}).get("data", {})
+    data, split, where = about.get("data"), about["split"], own.get("valid") or own.get("train")
+    if not data or not where or split == "tars" or _folders(data) != _folders(where):
+        place = _folders(data)[0] if data else Path(about["features"]).with_suffix("")
+        name += "-" + re.sub(r"[^\w.]+", "_", place.name)
+        file, fingerprint = folder / f"{name}-{split}.json", about["data_fingerprint"]
+        if file.exists() and fingerprint not in file.read_text(encoding="utf-8", errors="replace"):
+            name += f"-{fingerprint[:8]}"
+    return folder / f"{name}-{split}.json"
 
 
-def _folder(data: str | list[str]) -> Path:
-    """Where (the first) shards lie."""
-    first = data if isinstance(data, str) else data[0]
-    path = Path(first.split("::")[0]).expanduser().resolve()
-    return path if path.is_dir() else path.parent
+def _folders(data: str | list[str]) -> list[Path]:
+    """Where shards lie, each folder once."""
+    parts = "::".join([data] if isinstance(data, str) else data).split("::")
+    paths = [Path(part).expanduser().resolve() for part in parts]
+    return list(dict.fromkeys(path if path.is_dir() else path.parent for path in paths))

@@ -27,6 +27,7 @@ RADIOLOGY = (
     "{} is seen.",
 )
 """The built-in templates: of any modality, in the words of captions."""
+_NO_TEXT = ("version https://git-lfs", "<!doctype html", "<html")
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -52,6 +53,10 @@ def gather(settings: ZeroshotConfig) -> list[Candidate]:
         texts_of[text] = {text: None}
     for name, text in _of_file(settings) if settings.texts_file else ():
         texts_of.setdefault(name, {})[text] = None
+    for text in map(str.lower, texts_of):
+        if text.startswith(_NO_TEXT) or "\0" in text:
+            problem = "a Git LFS pointer, a web page, or not text in UTF-8"
+            raise InputError(f"--texts-file: {settings.texts_file}: {text[:40]!a}: {problem}")
     if settings.threshold is not None and NONE in texts_of:
         raise InputError(f"--threshold: adds {NONE!r}, but that is a text already")
     if not texts_of:

@@ -7,6 +7,7 @@ from ..config.vocabulary import DIRECTIONS, FEW_QUERIES
 
 Record = dict[str, Any]
 Table = dict[str, Any]  # `title`, `head`, `rows` of texts; a space in a figure is a no-break space
+_QUERIES = {"image_to_text": "images", "text_to_image": "texts"}  # how many, by their key
 
 
 def text(record: Record) -> str:
@@ -54,7 +55,7 @@ def recalls(
     """
     columns = [(name, direction) for name in names for direction in DIRECTIONS]
     rows = [
-        [f"{label} ({record[size]:,})", *(_with_ends(record, way, name) for name, way in columns)]
+        [f"{label} ({record[size]:,})", *(figure(record, way, name) for name, way in columns)]
         for label, record in records.items()
     ]
     return {"head": [first, *(f"{name}, {DIRECTIONS[way]}" for name, way in columns)], "rows": rows}
@@ -67,23 +68,28 @@ def cell(name: str, value: float, unit: str = "\u00a0%") -> str:
     return f"{value:.3f}" if name == "mrr" else f"{value:,.1f}"
 
 
-def figure(record: Record, direction: str, name: str) -> str:
-    """A record's figure; a recall of few queries is a count."""
-    value, queries = record[direction][name], _queries(record, direction)
-    if name.startswith("R@") and queries < FEW_QUERIES:
-        return f"{value * queries:.0f}\u00a0of\u00a0{queries:.0f}"
-    return cell(name, value)
-
-
-def _queries(record: Record, direction: str) -> float:
-    """How many they are; infinity where that is not said, as for the mean of many pools."""
-    return float(record.get(f"{direction.partition('_')[0]}s", "inf"))
+def figure(record: Record, direction: str, name: str, ranges: str = "intervals") -> str:
+    """A figure, and its [low, high] if it has one; a recall of few queries is a count."""
+    value, ends = record[direction][name], record.get(ranges, {}).get(direction)
+    queries = record.get(_QUERIES[direction], FEW_QUERIES)
+    if queries < FEW_QUERIES and name.startswith("R@"):
+        return f"{value * queries:.0f}\u00a0of\u00a0{queries}"
+    text = cell(name, value)
+    if ends and queries >= FEW_QUERIES and ends[name][0] < ends[name][1]:
+        text += " [" + ",\u00a0".join(cell(name, end, "") for end in ends[name]) + "]"
+    return text  # which may be broken before the bracket
 
 
 def has_copies(record: Record) -> bool:
     """Whether taking copies as one made a difference."""
     merged = record.get("merged")
     return merged is not None and not merged["images"] == merged["texts"] == merged["pool"]
+
+
+def origin(record: Record) -> str:
+    """What was evaluated: where the pairs lie, or the file of features."""
+    place = record.get("data") or record.get("features") or "unknown data"
+    return place if isinstance(place, str) else ", ".join(place)
 
 
 def brief(record: Record) -> str:
@@ -102,25 +108,16 @@ def _copies(record: Record) -> str:
 def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
     """A row for each score, a column for each direction, and one for chance where that is known."""
     about, chance = record.get(ranges, {}), record.get("chance")
-    enough = _queries(record, "image_to_text") >= FEW_QUERIES
-    if ranges == "intervals" and "level" in about and enough:
+    if "draws" in about and record.get("images", FEW_QUERIES) >= FEW_QUERIES:
         level = f"{about['level']:.0%} intervals, {about['draws']:,} bootstrap draws"
         title += f" (in brackets {level})"
     rows = []
     for name in record["image_to_text"]:
         words = "MRR" if name == "mrr" else name.replace("_", " ")
-        cells = [_with_ends(record, direction, name, ranges) for direction in DIRECTIONS]
+        cells = [figure(record, direction, name, ranges) for direction in DIRECTIONS]
         rows.append([words, *cells, *([cell(name, chance[name])] if chance else [])])
     head = ["", *DIRECTIONS.values(), *(["chance"] if chance else [])]
     return {"title": title, "head": head, "rows": rows}
-
-
-def _with_ends(record: Record, direction: str, name: str, ranges: str = "intervals") -> str:
-    """A figure, and its [low, high] if it has one: that may stand in a second line."""
-    text, ends = figure(record, direction, name), record.get(ranges, {}).get(direction)
-    if ends and ends[name][0] < ends[name][1] and _queries(record, direction) >= FEW_QUERIES:
-        text += " [" + ",\u00a0".join(cell(name, end, "") for end in ends[name]) + "]"
-    return text
 
 
 def _lines(table: Table) -> str:

@@ -6,14 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ..config.vocabulary import DIRECTIONS
 from ..errors import InputError
+from ..runtime import npz
+from . import results
 
 _SCORES = ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr")
+_SHARES = ("mrr", "mean_recall", "level", "relevant")
+_TEXTS = ("name", "data", "features", "split", "ties", "duplicates")
+_MAY_BE_NONE = ("concept", "data_fingerprint")
+_NEAREST = {f"{direction}_nearest": (2, "U") for direction in DIRECTIONS}
+_ARRAYS = {"ids": (1, "U")} | {f"{way}_rank": (1, "f") for way in DIRECTIONS} | _NEAREST
 _MOST_POINTS = 300
 
 
@@ -37,12 +43,14 @@ def records(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     parsed = []
-    *whole_lines, _rest = file.read_text(encoding="utf-8").split("\n")
+    *whole_lines, _rest = file.read_bytes().split(b"\n")
     for number, line in enumerate(whole_lines, 1):
         try:
             parsed.append(json.loads(line))
-            float(parsed[-1]["step"])
-        except (ValueError, TypeError, KeyError):
+            assert 0 <= parsed[-1]["step"] <= 2**53
+            values = [value for value in parsed[-1].values() if value is not None]
+            assert not any(type(v) is bool or 1e38 < abs(v) < math.inf for v in values)
+        except Exception:  # of any kind: a line may hold anything
             raise InputError(f"{file}: line {number} is no record of a run") from None
     return parsed
 
@@ -72,21 +80,33 @@ def evaluations(folder: Path) -> list[Evaluated]:
 
 def _evaluated(file: Path) -> Evaluated:
     try:
-        record, arrays = json.loads(file.read_text(encoding="utf-8")), None
-        pool = int(record["pool"])
-        for part in (*DIRECTIONS, "chance"):
-            assert all(math.isfinite(record[part][name]) for name in _SCORES)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert all(record[part][name] >= 0 for part in (*DIRECTIONS, "chance") for name in _SCORES)
         assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
-    except (ValueError, TypeError, KeyError, AssertionError):
-        raise InputError(f"{file}: not the record of an evaluation") from None
-    beside = file.with_suffix(".npz")
-    try:
-        if beside.is_file():
-            with np.load(beside, allow_pickle=False) as opened:
-                arrays = dict(opened)
-            _ = arrays["ids"], [arrays[f"{direction}_rank"] for direction in DIRECTIONS]
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
-        raise InputError(f"{beside}: damaged, or not of an evaluation") from None
-    if any(len(array) != pool for array in (arrays or {}).values()):
-        raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}")
+        assert _is_sound(record, "", record["pool"])
+        assert not isinstance(record.get("data"), dict)
+        results.tables(record)  # they can be made
+        results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
+    except Exception:  # of any kind: a record may hold anything
+        raise InputError(f"{file}: damaged, or not the record of an evaluation") from None
+    beside, arrays, pool = file.with_suffix(".npz"), None, record["pool"]
+    if beside.is_file():
+        arrays = npz.read(beside, _ARRAYS, _NEAREST)
+        ranks = np.stack([arrays[f"{direction}_rank"] for direction in DIRECTIONS])
+        if len(arrays["ids"]) != pool:
+            raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}")
+        if not ((ranks >= 1) & (ranks <= pool)).all():
+            raise InputError(f"{beside}: holds ranks that are not between 1 and {pool:,}")
     return Evaluated(file.stem, record, arrays)
+
+
+def _is_sound(value: Any, name: str, pool: int, least: int = 0) -> bool:
+    """Whether what stands in a record under a name can stand there; only differences go below 0."""
+    if isinstance(value, dict | list):
+        least = -1 if name == "difference" else least
+        inner = value.items() if isinstance(value, dict) else ((name, each) for each in value)
+        return bool(value) and all(_is_sound(each, key, pool, least) for key, each in inner)
+    if isinstance(value, str) or value is None:
+        return value is not None or name in _MAY_BE_NONE
+    most = 1 if "@" in name or name in _SHARES else pool if name.endswith("_rank") else 2**64
+    return name not in _TEXTS and type(value) in (int, float) and least * most <= value <= most

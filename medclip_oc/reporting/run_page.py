@@ -62,6 +62,7 @@ def write(
         elif number:
             missing = "the place of its pairs" if chosen else "nearest ids"
             notes.append(f"Gallery: {first.name} doesn't say {missing}.")
+        named = {f"{e.name}: {results.origin(e.record)}": e.record for e in others}
         slices = {each["name"]: each for each in first.record.get("slices", [])}
         values = {
             "record": first.record,
@@ -71,7 +72,7 @@ def write(
             "examples": chosen,
             "pairs": pairs,
             "slices": results.recalls("queries", slices, "images"),
-            "others": results.recalls("evaluation", {e.name: e.record for e in others}, "pool"),
+            "others": results.recalls("evaluation", named, "pool"),
         }
         charts |= _retrieval_charts(first)
     title = f"Run {folder.resolve().name}"
@@ -124,10 +125,8 @@ def _retrieval_charts(evaluated: Evaluated) -> dict[str, list[Figure]]:
     charts = dict[str, list[Figure]](slices=[], ranks=[])
     for direction, title in DIRECTIONS.items():
         if parts := evaluated.record.get("slices"):
-            rows = [
-                (each["name"], each[direction]["R@10"], results.figure(each, direction, "R@10"))
-                for each in parts
-            ]
+            ks = [(each, each[direction]["R@10"]) for each in parts]
+            rows = [(e["name"], v, results.figure(e, direction, "R@10", "")) for e, v in ks]
             charts["slices"].append(plots.bars(f"R@10, {title}", rows))
         if evaluated.arrays:
             ranks = evaluated.arrays[f"{direction}_rank"]

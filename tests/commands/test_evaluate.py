@@ -102,7 +102,8 @@ def test_everything_at_once(best: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert [row["name"] for row in record["slices"]][:2] == ["CT", "X-ray"]
     assert record["concepts"]["queries"] == 23
     assert record["baseline"]["name"] == "start"
-    arrays = np.load(tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as opened:
+        arrays = dict(opened)
     assert arrays["ids"].shape == arrays["image_to_text_rank"].shape == (24,)
     assert arrays["text_to_image_nearest"].shape == (24, 10)
     assert set(arrays["image_to_text_nearest"].ravel()) <= set(arrays["ids"])
@@ -113,6 +114,25 @@ def test_the_record_of_other_data_has_their_name(best: Path, shards: Path, tmp_p
     assert run("--checkpoint", best, "--data", tmp_path / "other hospital") == 0
     folder = best.parents[1] / "evaluations"
     assert json.loads((folder / "best-other_hospital-test.json").read_text())["pool"] == 24
+
+
+def test_no_record_replaces_that_of_other_pairs(best: Path, tmp_path: Path) -> None:
+    """Folders of one name, tars of one folder, files of features of one name."""
+    checkpoint = shutil.copytree(best.parent, tmp_path / "run" / "checkpoints") / "best.pt"
+    words = []
+    for n, place in enumerate((tmp_path / "a" / "shards", tmp_path / "b" / "shards"), 1):
+        place.mkdir(parents=True)
+        for more in (2, 4):
+            words.append(("--data", write_pairs(place / f"{more}.tar", range(n + more))))
+        rows = np.eye(n + 6, dtype=np.float32)
+        np.savez(place / "x.npz", ids=np.arange(n + 6), image_features=rows, text_features=rows)
+        words.append(("--features-in", place / "x.npz"))
+    for each in (*words, *words):  # the second time in the same file
+        assert run("--checkpoint", checkpoint, *each) == 0
+    records = [json.loads(file.read_text()) for file in tmp_path.rglob("run/evaluations/*.json")]
+    evaluated = {record.get("data") or record["features"]: record["pool"] for record in records}
+    assert evaluated == {str(w[1]): n for w, n in zip(words, (3, 5, 7, 4, 6, 8), strict=True)}
+    assert len(records) == 6
 
 
 def test_a_baseline_is_the_weights_named(best: Path, shards: Path, tmp_path: Path) -> None:

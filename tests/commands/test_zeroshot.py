@@ -241,6 +241,8 @@ MISTAKES = {
     "--split test": "--split test: --images names no shard folder",
     "--texts a BLANK": "--texts: number 2 is empty",
     "--texts-file GAPS": "gaps.csv: line 3: no text in text",
+    "--texts-file POINTER": "pointer.txt: 'version https://git-lfs.*': a Git LFS pointer",
+    "--texts-file WIDE": r"wide.txt: 'a\\x00c\\x00': .* not text in UTF-8",
     "--texts-file GOUT": "no column 'text or caption'; found 'id'",
     "--templates NOTES": r"no {} in 'not an image'",
     "--templates chest": "no such file, and not `radiology`",
@@ -259,6 +261,8 @@ def files(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "empty").mkdir()
     (folder / "gaps.csv").write_text("id,text\n1,a\n2,\n")
     (folder / "gout.csv").write_text("id,label\n0,a\n1,gout\n")
+    (folder / "pointer.txt").write_text("version https://git-lfs.github.com/spec/v1\nsize 123\n")
+    (folder / "wide.txt").write_text("ac", encoding="utf-16-le")
     (folder / "others.csv").write_text("id,label\nx,a\n")
     made = {file.stem.upper(): file for file in folder.iterdir()}
     return {**made, "NOTES": pictures / "notes.txt", "BLANK": " "}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -81,6 +82,17 @@ BAD = {
     "hashes": ({"image_hash": np.zeros((3, 2), np.int64)}, r"image_hash is .* shape \(3, 2\)"),
     "flat": ({"concepts": np.ones(3, np.int32)}, "concepts is .* of whole numbers are needed"),
     "words": ({"concepts": np.array([["C1"]] * 3)}, "concepts is <U2 of shape"),
+    "bytes": (
+        {"ids": np.array([b"a", b"b", b"c"])},
+        "ids is |S1 of shape .* text or whole numbers",
+    ),
+    "line break": ({"ids": ["a", "b\nc", "d"]}, r"'b\\nc' is no id: one line of printable letters"),
+    "negative": (
+        {"concepts": np.array([[1], [-1], [0]])},
+        "concepts: only UMLS numbers of up to 9",
+    ),
+    "huge": ({"concepts": np.array([[1], [2**40], [0]])}, "concepts: only UMLS numbers"),
+    "beyond float32": ({"image_features": np.full((3, 4), 1e300)}, "row 0 is zero, or holds"),
     "objects": ({"ids": np.array(["a", {}, "b"], dtype=object)}, r"not a readable \.npz"),
 }
 
@@ -95,6 +107,44 @@ def test_bad_content(tmp_path: Path, name: str) -> None:
     np.savez(file, **arrays)
     with pytest.raises(InputError, match=message):
         features.load(file, ALONE)
+
+
+def test_what_an_array_announces_is_not_believed(tmp_path: Path) -> None:
+    """10^14 ids that are not there, and 12 MB of zeros in 12 kB."""
+    file, header = tmp_path / "x.npz", {"descr": "<U4", "fortran_order": False, "shape": (10**14,)}
+    with ZipFile(file, "w") as whole, whole.open("ids.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, header)
+    zeros = np.zeros((3, 10**6), np.float32)
+    np.savez_compressed(tmp_path / "y.npz", ids=np.arange(3), image_features=zeros)
+    for each in (file, tmp_path / "y.npz"):
+        with pytest.raises(InputError, match=r"damaged, or not a readable \.npz"):
+            features.load(each, ALONE)
+
+
+@pytest.mark.slow
+def test_fuzz(tmp_path: Path) -> None:
+    """Whatever happens to its bytes: the same features, or one line."""
+    file = tmp_path / "x.npz"
+    features.save(file, embedded(), ALONE)
+    whole, right = file.read_bytes(), features.load(file, ALONE)
+    rng, told = np.random.default_rng(0), set[str]()
+    for n in range(400):
+        data, (a, b) = bytearray(whole), sorted(rng.integers(0, len(whole), 2))
+        if n % 4 == 0:
+            data[a] ^= 1 << rng.integers(8)
+        else:
+            data[a:b] = (b"", rng.bytes(16), data[b:])[n % 4 - 1]
+        file.write_bytes(data)
+        try:
+            read = features.load(file, ALONE)
+        except InputError as error:
+            told.add(str(error))
+            continue
+        assert read.ids == right.ids
+        for name in ("images", "texts", "image_hash", "caption_hash", "concepts"):
+            assert np.array_equal(getattr(read, name), getattr(right, name)), (n, name)
+    assert f"{file}: damaged, or not a readable .npz" in told
+    assert not any("\n" in line for line in told)
 
 
 def test_bad_files(tmp_path: Path) -> None:

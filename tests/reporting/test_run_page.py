@@ -200,7 +200,11 @@ def test_pairs_and_evaluations_that_are_not_there(
 
 MISTAKES = [
     ("metrics.jsonl", "{}\n", "metrics.jsonl: line 1 is no record of a run"),
-    ("evaluations/best-test.json", '{"pool": 3}', "best-test.json: not the record of an eval"),
+    (
+        "evaluations/best-test.json",
+        '{"pool": 3}',
+        "best-test.json: damaged, or not the record of an eval",
+    ),
     ("evaluations/best-test.npz", "x", "best-test.npz: damaged"),
     ("evaluations/best-test.npz", None, "best-test.npz: not of the 20 pairs of best-test.json"),
     (".", None, "neither metrics.jsonl nor evaluations/"),
@@ -217,7 +221,8 @@ def test_mistakes_are_one_line(
         shutil.rmtree(run)
         run.mkdir()
     else:  # of fewer pairs
-        arrays = dict(np.load(run / name))
+        with np.load(run / name) as opened:
+            arrays = dict(opened)
         np.savez(run / name, **{key: array[:7] for key, array in arrays.items()})
     assert call("--run", run) == 2
     error = capsys.readouterr().err

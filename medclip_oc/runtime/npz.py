@@ -1,0 +1,67 @@
+"""Arrays in an .npz, a row for each of its `ids`: written whole, read without trust."""
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+
+from ..errors import InputError
+from .atomic import atomic_file
+
+_KINDS = {"Uiu": "text or whole numbers", "U": "text", "f": "floats", "iu": "whole numbers"}
+_MOST_PACKED = 100
+"""Times the size of the file that an array may have."""
+
+
+def write(path: Path, **arrays: np.ndarray) -> None:
+    """Write a file, or raise WorkError."""
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read(
+    path: Path, wanted: Mapping[str, tuple[int, str]], optional: Collection[str]
+) -> dict[str, np.ndarray]:
+    """The arrays that are wanted: name -> dimensions and kinds (see `_KINDS`); one is `ids`.
+
+    Raises:
+        InputError: no such file, or a damaged one; an array is absent and not optional, of another
+            shape or kind, or has other rows than `ids`; there is no row; a text is empty, or holds
+            what can't be printed, such as a line break.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with ZipFile(path) as file:
+            for member in file.infolist():
+                with file.open(member) as opened:  # each: a changed name is found so
+                    if member.filename.removesuffix(".npy") in wanted:  # nothing is allocated yet
+                        version = np.lib.format.read_magic(opened)
+                        header = "read_array_header_{}_{}".format(*version)
+                        shape, _, dtype = getattr(np.lib.format, header)(opened)
+                        held = member.file_size - opened.tell()
+                        most = _MOST_PACKED * path.stat().st_size
+                        if held > most or held != math.prod(shape) * max(1, dtype.itemsize):
+                            raise ValueError("announces what is not there")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in wanted if name in arrays.files}
+        texts = [t for a in found.values() if a.dtype.kind == "U" for t in a.ravel().tolist()]
+    except Exception:  # of any kind: numpy and zipfile read what others wrote
+        raise InputError(f"{path}: damaged, or not a readable .npz") from None
+    if missing := [name for name in wanted if name not in found and name not in optional]:
+        raise InputError(f"{path}: lacks {', '.join(missing)}")
+    size = found["ids"].size
+    for name, array in found.items():
+        dimensions, kinds = wanted[name]
+        if array.ndim != dimensions or array.dtype.kind not in kinds or len(array) != size:
+            raise InputError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}, where {size} rows in "
+                f"{dimensions} dimension(s) of {_KINDS[kinds]} are needed"
+            )
+    if not all(array.size for array in found.values()):
+        raise InputError(f"{path}: holds no pair, or an array without columns")
+    if bad := [text for text in texts if not text or not text.isprintable()]:
+        raise InputError(f"{path}: {bad[0][:40]!a} is no id: one line of printable letters is")
+    return found
