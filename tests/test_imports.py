@@ -91,8 +91,9 @@ def test_every_text_names_its_encoding() -> None:
         for node in nodes(path):
             name = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
             if isinstance(node, ast.Call) and name in ("read_text", "write_text"):
-                told = {keyword.arg for keyword in node.keywords}
-                assert "encoding" in told, f"{path}:{node.lineno}"
+                told = len(node.args) > (name == "write_text")
+                told |= any(keyword.arg == "encoding" for keyword in node.keywords)
+                assert told, f"{path}:{node.lineno}"
 
 
 def test_every_base_dependency_is_used_or_explained() -> None:

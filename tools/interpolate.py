@@ -195,7 +195,6 @@ def main(settings: InterpolateConfig) -> None:
         rows.append({"alpha": alpha, **scorer(averaging.interpolated(before, after, alpha))})
         print(f"alpha {alpha:g} done", file=sys.stderr)
     chosen = choose(rows, settings.tolerance)
-    print(table(rows, chosen))
     about = {"zero_shot": settings.zero_shot, "fine_tuned": joined, "alpha": chosen["alpha"]}
     try:
         record = {**about, "data": settings.data, "probe": settings.probe, "rows": rows}
@@ -208,6 +207,7 @@ def main(settings: InterpolateConfig) -> None:
     kept = {key: value for key, value in content.items() if key not in ("format", "training")}
     state = averaging.interpolated(before, after, chosen["alpha"])
     checkpoint.save(out / "chosen.pt", {**kept, "state_dict": state, "interpolation": about})
+    print(table(rows, chosen))
     print(f"alpha {chosen['alpha']:g} is in {out / 'chosen.pt'}")
 
 

@@ -14,6 +14,7 @@ import yaml
 from ..errors import InputError
 from .checks import option
 
+_MOST_LETTERS, _MOST_ALIASES = 1_000_000, 10  # in a file of settings
 # type -> one value of it, several of it, its place in help
 _WORDS: dict[Any, tuple[str, str, str]] = {
     bool: ("true or false", "true/false values", "{true,false}"),
@@ -142,7 +143,16 @@ def no_such(key: str, names: Collection[str], *, dashes: bool = False) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and no key twice."""
+    """Plain values only, no key twice, and few aliases (`*name`), which multiply."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > _MOST_ALIASES:
+            problem = f"over {_MOST_ALIASES} aliases (*name)"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
@@ -165,7 +175,11 @@ for _class in (_Loader, _Dumper):  # people write 1e-5, where YAML 1.1 wants 1.0
 def load(path: str) -> dict[Any, Any]:
     """The mapping in a YAML file, {} of an empty one; or an InputError with file and line."""
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(_MOST_LETTERS + 1)
+        if len(text) > _MOST_LETTERS:
+            raise OSError(None, f"over {_MOST_LETTERS:,} characters: no file of settings")
+        tree = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:

@@ -106,7 +106,8 @@ class DataConfig(Settings, section="data."):
     max_bad_share: checks.ShareBelowOne = 0.01
     """Unreadable pairs are replaced by others, up to this share; past it the run stops."""
     cache_folder: str | None = None
-    """Keep streamed shards here, and read them from here the next time."""
+    """Keep streamed shards here, and read them from here the next time. In any case a web server
+    that sends nothing for 60 s is given up; to open a shard, after 5 tries."""
     stream_lanes: Count = 8
     """Streamed shards read at once, over all ranks: each batch mixes pairs of all of them."""
     stream_window: Count = 512

@@ -10,13 +10,16 @@ n pairs of a shard. Offsets and sizes are in bytes.
 import glob
 import hashlib
 import json
+import math
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 RESTORE = "restore it, or pack the folder again"
 _ABSENT = (-1, 0)  # the place of the .json of a pair that has none
+_MOST_NAMES = 1_000_000
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 
@@ -131,12 +135,17 @@ def expand_braces(pattern: str) -> list[str]:
     """The names that a brace pattern such as `{000..012}.tar` stands for.
 
     Raises:
-        InputError: its braces don't match.
+        InputError: its braces don't match, or it stands for over _MOST_NAMES.
     """
     try:
-        return list(braceexpand.braceexpand(pattern))
+        ends = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
+        if math.prod(abs(int(last) - int(first)) + 1 for first, last in ends) <= _MOST_NAMES:
+            names = list(islice(braceexpand.braceexpand(pattern), _MOST_NAMES + 1))
+            if len(names) <= _MOST_NAMES:
+                return names
+        raise ValueError(f"stands for over {_MOST_NAMES:,} names")
     except ValueError as error:
-        raise InputError(f"{pattern}: {error}") from None
+        raise InputError(f"{pattern[:100]}: {error}") from None
 
 
 def expand(pattern: str) -> list[Path]:

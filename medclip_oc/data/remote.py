@@ -12,6 +12,9 @@ workers. A rank reads the lanes that its part of the batch touches. The pairs of
 read to its end are remembered in the user's cache folder: to resume, shards that are known to be
 over are passed over, and of each lane at most one shard is read again.
 
+A web server that sends nothing for SILENCE_SECONDS is given up, within a shard at once; opening one
+is tried again after each of _WAITS, also where the server says that it is busy or broken.
+
 G pairs over all ranks.
 """
 
@@ -19,17 +22,22 @@ import hashlib
 import os
 import re
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
+from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 from webdataset.cache import FileCache
-from webdataset.gopen import gopen
+from webdataset.gopen import gopen, gopen_schemes
 from webdataset.tariterators import group_by_keys
 
 from ..errors import InputError, WorkError
@@ -42,6 +50,9 @@ from .tars import walk
 _URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
 _INDEX_STEP = 1 << 32  # between the numbers of the first pairs of two shards
 _SHARDS, _BLOCKS = 1, 2  # which permutation
+SILENCE_SECONDS = 60.0
+_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds, between five tries
+_BUSY = (408, 429, 500, 502, 503, 504)  # answers of HTTP that may be others soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +207,7 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
             facts = parse_facts(members.get("json") or b"")
             yield Sample(key, members[extension], extension, caption, facts)
         stream.finish()
-    except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         if cache is not None:  # the next run shall fetch it again
             (cache / _cache_name(url)).unlink(missing_ok=True)
         reason = _reason(error)
@@ -209,6 +220,21 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
     """None of a link: what it links to is gone by."""
     file = tar.extractfile(member) if member.isfile() else None
     return file.read() if file else None
+
+
+def _open_web(url: str, *_: Any) -> Any:
+    """An http(s) URL, to read. webdataset's curl waits for ever, and begins again in the middle."""
+    for wait in (*_WAITS, None):
+        try:
+            return urlopen(url, timeout=SILENCE_SECONDS)
+        except OSError as error:
+            if wait is None or (isinstance(error, HTTPError) and error.code not in _BUSY):
+                raise
+            time.sleep(wait)
+    return None
+
+
+gopen_schemes |= {"http": _open_web, "https": _open_web}
 
 
 class _Stream:

@@ -56,9 +56,7 @@ class Measured:
             arrays[f"{way}_nearest"] = names[index]
         npz.write(file.with_suffix(".npz"), ids=names, **arrays)
         with atomic_file(file) as partial:
-            partial.write_text(
-                json.dumps({**about, **self.record}, indent=2) + "\n", encoding="utf-8"
-            )
+            partial.write_text(json.dumps({**about, **self.record}, indent=2) + "\n", "utf-8")
 
 
 def evaluate(clip: Clip, pairs: Pairs, world: distributed.World, **options: Any) -> Measured:

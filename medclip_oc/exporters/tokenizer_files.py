@@ -22,9 +22,7 @@ def write(tokenizer: Callable[..., Any], folder: Path, context: int) -> None:
     simple: Any = tokenizer  # open_clip.SimpleTokenizer
     merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
     vocabulary = {_RENAMED.get(word, word): number for word, number in simple.encoder.items()}
-    (folder / "vocab.json").write_text(
-        json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", "utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     about = {
@@ -35,6 +33,4 @@ def write(tokenizer: Callable[..., Any], folder: Path, context: int) -> None:
         "unk_token": _END,
         "pad_token": _END,
     }
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(about, indent=2) + "\n", encoding="utf-8"
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")

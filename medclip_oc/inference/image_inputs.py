@@ -11,7 +11,7 @@ from pathlib import Path
 from ..data.index import INDEX
 from ..data.shards import ShardSet
 from ..errors import BadImage, InputError
-from ..packing.image_store import EXTENSIONS, is_file
+from ..packing.image_store import EXTENSIONS, is_file, read_file
 
 
 class ImageSet:
@@ -43,7 +43,7 @@ class ImageSet:
         if not isinstance(place, Path):
             return place[0].read(place[1]).image
         try:
-            return place.read_bytes()
+            return read_file(str(place))
         except OSError as error:
             raise BadImage("undecodable", error.strerror or str(error)) from None
 

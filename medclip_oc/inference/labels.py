@@ -51,7 +51,7 @@ class Labels:
         self._rows += [(self._labels[n], row) for n, row in rows if n in self._labels]
 
     def report(self, out: TextIO, file: str | None) -> None:
-        """Print the figures of `classification.measure`; write them to a file where one is named.
+        """Write the figures of `classification.measure` to a file where one is named; print them.
 
         Raises:
             InputError: no image with a label could be read.
@@ -61,13 +61,13 @@ class Labels:
             raise InputError("--labels: no image with a label can be read")
         labels, probabilities = map(np.stack, zip(*self._rows, strict=True))  # (N,), (N, M)
         figures = classification.measure(self.names, labels, probabilities)
-        print(classification.text(figures), file=out)
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             with atomic.atomic_file(Path(file)) as partial:
                 partial.write_text(
                     json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
+        print(classification.text(figures), file=out)
 
 
 def _read(file: str, names: Sequence[str]) -> dict[str, int]:

@@ -14,6 +14,8 @@ from ..errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 """Of image files, in the order in which they are looked for; upper case counts as well."""
+MAX_BYTES = 1 << 30
+"""Of an image file, unpacked: as the most pixels that --max-pixels allows have in 16-bit colour."""
 
 
 class ImageFile(NamedTuple):
@@ -75,7 +77,7 @@ class Archive(Folder):
 
 def image_on_disk(path: Path) -> ImageFile | None:
     """An image that is a file. None: there is none."""
-    return ImageFile(path.name, partial(_read_file, str(path))) if is_file(path) else None
+    return ImageFile(path.name, partial(read_file, str(path))) if is_file(path) else None
 
 
 def is_file(path: Path) -> bool:
@@ -89,15 +91,25 @@ def stem(name: str) -> str:
     return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """The content of an image file; OSError where there is none, or more than MAX_BYTES."""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (quicker than Path, for each image)
+        _check_size(os.fstat(file.fileno()).st_size)
         return file.readall()
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise OSError(None, f"{size:,} bytes, of an image at most {MAX_BYTES:,} are read")
 
 
 def _read_member(archive: Path, stamp: int, member: str) -> bytes:
     """The member's checksum is compared."""
     try:
-        return _open_zip(archive, stamp).read(member)
+        info = _open_zip(archive, stamp).getinfo(member)
+        _check_size(info.file_size)
+        with _open_zip(archive, stamp).open(info) as file:
+            return file.read(info.file_size)  # without a number, more would be unpacked than told
     except OSError:
         raise
     except Exception as error:  # encrypted, damaged: each decompressor has errors of its own

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple, TextIO
 import pandas as pd
 
 from ..errors import InputError
+from .image_store import MAX_BYTES
 
 _CHUNK = 1000  # rows of text that are in memory at once
-_PARQUET_CHUNK = 64  # fewer, because they may hold images
+_PARQUET_CHUNK, _PARQUET_BYTES = 64, 1 << 26  # fewer, because they may hold images
 _PROBLEM = "\0problem"  # no key of JSON
 
 _Frames = Iterator[pd.DataFrame]
@@ -257,13 +258,24 @@ def _parquet(path: Path, names: list[str], chosen: list[str]) -> _Frames:
     done = 0
     with _open_parquet(path) as file:
         try:
-            for batch in file.iter_batches(_PARQUET_CHUNK, columns=list(dict.fromkeys(chosen))):
+            for batch in _parquet_batches(file, list(dict.fromkeys(chosen))):
                 frame = pd.DataFrame(batch.to_pylist(), dtype=object)
                 frame.index += done + 1
                 done += len(frame)
                 yield frame.reindex(columns=[*chosen, _PROBLEM])
         except (ValueError, OSError) as error:
             raise InputError(f"{path}: after row {done}: unreadable: {error}") from None
+
+
+def _parquet_batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    """Fewer rows at once where they are large, by what each row group says of its size unpacked."""
+    for n in range(file.num_row_groups):
+        group = file.metadata.row_group(n)
+        mean = max(1, group.total_byte_size // max(1, group.num_rows))
+        if mean > MAX_BYTES:
+            raise ValueError(f"rows of {mean:,} bytes; at most {MAX_BYTES:,} are read")
+        rows = min(_PARQUET_CHUNK, _PARQUET_BYTES // mean) or 1
+        yield from file.iter_batches(rows, row_groups=[n], columns=columns)
 
 
 _KINDS: dict[str, _Kind] = {

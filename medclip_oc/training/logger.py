@@ -55,9 +55,7 @@ class RunLog:
         if self._records.exists():
             kept = [r for r in run_files.records(folder) if _stays(r, progress)]
             with atomic_file(self._records) as partial:
-                partial.write_text(
-                    "".join(f"{json.dumps(record)}\n" for record in kept), encoding="utf-8"
-                )
+                partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept), "utf-8")
         if config.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,16 @@ BAD_FILES = {
     "- 1": ": a mapping of settings was expected, not [1]",
     "\x00": ": not a YAML file",
     b"\xff\xd8\xff\xe0": ": not a YAML file",
+    "version https://git-lfs.x/v1\n": (
+        ": a mapping of settings was expected, not 'version https://git-lfs.x/v1'"
+    ),
+    "a: " + "x" * 1_000_000: ": over 1,000,000 characters: no file of settings",
+    "a: &a [1]\n"  # a billion laughs
+    + "".join(f"{n}: &{n} [*{m}, *{m}]\n" for m, n in pairwise("abcdefghijklmnopqrst")): (
+        ": line 7: not valid YAML: over 10 aliases (*name)"
+    ),
+    "optim: &a {lr: *a}": ": optim.lr: {'lr': {...}} is not a number",
+    "[" * 100_000: ": not a YAML file",
 }
 
 
@@ -49,6 +60,14 @@ def test_bad_files(tmp_path: Path, text: str | bytes, line: str) -> None:
     with pytest.raises(InputError) as caught:
         read(Config, file)
     assert str(caught.value) == f"{file}{line}"
+
+
+def test_an_alias_stands_for_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("optim: {lr: &a 2e-5, image_lr: *a}\n")
+    config = read(Config, tmp_path / "x.yaml")
+    assert config.optim.lr == config.optim.image_lr == 2e-5
+    with pytest.raises(InputError, match="over 1,000,000 characters"):
+        fields.load("/dev/zero")
 
 
 @dataclass

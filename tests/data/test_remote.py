@@ -2,8 +2,11 @@
 
 import re
 import shutil
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -190,6 +193,62 @@ def test_what_fails_is_named(folder: Path, url: str, message: str) -> None:
         keys_of(url.format(folder))
     for whole in (f"pipe:gzip -c {folder}/s1.tar", f"file://{folder}/s1.tar"):
         assert keys_of(whole) == [f"pair{n}" for n in range(7, 11)]
+
+
+class Server(BaseHTTPRequestHandler):
+    """A shard at /s0.tar; what else there is, has a fault."""
+
+    tar, asked = b"", list[str]()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/silent":
+            time.sleep(1)  # longer than is waited for
+            return
+        busy = self.path == "/once" and self.asked.count("/once") == 1
+        self.send_response(int(self.path[1:]) if self.path[1:].isdigit() else 503 if busy else 200)
+        self.send_header("Content-Length", str(len(self.tar)))
+        self.end_headers()
+        if not busy:
+            self.wfile.write(self.tar if self.path != "/stalls" else self.tar[:2000])
+            self.wfile.flush()
+            time.sleep(self.path == "/stalls")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "tries", "message"),
+    [
+        ("s0.tar", 1, ""),
+        ("once", 2, ""),
+        ("500", 5, "can't be opened: HTTP Error 500: Internal Server Error$"),
+        ("503", 5, "can't be opened: HTTP Error 503"),
+        ("404", 1, "can't be opened: HTTP Error 404"),
+        ("silent", 5, "can't be opened: timed out$"),
+        ("stalls", 1, "can't be read to its end: timed out$"),
+    ],
+)
+def test_a_web_server_that_fails_is_given_up(
+    folder: Path, path: str, tries: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "_WAITS", (0.0,) * 4)
+    monkeypatch.setattr(Server, "tar", (folder / "s0.tar").read_bytes())
+    monkeypatch.setattr(Server, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{path}"
+        if message:
+            with pytest.raises(WorkError, match=message):
+                keys_of(url)
+        else:
+            assert keys_of(url) == [f"pair{n}" for n in range(7)]
+        assert Server.asked == [f"/{path}"] * tries
+        server.shutdown()
+    with pytest.raises(WorkError, match=r"can't be opened: .*refused"):
+        keys_of(url)
 
 
 def test_streams_without_a_pair_end(tmp_path: Path) -> None:
