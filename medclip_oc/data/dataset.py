@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..config.checks import Decode, LongCaptions
-from ..errors import BadImage, InputError, WorkError
+from ..errors import BadImage, InputError, Stopped, WorkError
 from ..imaging.jpeg import Picture
 from ..runtime import shutdown
 from .remote import ShardStream, Streamed
@@ -36,6 +36,12 @@ Batch = dict[str, Tensor]
 """images uint8 (B, 3, H, W), tokens int64 (B, L), index int64 (B,), caption_hash and image_hash
 int64 (B,), concepts int32 (B, K) padded with 0."""
 
+PATIENCE_SECONDS = 10.0
+"""How long a batch is waited for, once there is to be a stop; torchrun kills after 30 seconds."""
+_NO_ROOM = (
+    "loader processes find no room in /dev/shm: take fewer data.workers or a smaller "
+    "train.micro_batch_size, or give it more (docker run --shm-size 8g)"
+)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CUI = re.compile("C[0-9]{1,9}")
 _REPLACEMENTS = 1 << 32  # from here on, the numbers of the permutations that replace bad pairs
@@ -250,20 +256,34 @@ def _collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkEr
     }
     for name in ("index", "caption_hash", "image_hash"):
         batch[name] = torch.tensor([s[name] for s in samples], dtype=torch.int64)  # (B,)
+    if get_worker_info() is not None:  # later it would fail in a thread, which nobody hears of
+        try:
+            for rows in batch.values():
+                rows.share_memory_()
+        except RuntimeError as error:
+            return WorkError(f"{_NO_ROOM} ({str(error).rpartition(': ')[2]})")
     return LoadedBatch(batch, bad, sum(sample["long"] for sample in samples))
 
 
 def load_batches(
-    pairs: Pairs, sampler: Iterable[list[Place] | list[Streamed]], *, workers: int, pin: bool
+    pairs: Pairs,
+    sampler: Iterable[list[Place] | list[Streamed]],
+    *,
+    workers: int,
+    pin: bool,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[LoadedBatch]:
     """Batches in the sampler's order, prepared by `workers` processes (0: by this one).
+
+    `stop` is asked whether to wait no longer, now and then while a batch doesn't come.
 
     Raises:
         InputError: a pair can't be read; names the shard and the key.
         ShardChanged: a shard went away or changed; names it.
+        Stopped: `stop` said so.
         WorkError: a worker died, or nothing can be read.
     """
-    batches: DataLoader[Any] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         pairs,
         batch_sampler=sampler,
         num_workers=workers,
@@ -272,17 +292,29 @@ def load_batches(
         # of its own: otherwise each pass would draw from the stream that dropout uses
         generator=torch.Generator(),
         worker_init_fn=shutdown.outlive_signals,
+        timeout=PATIENCE_SECONDS if workers else 0,
     )
     try:
-        for loaded in batches:
-            if isinstance(loaded, Exception):
-                raise loaded
-            yield loaded
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        advice = "a loader process died; out of memory? Try fewer data.workers"
-        raise WorkError(f"{advice} ({str(error).splitlines()[0]})") from None
+        batches = iter(loader)
+    except OSError as error:  # of a semaphore, or a fork
+        raise WorkError(f"{_NO_ROOM} ({error.strerror})") from None
+    while True:
+        try:
+            loaded = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader timed out" in str(error):
+                if stop():
+                    raise Stopped(f"no batch came for {PATIENCE_SECONDS:g} s") from None
+                continue
+            if "DataLoader worker" not in str(error):
+                raise
+            advice = "a loader process died; out of memory, or /dev/shm? Try fewer data.workers"
+            raise WorkError(f"{advice} ({str(error).splitlines()[0]})") from None
+        if isinstance(loaded, Exception):
+            raise loaded
+        if loaded is None:
+            return
+        yield loaded
 
 
 def step_batches(parts: Iterator[LoadedBatch], per_step: int) -> Iterator[LoadedBatch]:

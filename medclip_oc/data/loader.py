@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.checks import Decode
 from ..config.schema import Config, DataConfig
-from ..errors import InputError, WorkError
+from ..errors import InputError, Stopped, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed
 from .augment import Preprocess, TrainingTransform
@@ -155,14 +155,14 @@ class TrainingBatches:
         """The batches.
 
         Raises:
-            InputError, WorkError: on every rank, with the same words, whichever rank met it.
+            InputError, Stopped, WorkError: on every rank, with the same words, whichever met it.
         """
         for step in range(self.steps):  # not to the end: a late error would be alone
             seen = self.start + (step + 1) * self.pairs_per_step
             loaded, error = None, None
             try:
                 loaded = next(self.loaded)
-            except (InputError, WorkError) as caught:
+            except (InputError, Stopped, WorkError) as caught:
                 error = caught
             counts = [0, len(loaded.bad), loaded.long_captions] if loaded else [1, 0, 0]
             failed, bad, long = distributed.all_reduce_sum(counts, self.world.device)
@@ -212,6 +212,7 @@ def training_batches(
     *,
     steps: int,
     start: int = 0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> TrainingBatches:
     """This rank's part of every global batch of the run, augmented: one item per step.
 
@@ -223,6 +224,7 @@ def training_batches(
         log: where a line about the data goes, on every rank.
         steps: of the whole run.
         start: pairs of the run that are already done; nothing of them is read.
+        stop: see `load_batches`.
 
     Raises:
         InputError: a stream that was begun with another global batch size.
@@ -250,7 +252,7 @@ def training_batches(
         start=start,
     )
     pin = world.device.type == "cuda"
-    loaded = load_batches(pairs, sampler, workers=config.data.workers, pin=pin)
+    loaded = load_batches(pairs, sampler, workers=config.data.workers, pin=pin, stop=stop)
     return TrainingBatches(
         loaded=step_batches(loaded, -(-share // part)),
         settings=config.data,

@@ -115,7 +115,7 @@ def embed_pairs(
     pin, mixed = world.device.type == "cuda", autocast(world.device, precision)
     with Progress(len(pairs), "pairs", "embed", shown=world.main) as progress:
         try:
-            for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin):
+            for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin, stop=stop):
                 pixels, tokens = (batch[name].to(world.device) for name in ("images", "tokens"))
                 with mixed():
                     image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each

@@ -15,19 +15,22 @@ is loaded after them. Images and captions draw from generators of (seed, epoch, 
 there is nothing to save.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config.schema import CheckpointConfig
+from ..config.schema import CheckpointConfig, Config
 from ..contrastive.micro_batched_tower import RandomState
 from ..errors import InputError, WorkError
 from ..models import checkpoint
+from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
 from .resume import Origin
@@ -128,6 +131,34 @@ def restore(origin: Origin, parts: Mapping[str, Any], *, seed: int, world: World
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{origin.file}: its {name} doesn't fit this run ({reason})") from error
+
+
+def parameter_bytes(clip: Clip) -> tuple[int, int]:
+    """Of all weights, and of those that train."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in clip.towers.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def room(config: Config, clip: Clip, folder: Path) -> str:
+    """What the run's checkpoints take on the disk of `folder`, for the log.
+
+    Raises:
+        InputError: that isn't there.
+    """
+    whole, trained = parameter_bytes(clip)
+    ema, adapters = config.ema.decay is not None, config.lora.rank is not None
+    state = whole + 2 * trained + ema * trained + adapters * whole  # AdamW has two averages
+    # best.pt, perhaps ema.pt, and a state more than are kept, which is being written
+    needed = (1 + ema) * whole + (config.checkpoint.keep_last + 1) * state
+    # an earlier start's are replaced; two names of one file count once
+    files = [file.stat() for file in folder.glob("checkpoints/*.pt")]
+    free = shutil.disk_usage(folder).free + sum({f.st_ino: f.st_size for f in files}.values())
+    if free < needed:
+        raise InputError(
+            f"run.folder: {folder} has {free / 1e9:.3g} GB free, and the checkpoints need about "
+            f"{needed / 1e9:.3g} GB; make room, choose another folder or less checkpoint.keep_last"
+        )
+    return f"checkpoints take up to {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free"
 
 
 class Checkpointer:

@@ -27,7 +27,7 @@ from ..errors import InputError, WorkError
 from ..models.clip import Clip
 from ..runtime import devices, distributed
 from ..runtime.distributed import World
-from . import build, logger
+from . import build, checkpointer, logger
 from .build import RunData
 
 # usual peak learning rates: by what trains, lowest and highest
@@ -44,8 +44,6 @@ LOSS_PAIRS = 64
 """Of these, how many a rank takes the starting loss of."""
 LONG_SHARE = 0.10
 """Captions cut, above which a warning is given: of ROCOv2's 2 % pass 77 tokens."""
-STATE_COPIES = 3
-"""Of weights that train: they, and AdamW's two averages."""
 _LOSS_SLACK = 2.0
 """How far above ln(B) a model that fits may start: confident, and wrong about a new domain."""
 
@@ -96,9 +94,11 @@ def examine(config: Config, world: World) -> list[str]:
         with noted():
             logger.wandb_online(config.log)
         if clip is not None:
-            findings.extend(disk(config, clip))
+            with noted():
+                disk(config, clip)
     if data is not None and clip is not None:
         run = Opened(config, world, data, clip)
+        findings.extend(shared_memory(run))
         with noted():
             findings.extend(pairs(run))
         with noted():
@@ -129,21 +129,32 @@ def rates(config: Config) -> Iterator[str]:
             )
 
 
-def disk(config: Config, clip: Clip) -> Iterator[str]:
-    """Room for the run's checkpoints."""
+def disk(config: Config, clip: Clip) -> None:
+    """Room for the run's checkpoints, in a folder that may not be there yet.
+
+    Raises:
+        InputError: there is none.
+    """
     folder = Path(config.run.folder).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     if not os.access(existing, os.W_OK):
-        yield f"error: run.folder: {existing} can't be written; choose another folder"
-        return
-    whole, trained = parameter_bytes(clip)
-    copies = 2 + (config.ema.decay is not None)  # best.pt, ema.pt, and one being written
-    needed = copies * whole + 2 * (whole + STATE_COPIES * trained)
-    free = shutil.disk_usage(existing).free
-    if free < needed:
+        raise InputError(f"run.folder: {existing} can't be written; choose another folder")
+    checkpointer.room(config, clip, existing)
+
+
+def shared_memory(run: Opened) -> Iterator[str]:
+    """Room for the batches on their way from loader processes, of all ranks of this machine."""
+    train, shares = run.config.train, Path("/dev/shm")
+    rows = min(train.micro_batch_size, run.data.plan.global_batch // run.world.size)
+    tokens = 8 * run.clip.description["context_length"]
+    batch = rows * (3 * math.prod(run.clip.image_size) + tokens)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = 2 * batch * run.config.data.workers * ranks  # each worker is two batches ahead
+    if shares.is_dir() and (free := shutil.disk_usage(shares).free) < needed:
         yield (
-            f"error: run.folder: {existing} has {free / 1e9:.3g} GB free, and the checkpoints need "
-            f"about {needed / 1e9:.3g} GB; make room, or choose another folder"
+            f"error: data.workers: {run.config.data.workers} on {ranks} rank(s) hold up to "
+            f"{needed / 1e6:.0f} MB of batches in /dev/shm, and {free / 1e6:.0f} MB are free: take "
+            "fewer, or a smaller train.micro_batch_size, or give it more (docker run --shm-size 8g)"
         )
 
 
@@ -243,7 +254,9 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
     """
     device, towers = run.world.device, run.clip.towers.train()
     autocast = devices.autocast(device, run.config.train.precision)
-    averages = torch.empty(2 * parameter_bytes(run.clip)[1], dtype=torch.uint8, device=device)
+    averages = torch.empty(
+        2 * checkpointer.parameter_bytes(run.clip)[1], dtype=torch.uint8, device=device
+    )
     blank = torch.zeros(images, 3, *run.clip.image_size, dtype=torch.uint8, device=device)
     tokens = run.clip.tokenizer(["a chest radiograph"] * texts).to(device)
     seconds = 0.0  # of a pair
@@ -262,12 +275,6 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
     towers.zero_grad()
     del averages
     return 1 / seconds
-
-
-def parameter_bytes(clip: Clip) -> tuple[int, int]:
-    """Of all weights, and of those that train."""
-    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in clip.towers.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def _spread(count: int, wanted: int, world: World) -> list[int]:

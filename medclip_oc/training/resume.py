@@ -5,17 +5,18 @@ belong to neither. What can't change the result may differ; the rest has to be a
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, create_model
 
 from ..config import fields
 from ..config.schema import Config
 from ..errors import DamagedCheckpoint, InputError, Stopped, WorkError
-from ..models import checkpoint
+from ..models import checkpoint, description
 from ..runtime import distributed
 from ..runtime.distributed import World
 from .build import RunData
@@ -30,18 +31,35 @@ _DATA = ("data.train", "data.valid")
 # the weights and the count of steps depend on these
 _FIXED = ("train.global_batch_size",)
 _MODEL_NOT_FIXED = ("model.freeze_batch_norm", "model.grad_checkpointing")
-_PARTS = "training.parts."
-# what every state holds
-_ENTRIES: dict[type, list[str]] = {
-    int: [
-        *("step", "position", "config.train.global_batch_size", "config.train.epochs"),
-        *(f"{_PARTS}data.bad", f"{_PARTS}data.long"),
-    ],
-    float: ["epoch", "training.best"],
-    bool: ["training.validated", f"{_PARTS}data.reported"],
-    list: ["training.random", f"{_PARTS}data.named"],
-    dict: ["metrics", "training.fingerprints", f"{_PARTS}optimizer.state"],
-}
+
+
+def _mapping(**types: Any) -> Any:
+    """A type of mapping: of each key the type, or the type and a default."""
+    entries: dict[str, Any] = {n: t if isinstance(t, tuple) else (t, ...) for n, t in types.items()}
+    return create_model("Mapping", __config__=ConfigDict(strict=True), **entries)
+
+
+_STATE = _mapping(
+    step=PositiveInt,
+    position=PositiveInt,
+    epoch=Annotated[float, Field(gt=0)],
+    metrics=dict[str, Any],
+    config=_mapping(
+        train=_mapping(global_batch_size=int, epochs=int, precision=str),
+        lora=(dict[str, Any], {}),
+        ema=(dict[str, Any], {}),
+    ),
+    training=_mapping(
+        parts=_mapping(
+            optimizer=_mapping(state=dict[int, dict[str, Any]]),
+            data=_mapping(bad=NonNegativeInt, long=NonNegativeInt, named=list[str], reported=bool),
+        ),
+        random=list[dict[str, Any]],
+        best=Annotated[float, Field(le=1)],  # or -inf, before the first one
+        validated=bool,
+        fingerprints=dict[str, str | None],
+    ),
+)
 
 
 @dataclass
@@ -158,38 +176,29 @@ def _open(file: Path) -> dict[str, Any]:
             f"{file}: holds a model, and no training state to resume from; use a step-*.pt or "
             "last.pt, or start a new run from it with model.pretrained"
         )
-    if wrong := _contradiction(content):
-        raise DamagedCheckpoint(f"{file}: holds no state to resume from: {wrong}")
+    try:
+        description.check(_STATE, content, f"{file}: ")
+        _check_whole(content, f"{file}: no state to resume from")
+    except InputError as error:
+        raise DamagedCheckpoint(str(error)) from None
     return content
 
 
-def _contradiction(content: dict[str, Any]) -> str | None:
-    """What a state lacks, or where it contradicts itself; its tensors are looked at later."""
-
-    def at(key: str) -> Any:
-        value: Any = content
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-    wanted = [(key, kind) for kind, keys in _ENTRIES.items() for key in keys]
-    scaled = at("config.train.precision") == "fp16"
-    parts = {"adapters": at("config.lora.rank"), "ema": at("config.ema.decay"), "scaler": scaled}
-    wanted += [(_PARTS + part, dict) for part, used in parts.items() if used]
-    for key, kind in wanted:
-        value = at(key)
-        sound = type(value) is kind
-        if isinstance(value, int | float):
-            sound = sound and (0 if kind is int else -math.inf) <= value < math.inf
-        if not sound:
-            return f"{key} is {'missing' if value is None else fields.shorten(value)}"
-    if not scaled and not at(f"{_PARTS}optimizer.state"):  # scaling leaves out steps
-        return "its optimizer has no averages"
-    size, epochs = at("config.train.global_batch_size"), at("config.train.epochs")
-    step, position, epoch = (at(key) for key in ("step", "position", "epoch"))
-    if not (0 < step * size == position and 0 < epoch <= epochs):
-        return f"step {step} of {size} pairs, yet position {position}, epoch {epoch:g} of {epochs}"
-    return None
+def _check_whole(content: dict[str, Any], where: str) -> None:
+    """Refuse a state that lacks a part which its run had, or whose places differ."""
+    config, parts = content["config"], content["training"]["parts"]
+    train, scaled = config["train"], config["train"]["precision"] == "fp16"
+    had = {"scaler": scaled, "averages of the optimizer": not scaled}  # scaling leaves out steps
+    had["adapters"] = config.get("lora", {}).get("rank")
+    had["ema"] = config.get("ema", {}).get("decay")
+    there = {*parts, "averages of the optimizer"} if parts["optimizer"]["state"] else {*parts}
+    if lost := [name for name, used in had.items() if used and name not in there]:
+        raise InputError(f"{where}: it has no {', '.join(lost)}")
+    step, position, epoch = (content[name] for name in ("step", "position", "epoch"))
+    size, epochs = train["global_batch_size"], train["epochs"]
+    if step * size != position or epoch > epochs:
+        place = f"position {position}, epoch {epoch:g} of {epochs}"
+        raise InputError(f"{where}: step {step} of {size} pairs, yet {place}")
 
 
 # ----------------------------------------------------------------------------- what has changed

@@ -6,7 +6,7 @@ G pairs over all ranks.
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,6 +79,13 @@ class Trainer:
         origin = resume.start(source, allow, config, self.folder, self.data, world, opened)
         self.progress = checkpointer.Progress.of(origin.content)
         self.clip = build.model(config, world, origin.content, str(origin.file))
+        error: InputError | None = None
+        if world.main:
+            try:
+                origin.lines.append(checkpointer.room(config, self.clip, self.folder.path))
+            except InputError as caught:
+                error = caught
+        distributed.raise_together(error)
         self.cached_step = build.cached_step(self.clip, config, world)
         self.optimizer = optim.adamw(self.clip.towers, config.optim)
         # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)
@@ -98,9 +105,15 @@ class Trainer:
             say(line)
         self.checkpointer = Checkpointer(self.folder, config.checkpoint, say, main=world.main)
         opened.callback(self.checkpointer.close)
-        start, steps = self.progress.step * self.plan.global_batch, self.plan.steps
         self.batches = loader.training_batches(
-            self.data.train, self.clip, config, world, say, steps=steps, start=start
+            self.data.train,
+            self.clip,
+            config,
+            world,
+            say,
+            steps=self.plan.steps,
+            start=self.progress.step * self.plan.global_batch,
+            stop=self.asked_to_stop,
         )
         parts = {
             "optimizer": checkpointer.OptimizerState(self.optimizer),
@@ -132,7 +145,7 @@ class Trainer:
             last, "steps", "training", progress.step, shown=self.world.main, lines=False
         ) as bar:
             counted_from, since = progress.step, time.perf_counter()
-            for step, batch in enumerate(self.batches, progress.step + 1):
+            for step, batch in enumerate(self.loaded(), progress.step + 1):
                 progress.step = step
                 values = self.optimizer_step(batch)
                 bar.update()
@@ -161,6 +174,17 @@ class Trainer:
             if self.valid is None
             else f"done: best valid/{name} {progress.best:.4f} in {self.folder.best}"
         )
+
+    def loaded(self) -> Iterator[Batch]:
+        """The batches; a run that is to stop waits in vain for no more of them."""
+        try:
+            yield from self.batches
+        except Stopped:
+            self.stop()
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came, to this rank."""
+        return self.stop_request.signal is not None
 
     def optimizer_step(self, batch: Batch) -> dict[str, float]:
         """One step over one global batch; returns what is logged of it."""
@@ -199,7 +223,7 @@ class Trainer:
         """
         failure, due_here = self.checkpointer.error(), self.checkpointer.due(self.progress.step)
         failure = failure or self.folder.lost()
-        flags = [int(self.stop_request.signal is not None), int(due_here), int(failure is not None)]
+        flags = [int(self.asked_to_stop()), int(due_here), int(failure is not None)]
         asked, due, failed = distributed.all_reduce_sum(flags, self.world.device)
         if failed:
             distributed.raise_together(failure)
@@ -255,7 +279,7 @@ class Trainer:
             batch_size=config.train.micro_batch_size,
             workers=config.data.workers,
             precision=config.train.precision,
-            stop=lambda: bool(self.stop_request.signal),
+            stop=self.asked_to_stop,
         ).record
         scores = metrics.flat(record)
         self.log.record(step, {f"{name}/{key}": value for key, value in scores.items()})

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from medclip_oc import train
 from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data.shards import ShardSet
+from medclip_oc.errors import InputError
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, preflight
 from tests.support.cli import call, settings, torchrun, write
@@ -134,9 +136,15 @@ def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any)
 
     small = SimpleNamespace(towers=torch.nn.Linear(10, 1))  # 44 bytes, which all train
     usage = shutil.disk_usage("/")
-    for room, findings in ((439, 1), (440, 0)):  # best.pt, one being written, two states of 176
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, room=room: usage._replace(free=room))
-        assert len(list(preflight.disk(run.config, small))) == findings  # type: ignore
+    for free in (439, 440):  # best.pt, and three states of 132, of which one is being written
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        with pytest.raises(InputError) if free == 439 else nullcontext():
+            preflight.disk(run.config, small)  # type: ignore
+    run.config.data.workers = 3
+    for free in (79871, 79872):  # 2 * 3 batches of 4 pairs, of 3 * 32 * 32 + 32 * 8 bytes each
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        assert len(list(preflight.shared_memory(run))) == (free == 79871)
+    run.config.data.workers = 0
 
     sizes = list[tuple[int, int]]()
     monkeypatch.setattr(preflight, "step_rate", lambda _, *rows: sizes.append(rows) or 99.0)

@@ -1,6 +1,7 @@
 """A run that goes well, and one that signals and faults interrupt: what it leaves and says."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import torch
 from medclip_oc import train
 from medclip_oc.config import parse
 from medclip_oc.config.schema import Config, TrainCommand, ValidConfig
+from medclip_oc.data import dataset
+from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import WorkError
 from medclip_oc.models import checkpoint
 from medclip_oc.runtime.distributed import World
@@ -178,6 +181,29 @@ def test_a_signal_in_the_middle_of_a_validation(
         assert same(weights(tmp_path / "whole", name), weights(tmp_path / "cut", name))
 
 
+@pytest.mark.usefixtures("_handlers")
+def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loader process that hangs; the steps before are saved."""
+    config, run = configure(packed, tmp_path, "run", data__workers=1), tmp_path / "run"
+    read, own = ShardSet.read, os.getpid()
+
+    def hang(self: ShardSet, position: int) -> Any:
+        if os.getpid() != own and steps_of(run) >= 2:
+            os.kill(own, signal.SIGTERM)
+            signal.pause()
+        return read(self, position)
+
+    monkeypatch.setattr(ShardSet, "read", hang)
+    monkeypatch.setattr(dataset, "PATIENCE_SECONDS", 0.5)
+    assert call(train.main, TrainCommand, "--config", config) == 75
+    steps = steps_of(run)
+    assert 2 <= steps < 30
+    assert f"SIGTERM: stopped after step {steps} of 30" in (run / "interrupted").read_text()
+    assert checkpoint.load(run / "checkpoints" / "last.pt")["step"] == steps
+
+
 # -------------------------------------------------------------------------------------- faults
 
 
@@ -227,6 +253,42 @@ def test_torchrun_restarts_from_the_newest_checkpoint(packed: Path, tmp_path: Pa
     assert launcher.returncode == 0, said
     assert "resumes from" in said
     assert [r["step"] for r in records(run) if "loss" in r] == list(range(1, 16))
+
+
+@pytest.mark.slow
+def test_no_room_in_shared_memory(packed: Path, tmp_path: Path) -> None:
+    """The doctor finds it; the run ends in one line, where it met tracebacks and waited."""
+    config = configure(packed, tmp_path, "run", data__workers=4)
+    alone = ["unshare", "--mount", "sh", "-c"]
+    small = 'mount -t tmpfs -o size=100k tmpfs /dev/shm && exec "$@"'
+    if subprocess.run([*alone, small, "sh", "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount a small /dev/shm")
+    for words, said in (
+        (["--doctor"], "error: data.workers: 4 on 1 rank(s) hold up to"),
+        ([], "loader processes find no room in /dev/shm: take fewer data.workers"),
+    ):
+        command = [sys.executable, "-m", "medclip_oc.train", "--config", config, *words]
+        done = subprocess.run([*alone, small, "sh", *command], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_too_small_a_disk_is_said_at_the_start(
+    finished: Path, packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: Any
+) -> None:
+    """What is estimated is what a run leaves, and a state while it is written."""
+    files = {f.name: f.stat().st_size for f in finished.glob("checkpoints/*.pt")}
+    log = (finished / "log.txt").read_text()
+    needed = 1e9 * float(log.partition("checkpoints take up to ")[2].split()[0])
+    del files["last.pt"]  # another name of one of them
+    assert needed == pytest.approx(sum(files.values()) + files["step-00000009.pt"], rel=0.02)
+
+    usage, config = shutil.disk_usage("/"), configure(packed, tmp_path, "run")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    assert call(train.main, TrainCommand, "--config", config) == 2
+    assert "has 0.001 GB free, and the checkpoints need" in one_line(capsys.readouterr().err)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_full_disk(packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: Any) -> None:
