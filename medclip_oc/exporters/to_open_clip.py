@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from ..models.clip import Clip
-from ..models.definition import TEXT_MODEL, quiet
+from ..models.definition import quiet
+from ..models.description import TEXT_MODEL
 from . import tokenizer_files
 from .parity import Side
 

@@ -172,7 +172,7 @@ def description_of(content: dict[str, Any], where: str) -> dict[str, Any]:
     description.check(description.CHECKPOINT, content, f"{where}: ")
     about: dict[str, Any] = content["model"]
     for fact, value in described_facts(about["definition"]).items():
-        if about.get(fact, value) != value:
+        if repr(about.get(fact, value)) != repr(value):  # a tensor can't be compared
             raise InputError(
                 f"{where}: made with {fact} {about[fact]!r}, but its definition of "
                 f"{about['name']} has {value!r}"

@@ -3,7 +3,6 @@
 import difflib
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,10 @@ from ..config.schema import ModelConfig
 from ..errors import InputError, WorkError
 from ..runtime.progress import print_line
 from . import description
+from .description import TEXT_MODEL
 from .pretrained import resolve
 
-PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 CONFIG = "open_clip_config.json"
-TEXT_MODEL, TOKENIZER = "text_model", "tokenizer"
-"""Folders: the configuration of a Hugging Face text tower, and its tokenizer."""
-REFERENCES = {"hf_tokenizer_name": TOKENIZER, "hf_model_name": TEXT_MODEL}
 _BUILT_IN = frozenset(open_clip.list_models())
 
 
@@ -68,13 +64,7 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 
 def described(arch: str) -> dict[str, Any]:
-    """The `open_clip_config.json` of a folder, whose tokenizer and text tower are those inside it,
-    or of a hub's model.
-
-    Raises:
-        InputError: it describes no model, or leads out of the folder.
-        WorkError: it can't be downloaded.
-    """
+    """The `open_clip_config.json` of a hub's model, or of a folder with what lies inside it."""
     folder = folder_of(arch)
     try:
         file = folder / CONFIG if folder else Path(download_pretrained_from_hf(arch[7:], CONFIG))
@@ -82,31 +72,41 @@ def described(arch: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise unreachable(f"model.arch: {arch}", error) from error
     description.check(description.FOLDER, content, f"{file}: ")
-    text = content["model_cfg"]["text_cfg"]
-    for key, place in {"hf_tokenizer_name": "", "hf_model_name": TEXT_MODEL}.items():
+    _look_inside(folder, content["model_cfg"]["text_cfg"], str(file))
+    return content
+
+
+def _look_inside(folder: Path | None, text: dict[str, Any], where: str, up: str = "/") -> None:
+    """Let the text tower and its tokenizer be those inside a folder, or no path that leads `up`."""
+    for key, place in (("hf_tokenizer_name", ""), ("hf_model_name", TEXT_MODEL)):
         if folder and text.get(key) and (folder / place).is_dir():
             text[key] = str(folder / place)
-        elif (path := Path(text.get(key) or "")).is_absolute() or ".." in path.parts:
-            raise InputError(f"{file}: {key}: {text[key]} leads out of the folder")
-    return content
+        elif {"..", up} & {*Path(text.get(key) or "").parts}:
+            raise InputError(f"{where}: {key}: {text[key]} leads out of the folder")
 
 
 def register(name: str, definition: dict[str, Any], where: str = "model.definition") -> None:
     """Make `name` known to open_clip with this definition; its only way is through a file.
 
     Raises:
-        InputError, WorkError: its text tower or tokenizer isn't there, or the tower would run code.
+        InputError, WorkError: its text tower isn't there, or would run code.
     """
     text = dict(definition["text_cfg"])
-    for key in [key for key in REFERENCES if text.get(key)]:
+    for key in [key for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)]:
         text[key] = resolve(text[key])
-        if not (place := Path(text[key])).is_dir():
-            if place.is_absolute():
-                raise InputError(f"{where}: {key}: {place}: no such folder")
-            if os.environ.get("RANK", "0") == "0":
-                print_line(f"{where}: {key}: {place} comes from the Hugging Face hub")
-    if text.get("hf_model_name"):
-        _check_text_tower(text["hf_model_name"], f"{where}: hf_model_name")
+        if text[key].startswith("/") and not Path(text[key]).is_dir():
+            raise InputError(f"{where}: {key}: {text[key]}: no such folder")
+        if not Path(text[key]).is_dir():  # Path's can raise
+            print_line(f"{where}: {key}: {text[key]}: from the Hugging Face hub")
+    if tower := text.get("hf_model_name"):
+        try:
+            from transformers import PretrainedConfig  # of an extra
+
+            with quiet():
+                about, _ = PretrainedConfig.get_config_dict(tower)
+        except Exception as error:  # of many kinds
+            raise unreachable(f"{where}: hf_model_name: {tower}", error) from error
+        description.check(description.TEXT_TOWER, about, f"{where}: {tower}/config.json: ")
     config = {**definition, "text_cfg": text}
     if open_clip.get_model_config(name) != config:
         with tempfile.TemporaryDirectory() as folder:
@@ -115,57 +115,28 @@ def register(name: str, definition: dict[str, Any], where: str = "model.definiti
             open_clip.add_model_config(file)
 
 
-def _check_text_tower(source: str, where: str) -> None:
-    """Refuse a config.json that would have transformers run code, or build for ever."""
-    from transformers import PretrainedConfig
-
-    try:
-        with quiet():
-            items = list(PretrainedConfig.get_config_dict(source)[0].items())
-    except Exception as error:  # transformers' are of many kinds
-        raise unreachable(f"{where}: {source}", error) from error
-    for key, value in items:
-        if key == "auto_map" or ("implementation" in key and "/" in str(value)):
-            problem = "names Python code, and none but transformers' own is run"
-        elif isinstance(value, int) and value > (1000 if "layers" in key else 2**20):
-            problem = f"{value} is too large"
-        else:
-            continue
-        raise InputError(f"{where}: {source}/config.json: {key}: {problem}")
-
-
 def carried(model: Any, tokenizer: Any, definition: dict[str, Any]) -> dict[str, bytes]:
-    """What is Hugging Face's of a model, for its checkpoints: the files of its tokenizer, and the
-    configuration of its text tower.
-    """
+    """The files of a Hugging Face tokenizer, and the configuration of such a text tower."""
     text = definition["text_cfg"]
     with tempfile.TemporaryDirectory() as folder:
         if text.get("hf_tokenizer_name"):
-            tokenizer.save_pretrained(f"{folder}/{TOKENIZER}")
+            tokenizer.save_pretrained(folder)
         if text.get("hf_model_name"):
             model.text.config.save_pretrained(f"{folder}/{TEXT_MODEL}")
-        files = [file for file in sorted(Path(folder).glob("*/*")) if file.stat().st_size]
-        return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
+        files = [file for file in sorted(Path(folder).rglob("*.*")) if file.stat().st_size]
+        return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 @contextmanager
 def unpacked(about: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """The definition that a checkpoint describes, with what it carries in a temporary folder.
-
-    Raises:
-        InputError: what it doesn't carry lies somewhere up from the current folder.
-    """
-    text = dict(about["definition"]["text_cfg"])
+    """The definition that a checkpoint describes, with what it carries in a temporary folder."""
+    text, files = dict(about["definition"]["text_cfg"]), about.get("files", {})
     with tempfile.TemporaryDirectory() as folder:
-        for name, data in about.get("files", {}).items():
-            file = Path(folder, name)
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(data)
-        for key, place in REFERENCES.items():
-            if text.get(key) and Path(folder, place).is_dir():
-                text[key] = f"{folder}/{place}"
-            elif ".." in Path(text.get(key) or "").parts:
-                raise InputError(f"{where}: {key}: {text[key]} leads out of the current folder")
+        for name, data in files.items():
+            Path(folder, name).parent.mkdir(exist_ok=True)
+            Path(folder, name).write_bytes(data)
+        # one of before may name a folder of this machine
+        _look_inside(Path(folder) if files else None, text, where, up="..")
         yield {**about["definition"], "text_cfg": text}
 
 

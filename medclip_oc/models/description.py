@@ -1,15 +1,16 @@
-"""The schema of every description of a model: of a checkpoint, of `open_clip_config.json`, and of
+"""The schema of all that describes a model: a checkpoint, the JSON files of a folder, and
 `model.definition` and `model.preprocess`.
 
 Keys and types are those of open_clip's own dataclasses. Here are the bounds that they leave open,
 so that a description is data, and nothing is built, opened or run that a model doesn't need.
 """
 
-from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from open_clip.coca_model import MultimodalCfg
+from open_clip.hf_configs import arch_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -17,135 +18,99 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_mod
 from ..config.fields import shorten
 from ..errors import InputError
 
-
-def _mapping(keys: dict[str, Any], *, closed: bool = True) -> Any:
-    """A type of mapping, of (type, default) by key; ... is no default. Closed: no other keys."""
-    how = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid" if closed else "ignore")
-    return create_model("Mapping", __config__=how, **keys)
-
-
-def _section(config: type, *, without: tuple[str, ...] = (), **bounded: Any) -> Any:
-    """A section with open_clip's keys; and its types, where none stands in _BOUNDED."""
-    types, own = _BOUNDED | bounded, [f for f in fields(config) if f.name not in without]
-    return _mapping({f.name: (types.get(f.name, f.type), f.default) for f in own})
-
-
-# what becomes a file's name in open_clip's registry, or timm's name of a model (no hf-hub: or path)
+PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")  # others follow from the model
+TEXT_MODEL = "text_model"  # in a folder: the configuration of a Hugging Face text tower
+# of a file in open_clip's registry, or of a timm model: no path, no hub
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@+-]*$", max_length=200)]
 Text = Annotated[str, Field(max_length=1000)]
-Texts = Text | list[Text] | None
 Count = Annotated[int, Field(ge=1, le=2**20)]  # the largest vocabulary of open_clip has 901,629
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Token = Annotated[int, Field(ge=0, lt=2**20)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2, strict=False)]
-_THREE = Field(min_length=3, max_length=3, strict=False)  # a tuple will do too
-_POOLER = Literal["mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler"]
-_TOKENIZER = _mapping(  # what neither runs, downloads nor opens anything
-    {
-        "clean": (Literal["lower", "whitespace", "canonicalize"], "lower"),
-        "strip_sep_token": (bool, False),
-        "language": (Text | None, None),
-        "additional_special_tokens": (list[Text] | None, None),
-        "reduction_mask": (Literal["", "simple", "random", "shuffle"], ""),
-    },
-)
+Three = Field(min_length=3, max_length=3, strict=False)  # a tuple will do too
+Four = Field(min_length=4, max_length=4)
+Shards = str | list[str] | None
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "no such setting",
+    **dict.fromkeys(("model_type", "dict_type"), "should be a mapping"),
+    "string_pattern_mismatch": "can't be a name; use letters, digits, . @ + - _",
+}
+"""Of pydantic's errors, what is said here in other words."""
+
+
+def _mapping(keys: dict[str, Any], extra: Literal["forbid", "ignore"] = "forbid") -> Any:
+    """A type of mapping: types by key; "key?" may be absent."""
+    how = ConfigDict(strict=True, allow_inf_nan=False, extra=extra)
+    needs: dict[str, Any] = {k.rstrip("?"): (t, None if "?" in k else ...) for k, t in keys.items()}
+    return create_model("Mapping", __config__=how, **needs)
+
+
+def _section(config: type, **bounded: Any) -> Any:
+    """A section with open_clip's keys; and its types, where none stands in _BOUNDED."""
+    types = _BOUNDED | bounded
+    return _mapping({f"{f.name}?": types.get(f.name, f.type) for f in fields(config)})
+
+
+_open = partial(_mapping, extra="ignore")
 _BOUNDED: dict[str, Any] = {
     **dict.fromkeys(("width", "head_width", "heads", "dim_head", "n_queries"), Count),
-    **dict.fromkeys(("attn_pooler_queries", "attn_pooler_heads"), Count),
+    **dict.fromkeys(("attn_pooler_heads", "attn_pooler_queries"), Count),
     **dict.fromkeys(("context_length", "vocab_size"), Count),
     **dict.fromkeys(("pad_id", "eos_id"), Token),
-    **dict.fromkeys(("patch_dropout", "timm_drop"), Share),
-    **dict.fromkeys(("hf_tokenizer_name", "hf_model_name"), Text | None),
     **dict.fromkeys(("image_size", "size"), Size),
+    **dict.fromkeys(("hf_tokenizer_name", "hf_model_name", "hf_pooler_type"), Text | None),
     "layers": Layers,
     "patch_size": Size | None,
-    "mlp_ratio": Positive,
+    "pool_type": Literal["first", "last", "argmax", "eos"],
     "act_kwargs": dict[Literal["approximate"], Literal["none", "tanh"]] | None,
     "norm_kwargs": dict[Literal["eps"], Positive] | None,
-    "block_type": Literal["default", "custom"] | None,
-    "attentional_pool": bool | Literal["parallel", "cascade"],
-    "pos_embed_type": Literal["learnable", "sin_cos_2d"],
-    "pool_type": Literal["first", "last", "argmax", "eos"],
-    "proj_type": Literal["linear", "none"],
     "timm_model_name": Name | None,
     "timm_proj": Literal["", "none", "linear", "mlp"] | None,
-    "timm_drop_path": Share | None,
-    "tokenizer_mode": Literal["", "clips"] | None,
-    "tokenizer_kwargs": _TOKENIZER,
     "hf_proj_type": Literal["linear", "mlp"] | None,
-    "hf_pooler_type": _POOLER | None,
+    # open_clip's tokenizers and transformers' know others, which run, download or draw at random
+    "tokenizer_kwargs": _mapping(
+        {"clean?": Literal["lower", "whitespace", "canonicalize"], "strip_sep_token?": bool}
+    ),
     "mode": Literal["RGB"],
-    "mean": Annotated[list[float], _THREE],
-    "std": Annotated[list[Positive], _THREE],
+    "mean": Annotated[list[float], Three],
+    "std": Annotated[list[Positive], Three],
     "interpolation": Literal["bicubic", "bilinear"],
     "resize_mode": Literal["shortest", "longest", "squash"],
-    "fill_color": Annotated[int, Field(ge=0, le=255)],
 }
-
-
-_VISION = _section(
-    CLIPVisionCfg,
-    layers=Layers | Annotated[list[Layers], Field(min_length=4, max_length=4)],  # of a ResNet
-    pool_type=Literal["tok", "avg"],
+VISION = _section(
+    CLIPVisionCfg, layers=Layers | Annotated[list[Layers], Four], pool_type=Literal["tok", "avg"]
 )
 PREPROCESS = _section(PreprocessCfg)
-OWN_PREPROCESS = _section(PreprocessCfg, without=("size", "mode", "fill_color"))
-"""`model.preprocess`: what doesn't follow from the model."""
+OWN_PREPROCESS = _mapping({f"{key}?": _BOUNDED[key] for key in PREPROCESS_KEYS})
 DEFINITION = _mapping(
-    {
-        "embed_dim": (Count, ...),
-        "vision_cfg": (_VISION, ...),
-        "text_cfg": (_section(CLIPTextCfg), ...),
-        "multimodal_cfg": (_section(MultimodalCfg), None),
-        "quick_gelu": (bool, False),
-        "custom_text": (bool, False),
-        "init_logit_scale": (float, 0.0),
-        "init_logit_bias": (float | None, None),
-        "nonscalar_logit_scale": (bool, False),
-    },
+    {"embed_dim": Count, "vision_cfg": VISION, "text_cfg": _section(CLIPTextCfg)}
+    | {"multimodal_cfg?": _section(MultimodalCfg), "quick_gelu?": bool, "custom_text?": bool}
+    | {"init_logit_scale?": float, "init_logit_bias?": float | None, "nonscalar_logit_scale?": bool}
 )
-FOLDER = _mapping(
-    {
-        "model_cfg": (DEFINITION, ...),
-        "preprocess_cfg": (PREPROCESS, None),
-    },
-    closed=False,
+FOLDER = _open({"model_cfg": DEFINITION, "preprocess_cfg?": PREPROCESS})
+_LAYERS = ("num_hidden", "num", "num_decoder", "encoder", "decoder")
+TEXT_TOWER = _open(
+    {"model_type": Literal[tuple(arch_dict)], "auto_map?": None, "num_labels?": Count}
+    | dict.fromkeys((f"{name}_layers?" for name in _LAYERS), Layers)
+    | {f"{name}attn_implementation?": Literal["eager", "sdpa", None] for name in ("", "_")}
 )
-_DESCRIPTION = _mapping(
-    {
-        "arch": (Text, ...),
-        "name": (Name, ...),
-        "definition": (DEFINITION, ...),
-        "preprocess": (PREPROCESS, ...),
-        "tokens": (list[int] | None, None),
-        "files": (dict[Annotated[str, Field(pattern=r"^\w+/\w[\w.-]*$")], bytes], {}),
-    },
-    closed=False,
+"""config.json of Hugging Face: an auto_map names Python files, and an attention may be of a hub."""
+_FILE = Annotated[str, Field(pattern=rf"^({TEXT_MODEL}/)?\w[\w.-]*$", max_length=200)]
+_DESCRIPTION = _open(
+    {"arch": str, "name": Name, "definition": DEFINITION, "preprocess": PREPROCESS}
+    | {"tokens?": list[int] | None, "files?": dict[_FILE, bytes]}
 )
-_CONFIG = _mapping(  # of its run: what is read besides being compared with that of another run
-    {
-        "model": (_mapping({"arch": (str, ...)}, closed=False), None),
-        "data": (_mapping({"train": (Texts, None), "valid": (Texts, None)}, closed=False), None),
-        "run": (_mapping({"seed": (int, ...)}, closed=False), None),
-    },
-    closed=False,
+_CONFIG = _open(  # of its run: what is read besides being compared with that of another run
+    {"model?": _open({"arch": str}), "data?": _open({"train?": Shards, "valid?": Shards})}
+    | {"run?": _open({"seed": int})}
 )
-CHECKPOINT = _mapping(
-    {
-        "state_dict": (dict[str, Any], ...),
-        "model": (_DESCRIPTION, ...),
-        "config": (_CONFIG | None, None),
-    },
-    closed=False,
-)
+CHECKPOINT = _open({"state_dict": dict[str, Any], "model": _DESCRIPTION, "config?": _CONFIG | None})
 
 
 def check(kind: Any, value: object, where: str) -> None:
-    """Refuse a description that isn't of a kind, one of the above.
-
-    `where` stands before the names of its keys, such as "model.definition.".
+    """Refuse what isn't of a kind above; `where` stands before its keys ("model.definition.").
 
     Raises:
         InputError: the first fault: the key, what is allowed, what is there.
@@ -153,21 +118,15 @@ def check(kind: Any, value: object, where: str) -> None:
     try:
         TypeAdapter(kind).validate_python(value)
     except ValidationError as caught:
-        error = caught.errors(include_url=False)[0]
-        place, inside, fault = list[str](), value, error["type"]
-        for key in error["loc"]:
-            with suppress(LookupError, TypeError):  # an alternative that was tried is no key
+        error, place, inside = caught.errors(include_url=False)[0], list[str](), value
+        for key in error["loc"]:  # names the alternatives of a type too
+            if isinstance(key, int) or (isinstance(inside, dict) and key in inside):
                 inside = inside[key]  # type: ignore[index]
                 place.append(str(key))
-        message = f"{error['msg'].removeprefix('Input ')}, not {shorten(error['input'])}"
-        if fault == "missing":
-            place, message = [*place, str(error["loc"][-1])], "is missing"
-        elif fault == "extra_forbidden":
-            allowed = getattr(kind, "model_fields", ()) if len(place) == 1 else ()
-            message = "no such setting" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-        elif fault in ("model_type", "dict_type"):
-            message = f"should be a mapping, not {shorten(error['input'])}"
-        elif fault == "string_pattern_mismatch":
-            message = f"{error['input']!r} can't be a name; use letters, digits, . @ + - _"
+        if error["type"] == "missing":
+            place.append(str(error["loc"][-1]))
+        message = _WORDS.get(error["type"], error["msg"].removeprefix("Input "))
+        if error["type"] == "extra_forbidden" and len(place) == 1:
+            message += f"; allowed: {', '.join(kind.model_fields)}"
         named = f"{where}{'.'.join(place)}".rstrip(". :")
-        raise InputError(f"{named}: {message}") from None
+        raise InputError(f"{named}: {message} (there: {shorten(error['input'])})") from None

@@ -5,9 +5,9 @@ how the checkpoint is opened.
 """
 
 import json
-import math
 import warnings
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..config.schema import ModelConfig
 from ..errors import InputError
 from . import checkpoint, definition, description, pretrained
 from .clip import Clip, Towers, tokenizer_of
-from .definition import PREPROCESS_KEYS
+from .description import PREPROCESS_KEYS
 
 _PROBE = "Chest X-ray: 3.5 cm mass, pleural effusion"
 """Its tokens tell a tokenizer from others."""
@@ -54,9 +54,11 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     elif weights is not None:
         pretrained.check_tag(settings.arch, weights, config)
     state = pretrained.load_weights(file) if file else {}  # before open_clip opens it
-    if definition.has_schema(settings.arch):  # before memory is taken for its sizes
-        _create(source, weights, preprocess, settings.image_size, device="meta")
-    model = _create(source, weights, preprocess, settings.image_size)
+    how: dict[str, Any] = {"pretrained": weights, "force_image_size": settings.image_size}
+    how["force_preprocess_cfg"] = preprocess
+    if definition.has_schema(settings.arch):
+        _create(source, **how, device="meta")  # before memory is taken for its sizes
+    model = _create(source, **how)
     if file and settings.image_size is None:
         pretrained.refuse_resized(model, state, file)
     if settings.pretrained_image:
@@ -70,7 +72,7 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         "preprocess": _plain(model.visual.preprocess_cfg),
         **checkpoint.described_facts(config),
     }
-    return _assemble(model, about, settings)
+    return _assemble(model, about, settings, "model")
 
 
 def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = None) -> Clip:
@@ -86,15 +88,11 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
     """
     about = checkpoint.description_of(content, where)
     name, preprocess = about["name"], about["preprocess"]
-    forced = {key: preprocess[key] for key in PREPROCESS_KEYS if key in preprocess}
+    forced = {key: value for key, value in preprocess.items() if key != "size"}
     with definition.unpacked(about, where) as config:
         definition.register(name, config, where)
         for device in ("meta", "cpu"):  # sizes are compared before memory is taken for them
-            model = _create(name, None, forced, None, device=device, where=where)
-            built = _plain(model.visual.preprocess_cfg)
-            if built != preprocess:
-                made = f"made with preprocessing {preprocess}"
-                raise InputError(f"{where}: {made}, but {name} is built with {built}")
+            model = _create(name, where, force_preprocess_cfg=forced, device=device)
             try:
                 with warnings.catch_warnings(action="ignore"):  # "meta" has no place for weights
                     model.load_state_dict(content["state_dict"])
@@ -103,6 +101,10 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
                 raise InputError(
                     f"{where}: its weights don't fit its own description, {name} ({reason})"
                 ) from error
+        if (built := _plain(model.visual.preprocess_cfg)) != preprocess:
+            raise InputError(
+                f"{where}: made with preprocessing {preprocess}, but {name} is built with {built}"
+            )
         return _assemble(model, about, settings, where)
 
 
@@ -138,9 +140,7 @@ def baseline_clip(name: str, trained: dict[str, Any] | None) -> Clip:
     return build(settings, seed=trained["run"]["seed"])
 
 
-def _assemble(
-    model: Any, about: dict[str, Any], settings: ModelConfig | None, where: str = "model"
-) -> Clip:
+def _assemble(model: Any, about: dict[str, Any], settings: ModelConfig | None, where: str) -> Clip:
     """Make a model ready, to be trained by the settings where there are some."""
     if settings is not None:
         # every parameter that trains must be in the loss, or several processes would disagree
@@ -160,42 +160,32 @@ def _assemble(
     there = about.get("tokens") or here  # absent from early checkpoints
     if here != there:
         raise InputError(
-            f"{where}: made with a tokenizer ({about['tokenizer']}) that isn't the one here: "
+            f"{where}: made with a tokenizer ({about.get('tokenizer')}) that isn't the one here: "
             f"{_PROBE!r} was {there[:12]}..., and is {here[:12]}..."
         )
-    if max(here) >= getattr(model, "vocab_size", math.inf):
-        raise InputError(
-            f"{where}: its text tower knows {model.vocab_size} tokens, its tokenizer more "
-            "(text_cfg.vocab_size, hf_tokenizer_name)"
-        )
+    if max(here) >= getattr(model, "vocab_size", 2**20):
+        raise InputError(f"{where}: text_cfg.vocab_size: too small, its tokenizer has {max(here)}")
     about["tokens"] = here
     about["files"] = about.get("files") or definition.carried(model, tokenizer, about["definition"])
+    told = [about[key] for key in ("definition", "preprocess", "files")]
+    digest = sha256(json.dumps(told, sort_keys=True, default=bytes.hex).encode()).hexdigest()
+    if about.setdefault("digest", digest) != digest:  # heads and means have no shape that tells
+        raise InputError(f"{where}: its description has changed since it was written")
     live = settings is not None and not settings.freeze_batch_norm
     return Clip(Towers(model, freeze_batch_norm=not live), tokenizer, about)
 
 
-def _create(
-    name: str,
-    weights: str | None,
-    preprocess: dict[str, Any],
-    image_size: int | None,
-    *,
-    device: str = "cpu",
-    where: str = "model.definition",
-) -> Any:
-    """open_clip's model; on "meta" it has shapes, and no values."""
-    is_file = Path(weights or "").is_file()
+def _create(name: str, where: str = "model.definition", **how: Any) -> Any:
+    """open_clip's model; on the device "meta" it has shapes, and no values."""
+    weights, device = how.get("pretrained"), torch.device(how.get("device", "cpu"))
+    if is_file := Path(weights or "").is_file():
+        how["pretrained"] = str(Path(str(weights)).resolve())  # a whole path, which is no tag
     try:
-        with definition.quiet(), torch.device(device), warnings.catch_warnings():
-            if device == "meta":
-                warnings.simplefilter("ignore")  # loading has no effect there
+        # "meta" warns that loading has no effect
+        with definition.quiet(), device, warnings.catch_warnings(action="ignore"):
             return open_clip.create_model(
                 name,
-                device=device,
-                # a whole path, which is no tag
-                pretrained=str(Path(str(weights)).resolve()) if is_file else weights,
-                force_image_size=image_size,
-                force_preprocess_cfg=preprocess,
+                **how,
                 # A Hugging Face text tower gets its weights from model.pretrained_text, checked.
                 pretrained_text=False,
                 require_pretrained=weights is not None or definition.has_schema(name),
@@ -229,7 +219,7 @@ def _preprocess_of_checkpoint(
         raise InputError(
             f"model.pretrained: {holds}, but the configuration asks for {name} {config}"
         )
-    made_with = {key: theirs["preprocess"][key] for key in PREPROCESS_KEYS}
+    made_with = {key: theirs["preprocess"].get(key) for key in PREPROCESS_KEYS}
     asked = made_with | _plain(settings.preprocess or {})
     if asked != made_with:
         trained = f"{path} was trained with {made_with}"
