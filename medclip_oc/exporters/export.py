@@ -7,15 +7,13 @@ from typing import Any
 from PIL import Image
 
 from ..config.inference import ExportConfig
-from ..config.vocabulary import DIRECTIONS
 from ..data.shards import ShardSet
-from ..errors import InputError
+from ..errors import InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..inference import image_inputs
 from ..models import checkpoint, factory
-from ..reporting import html, run_files
 from ..runtime.atomic import atomic_folder
-from . import parity, to_hf, to_onnx, to_open_clip
+from . import model_card, parity, to_hf, to_onnx, to_open_clip
 
 _FORMATS: dict[str, Any] = {"open_clip": to_open_clip, "onnx": to_onnx, "hf": to_hf}
 _NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "hf": ("transformers",)}
@@ -56,21 +54,14 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
     ours = parity.Side(clip.preprocess, clip.tokenizer, towers.embed_images, towers.embed_texts)
     expected = ours.features(pictures, texts)
     exporter = _FORMATS[form]
-    evaluations = []
-    if file.parent.name == "checkpoints":  # in its run folder
-        evaluations = run_files.evaluations(file.parent.parent)
-    card = html.render(
-        "model_card.md.j2",
-        content=content,
-        model=content["model"],
-        config=content.get("config") or {},
-        form=form,
-        evaluations=[one for one in evaluations if one.name.startswith(f"{file.stem}-")],
-        directions=DIRECTIONS,
-        folder=out,
-    )
+    card = model_card.render(content, file, form, out)
     with atomic_folder(out, replace=settings.overwrite) as partial:
-        exporter.write(clip, partial)
+        try:
+            exporter.write(clip, partial)
+        except Exception as error:
+            if "(os error " in str(error):  # of a full disk, as safetensors and tokenizers say it
+                raise WorkError(f"{out}: can't be written ({error})") from error
+            raise
         exported = exporter.read(clip, partial).features(pictures, texts)
         difference = parity.check(expected, exported, f"--to {form}")
         (partial / "README.md").write_text(f"{card}\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from ..data import loader
 from ..data.loader import TrainingData
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
-from ..models import factory, freezing, lora
+from ..models import definition, factory, freezing, lora
 from ..models.clip import Clip
 from ..runtime import devices
 from ..runtime.distributed import World
@@ -154,10 +154,9 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
     """The model, where its weights began, the machine and the plan, a line each."""
     model, train = config.model, config.train
     trained = sum(p.numel() for p in clip.towers.parameters() if p.requires_grad)
-    given = (model.pretrained, model.pretrained_image, model.pretrained_text)
-    weights = " and ".join(filter(None, given)) or "random weights"
-    if model.arch.startswith(("hf-hub:", "local-dir:")):
-        weights = "its own weights"
+    weights = definition.weights_of(
+        model.arch, model.pretrained, model.pretrained_image, model.pretrained_text
+    )
     share = plan.global_batch // world.size
     rows = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
     chunks, text_chunks = (-(-share // size) for size in rows)

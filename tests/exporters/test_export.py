@@ -1,6 +1,8 @@
 """Exports give the features of the checkpoint, opened by the libraries that they are for."""
 
 import json
+import re
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -68,7 +70,8 @@ def checkpoint_of(kind: str, folder: Path, valid: Path | None = None) -> Path:
     for name, buffer in clip.towers.clip.named_buffers():
         if name.endswith("running_var"):  # as training leaves it
             buffer.fill_(1.5)
-    record = {"pool": 9927, "image_to_text": SCORES, "text_to_image": SCORES, "chance": SCORES}
+    record: dict[str, Any] = {"pool": 9927, "data": "/home/me/roco", "chance": SCORES}
+    record |= {"image_to_text": SCORES, "text_to_image": SCORES}
     for inner in (file.parent, folder / kind / "evaluations"):
         inner.mkdir(parents=True)
     for name in ("best-test", "last-test"):
@@ -176,7 +179,7 @@ def test_a_run_exports_on_its_own_pairs_with_its_figures(
     assert "features of 8 images and 8 texts" in printed
     card = readme.read_text()
     assert "Research use only" in card
-    assert "| best-test | 9,927 | image to text | 25.0 % | 50.0 % | 75.0 % | 5 |" in card
+    assert "| best-test | roco | 9,927 | image to text | 25.0 % | 50.0 % | 75.0 % | 5 |" in card
     assert "last-test" not in card
     shutil.rmtree(tmp_path / "ViT" / "evaluations")
     assert run(file, "open_clip", "--overwrite")[0] == 0
@@ -197,6 +200,20 @@ def test_an_export_that_differs_does_not_appear(
     assert code == 1
     assert error.startswith("test: --to open_clip: its features of images differ")
     assert error.endswith("more than 0.0001; nothing is exported\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("limit", "form"), [(99, "open_clip"), (9999, "open_clip"), (9999, "hf")])
+def test_a_full_disk(limit: int, form: str, folder: Path, run: Run, tmp_path: Path) -> None:
+    """No file may be larger: configuration or weights are cut."""
+    file, (soft, hard) = checkpoint_of("ViT", folder), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        code, error = run(file, form, "--images", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, error.count("\n")) == (1, 1)
+    assert re.search(r"out: can't be written \(.*File too large", error)
     assert not list(tmp_path.iterdir())
 
 
