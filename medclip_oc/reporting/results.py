@@ -70,7 +70,7 @@ def cell(name: str, value: float, unit: str = "\u00a0%") -> str:
 
 def figure(record: Record, direction: str, name: str, ranges: str = "intervals") -> str:
     """A figure, and its [low, high] if it has one; a recall of few queries is a count."""
-    value, ends = record[direction][name], record.get(ranges, {}).get(direction)
+    value, ends = record[direction][name], record[ranges][direction] if ranges in record else None
     queries = record.get(_QUERIES[direction], FEW_QUERIES)
     if queries < FEW_QUERIES and name.startswith("R@"):
         return f"{value * queries:.0f}\u00a0of\u00a0{queries}"

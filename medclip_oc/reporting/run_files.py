@@ -48,8 +48,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
         try:
             parsed.append(json.loads(line))
             assert 0 <= parsed[-1]["step"] <= 2**53
-            values = [value for value in parsed[-1].values() if value is not None]
-            assert not any(type(v) is bool or 1e38 < abs(v) < math.inf for v in values)
+            for name, value in parsed[-1].items():  # of what isn't finite nothing is drawn
+                if value is not None and math.isfinite(value):
+                    assert _is_sound(value, name.split("/")[-1], 2**64, 0 if "/" in name else -1)
         except Exception:  # of any kind: a line may hold anything
             raise InputError(f"{file}: line {number} is no record of a run") from None
     return parsed
@@ -84,7 +85,6 @@ def _evaluated(file: Path) -> Evaluated:
         assert all(record[part][name] >= 0 for part in (*DIRECTIONS, "chance") for name in _SCORES)
         assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
         assert _is_sound(record, "", record["pool"])
-        assert not isinstance(record.get("data"), dict)
         results.tables(record)  # they can be made
         results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
     except Exception:  # of any kind: a record may hold anything
@@ -103,9 +103,11 @@ def _evaluated(file: Path) -> Evaluated:
 def _is_sound(value: Any, name: str, pool: int, least: int = 0) -> bool:
     """Whether what stands in a record under a name can stand there; only differences go below 0."""
     if isinstance(value, dict | list):
+        if not value or (name in _TEXTS and isinstance(value, dict)):
+            return False
         least = -1 if name == "difference" else least
         inner = value.items() if isinstance(value, dict) else ((name, each) for each in value)
-        return bool(value) and all(_is_sound(each, key, pool, least) for key, each in inner)
+        return all(_is_sound(each, key, pool, least) for key, each in inner)
     if isinstance(value, str) or value is None:
         return value is not None or name in _MAY_BE_NONE
     most = 1 if "@" in name or name in _SHARES else pool if name.endswith("_rank") else 2**64

@@ -13,6 +13,7 @@ import pytest
 from medclip_oc import report
 from medclip_oc.config.evaluation import ReportConfig
 from medclip_oc.config.vocabulary import DIRECTIONS
+from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import plots, run_files, run_page
@@ -200,11 +201,10 @@ def test_pairs_and_evaluations_that_are_not_there(
 
 MISTAKES = [
     ("metrics.jsonl", "{}\n", "metrics.jsonl: line 1 is no record of a run"),
-    (
-        "evaluations/best-test.json",
-        '{"pool": 3}',
-        "best-test.json: damaged, or not the record of an eval",
-    ),
+    ("metrics.jsonl", '{"step": 1, "loss": "x"}\n', "metrics.jsonl: line 1 is no record of a run"),
+    ("metrics.jsonl", "[" * 100_000 + "\n", "metrics.jsonl: line 1 is no record of a run"),
+    ("evaluations/best-test.json", "[" * 100_000, "best-test.json: damaged, or not the record"),
+    ("evaluations/best-test.json", '{"pool": 3}', "best-test.json: damaged, or not the record of"),
     ("evaluations/best-test.npz", "x", "best-test.npz: damaged"),
     ("evaluations/best-test.npz", None, "best-test.npz: not of the 20 pairs of best-test.json"),
     (".", None, "neither metrics.jsonl nor evaluations/"),
@@ -228,3 +228,49 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every value inside, as what holds it and its key there."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    pairs = [((value, key), each) for key, each in inside if not isinstance(each, str)]
+    deep = [places(each) for _, each in pairs if isinstance(each, dict | list)]
+    return [place for place, _ in pairs] + [place for part in deep for place in part]
+
+
+WRONG: list[Any] = ["x", [], {}, [1], {"a": 1}, True, 1e300, 10**400, -(10**400)]
+
+
+@pytest.mark.slow
+def test_fuzz(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens to a run's records: the same page, or one line."""
+    monkeypatch.setattr(plots, "lines", lambda *values: str(values))
+    monkeypatch.setattr(plots, "bars", lambda *values: str(values))
+    monkeypatch.setattr(plots, "svg", str)
+
+    def page() -> str:
+        run_page.write(run, 3, lambda *_: ({}, []))
+        return (run / "report.html").read_text()
+
+    right, rng, told = page(), np.random.default_rng(0), []
+    names = ("metrics.jsonl", "evaluations/best-test.json", "evaluations/best-test.npz")
+    for n in range(300):
+        file = run / names[n % 3]
+        whole = file.read_bytes()
+        byte, lines = rng.integers(len(whole)), whole.split(b"\n")
+        damaged = whole[:byte] + rng.bytes(n % 8) + whole[byte + n % 8 + 1 :]
+        if file.suffix != ".npz":
+            line = rng.integers(max(1, len(lines) - 1))  # the last one is cut already
+            value = json.loads(lines[line])
+            held, key = (chosen := places(value))[rng.integers(len(chosen))]
+            held[key] = WRONG[rng.integers(len(WRONG))]
+            lines[line] = json.dumps(value).encode()
+            damaged = b"\n".join(lines)
+        file.write_bytes(damaged)
+        try:
+            assert page() == right, (n, file)
+        except InputError as error:
+            told.append(str(error))
+        file.write_bytes(whole)
+    assert len(told) > 200
+    assert not any("\n" in line for line in told)
