@@ -6,6 +6,7 @@ how the checkpoint is opened.
 
 import json
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
 
 from ..config.schema import ModelConfig
 from ..errors import InputError
@@ -48,6 +50,8 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         weights = str(file)
     elif definition.has_schema(settings.arch):
         source = settings.arch
+        with suppress(OSError), definition.quiet():  # without them `_create` ends
+            file = Path(download_pretrained_from_hf(source.removeprefix("hf-hub:")))
     elif weights is not None and Path(weights).is_file():
         preprocess = _preprocess_of_checkpoint(settings, name, config) or preprocess
         file = Path(weights)
@@ -61,6 +65,8 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     model = _create(source, **how)
     if file and settings.image_size is None:
         pretrained.refuse_resized(model, state, file)
+    if file and "logit_bias" not in state and config.get("init_logit_bias") is not None:
+        model.logit_bias.data.fill_(config["init_logit_bias"])  # open_clip leaves 0 there
     if settings.pretrained_image:
         pretrained.load_image_tower(model.visual, settings.pretrained_image)
     if settings.pretrained_text:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medclip_oc.config.schema import ModelConfig
-from medclip_oc.errors import InputError
+from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.models.clip import Clip
 from tests.support.reference import RESNET
@@ -122,10 +122,36 @@ def test_local_folder(tmp_path: Path) -> None:
     assert embed(factory.load(save(opened, tmp_path / "a.pt"))).equal(embed(opened))
 
 
-def test_a_bias_that_the_loss_cancels_is_not_trained() -> None:
+def test_a_hub_without_weights_or_with_bad_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open_clip goes on with random ones."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--org--clip" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs" / "main").write_text(folder.name)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    clip, file = build(seed=9), folder / "open_clip_pytorch_model.bin"
+    state = clip.towers.clip.state_dict()
+    with pytest.raises(WorkError, match="hf-hub:org/clip: could not be loaded"):
+        build("hf-hub:org/clip", definition=None)
+    torch.save(state, file)
+    assert embed(build("hf-hub:org/clip", definition=None)).equal(embed(clip))
+    torch.save({**state, "visual.proj": state["visual.proj"].int()}, file)
+    with pytest.raises(InputError, match=r"model\.bin: visual\.proj .*is no plain tensor"):
+        build("hf-hub:org/clip", definition=None)
+
+
+def test_a_bias_that_the_loss_cancels_is_not_trained(tmp_path: Path) -> None:
     """SigLIP architectures have one; several processes would wait for its gradient."""
     towers = build("bias-test", definition={**TINY, "init_logit_bias": -10}).towers
     assert [n for n, p in towers.named_parameters() if not p.requires_grad] == ["clip.logit_bias"]
+    file = tmp_path / "clip.pt"  # of a model without one
+    torch.save(build().towers.clip.state_dict(), file)
+    settings = {"definition": {**TINY, "init_logit_bias": -10}, "pretrained": str(file)}
+    assert build("bias-test", **settings).towers.logit_bias() == -10
     towers.train_bias()
     assert all(p.requires_grad for p in towers.parameters())
     with pytest.raises(InputError, match="siglip needs a model with a bias"):
