@@ -34,8 +34,7 @@ _MODEL_NOT_FIXED = ("model.freeze_batch_norm", "model.grad_checkpointing")
 
 
 def _mapping(**types: Any) -> Any:
-    """A type of mapping: of each key the type, or the type and a default."""
-    entries: dict[str, Any] = {n: t if isinstance(t, tuple) else (t, ...) for n, t in types.items()}
+    entries: dict[str, Any] = {name: (kind, ...) for name, kind in types.items()}
     return create_model("Mapping", __config__=ConfigDict(strict=True), **entries)
 
 
@@ -44,11 +43,7 @@ _STATE = _mapping(
     position=PositiveInt,
     epoch=Annotated[float, Field(gt=0)],
     metrics=dict[str, Any],
-    config=_mapping(
-        train=_mapping(global_batch_size=int, epochs=int, precision=str),
-        lora=(dict[str, Any], {}),
-        ema=(dict[str, Any], {}),
-    ),
+    config=_mapping(train=_mapping(global_batch_size=int, epochs=int, precision=str)),
     training=_mapping(
         parts=_mapping(
             optimizer=_mapping(state=dict[int, dict[str, Any]]),
@@ -186,16 +181,17 @@ def _open(file: Path) -> dict[str, Any]:
 
 def _check_whole(content: dict[str, Any], where: str) -> None:
     """Refuse a state that lacks a part which its run had, or whose places differ."""
-    config, parts = content["config"], content["training"]["parts"]
-    train, scaled = config["train"], config["train"]["precision"] == "fp16"
-    had = {"scaler": scaled, "averages of the optimizer": not scaled}  # scaling leaves out steps
-    had["adapters"] = config.get("lora", {}).get("rank")
-    had["ema"] = config.get("ema", {}).get("decay")
-    there = {*parts, "averages of the optimizer"} if parts["optimizer"]["state"] else {*parts}
-    if lost := [name for name, used in had.items() if used and name not in there]:
+    parts, names = content["training"]["parts"], fields.settings_of(Config)
+    config = dict(fields.flatten(content["config"], names))
+    scaled = config["train.precision"] == "fp16"
+    had = {"scaler": scaled, "adapters": config.get("lora.rank"), "ema": config.get("ema.decay")}
+    lost = [name for name, used in had.items() if used and name not in parts]
+    if not (scaled or parts["optimizer"]["state"]):  # scaling leaves out steps
+        lost.append("averages of the optimizer")
+    if lost:
         raise InputError(f"{where}: it has no {', '.join(lost)}")
     step, position, epoch = (content[name] for name in ("step", "position", "epoch"))
-    size, epochs = train["global_batch_size"], train["epochs"]
+    size, epochs = config["train.global_batch_size"], config["train.epochs"]
     if step * size != position or epoch > epochs:
         place = f"position {position}, epoch {epoch:g} of {epochs}"
         raise InputError(f"{where}: step {step} of {size} pairs, yet {place}")

@@ -30,45 +30,74 @@ def slurm() -> Iterator[Slurm]:
     shutil.rmtree(folder)
 
 
+def submit(slurm: Slurm, log: Path, *words: object) -> str:
+    """The id of a job on two nodes, each with one "GPU" that torch doesn't see."""
+    slurm.environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    slurm.environment |= {"WANDB_MODE": "offline"}
+    how = ["--parsable", f"--chdir={ROOT}", f"--output={log}"]
+    how += ["--gpus-per-node=1", "--cpus-per-task=1"]
+    return slurm.run("sbatch", *how, ROOT / "jobs" / "multinode.sh", *words)
+
+
+def wait_for(holds: Callable[[], bool], log: Path) -> None:
+    end = time.monotonic() + 180
+    while not holds():
+        assert time.monotonic() < end, log.read_text("utf-8") if log.exists() else "not begun"
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 def test_a_job_is_warned_requeued_and_goes_on_to_its_end(
     slurm: Slurm, packed: Path, tmp_path: Path
 ) -> None:
-    """The signal that Slurm sends before the time is up; then the rest of the run, and the test.
-
-    `sbatch jobs/multinode.sh` on two nodes, each with one "GPU" that torch doesn't see.
+    """The signal that Slurm sends before the time is up, at once and later; then the rest of the
+    run, in the folder that was named, and the test.
     """
     run, log = tmp_path / "run", tmp_path / "job.log"
-    config = write(settings(packed, run, train__epochs=20), tmp_path / "config.yaml")
-    slurm.environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    slurm.environment |= {"RUN_FOLDER": str(run), "WANDB_MODE": "offline"}
-    words = ["--parsable", f"--chdir={ROOT}", f"--output={log}"]
-    words += ["--gpus-per-node=1", "--cpus-per-task=1"]
-    job = slurm.run("sbatch", *words, ROOT / "jobs" / "multinode.sh", "--config", config)
-
-    def wait_for(holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + 120
-        while not holds():
-            assert time.monotonic() < end, log.read_text() if log.exists() else "not begun"
-            time.sleep(0.2)
+    config = write(settings(packed, tmp_path / "not", train__epochs=20), tmp_path / "config.yaml")
+    job = submit(slurm, log, "--config", config, "--run.folder", run)
 
     def steps() -> list[int]:
         there = (run / "metrics.jsonl").exists()
         return [r["step"] for r in records(run) if "loss" in r] if there else []
 
-    wait_for(lambda: len(steps()) >= 4)
+    wait_for(lambda: slurm.field(job, "JobState") == "RUNNING", log)
+    slurm.run("scancel", "--signal=USR1", "--batch", job)  # nothing of the run can hear it yet
+    wait_for(lambda: slurm.field(job, "Restarts") == "1", log)
+    assert steps() == [1], "it is obeyed after the first step"
+    wait_for(lambda: len(steps()) >= 4, log)
     slurm.run("scancel", "--signal=USR1", "--batch", job)
-    wait_for(lambda: slurm.field(job, "Restarts") == "1")
+    wait_for(lambda: slurm.field(job, "Restarts") == "2", log)
     stopped = len(steps())
     assert stopped < 60
-    wait_for(lambda: slurm.field(job, "JobState") in ENDED)
-    text = log.read_text()
+    wait_for(lambda: slurm.field(job, "JobState") in ENDED, log)
+    text = log.read_text("utf-8")
     assert slurm.field(job, "JobState") == "COMPLETED", text
     assert steps() == list(range(1, 61))
+    assert f"run folder {run}" in text
     assert "2 process(es) on cpu" in text
-    assert f"SIGUSR1: stopped after step {stopped} of 60, and saved; back into the queue" in text
-    assert f"step-{stopped:08}.pt, step {stopped} of 60" in text
+    for step in (1, stopped):
+        assert f"SIGUSR1: stopped after step {step} of 60, and saved; back into the queue" in text
+        assert f"step-{step:08}.pt, step {step} of 60" in text
     assert "Traceback" not in text.partition("SIGUSR1: stopped")[0]
     assert not (run / "interrupted").exists()
     record = json.loads((run / "evaluations" / "best-test.json").read_text())
     assert (record["pool"], record["split"]) == (12, "test")
+
+
+@pytest.mark.slow
+def test_a_job_that_gets_no_further_is_not_requeued(
+    slurm: Slurm, packed: Path, tmp_path: Path
+) -> None:
+    """Though an earlier attempt left its marker; it ended with exit code 2, and torchrun's is 1."""
+    run, log = tmp_path / "run", tmp_path / "job.log"
+    run.mkdir()
+    (run / "interrupted").write_text("SIGUSR1: stopped after step 3 of 60, and saved\n")
+    config = write(settings(packed, tmp_path / "not"), tmp_path / "config.yaml")
+    job = submit(slurm, log, f"--run.folder={run}", "--config", config, "--data.train", "gone")
+    wait_for(lambda: slurm.field(job, "JobState") in ENDED, log)
+    text = log.read_text("utf-8")
+    states = [slurm.field(job, name) for name in ("JobState", "Restarts", "ExitCode")]
+    assert states == ["FAILED", "0", "1:0"], text
+    assert text.count("data.train: gone: no such shard folder") == 1
+    assert not (run / "interrupted").exists()

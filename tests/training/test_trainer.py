@@ -182,6 +182,7 @@ def test_a_signal_in_the_middle_of_a_validation(
 
 
 @pytest.mark.usefixtures("_handlers")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12's, beside a thread
 def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
