@@ -29,7 +29,9 @@ class ShardChanged(WorkError):
     """A shard went away, or changed, while it was in use."""
 
 
-BadImageReason = Literal["empty", "undecodable", "truncated", "blank", "over max pixels"]
+BadImageReason = Literal[
+    "empty", "no picture", "undecodable", "truncated", "blank", "over max pixels"
+]
 
 
 class BadImage(InputError):

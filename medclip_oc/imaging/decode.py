@@ -23,7 +23,7 @@ A file is what its content says, whatever its name. The rules:
 
 What can't be decoded, and the reason that is given (`BadImageReason`; encode.py adds "blank"):
 
-- "empty": no bytes.
+- "empty": no bytes. "no picture": a DICOM object without pixels, such as a report.
 - "over max pixels": by the header, before decoding. Shape alone is no reason: 1 x 20000 is fine.
 - "truncated": the decoder says so, or the file is shorter than its own header says.
 - "undecodable": damaged; none of the formats below, such as HEIF, AVIF, SVG, PDF, a web page; JPEG
@@ -34,6 +34,7 @@ JPEG decoders conceal some damage within the bit stream: that goes unnoticed.
 """
 
 import io
+import re
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -196,10 +197,16 @@ def jpeg_frame(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+_FOREIGN = re.compile(r"literal|codec|b['\"]")
+
+
 def _damage(error: Exception, data: bytes) -> BadImage:
     cut = "truncated" in str(error).lower() or _ends_early(data)
     reason: BadImageReason = "truncated" if cut else "undecodable"
-    return BadImage(reason, " ".join(str(error).split()) or type(error).__name__)
+    words = " ".join(str(error).split())
+    # Pillow's own, rather than Python's, or what stands in the file
+    told = isinstance(error, OSError | SyntaxError | ValueError) and not _FOREIGN.search(words)
+    return BadImage(reason, words if words and told else "its decoder failed")
 
 
 def _guess(data: bytes) -> str:

@@ -18,6 +18,7 @@ read: what says who the patient is, is not even parsed.
 """
 
 import io
+import re
 import warnings
 from functools import partial
 from typing import Any
@@ -44,6 +45,8 @@ for _colour in ("Red", "Green", "Blue"):
     _READ += [f"Segmented{_colour}PaletteColorLookupTableData"]
 _SECONDS = 600  # to decompress a frame; a JPEG 2000 of 89 megapixels needs about one minute
 _OF_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+_NAMED = re.compile(r"\([0-9A-F]{4},[0-9A-F]{4}\)( '[A-Za-z ]+')?|'(JPEG|MPEG|HEVC|RLE)[^']*'")
+"""An element, or a compression, in pydicom's words."""
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 """A transfer syntax that nothing in radiology writes; pydicom would unpack it without bound."""
 
@@ -56,7 +59,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         max_pixels: largest Rows times Columns; seen before anything is decoded.
 
     Raises:
-        BadImage: no pixels, truncated, over max pixels, not decodable.
+        BadImage: no picture, truncated, over max pixels, undecodable.
         InputError: pydicom is not installed.
     """
     try:
@@ -74,11 +77,18 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         except BadImage:
             raise
         except Exception as error:  # a damaged file raises whatever pydicom trips over
-            cut = "less than expected" in str(error)
-            words = " ".join(str(error).split())[:300] or type(error).__name__
-            if "missing dependencies" in words:
-                words += f" ({INSTALL})"
-            raise BadImage("truncated" if cut else "undecodable", words) from None
+            raise _damage(error) from None
+
+
+def _damage(error: Exception) -> BadImage:
+    """Without the error's own words, which may quote a value: of any element, in a damaged file."""
+    if isinstance(error, ChildProcessError):
+        return BadImage("undecodable", str(error))
+    if cut := re.search(r"\d+ vs \d+ bytes", str(error)):
+        return BadImage("truncated", f"fewer pixels than its size says ({cut[0]})")
+    named = _NAMED.search(str(error))
+    what = f"pydicom can't use {named[0] if named else 'its header or its pixels'}"
+    return BadImage("undecodable", what + f": {INSTALL}" * ("missing depend" in str(error)))
 
 
 def window(
@@ -127,8 +137,9 @@ def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
         raise BadImage("over max pixels", f"{columns} x {rows}, limit {max_pixels} pixels")
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         # pydicom drops compressed pixels that have no end
-        cut = b"\xe0\x7f\x10\0" in data
-        raise BadImage("truncated" if cut else "undecodable", "DICOM without whole pixels")
+        if rows or b"\xe0\x7f\x10\0" in data:
+            raise BadImage("truncated", "DICOM without whole pixels")
+        raise BadImage("no picture", "a DICOM object without pixels: no image, or cut before them")
     if not (syntax := dataset.file_meta.get("TransferSyntaxUID")):
         raise BadImage("undecodable", "DICOM that names no transfer syntax")
     decode_frame = partial(pixel_array, dataset, index=0)
@@ -152,7 +163,7 @@ def _shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
         pixels = apply_color_lut(stored.astype(np.int64).clip(first, last), dataset)
         return window(pixels, limits=(0, brightest)) if brightest > 255 else pixels.astype(np.uint8)
     if space != "RGB" and not space.startswith("YBR"):
-        raise BadImage("undecodable", f"DICOM of colour space {space}")
+        raise BadImage("undecodable", "DICOM of a colour space that isn't read")
     return stored if stored.dtype == np.uint8 else window(stored)
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 
 from ..errors import InputError
 from .image_store import Archive, Folder, ImageFile, image_on_disk, stem
-from .tables import Row, Table
+from .tables import Number, Row, Table
 
 SPLITS = ("train", "valid", "test")
 SPLIT_WORDS = {
@@ -196,8 +196,8 @@ class Source:
 
         if row.problem:
             return reject("malformed row", row.problem)
-        if not isinstance(caption, str):
-            kind = type(caption).__name__
+        if not isinstance(caption, str) or isinstance(caption, Number):
+            kind = type(caption).__name__.lower()
             return reject("malformed row", f"the caption is a {kind}, not text")
         identity, caption = stem(name), clean(caption)
         if unfit := unfit_id(identity, is_path=is_path):

@@ -33,13 +33,17 @@ _Kind = tuple[Callable[[Path], list[str]], Callable[[Path, list[str], list[str]]
 """How the names of a file's columns are read, and (given those) the chosen ones; what counts."""
 
 
+class Number(str):
+    """A number, true or false, as text: an id may be one, a caption may not."""
+
+
 class Row(NamedTuple):
     """The chosen cells of one row."""
 
     location: str
     """For messages: the line on which the row begins, or its number in a Parquet file."""
     values: list[Any]
-    """Text; of a Parquet or JSON column of another type, its Python value. "" for none."""
+    """Text, or a Number; of another type of Parquet or JSON, its Python value. "" for none."""
     problem: str | None
     """What is wrong with the row; its values are then unsure."""
 
@@ -116,14 +120,14 @@ def _chosen(path: Path, names: Sequence[str], column: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as text, an absent value as none; bytes, lists and mappings as they are."""
+    """Numbers as text, an absent value as ""; bytes, lists and mappings as they are."""
     if isinstance(value, str):
         return value
     if value is None or value != value:  # NaN
         return ""
     if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # pandas' whole numbers of JSON, where one is absent
-    return str(value) if isinstance(value, int | float) else value
+        return Number(int(value))  # pandas' whole numbers of JSON, where one is absent
+    return Number(value) if isinstance(value, int | float) else value
 
 
 # -------------------------------------------------------------------------------------- text files

@@ -174,12 +174,22 @@ def test_all_ways_to_store_one_image_give_the_same(name: str) -> None:
 
 PLAIN = dicom(DEEP)
 UNUSABLE: dict[str, tuple[bytes, str, str]] = {
-    "no pixels": (dicom(None), "undecodable", "DICOM without whole pixels"),
+    "no pixels": (dicom(None), "no picture", "DICOM object without pixels"),
     "cut in the pixels": (PLAIN[:-900], "truncated", "2940 vs 3840 bytes"),
-    "cut before the pixels": (PLAIN[:300], "undecodable", "without whole pixels"),
+    "cut in the header": (PLAIN[:300], "no picture", "or cut before them"),
+    "cut before the pixels": (dicom(DEEP, PixelData=None), "truncated", "without whole pixels"),
     "compressed, cut": (JPEG_IN_DICOM[:-300], "truncated", "without whole pixels"),
-    "a film": (framed(GREY, MPEG, b"film"), "undecodable", "No pixel data decoders .* 'MPEG2"),
-    "an odd colour space": (dicom(COLOUR, PhotometricInterpretation="HSV"), "undecodable", "HSV"),
+    "a film": (framed(GREY, MPEG, b"film"), "undecodable", "can't use 'MPEG2 Main"),
+    "an odd colour space": (
+        dicom(COLOUR, PhotometricInterpretation="DOE JANE"),
+        "undecodable",
+        r"^undecodable \(pydicom can't use \(0028,0004\) 'Photometric Interpretation'\)$",
+    ),
+    "a number that is none": (
+        dicom(DEEP, NumberOfFrames="1").replace(b"IS\x02\x001 ", b"IS\x02\x001A"),
+        "undecodable",
+        r"^undecodable \(pydicom can't use its header or its pixels\)$",
+    ),
     "nothing but padding": (dicom(DEEP * 0 + 7, PixelPaddingValue=7), "blank", "every pixel is 0"),
     "deflated": (dicom(None, syntax="1.2.840.10008.1.2.1.99"), "undecodable", "a deflated DICOM"),
 }

@@ -11,9 +11,12 @@ import json
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -195,3 +198,22 @@ def test_each_bad_line_of_json_has_its_reason(files: Path) -> None:
         assert isinstance(reject, Reject)
         assert reject.reason == reason
         assert reject.detail.startswith("line 3: ")
+
+
+def test_each_type_of_parquet_is_a_caption_or_has_its_reason(files: Path) -> None:
+    day, root = datetime(2020, 1, 1), files / "test_images" / "test"
+    for values, reason in (
+        (["nan", "NA"], None),
+        (pa.array([None, None], pa.string()), "caption empty"),
+        (pa.array([None, day], pa.timestamp("ns")), "caption empty"),  # NaT
+        ([float("nan"), 1.0], "caption empty"),
+        ([1, 2], "malformed row"),
+        ([True, None], "malformed row"),
+        ([day, None], "malformed row"),
+        ([b"text", None], "malformed row"),
+    ):
+        pq.write_table(pa.table({"i": ["a.jpg", "c.jpg"], "t": values}), files / "t.parquet")
+        columns = {"image": "i", "caption": "t"}
+        source = open_table(files / "t.parquet", columns, image_root=root, splits=["test"])
+        record = next(source.records("test"))
+        assert (record.reason if isinstance(record, Reject) else None) == reason
