@@ -17,7 +17,6 @@ from . import results
 _SCORES = ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr")
 _SHARES = ("mrr", "mean_recall", "level", "relevant")
 _TEXTS = ("name", "data", "features", "split", "ties", "duplicates")
-_MAY_BE_NONE = ("concept", "data_fingerprint")
 _NEAREST = {f"{direction}_nearest": (2, "U") for direction in DIRECTIONS}
 _ARRAYS = {"ids": (1, "U")} | {f"{way}_rank": (1, "f") for way in DIRECTIONS} | _NEAREST
 _MOST_POINTS = 300
@@ -50,9 +49,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
             assert 0 <= parsed[-1]["step"] <= 2**53
             for name, value in parsed[-1].items():  # of what isn't finite nothing is drawn
                 if value is not None and math.isfinite(value):
-                    assert _is_sound(value, name.split("/")[-1], 2**64, 0 if "/" in name else -1)
+                    assert _is_sound(value, name.split("/")[-1], 1e39, 0 if "/" in name else -1)
         except Exception:  # of any kind: a line may hold anything
-            raise InputError(f"{file}: line {number} is no record of a run") from None
+            raise InputError(f"{file}: line {number} is no record of a run: remove it") from None
     return parsed
 
 
@@ -88,19 +87,19 @@ def _evaluated(file: Path) -> Evaluated:
         results.tables(record)  # they can be made
         results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
     except Exception:  # of any kind: a record may hold anything
-        raise InputError(f"{file}: damaged, or not the record of an evaluation") from None
+        raise InputError(
+            f"{file}: damaged, or not the record of an evaluation: make it again"
+        ) from None
     beside, arrays, pool = file.with_suffix(".npz"), None, record["pool"]
     if beside.is_file():
         arrays = npz.read(beside, _ARRAYS, _NEAREST)
         ranks = np.stack([arrays[f"{direction}_rank"] for direction in DIRECTIONS])
-        if len(arrays["ids"]) != pool:
-            raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}")
-        if not ((ranks >= 1) & (ranks <= pool)).all():
-            raise InputError(f"{beside}: holds ranks that are not between 1 and {pool:,}")
+        if len(arrays["ids"]) != pool or not ((ranks >= 1) & (ranks <= pool)).all():
+            raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}: evaluate again")
     return Evaluated(file.stem, record, arrays)
 
 
-def _is_sound(value: Any, name: str, pool: int, least: int = 0) -> bool:
+def _is_sound(value: Any, name: str, pool: float, least: int = 0) -> bool:
     """Whether what stands in a record under a name can stand there; only differences go below 0."""
     if isinstance(value, dict | list):
         if not value or (name in _TEXTS and isinstance(value, dict)):
@@ -109,6 +108,6 @@ def _is_sound(value: Any, name: str, pool: int, least: int = 0) -> bool:
         inner = value.items() if isinstance(value, dict) else ((name, each) for each in value)
         return all(_is_sound(each, key, pool, least) for key, each in inner)
     if isinstance(value, str) or value is None:
-        return value is not None or name in _MAY_BE_NONE
-    most = 1 if "@" in name or name in _SHARES else pool if name.endswith("_rank") else 2**64
+        return value is not None or name in ("concept", "data_fingerprint")
+    most = 1 if "@" in name or name in _SHARES else pool if name.endswith("_rank") else 1e39
     return name not in _TEXTS and type(value) in (int, float) and least * most <= value <= most

@@ -11,8 +11,6 @@ from ..errors import InputError
 from .atomic import atomic_file
 
 _KINDS = {"Uiu": "text or whole numbers", "U": "text", "f": "floats", "iu": "whole numbers"}
-_MOST_PACKED = 100
-"""Times the size of the file that an array may have."""
 
 
 def write(path: Path, **arrays: np.ndarray) -> None:
@@ -42,14 +40,14 @@ def read(
                         header = "read_array_header_{}_{}".format(*version)
                         shape, _, dtype = getattr(np.lib.format, header)(opened)
                         held = member.file_size - opened.tell()
-                        most = _MOST_PACKED * path.stat().st_size
+                        most = 100 * path.stat().st_size  # zeros can be packed to a thousandth
                         if held > most or held != math.prod(shape) * max(1, dtype.itemsize):
                             raise ValueError("announces what is not there")
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in wanted if name in arrays.files}
         texts = [t for a in found.values() if a.dtype.kind == "U" for t in a.ravel().tolist()]
     except Exception:  # of any kind: numpy and zipfile read what others wrote
-        raise InputError(f"{path}: damaged, or not a readable .npz") from None
+        raise InputError(f"{path}: damaged, or not a readable .npz: make it again") from None
     if missing := [name for name in wanted if name not in found and name not in optional]:
         raise InputError(f"{path}: lacks {', '.join(missing)}")
     size = found["ids"].size

@@ -143,7 +143,7 @@ def test_fuzz(tmp_path: Path) -> None:
         assert read.ids == right.ids
         for name in ("images", "texts", "image_hash", "caption_hash", "concepts"):
             assert np.array_equal(getattr(read, name), getattr(right, name)), (n, name)
-    assert f"{file}: damaged, or not a readable .npz" in told
+    assert f"{file}: damaged, or not a readable .npz: make it again" in told
     assert not any("\n" in line for line in told)
 
 
