@@ -16,13 +16,14 @@ import sys
 from pathlib import Path
 from medclip_oc.config.schema import Config
 from medclip_oc.runtime import command
-from medclip_oc.runtime.progress import print_line
+from medclip_oc.runtime.progress import Progress, print_line
 
 def main(settings):
     with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
         file.write("whole")
         sys.stdin.read()
         print_line("a warning")
+        Progress(2, "pairs", "embed").close()
         print("\\u0153\\udce9")
         for _ in range(int(sys.argv[2])):
             print("x" * 1000)
