@@ -5,8 +5,7 @@ opens. Its `state_dict` has open_clip's names, so open_clip loads the file as it
 
     format      FORMAT
     state_dict  the plain model
-    model       what it is: arch, name, definition, preprocess, tokens (see factory); and files,
-                those of a Hugging Face tokenizer and text tower
+    model       what it is: arch, name, definition, preprocess, tokens, files (see factory)
     config      the resolved configuration of the run
     step, epoch, position (pairs consumed), metrics, versions
     training    what resuming needs besides (see training); best.pt is without it

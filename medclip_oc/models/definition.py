@@ -17,11 +17,9 @@ from ..config.schema import ModelConfig
 from ..errors import InputError, WorkError
 from ..runtime.progress import print_line
 from . import description
-from .description import TEXT_MODEL
 from .pretrained import resolve
 
-CONFIG = "open_clip_config.json"
-_BUILT_IN = frozenset(open_clip.list_models())
+_BUILT_IN = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
 
 
 def has_schema(arch: str) -> bool:
@@ -55,14 +53,14 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
     description.check(description.Name, name, "model.arch")
     if definition is not None:
         description.check(description.DEFINITION, definition, "model.definition.")
-        if arch in _BUILT_IN and open_clip.get_model_config(arch) != definition:
+        if definition != _BUILT_IN.get(arch, definition):
             raise InputError(
                 f"model.arch: {arch!r} is open_clip's own; a model given in full "
                 "(model.definition) needs a name of its own"
             )
     elif has_schema(arch):
         definition = described(arch)["model_cfg"]
-    elif (definition := open_clip.get_model_config(arch)) is None:
+    elif not (definition := deepcopy(_BUILT_IN.get(arch)) or open_clip.get_model_config(arch)):
         near = difflib.get_close_matches(arch, open_clip.list_models(), 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"model.arch: {arch!r} is not an open_clip architecture{hint}")
@@ -76,7 +74,8 @@ def described(arch: str) -> dict[str, Any]:
     """The `open_clip_config.json` of a hub's model, or of a folder with what lies inside it."""
     folder = folder_of(arch)
     try:
-        file = folder / CONFIG if folder else Path(download_pretrained_from_hf(arch[7:], CONFIG))
+        name = "open_clip_config.json"
+        file = folder / name if folder else Path(download_pretrained_from_hf(arch[7:], name))
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise unreachable(f"model.arch: {arch}", error) from error
@@ -87,7 +86,7 @@ def described(arch: str) -> dict[str, Any]:
 
 def _look_inside(folder: Path | None, text: dict[str, Any], where: str, up: str = "/") -> None:
     """Let the text tower and its tokenizer be those inside a folder, or no path that leads `up`."""
-    for key, place in (("hf_tokenizer_name", ""), ("hf_model_name", TEXT_MODEL)):
+    for key, place in (("hf_tokenizer_name", ""), ("hf_model_name", description.TEXT_MODEL)):
         if folder and text.get(key) and (folder / place).is_dir():
             text[key] = str(folder / place)
         elif {"..", up} & {*Path(text.get(key) or "").parts}:
@@ -105,14 +104,13 @@ def register(name: str, definition: dict[str, Any], where: str = "model.definiti
         text[key] = resolve(text[key])
         if text[key].startswith("/") and not Path(text[key]).is_dir():
             raise InputError(f"{where}: {key}: {text[key]}: no such folder")
-        if not Path(text[key]).is_dir():  # Path's can raise
+        if not Path(text[key]).is_dir():
             print_line(f"{where}: {key}: {text[key]}: from the Hugging Face hub")
     if tower := text.get("hf_model_name"):
         try:
             from transformers import PretrainedConfig  # of an extra
 
-            with quiet():
-                about, _ = PretrainedConfig.get_config_dict(tower)
+            about, _ = PretrainedConfig.get_config_dict(tower)
         except Exception as error:  # of many kinds
             raise unreachable(f"{where}: hf_model_name: {tower}", error) from error
         description.check(description.TEXT_TOWER, about, f"{where}: {tower}/config.json: ")
@@ -131,9 +129,10 @@ def carried(model: Any, tokenizer: Any, definition: dict[str, Any]) -> dict[str,
         if text.get("hf_tokenizer_name"):
             tokenizer.save_pretrained(folder)
         if text.get("hf_model_name"):
-            model.text.config.save_pretrained(f"{folder}/{TEXT_MODEL}")
-        files = [file for file in sorted(Path(folder).rglob("*.*")) if file.stat().st_size]
-        return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+            model.text.config.save_pretrained(f"{folder}/{description.TEXT_MODEL}")
+        files = [*Path(folder).glob("*.*"), *Path(folder).glob(f"{description.TEXT_MODEL}/*.json")]
+        contents = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+        return {name: content for name, content in sorted(contents.items()) if content}
 
 
 @contextmanager

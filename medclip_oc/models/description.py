@@ -1,10 +1,9 @@
-"""The schema of all that describes a model: a checkpoint, the JSON files of a folder, and
-`model.definition` and `model.preprocess`.
-
-Keys and types are those of open_clip's own dataclasses. Here are the bounds that they leave open,
-so that a description is data, and nothing is built, opened or run that a model doesn't need.
+"""The schema of all that describes a model: a checkpoint, a folder's JSON, `model.definition` and
+`model.preprocess`. Keys and types are those of open_clip's dataclasses; here are the bounds that
+they leave open, so that nothing is built, opened or run that a model doesn't need.
 """
 
+import re
 from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -22,22 +21,19 @@ PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")  # others foll
 TEXT_MODEL = "text_model"  # in a folder: the configuration of a Hugging Face text tower
 # of a file in open_clip's registry, or of a timm model: no path, no hub
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@+-]*$", max_length=200)]
-Text = Annotated[str, Field(max_length=1000)]
+Text = Annotated[str, Field(max_length=255)]  # as of a part of a path
 Count = Annotated[int, Field(ge=1, le=2**20)]  # the largest vocabulary of open_clip has 901,629
 Layers = Annotated[int, Field(ge=1, le=1000)]
-Token = Annotated[int, Field(ge=0, lt=2**20)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2, strict=False)]
 Three = Field(min_length=3, max_length=3, strict=False)  # a tuple will do too
-Four = Field(min_length=4, max_length=4)
 Shards = str | list[str] | None
-_WORDS = {
+_WORDS = {  # of pydantic's errors, what is said here in other words
     "missing": "is missing",
     "extra_forbidden": "no such setting",
     **dict.fromkeys(("model_type", "dict_type"), "should be a mapping"),
     "string_pattern_mismatch": "can't be a name; use letters, digits, . @ + - _",
 }
-"""Of pydantic's errors, what is said here in other words."""
 
 
 def _mapping(keys: dict[str, Any], extra: Literal["forbid", "ignore"] = "forbid") -> Any:
@@ -55,10 +51,9 @@ def _section(config: type, **bounded: Any) -> Any:
 
 _open = partial(_mapping, extra="ignore")
 _BOUNDED: dict[str, Any] = {
-    **dict.fromkeys(("width", "head_width", "heads", "dim_head", "n_queries"), Count),
-    **dict.fromkeys(("attn_pooler_heads", "attn_pooler_queries"), Count),
-    **dict.fromkeys(("context_length", "vocab_size"), Count),
-    **dict.fromkeys(("pad_id", "eos_id"), Token),
+    **dict.fromkeys(("width", "head_width", "heads", "dim_head", "n_queries", "vocab_size"), Count),
+    **dict.fromkeys(("context_length", "attn_pooler_heads", "attn_pooler_queries"), Count),
+    **dict.fromkeys(("pad_id", "eos_id"), Annotated[int, Field(ge=0, lt=2**20)]),
     **dict.fromkeys(("image_size", "size"), Size),
     **dict.fromkeys(("hf_tokenizer_name", "hf_model_name", "hf_pooler_type"), Text | None),
     "layers": Layers,
@@ -79,9 +74,7 @@ _BOUNDED: dict[str, Any] = {
     "interpolation": Literal["bicubic", "bilinear"],
     "resize_mode": Literal["shortest", "longest", "squash"],
 }
-VISION = _section(
-    CLIPVisionCfg, layers=Layers | Annotated[list[Layers], Four], pool_type=Literal["tok", "avg"]
-)
+VISION = _section(CLIPVisionCfg, layers=Layers | list[Layers], pool_type=Literal["tok", "avg"])
 PREPROCESS = _section(PreprocessCfg)
 OWN_PREPROCESS = _mapping({f"{key}?": _BOUNDED[key] for key in PREPROCESS_KEYS})
 DEFINITION = _mapping(
@@ -90,10 +83,9 @@ DEFINITION = _mapping(
     | {"init_logit_scale?": float, "init_logit_bias?": float | None, "nonscalar_logit_scale?": bool}
 )
 FOLDER = _open({"model_cfg": DEFINITION, "preprocess_cfg?": PREPROCESS})
-_LAYERS = ("num_hidden", "num", "num_decoder", "encoder", "decoder")
 TEXT_TOWER = _open(
     {"model_type": Literal[tuple(arch_dict)], "auto_map?": None, "num_labels?": Count}
-    | dict.fromkeys((f"{name}_layers?" for name in _LAYERS), Layers)
+    | {f"{n}_layers?": Layers for n in ("num", "num_hidden", "num_decoder", "encoder", "decoder")}
     | {f"{name}attn_implementation?": Literal["eager", "sdpa", None] for name in ("", "_")}
 )
 """config.json of Hugging Face: an auto_map names Python files, and an attention may be of a hub."""
@@ -110,21 +102,13 @@ CHECKPOINT = _open({"state_dict": dict[str, Any], "model": _DESCRIPTION, "config
 
 
 def check(kind: Any, value: object, where: str) -> None:
-    """Refuse what isn't of a kind above; `where` stands before its keys ("model.definition.").
-
-    Raises:
-        InputError: the first fault: the key, what is allowed, what is there.
-    """
+    """Refuse what isn't of a kind above: an InputError of its first fault, after `where`."""
     try:
         TypeAdapter(kind).validate_python(value)
     except ValidationError as caught:
-        error, place, inside = caught.errors(include_url=False)[0], list[str](), value
-        for key in error["loc"]:  # names the alternatives of a type too
-            if isinstance(key, int) or (isinstance(inside, dict) and key in inside):
-                inside = inside[key]  # type: ignore[index]
-                place.append(str(key))
-        if error["type"] == "missing":
-            place.append(str(error["loc"][-1]))
+        error = caught.errors(include_url=False)[0]
+        # the place names the alternatives of a type too: str, constrained-int, list[...]
+        place = [str(k) for k in error["loc"] if not re.search(r"^str$|constrained|\[", str(k))]
         message = _WORDS.get(error["type"], error["msg"].removeprefix("Input "))
         if error["type"] == "extra_forbidden" and len(place) == 1:
             message += f"; allowed: {', '.join(kind.model_fields)}"

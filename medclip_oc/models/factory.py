@@ -58,8 +58,8 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     elif weights is not None:
         pretrained.check_tag(settings.arch, weights, config)
     state = pretrained.load_weights(file) if file else {}  # before open_clip opens it
-    how: dict[str, Any] = {"pretrained": weights, "force_image_size": settings.image_size}
-    how["force_preprocess_cfg"] = preprocess
+    how: dict[str, Any] = {"pretrained": weights, "force_preprocess_cfg": preprocess}
+    how["force_image_size"] = settings.image_size
     if definition.has_schema(settings.arch):
         _create(source, **how, device="meta")  # before memory is taken for its sizes
     model = _create(source, **how)
@@ -198,9 +198,8 @@ def _create(name: str, where: str = "model.definition", **how: Any) -> Any:
             )
     except Exception as error:  # open_clip's are of many kinds
         reason = definition.first_lines(error)
-        has_source = weights or definition.has_schema(name) or isinstance(error, OSError)
-        if not has_source or isinstance(error, TypeError | ZeroDivisionError | AttributeError):
-            # numbers that make no network
+        of_hub = weights or definition.has_schema(name) or isinstance(error, OSError)
+        if not of_hub or isinstance(error, TypeError | ZeroDivisionError | AttributeError):
             raise InputError(f"{where}: {name} can't be built: {reason}") from error
         if is_file:
             raise InputError(f"{weights} doesn't fit {name} ({reason})") from error
