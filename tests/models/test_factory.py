@@ -14,7 +14,7 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.models.clip import Clip
-from tests.support.reference import RESNET
+from tests.support.reference import HF, RESNET
 from tests.support.tiny_dataset import picture
 from tests.support.tiny_models import TEXT, TINY, VIT
 
@@ -92,6 +92,11 @@ def test_preprocessing_travels(tmp_path: Path) -> None:
         build(pretrained=file, preprocess={"mean": [0.7] * 3})
 
 
+def test_no_normalisation_may_be_written_in_whole_numbers() -> None:
+    ways = [{"mean": [zero] * 3, "std": [one] * 3} for zero, one in ((0, 1), (0.0, 1.0))]
+    assert torch.equal(*(embed(build(preprocess=way)) for way in ways))
+
+
 def test_image_size(tmp_path: Path) -> None:
     """Position tables are stretched where a size is asked for, and not by themselves."""
     clip = build(image_size=48)
@@ -144,6 +149,24 @@ def test_a_hub_without_weights_or_with_bad_ones(
         build("hf-hub:org/clip", definition=None)
 
 
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ([], "config.json: should be a mapping"),
+        ({"model_cfg": 5}, "model_cfg: should be a mapping .there: 5"),
+        ({"model_cfg": TINY, "preprocess_cfg": {"mean": "x"}}, "preprocess_cfg.mean: should be"),
+        ({"model_cfg": {**TINY, "text_cfg": {**TEXT, "layers": 10**7}}}, "text_cfg.layers: should"),
+        ({"model_cfg": {**TINY, "vision_cfg": {**VIT, "width": 2**19}}}, "doesn't fit "),
+        ({"model_cfg": {**TINY, "text_cfg": HF}}, "hf_model_name: /.* leads out of the folder"),
+    ],
+)
+def test_a_folder_that_describes_no_model(tmp_path: Path, about: object, message: str) -> None:
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    torch.save(build().towers.clip.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(InputError, match=message):
+        build(f"local-dir:{tmp_path}", definition=None)
+
+
 def test_a_bias_that_the_loss_cancels_is_not_trained(tmp_path: Path) -> None:
     """SigLIP architectures have one; several processes would wait for its gradient."""
     towers = build("bias-test", definition={**TINY, "init_logit_bias": -10}).towers
@@ -170,14 +193,8 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({"arch": "c", "definition": COCA}, "is a CoCa"),
         ({"definition": {"embed_dim": 3}}, "model.definition.vision_cfg: is missing"),
         ({"arch": "RN50"}, "'RN50' is open_clip's own"),
-        (
-            {"arch": "y", "definition": {**TINY, "vision_cfg": {"foo": 1}}},
-            r"definition\.vision_cfg\.foo: no such setting",
-        ),
-        (
-            {"arch": "local-dir:/nowhere", "definition": None},
-            "nowhere: could not .*No such",
-        ),
+        ({"definition": {**TINY, "vision_cfg": {"foo": 1}}}, "vision_cfg.foo: no such setting"),
+        ({"arch": "local-dir:/nowhere", "definition": None}, "nowhere: could not .*No such"),
         ({"arch": "ViT-B-61", "definition": None}, "'ViT-B-61' is not .*; did you mean ViT-B-16"),
         ({"arch": "hf-hub:a/b", "pretrained": "openai"}, "leave pretrained out"),
         ({**RN50, "pretrained": "openai"}, "RN50 uses GELU, but .*QuickGELU; use RN50-quickgelu"),
@@ -185,10 +202,7 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({"preprocess": {"means": 1}}, "preprocess.means: no such setting"),
         ({"pretrained_text": "somewhere"}, "only a Hugging Face text tower"),
         ({"preprocess": {"mean": 3}}, "preprocess.mean: should be a valid list .there: 3"),
-        (
-            {"preprocess": {"interpolation": "random"}},
-            "or 'bilinear' .there: 'random'",
-        ),
+        ({"preprocess": {"interpolation": "random"}}, "or 'bilinear' .there: 'random'"),
     ],
 )
 def test_what_cannot_be_built(settings: dict[str, Any], message: str) -> None:
