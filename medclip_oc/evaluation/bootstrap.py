@@ -3,8 +3,8 @@
 Percentile intervals (Efron and Tibshirani 1993, chapter 13). The same seed draws the same queries
 for every figure of the same number of queries, so that two models' ranks are resampled in pairs.
 
-Where every draw gives the same R@K, it has Wilson's interval: a width of 0 would look too sure. Of
-fewer than FEW_QUERIES a count is shown, and no interval; the record keeps what was drawn.
+R@K has Wilson's interval where every draw gives the same, or where the queries are few: a width of
+0 would look too sure.
 """
 
 import math
@@ -53,7 +53,7 @@ def bootstrap(
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     ends = {name: np.quantile(values, TAILS).tolist() for name, values in joined.items()}
     for name, k in ((f"R@{k}", k) for k in ks if baseline is None):
-        if len(ranks) >= FEW_QUERIES and ends[name][0] == ends[name][1]:
+        if len(ranks) < FEW_QUERIES or ends[name][0] == ends[name][1]:
             ends[name] = wilson(float((ranks <= k).mean()), len(ranks))
     return ends
 
