@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
-from .tars import BLOCK, walk
+from .tars import walk
 
 VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
@@ -57,8 +57,8 @@ class Shard:
     """(n, 6) int64: offset and size of image, text and JSON."""
     skipped: int
     """Entries without an image or a caption, or with an empty one."""
-    links: dict[int, str]
-    """Offset of a member that others are hard links to -> its name."""
+    names: dict[int, str]
+    """Offset -> name of a member that isn't KEY.extension: in capitals, or what a link links to."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -78,10 +78,8 @@ def of_folder(folder: Path, split: str) -> list[Shard]:
     if split not in splits:
         names = ", ".join(splits) or "none"
         raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
-    known = {shard.path.name for shard in shards}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name.startswith(f"{split}-") and path.name not in known:
-            raise InputError(f"{path}: {INDEX} doesn't name it; move it away, or pack again")
+    for stray in {*folder.absolute().glob(f"{split}-*.tar")} - {shard.path for shard in shards}:
+        raise InputError(f"{stray}: {INDEX} doesn't name it; move it away, or pack again")
     return _there([shard for shard in shards if shard.split == split])
 
 
@@ -95,23 +93,22 @@ def of_tars(paths: Iterable[Path]) -> list[Shard]:
     folders = {path.parent for path in paths if (path.parent / INDEX).is_file()}
     known = {shard.path: shard for folder in folders for shard in _read(folder / INDEX)}
     if foreign := [path for path in paths if path not in known]:
-        states = [(str(path), path.stat()) for path in foreign]
-        stamps = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states]
+        stats = ((str(path), path.stat()) for path in foreign)
+        stamps = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
         name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
         kept = foreign[0].parent / f".index-{name}.json"
         try:
             digest, _, content = kept.read_bytes().partition(b"\n")
-            found = _parse(kept, content)
-            same = [shard.path for shard in found] == foreign
-            if not same or hashlib.sha256(content).hexdigest().encode() != digest:
+            if hashlib.sha256(name.encode() + content).hexdigest().encode() != digest:
                 raise InputError(f"{kept}: changed, or of other tars")
+            found = _parse(kept, content)
         except (OSError, InputError):
             with ThreadPoolExecutor(_THREADS) as pool:
                 entries = list(pool.map(scan, foreign))
             found = [parse_shard(kept.parent, entry) for entry in entries]
             with suppress(OSError, WorkError), atomic_file(kept, shared=True) as partial:
                 content = json.dumps({"version": VERSION, "shards": entries}).encode()
-                digest = hashlib.sha256(content).hexdigest().encode()
+                digest = hashlib.sha256(name.encode() + content).hexdigest().encode()
                 partial.write_bytes(digest + b"\n" + content)
         known |= {shard.path: shard for shard in found}
     return _there([known[path] for path in paths])
@@ -169,37 +166,23 @@ def expand(pattern: str) -> list[Path]:
 
 def image_extension(members: dict[str, Any]) -> str | None:
     """Which of a pair's members is the image; None without both an image and a caption."""
-    there = {name for name, content in members.items() if content is not None}
-    return next((name for name in IMAGE_EXTENSIONS if {name, "txt"} <= there), None)
+    return next((n for n in IMAGE_EXTENSIONS if members.get(n) and members.get("txt")), None)
 
 
 def _read(path: Path) -> list[Shard]:
-    """The shards in an index.json of ours, as sizes.json, where it is there, confirms.
-
-    A wrong name or place is found when it is read (see `tars`), what is left out only here.
-    """
+    """The shards in an index.json, with none left out. A wrong place is found when it is read."""
     shards, sizes, numbers = _parse(path), path.parent / SIZES, Counter[str]()
     for shard in shards:
         name = f"{shard.split}-{numbers[shard.split]:06d}.tar"
         numbers[shard.split] += 1
-        places = shard.places.reshape(-1, 2)
-        ends = np.pad(places.sum(1), (1, 0))  # before each member come others, and its header
-        apart = (places[:, 0] - ends[:-1] >= BLOCK).all() and ends[-1] <= shard.bytes
-        if (
-            shard.path.name != name
-            or not apart
-            or (places < 0).any()
-            or (places > shard.bytes).any()
-        ):
+        in_order = (np.diff(shard.places[:, 0]) > 0).all() and (shard.places >= 0).all()
+        if shard.path.name != name or not in_order:
             raise InputError(f"{path}: damaged at {name}; {RESTORE}")
     counts = {shard.path.name: len(shard) for shard in shards}
-    try:
-        agree = not sizes.exists() or json.loads(sizes.read_bytes()) == counts
-    except (OSError, ValueError, RecursionError):
-        agree = False
-    if not agree:
-        raise InputError(f"{sizes}: damaged, or {INDEX} is: they differ in a shard; {RESTORE}")
-    return shards
+    with suppress(OSError, *DAMAGED):
+        if not sizes.exists() or json.loads(sizes.read_bytes()) == counts:
+            return shards
+    raise InputError(f"{sizes}: damaged, or {INDEX} is: they differ in a shard; {RESTORE}")
 
 
 def _parse(path: Path, content: bytes | None = None) -> list[Shard]:
@@ -222,21 +205,17 @@ def _parse(path: Path, content: bytes | None = None) -> list[Shard]:
 
 
 def parse_shard(folder: Path, entry: dict[str, Any]) -> Shard:
-    """What an entry of the index says.
-
-    Raises:
-        one of `DAMAGED`: it contradicts itself, or holds values of other types.
-    """
+    """What an entry of the index says; one of DAMAGED is raised where that can't be."""
     keys = [key.encode() for key in entry["keys"]]
     kinds = [IMAGE_EXTENSIONS.index(extension) for extension in entry["extensions"]]
     places = np.array(entry["members"], np.int64).reshape(-1, 6)  # (n, 6)
     if not len(keys) == len(kinds) == len(places) == len(entry["members"]) == entry["samples"]:
         raise ValueError("lists of different lengths")
     name, split, identity = (entry[text] + "" for text in ("name", "split", "sha256"))
-    size, skipped = (int(np.int64(entry.get(number, 0))) for number in ("bytes", "skipped"))
-    links = {int(offset): target for offset, target in entry.get("links", {}).items()}
+    size, skipped = (int(np.int64(n)) for n in (entry["bytes"], entry.get("skipped", 0)))
+    names = {int(offset): member for offset, member in entry.get("names", {}).items()}
     arrays = np.array(keys, "S"), np.array(kinds, np.int8), places
-    return Shard(folder.absolute() / name, split, size, identity, *arrays, skipped, links)
+    return Shard(folder.absolute() / name, split, size, identity, *arrays, skipped, names)
 
 
 def scan(path: Path) -> dict[str, Any]:
@@ -248,16 +227,17 @@ def scan(path: Path) -> dict[str, Any]:
     from webdataset.tariterators import group_by_keys  # imports torch, which packing doesn't need
 
     keys, extensions, places, skipped = [], [], [], 0
-    known, links = dict[str, Any](), dict[int, str]()
+    known, names = dict[str, Any](), dict[int, str]()
 
-    def place(_: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[int, int] | None:
+    def place(_: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         """Offset and size; of a hard link, those of what it links to; None of another link."""
-        known[member.name] = known.get(member.linkname) if member.islnk() else None
+        found = known.get(member.linkname) if member.islnk() else None
         if member.isfile() and not member.issparse():
-            known[member.name] = member.offset_data, member.size
-        elif known[member.name]:
-            links.setdefault(known[member.name][0], member.linkname)
-        return known[member.name]
+            found = member.offset_data, member.size
+        if found and (member.islnk() or not member.name.rpartition(".")[2].islower()):
+            names.setdefault(found[0], member.linkname or member.name)
+        known[member.name] = found
+        return found
 
     try:
         with path.open("rb") as file:
@@ -272,11 +252,11 @@ def scan(path: Path) -> dict[str, Any]:
                 extensions.append(extension)
                 facts = members.get("json") or _ABSENT
                 places.append([*members[extension], offset, size, *facts])
-        layout = "\n".join([*keys, *links.values()]).encode() + np.array(places, np.int64).tobytes()
+        layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
     except (tarfile.TarError, OSError, UnicodeError) as error:
         raise InputError(f"{path}: not a readable, uncompressed tar: {error}") from None
     except ValueError as error:
         raise InputError(f"{path}: {str(error.args[0]).partition(' in tar file')[0]}") from None
     about = {"name": str(path), "split": "", "samples": len(keys), "bytes": path.stat().st_size}
-    identity = {"sha256": hashlib.sha256(layout).hexdigest(), "skipped": skipped, "links": links}
+    identity = {"sha256": hashlib.sha256(layout).hexdigest(), "skipped": skipped, "names": names}
     return {**about, **identity, "keys": keys, "extensions": extensions, "members": places}

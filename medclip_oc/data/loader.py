@@ -51,7 +51,7 @@ def open_shards(where: str | list[str], split: str, world: distributed.World) ->
     for turn in (world.main, not world.main):
         error: InputError | WorkError | None = None
         try:
-            shards = ShardSet.open(where, split, quiet=not world.main) if turn else shards
+            shards = ShardSet.open(where, split) if turn else shards
         except (InputError, WorkError) as caught:
             error = caught
         distributed.raise_together(error)

@@ -193,7 +193,9 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
     """
     stream = _Stream(url, cache)
     try:
-        for members in group_by_keys(walk(stream, "r|*", _content)):
+        # a link has no content: what it links to is gone by
+        files = walk(stream, "r|*", lambda tar, one: one.isfile() and tar.extractfile(one).read())
+        for members in group_by_keys(files):
             key, extension = members["__key__"], image_extension(members)
             try:
                 if extension is None:
@@ -214,12 +216,6 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
         raise WorkError(f"{_short(url)}: the shard can't be read to its end: {reason}") from None
     finally:
         stream.abandon()
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """None of a link: what it links to is gone by."""
-    file = tar.extractfile(member) if member.isfile() else None
-    return file.read() if file else None
 
 
 def _open_web(url: str, *_: Any) -> Any:
@@ -252,8 +248,6 @@ class _Stream:
 
     def finish(self) -> None:
         """Raise OSError if the command failed."""
-        while self.read(1 << 20):  # a command that isn't read to its end would fail
-            pass
         self._stream.close()
 
     def abandon(self) -> None:

@@ -20,7 +20,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,13 @@ class ShardSet:
         self._open_tar = lru_cache(_OPEN_TARS)(_Tar)
 
     @classmethod
-    def open(cls, where: str | Sequence[str], split: str, *, quiet: bool = False) -> "ShardSet":
+    def open(cls, where: str | Sequence[str], split: str) -> "ShardSet":
         """Find the shards and their index. What foreign ones hold besides pairs is said on stderr.
 
         Args:
             where: a shard folder; or a brace pattern, a glob, a tar; or several of those joined by
                 `::`; or a list of tars, globs and patterns.
             split: the folder's split to take. Shards named one by one are all taken.
-            quiet: don't say it; another process does.
 
         Raises:
             InputError: nothing there, a shard missing or of another size than its index says, an
@@ -94,9 +93,8 @@ class ShardSet:
             else:
                 patterns = [name] if isinstance(name, str) else name
                 sets.append(of_tars(path for pattern in patterns for path in expand(pattern)))
-            if (skipped := sum(shard.skipped for shard in sets[-1])) and not quiet:
-                place = sets[-1][0].path.parent
-                print_line(f"{place}: {skipped:,} entries passed over: no image, or no caption")
+            if (skipped := sum(s.skipped for s in sets[-1])) and os.environ.get("RANK", "0") == "0":
+                print_line(f"{name}: {skipped:,} entries passed over: no image, or no caption")
             if not any(map(len, sets[-1])):
                 raise InputError(f"{name}: no readable pair (an image, then a .txt of its name)")
         return cls(sets)
@@ -113,18 +111,18 @@ class ShardSet:
         times = Counter(keys)
         for position, key in enumerate(keys):
             if times[key] > 1:
-                keys[position] = f"{self._find(position)[0].path.stem}/{key}"
+                keys[position] = f"{self._find(position)[0].stem}/{key}"
         times = Counter(keys)  # shards of two sets may have the same names, too
         return [f"{k}#{n}" if times[k] > 1 else k for n, k in enumerate(keys)]
 
     def key(self, position: int) -> str:
         """Name of a pair, unique in its shard."""
-        return self._find(position)[2]
+        return self._find(position)[1]
 
     def locate(self, position: int) -> str:
         """Where a pair lies, for messages: "train-000003.tar: KEY"."""
-        shard, _, key = self._find(position)
-        return f"{shard.path.name}: {key}"
+        path, key, *_ = self._find(position)
+        return f"{path.name}: {key}"
 
     def read(self, position: int) -> Sample:
         """One pair.
@@ -134,34 +132,30 @@ class ShardSet:
             ShardChanged: the shard isn't the one that its index describes, or went away.
             InputError: the caption is no text.
         """
-        shard, row, key = self._find(position)
-        places = shard.places[row].reshape(3, 2).tolist()
-        extension = IMAGE_EXTENSIONS[shard.extensions[row]]
-        names = [f"{key}.{extension}", f"{key}.txt", f"{key}.json"]
-        image, text, facts = map(partial(self._member, shard), names, places)
+        path, key, extension, members = self._find(position)
+        tar = self._open_tar(path)
+        image, text, facts = (tar.read(*member) for member in members)
         try:
             return Sample(key, image, extension, read_caption(text), parse_facts(facts))
         except ValueError as error:
-            raise InputError(f"{shard.path.name}: {key}: {error}") from None
+            raise InputError(f"{path.name}: {key}: {error}") from None
 
     def facts(self, position: int) -> dict[str, Any]:
         """KEY.json of a pair alone."""
-        shard, row, key = self._find(position)
-        return parse_facts(self._member(shard, f"{key}.json", shard.places[row, 4:].tolist()))
+        path, *_, members = self._find(position)
+        return parse_facts(self._open_tar(path).read(*members[2]))
 
-    def _find(self, position: int) -> tuple[Shard, int, str]:
-        """The shard of a pair, its row there (from the end), and its key."""
+    def _find(self, position: int) -> tuple[Path, str, str, list[tuple[str, int, int]]]:
+        """Shard, key and image extension of a pair; name, offset and size of its members there."""
         if not 0 <= position < len(self):
             raise IndexError(f"pair {position} of {len(self)}")
         number = int(np.searchsorted(self._ends, position, side="right"))
-        shard, row = self._shards[number], position - int(self._ends[number])
-        return shard, row, shard.keys[row].decode()
-
-    def _member(self, shard: Shard, name: str, place: list[int]) -> bytes:
-        """Content of a member; b"" where there is none. A hard link has another one's."""
-        offset, size = place
-        name = shard.links.get(offset, name)
-        return self._open_tar(shard.path).read(name, offset, size) if offset >= 0 else b""
+        shard, row = self._shards[number], position - int(self._ends[number])  # from its end
+        key, extension = shard.keys[row].decode(), IMAGE_EXTENSIONS[shard.extensions[row]]
+        names = (f"{key}.{end}" for end in (extension, "txt", "json"))
+        places = zip(names, *shard.places[row].reshape(3, 2).T.tolist(), strict=True)
+        members = [(shard.names.get(offset, name), offset, size) for name, offset, size in places]
+        return shard.path, key, extension, members
 
 
 def read_caption(text: bytes) -> str:
@@ -192,15 +186,16 @@ class _Tar:
             raise ShardChanged(f"{path}: {error.strerror}") from None
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """A member. The one place where shards are read: its own header must name it."""
+        """A member; b"" without a place. The one place where shards are read."""
+        if offset < 0:
+            return b""
         try:  # no file position, so processes that share it after a fork don't meet
-            content = os.pread(self.descriptor, size, offset)
-            sound = is_member(self.descriptor, name.encode(), offset, size)
+            there = is_member(self.descriptor, name, offset, size)
+            content = os.pread(self.descriptor, size, offset) if there else b""
         except OSError as error:
             raise ShardChanged(f"{self.path}: {error.strerror}") from None
-        if len(content) != size or not sound:
-            what = "isn't where the index says" if len(content) == size else "the shard ends in it"
-            raise ShardChanged(f"{self.path.name}: {name}: {what}; {RESTORE}")
+        if not there or len(content) != size:
+            raise ShardChanged(f"{self.path.name}: {name}: not where the index says; {RESTORE}")
         return content
 
     def __del__(self) -> None:

@@ -1,7 +1,7 @@
 """An index: features of pairs in a folder, searched without loading it all.
 
     about.json            format, pairs, width, dtype, model, data, split; probes (see `Embedder`);
-                          size and SHA-256 of each other file, and the SHA-256 of all that (JSON)
+                          files: size and SHA-256 of each other one, and of the rest of this one
     image_features.npy    (N, D) float16 or float32, normalised; numpy.load(..., mmap_mode="r")
     caption_features.npy  the same of the captions
     pairs.jsonl           a line for each row: id, caption, shard, position
@@ -14,7 +14,6 @@ N pairs, D embedding size, Q queries, K answers.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +37,7 @@ Rows = tuple[Tensor, Tensor, list[dict[str, Any]]]
 """Features of images and of captions, (B, D) both, and what is known of each pair."""
 _FILES: dict[Target, str] = {"images": "image_features.npy", "captions": "caption_features.npy"}
 _ABOUT, _PAIRS, _ENDS = "about.json", "pairs.jsonl", "pairs.npy"
+_DAMAGED = "damaged, or of another version; embed the data again"
 _ROWS = 65_536
 """Looked at at once."""
 _PROBED = 32
@@ -94,12 +94,9 @@ def write(
         for target, name in _FILES.items() if faiss else ():
             _write_faiss(np.load(partial / name, mmap_mode="r"), partial / f"faiss-{target}.index")
         facts = {"format": FORMAT, "pairs": size[0], "width": size[1], "dtype": dtype}
-        facts |= {
-            "faiss": faiss,
-            **about,
-            "files": _sums(partial, [file.name for file in partial.iterdir()]),
-        }
-        text = json.dumps(facts | {"sha256": _digest(facts)}, indent=1, ensure_ascii=False)
+        facts |= {"faiss": faiss, **about}
+        facts["files"] = _hashes(partial, facts)
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
         (partial / _ABOUT).write_text(text + "\n", encoding="utf-8")
 
 
@@ -150,29 +147,23 @@ class Index:
             raise InputError(f"--index: {folder}: {problem}; medclip_oc.embed makes one")
         try:
             about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-            digest, files = about.pop("sha256", None), about.get("files", {})
-            if digest or files:  # one of before has neither
-                assert digest == _digest(about)
-                assert files == _sums(folder, files)
+            files = about.pop("files", None)  # None of an index of before
+            assert files is None or files == _hashes(folder, about)
             self.about: dict[str, Any] = about
             self._features = {
                 target: np.load(folder / file, mmap_mode="r", allow_pickle=False)
                 for target, file in _FILES.items()
             }
             self._ends = np.load(folder / _ENDS, mmap_mode="r", allow_pickle=False)
+            shape, dtype = (about["pairs"], about["width"]), np.dtype(about["dtype"])
             size = (folder / _PAIRS).stat().st_size
             assert about["format"] == FORMAT
             assert all(np.isfinite(probe).all() for probe in about["probes"].values())
-            for rows in self._features.values():
-                assert rows.shape == (about["pairs"], about["width"])
-                assert rows.dtype == about["dtype"]
-            assert (len(self._ends), int(self._ends[-1])) == (about["pairs"] + 1, size)
+            assert all((r.shape, r.dtype) == (shape, dtype) for r in self._features.values())
+            assert (len(self._ends), int(self._ends[-1])) == (shape[0] + 1, size)
+            assert (np.diff(self._ends) > 0).all()
         except Exception:  # a damaged file raises whatever its reader trips over
-            raise self._damaged() from None
-
-    def _damaged(self) -> InputError:
-        advice = "damaged, or of another version; embed the data again"
-        return InputError(f"--index: {self.folder}: {advice}")
+            raise InputError(f"--index: {folder}: {_DAMAGED}") from None
 
     def __len__(self) -> int:
         return int(self.about["pairs"])
@@ -187,7 +178,7 @@ class Index:
             assert facts["position"] == row
             return {name: facts[name] for name in ("id", "caption", "shard", "position")}
         except (OSError, ValueError, KeyError, TypeError, AssertionError):
-            raise self._damaged() from None
+            raise InputError(f"--index: {self.folder}: {_DAMAGED}") from None
 
     def search(
         self, queries: Tensor, k: int, *, target: Target = "images", engine: str = "exact"
@@ -235,15 +226,12 @@ class Index:
         return torch.from_numpy(np.array(self._features[target][rows], dtype=np.float32))
 
 
-def _digest(about: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _sums(folder: Path, names: Iterable[str]) -> dict[str, list[Any]]:
-    """Size and SHA-256 of files, which are read at once."""
-    with ThreadPoolExecutor() as pool:
-        hashes = zip(names, pool.map(lambda name: file_hash(folder / name), names), strict=True)
-    return {name: [(folder / name).stat().st_size, digest] for name, digest in hashes}
+def _hashes(folder: Path, about: dict[str, Any]) -> dict[str, list[Any]]:
+    """Size and SHA-256 of each file; in place of about.json, of the rest of what that says."""
+    rest, names = json.dumps(about, sort_keys=True).encode(), [_PAIRS, _ENDS, *_FILES.values()]
+    names += [f"faiss-{target}.index" for target in _FILES if about["faiss"]]
+    files = {name: [(folder / name).stat().st_size, file_hash(folder / name)] for name in names}
+    return files | {_ABOUT: [len(rest), hashlib.sha256(rest).hexdigest()]}
 
 
 def _best(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

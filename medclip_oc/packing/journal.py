@@ -119,13 +119,13 @@ def read_head(path: Path) -> dict[str, Any]:
         head: dict[str, Any] = content if path.name == INDEX else content["head"]
         if (version := head["version"]) != VERSION:
             raise InputError(f"{path}: version {version!r}, this program reads version {VERSION}")
-        for entry in head.get("shards", ()):
-            parse_shard(path.parent, entry)
-        for numbers in head.get("counts", {}).values():
-            sum(numbers.values())
         for part in (head["options"], head["source"], head.get("files", {})):
             dict(**part)
-        if path.name != INDEX and content["journal"] != _FORMAT:
+        if path.name == INDEX:
+            for entry in head["shards"]:
+                parse_shard(path.parent, entry)
+            sum([*head["counts"]["read"].values(), *head["counts"]["reencoded"].values()])
+        elif content["journal"] != _FORMAT:
             raise ValueError("journal")
     except InputError:
         raise

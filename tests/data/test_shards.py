@@ -1,18 +1,14 @@
 """Reading shards: packed by us or by another tool, named in any way, from any process."""
 
 import csv
-import json
 import multiprocessing
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +17,7 @@ from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.errors import InputError, ShardChanged, WorkError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.fault_injection import ODD_TARS, link, pair, tar_of
+from tests.support.fault_injection import HARD_LINKS, ODD_TARS, read_odd_tar
 from tests.support.tiny_dataset import (
     OTHER_SAMPLES,
     OTHER_TOOLS,
@@ -101,37 +97,28 @@ def test_tars_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         tar.addfile(tarfile.TarInfo("b.jpg"))  # a key again, later: another pair, as in webdataset
     shard_set = ShardSet.open(str(path), "train")
     assert samples(shard_set) == OTHER_SAMPLES
-    line = f"{tmp_path}: 3 entries passed over: no image, or no caption\n"
+    line = f"{path}: 3 entries passed over: no image, or no caption\n"
     assert capsys.readouterr().err == line
-    assert len(ShardSet.open(str(path), "train", quiet=True)) == 2
-    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ODD_TARS)
 def test_odd_tars(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each pair with its own caption and what is passed over said, or one line."""
-    content, expected = ODD_TARS[name]
-    (tmp_path / "a.tar").write_bytes(content)
-    if isinstance(expected, str):
-        with pytest.raises(InputError, match=re.escape(expected)):
-            ShardSet.open(f"{tmp_path}/a.tar", "train")
-        return
-    for _ in ("walked through", "by what was kept"):
-        found = samples(ShardSet.open(f"{tmp_path}/a.tar", "train"))
-        assert [sample.key for sample in found] == expected
-        assert [sample.caption for sample in found] == [f"words {key}" for key in expected]
-        passed_over = " 2 entries passed over" in capsys.readouterr().err
-        assert passed_over == (name in ("empty", "apart", "links"))
+    def read(path: Path) -> tuple[list[Sample], str]:
+        walked, kept = (samples(ShardSet.open(str(path), "train")) for _ in range(2))
+        assert walked == kept
+        first, second = (capsys.readouterr().err * 2).splitlines()[:2] or ("", "")
+        assert first == second
+        return walked, first.removeprefix(f"{path}: ").partition(" passed")[0]
+
+    read_odd_tar(name, tmp_path, read)
 
 
 def test_hard_links_lead_to_what_they_link_to(tmp_path: Path) -> None:
-    members = (*pair("a"), link("b.jpg", "a.jpg"), pair("b")[1])
-    links = (link("c.jpg", "b.jpg"), link("c.txt", "a.txt"))
-    (tmp_path / "a.tar").write_bytes(tar_of(*members, *links))
+    (tmp_path / "a.tar").write_bytes(HARD_LINKS)
     for _ in ("walked through", "by what was kept"):
         found = samples(ShardSet.open(f"{tmp_path}/a.tar", "train"))
         pairs = [(sample.key, sample.image, sample.caption) for sample in found]
-        assert pairs == [(key, b"image a", f"words {text}") for key, text in ("aa", "bb", "ca")]
+        assert pairs == [(key, b"image a", f"words {key}") for key in "abc"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +131,13 @@ def test_hard_links_lead_to_what_they_link_to(tmp_path: Path) -> None:
         ("[[512,", "[[99999999999999999999,", "index.json: damaged"),
         ('"bytes": ', '"bytes": 1', r"train-000000.tar: \d+ bytes, index.json says 1\d+; damaged"),
         ("-000001.tar", "-000009.tar", "index.json: damaged at train-000001.tar; restore it"),
+        ('"split": "train"', '"split": "valid"', "index.json: damaged at valid-000000.tar"),
+        ('"split": "train"', '"split": null', "index.json: damaged; restore"),
+        ('["jpg", "jpg", "jpg"]', "5", "index.json: damaged; restore"),
+        ('["jpg", "jpg", "jpg"]', '["jpg", "jpg", "png"]', "train_0002.png: not where the index"),
+        ('"train_0000", "train_0001"', '"train_0001", "train_0000"', "train_0001.jpg: not where"),
+        ('{"name": "train-000002.tar"', '{"x": 0}], "y": [{"name": "x"', "index.json: damaged"),
+        ('},\n{"name": "v', '}], "y": [{"name": "v', "sizes.json: damaged, or index.json"),
     ],
 )
 def test_a_damaged_index_is_an_error_on_opening(
@@ -152,47 +146,6 @@ def test_a_damaged_index_is_an_error_on_opening(
     file = folder / "index.json"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new, 1))
-    with pytest.raises(InputError, match=message):
-        ShardSet.open(str(folder), "train")
-
-
-def swap(rows: list[Any], first: int = 0, second: int = 1) -> None:
-    rows[first], rows[second] = rows[second], rows[first]
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda first, shards: swap(first["keys"]), "000000.tar: train_0001.jpg: isn't where the"),
-        (lambda first, shards: swap(first["members"]), "index.json: damaged at train-000000.tar"),
-        (lambda first, shards: [swap(row, 2, 4) for row in first["members"]], "damaged at train"),
-        (lambda first, shards: first["members"][0].__setitem__(3, 5), "0000.txt: isn't where"),
-        (lambda first, shards: first["members"][1].__setitem__(slice(4, 6), [-1, 0]), "damaged at"),
-        (lambda first, shards: first["extensions"].__setitem__(2, "png"), "0002.png: isn't where"),
-        (lambda first, shards: first.update(extensions=5), "index.json: damaged; restore"),
-        (lambda first, shards: first.update(name="/etc/x"), "index.json: damaged at train-0000"),
-        (lambda first, shards: first.update(split="valid"), "index.json: damaged at valid-0000"),
-        (lambda first, shards: first.update(bytes="many"), "index.json: damaged; restore"),
-        (lambda first, shards: first.update(split=None), "index.json: damaged; restore"),
-        (lambda first, shards: shards.pop(), "sizes.json: damaged, or index.json is: they differ"),
-        (lambda first, shards: shards.pop(1), "index.json: damaged at train-000001.tar"),
-        (lambda first, shards: shards.append(first), "index.json: damaged at train-000003.tar"),
-        (lambda first, shards: shards.append(None), "index.json: damaged; restore"),
-        (lambda first, shards: swap(shards), "index.json: damaged at train-000000.tar"),
-        (
-            lambda first, shards: first.update(
-                {n: first[n][:2] for n in ("keys", "extensions", "members")} | {"samples": 2}
-            ),
-            "they differ in a shard; restore it, or pack the folder again",
-        ),
-    ],
-)
-def test_an_index_that_lies_is_found_out(
-    folder: Path, damage: Callable[[dict[str, Any], list[Any]], object], message: str
-) -> None:
-    content = json.loads((folder / "index.json").read_text())
-    damage(content["shards"][0], content["shards"])
-    (folder / "index.json").write_text(json.dumps(content))
     with pytest.raises((InputError, ShardChanged), match=message):
         samples(ShardSet.open(str(folder), "train"))
 
@@ -200,25 +153,20 @@ def test_an_index_that_lies_is_found_out(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            "t=train-00000; mv ${t}0.tar x; mv ${t}1.tar ${t}0.tar; mv x ${t}1.tar",
-            "jpg: isn't where",
-        ),
+        ("mv train-000000.tar x; mv train-000001.tar train-000000.tar", "shard missing, and index"),
+        ("t=train-00000; mv ${t}0.tar x; mv ${t}1.tar ${t}0.tar; mv x ${t}1.tar", "g: not where"),
         ("cp train-000000.tar train-000003.tar", "train-000003.tar: index.json doesn't name it"),
-        ("rm train-000001.tar", "train-000001.tar: shard missing, and index.json names it"),
-        ("echo 3 > sizes.json", "sizes.json: damaged, or index.json is"),
         ("echo } > sizes.json", "sizes.json: damaged, or index.json is"),
-        ("rm sizes.json", ""),
-        ("rm valid-000000.tar", ""),
+        ("rm sizes.json valid-000000.tar", ""),
     ],
 )
 def test_files_that_do_not_belong_together(folder: Path, damage: str, message: str) -> None:
     subprocess.run(damage, shell=True, cwd=folder, check=True)
-    if not message:
+    if message:
+        with pytest.raises((InputError, ShardChanged), match=message):
+            samples(ShardSet.open(str(folder), "train"))
+    else:
         assert len(samples(ShardSet.open(str(folder), "train"))) == 7
-        return
-    with pytest.raises((InputError, ShardChanged), match=message):
-        samples(ShardSet.open(str(folder), "train"))
 
 
 @pytest.mark.parametrize(
@@ -260,15 +208,11 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
             ShardSet.open(where, split)
 
 
-def test_a_member_twice_or_a_tar_cut_between_members_is_an_error(tmp_path: Path) -> None:
-    members = {f"{name}.{end}": b"x" * 600 for name in "abc" for end in ("jpg", "txt")}
-    path = write_tar(tmp_path / "a.tar", members)
+def test_a_member_twice_is_an_error(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"a.{end}": b"x" for end in ("txt", "jpg")})
     with tarfile.open(path, "a") as tar:
-        tar.addfile(tarfile.TarInfo("c.jpg"))
-    with pytest.raises(InputError, match=r"a.tar: c.jpg: duplicate file name$"):
-        ShardSet.open(str(path), "train")
-    os.truncate(path, 4 * (512 + 1024))  # a and b in full
-    with pytest.raises(InputError, match=r"a.tar: not a readable, .* 0 too early: cut"):
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(InputError, match=r"a.tar: a.jpg: duplicate file name$"):
         ShardSet.open(str(path), "train")
 
 
@@ -288,7 +232,7 @@ def test_a_shard_that_changed_meanwhile_is_named(folder: Path) -> None:
     os.truncate(folder / "train-000001.tar", 3000)
     (folder / "train-000002.tar").unlink()
     assert shard_set.read(2).key == "train_0002"
-    with pytest.raises(ShardChanged, match=r"train-000001.tar: train_0005.jpg: the shard ends"):
+    with pytest.raises(ShardChanged, match=r"train-000001.tar: train_0005.jpg: not where"):
         shard_set.read(5)
     with pytest.raises(ShardChanged, match=r"train-000002.tar: No such file"):
         shard_set.read(6)
