@@ -1,10 +1,11 @@
 """The model card: what a checkpoint, its evaluations and its shards tell; it asks for the rest.
 
-A card is published: data and weights have their names there, never a path of this machine.
+It is published: data and weights have their names there, never a path of this machine.
 """
 
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,34 +16,28 @@ from ..models import checkpoint, definition
 from ..reporting import html, run_files
 
 _LICENCE = re.compile(r"CC0|CC[ -]BY(?:-[A-Z]{2})*|public domain", re.IGNORECASE)
-_PUBLIC = re.compile(r"package:.*|[\w-][\w.-]*(/[\w-]+)?")
-"""A tag, a name of the hub, or a place in a Python package."""
+_PUBLIC = re.compile(r"package:.*|[\w-][\w.-]*(/[\w-]+)?")  # or a tag, or a name of the hub
 _MOST_SAMPLES = 100_000
 
 
 def render(content: dict[str, Any], file: Path, form: str, out: Path) -> str:
     """The card of the checkpoint in `file`, exported to `out`, in Markdown."""
-    evaluations = []
-    if file.parent.name == "checkpoints":  # in its run folder
-        evaluations = run_files.evaluations(file.parent.parent)
-    about = {**checkpoint.described_facts(content["model"]["definition"]), **content["model"]}
-    config = content.get("config") or {}
-    trained = {"arch": "", **(config.get("model") or {})}
-    keys = ("pretrained", "pretrained_image", "pretrained_text")
-    given = (public(trained[key]) if trained.get(key) else None for key in keys)
+    in_run = file.parent.name == "checkpoints"
+    evaluations = run_files.evaluations(file.parent.parent) if in_run else []
+    about, config = content["model"], content.get("config") or {}
+    trained = config.get("model") or {}
+    towers = (trained.get(f"pretrained{tower}") for tower in ("", "_image", "_text"))
+    weights = definition.weights_of(trained.get("arch", ""), *(t and public(t) for t in towers))
     return html.render(
         "model_card.md.j2",
         content=content,
-        model=about,
-        tokenizer=public(about["tokenizer"]),
-        weights=definition.weights_of(trained["arch"], *given) if config.get("model") else None,
+        model={**checkpoint.described_facts(about["definition"]), **about},
+        weights=weights if trained else None,
         data=_data(config.get("data") or {}, content),
         form=form,
-        evaluations=[
-            (set_names(one.record.get("data") or "not said"), one)
-            for one in evaluations
-            if one.name.startswith(f"{file.stem}-")
-        ],
+        evaluations=[each for each in evaluations if each.name.startswith(f"{file.stem}-")],
+        public=public,
+        set_names=set_names,
         directions=DIRECTIONS,
         folder=out.resolve().name,
     )
@@ -65,30 +60,20 @@ def set_names(where: str | list[str]) -> str:
 
 
 def _data(settings: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
-    """Names of the sets that were trained on and validated with, counts, and licences."""
-    facts = {}
-    for title, split in (("training", "train"), ("validation", "valid")):
-        if where := settings.get(split):
-            facts[f"{title} data"] = set_names(where)
-    if content.get("epoch") and content.get("position"):
+    """Sets that were trained on and validated with; pairs; licences, if these shards have them."""
+    splits = {"training data": settings.get("train"), "validation data": settings.get("valid")}
+    facts = {title: set_names(where) for title, where in splits.items() if where}
+    if content.get("epoch"):
         pairs = round(content["position"] / content["epoch"])
         facts["training pairs in an epoch"] = f"{pairs:,}"
-        if licences := _licences(settings.get("train"), pairs):
-            facts["licences of the training samples"] = licences
+        with suppress(InputError, WorkError):  # the shards are gone
+            shards = ShardSet.open(settings.get("train") or [], "train")
+            if len(shards) == pairs:
+                looked_at = range(0, pairs, 1 + pairs // _MOST_SAMPLES)
+                found = Counter(_licence(shards.facts(n).get("license")) for n in looked_at)
+                shown = (f"{name} ({count:,})" for name, count in found.most_common())
+                facts["licences of the training samples"] = ", ".join(shown)
     return facts
-
-
-def _licences(where: str | list[str] | None, pairs: int) -> str:
-    """Of the samples, and how many have it; "" where the shards are gone, or are others now."""
-    try:
-        shards = ShardSet.open(where or [], "train")
-        if len(shards) != pairs:
-            return ""
-        looked_at = range(0, pairs, 1 + pairs // _MOST_SAMPLES)
-        found = Counter(_licence(shards.facts(n).get("license")) for n in looked_at)
-    except (InputError, WorkError):
-        return ""
-    return ", ".join(f"{name} ({count:,})" for name, count in found.most_common())
 
 
 def _licence(fact: object) -> str:

@@ -205,13 +205,12 @@ def names_of(host: str) -> list[str]:
 
 def same_origin(app: Any) -> Any:
     """An ASGI app that refuses what a page of another origin asks for: browsers name that."""
-    from starlette.datastructures import Headers
     from starlette.responses import PlainTextResponse
 
     async def checked(scope: Any, receive: Any, send: Any) -> None:
-        headers = Headers(scope=scope) if scope["type"] != "lifespan" else {}
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != headers.get("host"):
+        headers = dict(scope.get("headers", ()))
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
             await PlainTextResponse("another origin", 403)(scope, receive, send)
         else:
             await app(scope, receive, send)

@@ -32,13 +32,11 @@ def folder_of(arch: str) -> Path | None:
     return Path(arch.removeprefix("local-dir:")) if arch.startswith("local-dir:") else None
 
 
-def weights_of(arch: str, pretrained: str | None, image: str | None, text: str | None) -> str:
-    """Where the weights of a model begin, in words; those of one tower may come from elsewhere."""
-    towers = " and ".join(filter(None, (image, text)))
-    if image and text and not pretrained and not has_schema(arch):
-        return towers
-    whole = "its own weights" if has_schema(arch) else pretrained or "random weights"
-    return f"{whole}, but for {towers}" if towers else whole
+def weights_of(arch: str, pretrained: str | None, *towers: str | None) -> str:
+    """Where the weights of a model begin, in words, and those of its image and text towers."""
+    random = "" if all(towers) else "random weights"
+    whole = "its own weights" if has_schema(arch) else pretrained or random
+    return ", but for ".join(filter(None, (whole, " and ".join(filter(None, towers)))))
 
 
 def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:

@@ -69,11 +69,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def file_in(folder: Path) -> Path:
-    """The file of weights that belongs to a folder's open_clip_config.json.
-
-    Raises:
-        InputError: there is none, or there are several of which none has open_clip's own name.
-    """
+    """Its one file of weights, or that of open_clip's own name; an InputError if there is none."""
     names = sorted(file.name for file in folder.iterdir())
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt"))]
     # a copy of the hub may hold the same weights in other forms
@@ -172,7 +168,8 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
     except Exception as error:  # of several kinds, and many lines
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{reference}: no Hugging Face model there ({reason[:200]})") from error
-    _refuse(reference, "has other sizes of", [name for name, *_ in loaded["mismatched_keys"]])
+    if sizes := loaded["mismatched_keys"]:
+        raise InputError(f"{reference}: has other sizes of {len(sizes)} tensors of the tower")
     encoder = source.get_encoder() if source.config.is_encoder_decoder else source
     every = source.state_dict(keep_vars=True)  # of shared weights all names, the same object
     random = {id(every[name]) for name in loaded["missing_keys"]}
@@ -188,11 +185,7 @@ def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
         "has other sizes of": [n for n in tower if n in state and state[n].shape != tower[n].shape],
     }
     for problem, names in problems.items():
-        _refuse(reference, problem, names)
+        if names:
+            shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+            raise InputError(f"{reference}: {problem} {len(names)} tensors of the tower: {shown}")
     module.load_state_dict({name: state[name] for name in tower})
-
-
-def _refuse(reference: str, problem: str, names: list[str]) -> None:
-    if names:
-        shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-        raise InputError(f"{reference}: {problem} {len(names)} tensors of the tower: {shown}")

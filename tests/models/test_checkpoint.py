@@ -78,11 +78,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        (
-            "w",
-            torch.ones(2, dtype=torch.int32),
-            r"w \(torch\.int32, .*no plain tensor of float32, f",
-        ),
+        ("w", torch.ones(2, dtype=torch.int32), r"w \(torch\.int32, .*no plain tensor of float32,"),
         ("w", torch.ones(2, dtype=torch.bool), r"w \(torch\.bool, "),
         ("w", torch.ones(2, dtype=torch.complex64), r"w \(torch\.complex64, "),
         ("w", torch.ones(2).to_sparse(), r"w \(torch\.float32, torch\.sparse_coo\) is no plain"),
@@ -91,30 +87,24 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
         ("logit_scale", torch.tensor(torch.nan), "logit_scale holds NaN or"),
         ("logit_scale", torch.tensor(1e4), "logit_scale, the log of .* is 10000; at most 10"),
         ("logit_scale", 3.0, "holds no state dict"),
-        ("", torch.ones(2), "holds no state dict"),
     ],
 )
 def test_no_number_is_cast_or_taken_that_no_model_has(
     tmp_path: Path, name: str, tensor: torch.Tensor, message: str
 ) -> None:
-    file, state = tmp_path / "a.pt", {name: tensor} if name else tensor
-    counted = {"bn.num_batches_tracked": torch.tensor(3), "half": torch.ones(1).half()}
-    assert pretrained.load_weights(written(file, counted)).keys() == counted.keys()
-    with pytest.raises(InputError, match=f"a.pt: {message}"):
-        pretrained.load_weights(written(file, state))
+    file, state = tmp_path / "a.pt", {"bn.num_batches_tracked": torch.tensor(3), name: tensor}
+    torch.save(state, file)
+    with pytest.raises(InputError, match=rf"a\.pt: {message}"):
+        pretrained.load_weights(file)
     checkpoint.save(file, {"state_dict": state})
-    with pytest.raises(InputError, match=f"a.pt: {message}"):
+    with pytest.raises(InputError, match=rf"a\.pt: {message}"):
         checkpoint.load(file)
-
-
-def written(file: Path, content: object) -> Path:
-    torch.save(content, file)
-    return file
 
 
 def test_weights_of_others(tmp_path: Path) -> None:
     file, safe = tmp_path / "a.pt", tmp_path / "a.safetensors"
-    for content in ({"w": torch.ones(1)}, {"state_dict": {"module.w": torch.ones(1)}, "epoch": 3}):
+    half = torch.ones(1).half()
+    for content in ({"w": half}, {"state_dict": {"module.w": torch.ones(1)}, "epoch": 3}):
         torch.save(content, file)
         assert list(pretrained.load_weights(file)) == ["w"]
         with pytest.raises(InputError, match="not a medclip_oc checkpoint"):

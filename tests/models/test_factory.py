@@ -139,14 +139,14 @@ def test_a_hub_without_weights_or_with_bad_ones(
     (folder.parents[1] / "refs" / "main").write_text(folder.name)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
     clip, file = build(seed=9), folder / "open_clip_pytorch_model.bin"
-    state = clip.towers.clip.state_dict()
+    state, settings = clip.towers.clip.state_dict(), {"arch": "hf-hub:org/clip", "definition": None}
     with pytest.raises(WorkError, match="hf-hub:org/clip: could not be loaded"):
-        build("hf-hub:org/clip", definition=None)
+        build(**settings)
     torch.save(state, file)
-    assert embed(build("hf-hub:org/clip", definition=None)).equal(embed(clip))
+    assert embed(build(**settings)).equal(embed(clip))
     torch.save({**state, "visual.proj": state["visual.proj"].int()}, file)
     with pytest.raises(InputError, match=r"model\.bin: visual\.proj .*is no plain tensor"):
-        build("hf-hub:org/clip", definition=None)
+        build(**settings)
 
 
 @pytest.mark.parametrize(
