@@ -10,9 +10,12 @@ What is redirected is UTF-8, whatever the locale; a terminal gets escapes for wh
 No torch here: `--help` pays for this module.
 """
 
+import atexit
 import io
 import os
+import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -47,6 +50,7 @@ def run(
         arguments: words of the command line; None: those of this process.
     """
     _prepare_streams()
+    _prepare_home()
     script = Path(sys.argv[0])
     ours = script.parent.name == "medclip_oc"
     prog = prog or (f"python -m medclip_oc.{script.stem}" if ours else script.name)
@@ -102,6 +106,15 @@ def _print_error(text: str) -> None:
     else:
         # the launcher ends every process once one has ended: give the one that reports the time
         time.sleep(_GRACE_SECONDS)
+
+
+def _prepare_home() -> None:
+    """Where a bare number in a container has no home, libraries keep their files in one for now."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 
 def _lost(stream: TextIO, more: str = "") -> OSError | None:

@@ -1,6 +1,7 @@
 import os
 import pty
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_files_are_utf_8_in_any_locale_and_terminals_get_escapes(tmp_path: Path)
     with os.fdopen(ours, "rb") as terminal:
         assert terminal.readline() == b"\\u0153\\udce9\r\n"
     os.close(theirs)
+
+
+def test_a_user_without_a_home_gets_one_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    monkeypatch.setenv("HOME", "")  # so that it comes back
+    monkeypatch.delenv("HOME")
+    assert run(None) == 0
+    assert Path.home().is_dir()
+    shutil.rmtree(Path.home())
 
 
 def test_one_process_of_several_reports(
