@@ -17,6 +17,7 @@ may come in any order within a pair, `.json` may be absent and further ones are 
 import hashlib
 import json
 import os
+import resource
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from .tars import is_member
 
 SETS = "::"
 """Stands between sets that are read as one."""
-_OPEN_TARS = 64  # per process: far below the 256 files that macOS allows
+_OPEN_TARS = min(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)  # per process
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ No torch here: `--help` pays for this module.
 import atexit
 import io
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -65,7 +66,10 @@ def run(
         code = error.exit_code
     except Exception as error:
         lost = _lost(sys.stdout, "\n") if isinstance(error, OSError) else None  # or another file is
-        if lost is None:
+        if "Too many open files" in str(error):  # torch's error is no OSError
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            _print_error(f"{prog}: the {limit} open files of `ulimit -n` are too few: raise it")
+        elif lost is None:
             _print_error(traceback.format_exc().rstrip())
         elif not isinstance(lost, BrokenPipeError):
             _print_error(f"{prog}: standard output can't be written ({lost.strerror})")

@@ -1,5 +1,7 @@
+import errno
 import os
 import pty
+import resource
 import shlex
 import shutil
 import subprocess
@@ -44,6 +46,10 @@ def run(error: BaseException | int | None, *words: str) -> int:
     return int(str(end.value.code))
 
 
+LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+FILES = f"train: the {LIMIT} open files of `ulimit -n` are too few: raise it\n"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -53,6 +59,8 @@ def run(error: BaseException | int | None, *words: str) -> int:
         (WorkError("step 3: the loss is nan"), 1, "train: step 3: the loss is nan\n"),
         (Stopped("saved"), 75, "train: saved\n"),
         (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.EMFILE, "Too many open files", "a.tar"), 1, FILES),
+        (RuntimeError("Too many open files. Communication with the workers is"), 1, FILES),
         (SystemExit(7), 7, ""),
     ],
 )
@@ -60,7 +68,8 @@ def test_exit_codes(
     error: BaseException | int | None, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(error) == code
-    assert capsys.readouterr() == ("", line)
+    out, err = capsys.readouterr()
+    assert (out.strip(), err) == ("", line)
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError(), BrokenPipeError(32, "a worker went away")])
