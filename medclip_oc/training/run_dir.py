@@ -40,7 +40,7 @@ class RunFolder:
         self.metrics, self.config = path / "metrics.jsonl", path / "config.yaml"
         self.marker = path / "interrupted"
         # no lock of the system: those don't reach other machines on every shared disk
-        self._lease = SoftFileLease(path / "in_use", timeout=0, lease_duration=LEASE_SECONDS)
+        self._lease = SoftFileLease(path / "in_use", timeout=1, lease_duration=LEASE_SECONDS)
 
     def hold(self, opened: ExitStack) -> None:
         """Keep every other process from training here, until `opened` is closed.

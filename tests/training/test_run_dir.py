@@ -52,7 +52,7 @@ def test_a_process_of_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
 ) -> None:
     """It holds the folder as long as it gives a sign of life."""
-    monkeypatch.setattr(run_dir, "LEASE_SECONDS", 3.0)
+    monkeypatch.setattr(run_dir, "LEASE_SECONDS", 8.0)
     [holder] = start(hold, 1, tmp_path).processes
     marker = tmp_path / "in_use"
     wait_for(marker.exists)
@@ -64,7 +64,7 @@ def test_a_process_of_another_machine(
     with ExitStack() as opened:
         with pytest.raises(InputError, match=f"in use by process {holder.pid} on node7"):
             RunFolder(tmp_path).hold(opened)
-        assert "in_use: of node7; waits 4 s for its end" in capsys.readouterr().err
+        assert "in_use: of node7; waits 12 s for its end" in capsys.readouterr().err
         holder.kill()
         holder.join()
         RunFolder(tmp_path).hold(opened)
