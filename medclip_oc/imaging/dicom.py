@@ -47,6 +47,7 @@ _SECONDS = 600  # to decompress a frame; a JPEG 2000 of 89 megapixels needs abou
 _OF_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _NAMED = re.compile(r"\([0-9A-F]{4},[0-9A-F]{4}\)( '[A-Za-z ]+')?|'(JPEG|MPEG|HEVC|RLE)[^']*'")
 """An element, or a compression, in pydicom's words."""
+_AT_ONCE = 1 << 15  # values: in float64 a whole image would take eight times its bytes
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 """A transfer syntax that nothing in radiology writes; pydicom would unpack it without bound."""
 
@@ -107,22 +108,30 @@ def window(
         counted: False where a value is no image. It becomes 0, as NaN and infinities do.
         inverted: the brightest value becomes 0.
     """
-    numbers = values.astype(np.float64)  # changed in place: an image may have 89 megapixels
-    kept = np.isfinite(numbers)
-    if counted is not None:
-        kept &= counted
-    low, high = limits or (
-        np.min(numbers, where=kept, initial=np.inf),
-        np.max(numbers, where=kept, initial=-np.inf),
-    )
-    if low == high or not kept.any():
-        return np.zeros(values.shape, dtype=np.uint8)
+    rows = max(1, _AT_ONCE // max(1, values[:1].size))
+    strips = [slice(n, n + rows) for n in range(0, len(values), rows)]
+
+    def numbers_of(strip: slice) -> tuple[np.ndarray, np.ndarray]:
+        numbers = values[strip].astype(np.float64)
+        kept = np.isfinite(numbers)
+        return numbers, kept if counted is None else kept & counted[strip]
+
+    low, high = limits or (np.inf, -np.inf)
+    for numbers, kept in map(numbers_of, strips if limits is None else ()):
+        low = min(low, np.min(numbers, where=kept, initial=np.inf))
+        high = max(high, np.max(numbers, where=kept, initial=-np.inf))
+    shown = np.zeros(values.shape, dtype=np.uint8)
+    if low == high or (limits is None and low > high):
+        return shown
     if inverted:
         low, high = high, low
-    numbers -= low
-    numbers *= 255.0 / (high - low)
-    np.copyto(numbers, 0.0, where=~kept)
-    return np.rint(numbers.clip(0.0, 255.0, out=numbers), out=numbers).astype(np.uint8)
+    for strip in strips:
+        numbers, kept = numbers_of(strip)
+        numbers -= low
+        numbers *= 255.0 / (high - low)
+        np.copyto(numbers, 0.0, where=~kept)
+        shown[strip] = np.rint(numbers.clip(0.0, 255.0, out=numbers), out=numbers)
+    return shown
 
 
 def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:

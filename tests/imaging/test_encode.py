@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image
 
 from medclip_oc.errors import BadImage
+from medclip_oc.imaging import dicom
 from medclip_oc.imaging.decode import decode
 from medclip_oc.imaging.encode import prepare
-from tests.support.image_files import file, png_16, turned
+from tests.support.image_files import SMALL, file, png_16, turned
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)  # (H, W)
 COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)  # (H, W, 3)
@@ -159,3 +161,28 @@ def test_quick_check_finds_what_decoding_finds(name: str) -> None:
     assert verdicts == [verdict(prepare, data[:end]) for end in ends]
     assert "truncated" in verdicts
     assert prepare(data[: len(data) // 2], check=False).data == data[: len(data) // 2]  # unnoticed
+
+
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "BMP", "PPM", "16-bit PNG"]
+)
+def test_pixels_are_counted_before_any_is_decoded(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = png_16(np.zeros((40, 60, 1), dtype=np.uint16))
+    data = deep if kind == "16-bit PNG" else file(SMALL, kind)
+    assert decode(data, max_pixels=2400).size == (60, 40)
+    monkeypatch.setattr("medclip_oc.imaging.decode.flatten", pytest.fail)
+    with pytest.raises(BadImage, match=r"over max pixels \(60 x 40, limit 2399 pixels\)"):
+        decode(data, max_pixels=2399)
+
+
+def test_many_bits_take_little_more_memory_than_they_have() -> None:
+    values = (np.arange(4_000_000) % 65536).astype(np.uint16).reshape(2000, 2000)
+    tracemalloc.start()
+    try:
+        shown = dicom.window(values)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * shown.nbytes
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(shown, np.rint(values / 65535 * 255).astype(np.uint8))
