@@ -55,7 +55,7 @@ def test_a_process_of_another_machine(
     monkeypatch.setattr(run_dir, "LEASE_SECONDS", 8.0)
     [holder] = start(hold, 1, tmp_path).processes
     marker = tmp_path / "in_use"
-    wait_for(marker.exists)
+    wait_for(lambda: marker.exists() and "start=" in marker.read_text("utf-8"))
     with marker.open("r+") as file:
         text = re.sub("host=.*", "host=node7", file.read())
         file.seek(0)
