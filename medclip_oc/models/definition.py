@@ -99,7 +99,7 @@ def register(name: str, definition: dict[str, Any], where: str = "model.definiti
     """
     text = dict(definition["text_cfg"])
     for key in [key for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)]:
-        text[key] = resolve(text[key])
+        text[key] = resolve(text[key], f"{where}: {key}: ")
         if text[key].startswith("/") and not Path(text[key]).is_dir():
             raise InputError(f"{where}: {key}: {text[key]}: no such folder")
         if not Path(text[key]).is_dir():

@@ -23,7 +23,7 @@ from . import checkpoint
 _LEFT_OUT = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
 
 
-def resolve(reference: str) -> str:
+def resolve(reference: str, where: str = "") -> str:
     """The path of what `package:NAME/PATH` names inside an installed package; others as they are.
 
     The reference, not the path, goes into checkpoints, so they open on another machine.
@@ -41,11 +41,11 @@ def resolve(reference: str) -> str:
     for name in () if found else packages_distributions().get(package, ()):  # takes a second
         found += distributions(name=name, path=places)
     if not found:
-        raise InputError(f"{reference}: the Python package {package} is not installed")
+        raise InputError(f"{where}{reference}: the Python package {package} is not installed")
     folder = Path(str(found[0].locate_file(package))).resolve()
     path = (folder / inner).resolve()
     if not path.exists() or not path.is_relative_to(folder):
-        raise InputError(f"{reference}: the package {package} holds no {inner}")
+        raise InputError(f"{where}{reference}: the package {package} holds no {inner}")
     return str(path)
 
 

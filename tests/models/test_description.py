@@ -73,7 +73,7 @@ def test_a_checkpoint_carries_its_tokenizer_and_text_tower(tmp_path: Path) -> No
     "row",
     [
         ({"tokenizer_kwargs": {"trust_remote_code": True}}, {}, "trust_remote_code: no such sett"),
-        ({"hf_tokenizer_name": "package:evilpkg"}, {}, "package evilpkg is not installed"),
+        ({"hf_tokenizer_name": "package:evilpkg"}, {}, "t.pt: hf_tok.*evilpkg is not installed"),
         ({"hf_model_name": "package:open_clip//etc"}, {}, "package open_clip holds no /etc"),
         ({"hf_model_name": "../tower"}, {}, "bert.pt: hf_model_name: ../tower leads out of"),
         ({"hf_model_name": "/no/where"}, {}, "bert.pt: hf_model_name: /no/where: no such"),
