@@ -158,6 +158,7 @@ class Index:
             shape, dtype = (about["pairs"], about["width"]), np.dtype(about["dtype"])
             size = (folder / _PAIRS).stat().st_size
             assert about["format"] == FORMAT
+            assert {"model", "data", "split", "data_fingerprint"} <= about.keys()
             assert all(np.isfinite(probe).all() for probe in about["probes"].values())
             assert all((r.shape, r.dtype) == (shape, dtype) for r in self._features.values())
             assert (len(self._ends), int(self._ends[-1])) == (shape[0] + 1, size)

@@ -70,7 +70,8 @@ def test_an_index_that_is_damaged_gives_the_right_pairs_or_one_line(tmp_path: Pa
 
 def test_an_index_of_before_has_no_hashes(tmp_path: Path) -> None:
     """It is read with what can be checked."""
-    feature_index.write(tmp_path / "x", (20, 16), "float32", [(ROWS, ROWS, PAIRS)], {"probes": {}})
+    about = {"model": "m", "data": "d", "split": "test", "data_fingerprint": "f", "probes": {}}
+    feature_index.write(tmp_path / "x", (20, 16), "float32", [(ROWS, ROWS, PAIRS)], about)
     right = answers(tmp_path / "x")
     about = tmp_path / "x" / "about.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "files": None}))

@@ -119,7 +119,8 @@ def random_index(folder: Path, size: int, *, faiss: bool) -> torch.Tensor:
     rows = torch.nn.functional.normalize(rows, dim=1)
     rows[7] = rows[3]
     pairs = [{"id": str(n), "caption": "c", "shard": "s", "position": n} for n in range(size)]
-    batches, about = [(rows, rows, pairs)], {"model": "m", "probes": {}}
+    batches, about = [(rows, rows, pairs)], {"model": "m", "data": "d", "split": "test"}
+    about |= {"data_fingerprint": "f", "probes": {}}
     feature_index.write(folder, (size, 16), "float32", batches, about, faiss=faiss)
     return rows
 
