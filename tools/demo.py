@@ -25,8 +25,7 @@ TIMES_CHANCE = 6  # both directions' R@10 on held-out combinations must reach th
 def step(title: str, *words: str) -> None:
     """Show a command, run it, and end where it fails."""
     print(f"\n=== {title}\n$ {shlex.join(['python', *words])}", flush=True)
-    # One thread per process: two training processes share two cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # two processes share two cores
     code = subprocess.run([sys.executable, *words], env=environment).returncode
     if code:
         sys.exit(f"demo: stopped: {title}: exit code {code}")
@@ -68,8 +67,8 @@ def conclude(seconds: float) -> None:
     print(f"ranking; by chance that is {100 * chance:.1f} %.")
     recalls = {way: record[way]["R@10"] for way in ("image_to_text", "text_to_image")}
     for way, recall in recalls.items():
-        times = f"{recall / chance:.0f} times chance"
-        print(f"  {way.replace('_', ' ')}   R@10 {100 * recall:5.1f} %, {times}")
+        share = f"R@10 {100 * recall:5.1f} %, {recall / chance:.0f} times chance"
+        print(f"  {way.replace('_', ' ')}   {share}")
     print("\nWhat to do next:")
     print(f"  open the page of this run   {RUN}/report.html")
     rank = f"-m medclip_oc.zeroshot --checkpoint {BEST} --images YOUR.jpg --texts CT MRI"

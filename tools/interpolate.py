@@ -197,10 +197,8 @@ def main(settings: InterpolateConfig) -> None:
     chosen = choose(rows, settings.tolerance)
     about = {"zero_shot": settings.zero_shot, "fine_tuned": joined, "alpha": chosen["alpha"]}
     try:
-        record = {**about, "data": settings.data, "probe": settings.probe, "rows": rows}
-        (out / "interpolation.json").write_text(
-            json.dumps(record, indent=2) + "\n", encoding="utf-8"
-        )
+        record = about | {"data": settings.data, "probe": settings.probe, "rows": rows}
+        (out / "interpolation.json").write_bytes(json.dumps(record, indent=2).encode() + b"\n")
         draw(rows, chosen, out / "curve.png")
     except OSError as error:
         raise WorkError(f"--out: {out} can't be written ({error.strerror})") from error

@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-import struct
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,6 @@ import pytest
 
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError
-from medclip_oc.packing import image_store, tables
 from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.sources import Pair, Reject, Source
@@ -233,44 +231,6 @@ def test_a_damaged_zip_is_named_and_a_damaged_member_is_rejected(tmp_path: Path)
         archive.writestr(f"old/{key(7)}.jpg", b"another")
     with pytest.raises(InputError, match=r"holds two images ROCO_00007.jpg: test/.*, old/"):
         open_source(tmp_path, ["test"])
-
-
-def test_what_is_too_large_unpacked_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A member of a zip (also one that says that it is smaller), a file, a cell of Parquet."""
-    monkeypatch.setattr(image_store, "MAX_BYTES", 5000)
-    monkeypatch.setattr(tables, "MAX_BYTES", 5000)
-    with zipfile.ZipFile(tmp_path / "test_images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in (("large", bytes(5001)), ("liar", bytes(5002)), ("sound", jpeg(1))):
-            archive.writestr(f"{name}.jpg", data)
-    raw = (tmp_path / "test_images.zip").read_bytes()
-    (tmp_path / "test_images.zip").write_bytes(
-        raw.replace(struct.pack("<I", 5002), struct.pack("<I", 9))
-    )
-    (tmp_path / "file.jpg").write_bytes(bytes(5001))
-    found = image_store.Archive(tmp_path / "test_images.zip")
-    for image, message in (
-        (found.find("large"), "5,001 bytes, of an image at most 5,000 are read"),
-        (image_store.image_on_disk(tmp_path / "file.jpg"), "5,001 bytes"),
-        (found.find("liar"), "Bad CRC"),
-        (found.find("sound"), ""),
-    ):
-        assert image is not None
-        if message:
-            with pytest.raises(OSError, match=message):
-                image.read()
-        else:
-            assert image.read() == jpeg(1)
-    for size in (20, 5001):
-        table = {"image_id": list("abc"), "image": [bytes(size)] * 3, "caption": ["x"] * 3}
-        pq.write_table(pa.table(table), tmp_path / "test.parquet", row_group_size=2)
-        source = open_source(tmp_path / "test.parquet")
-        if size == 20:
-            assert source.count("test") == 3
-        else:
-            with pytest.raises(InputError, match=r"rows of 5,\d+ bytes; at most 5,000 are read"):
-                source.count("test")
 
 
 def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:

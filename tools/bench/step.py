@@ -84,9 +84,8 @@ def peaks(towers: torch.nn.Module, **steps: Callable[[], Any]) -> dict[str, Any]
         gc.collect()
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # what was freed goes back to the system
-        Path("/proc/self/clear_refs").write_text(
-            "5", encoding="utf-8"
-        )  # proc(5): the peak starts anew
+        # proc(5): the peak starts anew
+        Path("/proc/self/clear_refs").write_bytes(b"5")
         before = _status("VmRSS")
         step()
         found[f"{name}_peak_mb"] = round((_status("VmHWM") - before) / 1000)
