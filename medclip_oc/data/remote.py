@@ -12,8 +12,8 @@ workers. A rank reads the lanes that its part of the batch touches. The pairs of
 read to its end are remembered in the user's cache folder: to resume, shards that are known to be
 over are passed over, and of each lane at most one shard is read again.
 
-A web server that sends nothing for SILENCE_SECONDS is given up, within a shard at once; opening one
-is tried again after each of _WAITS, also where the server says that it is busy or broken.
+A web server that sends less than _PIECE in SILENCE_SECONDS is given up, in a shard at once; opening
+one is tried again after each of _WAITS, also where the server says that it is busy or broken.
 
 G pairs over all ranks.
 """
@@ -24,10 +24,11 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
@@ -51,6 +52,7 @@ _URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
 _INDEX_STEP = 1 << 32  # between the numbers of the first pairs of two shards
 _SHARDS, _BLOCKS = 1, 2  # which permutation
 SILENCE_SECONDS = 60.0
+_PIECE = 10_000  # bytes
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds, between five tries
 _BUSY = (408, 429, 500, 502, 503, 504)  # answers of HTTP that may be others soon
 
@@ -222,12 +224,24 @@ def _open_web(url: str, *_: Any) -> Any:
     """An http(s) URL, to read. webdataset's curl waits for ever, and begins again in the middle."""
     for wait in (*_WAITS, None):
         try:
-            return urlopen(url, timeout=SILENCE_SECONDS)
+            response: Any = urlopen(url, timeout=SILENCE_SECONDS)  # which ends a silence alone
+            break
         except OSError as error:
             if wait is None or (isinstance(error, HTTPError) and error.code not in _BUSY):
                 raise
             time.sleep(wait)
-    return None
+    response.read = partial(_read_piece, response.read1)
+    return response
+
+
+def _read_piece(read1: Callable[[int], bytes], size: int) -> bytes:
+    """At most `size` bytes and _PIECE; fewer only at the end. TimeoutError: they drip."""
+    data, size, end = b"", min(size, _PIECE), time.monotonic() + SILENCE_SECONDS
+    while len(data) < size and (part := read1(size - len(data))):
+        data += part
+        if len(data) < size and time.monotonic() > end:
+            raise TimeoutError(f"timed out: under {size:,} bytes in {SILENCE_SECONDS:g} s")
+    return data
 
 
 gopen_schemes |= {"http": _open_web, "https": _open_web}

@@ -13,7 +13,7 @@ from ..config.vocabulary import DIRECTIONS
 from ..data.shards import SETS, ShardSet
 from ..errors import InputError, WorkError
 from ..models import checkpoint, definition
-from ..reporting import html, run_files
+from ..reporting import html, results, run_files
 
 _LICENCE = re.compile(r"CC0|CC[ -]BY(?:-[A-Z]{2})*|public domain", re.IGNORECASE)
 _PUBLIC = re.compile(r"package:.*|[\w-][\w.-]*(/[\w-]+)?")  # or a tag, or a name of the hub
@@ -26,8 +26,9 @@ def render(content: dict[str, Any], file: Path, form: str, out: Path) -> str:
     evaluations = run_files.evaluations(file.parent.parent) if in_run else []
     about, config = content["model"], content.get("config") or {}
     trained = config.get("model") or {}
-    towers = (trained.get(f"pretrained{tower}") for tower in ("", "_image", "_text"))
-    weights = definition.weights_of(trained.get("arch", ""), *(t and public(t) for t in towers))
+    whole = PurePath(trained.get("pretrained") or "").name  # of a tag or a file, never of the hub
+    towers = (trained.get(f"pretrained_{tower}") or "" for tower in ("image", "text"))
+    weights = definition.weights_of(trained.get("arch", ""), whole, *map(public, towers))
     return html.render(
         "model_card.md.j2",
         content=content,
@@ -39,6 +40,7 @@ def render(content: dict[str, Any], file: Path, form: str, out: Path) -> str:
         public=public,
         set_names=set_names,
         directions=DIRECTIONS,
+        figure=results.figure,
         folder=out.resolve().name,
     )
 

@@ -64,9 +64,8 @@ class Labels:
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             with atomic.atomic_file(Path(file)) as partial:
-                partial.write_text(
-                    json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
+                text = json.dumps(figures, indent=2, ensure_ascii=False)
+                partial.write_text(text + "\n", encoding="utf-8")
         print(classification.text(figures), file=out)
 
 
@@ -74,9 +73,8 @@ def _read(file: str, names: Sequence[str]) -> dict[str, int]:
     """Image -> index of its true candidate."""
     indices = {name: index for index, name in enumerate(names)}
     labels: dict[str, int] = {}
-    for where, [image, label] in read_table(
-        "--labels", file, ["image|id|file|path", "label|class"]
-    ):
+    columns = ["image|id|file|path", "label|class"]
+    for where, [image, label] in read_table("--labels", file, columns):
         if label not in indices:
             some = ", ".join(list(indices)[:5]) + (", ..." if len(indices) > 5 else "")
             raise InputError(f"{where}: {label!r} is no candidate; those are {some}")

@@ -4,8 +4,10 @@ A candidate is what a row names, and the prompts that stand for it: its features
 theirs (Radford et al. 2021, section 3.1.4).
 """
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ RADIOLOGY = (
     "{} is seen.",
 )
 """The built-in templates: of any modality, in the words of captions."""
-_NO_TEXT = ("version https://git-lfs", "<!doctype html", "<html")
+_NO_TEXT = re.compile(r"<!doctype html|<html|.*[\0\ud800-\udfff]", re.IGNORECASE | re.DOTALL)
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -46,17 +48,10 @@ def gather(settings: ZeroshotConfig) -> list[Candidate]:
     Raises:
         InputError: no text, an empty one, or a file that can't be read.
     """
-    texts_of: dict[str, dict[str, None]] = {}
-    for number, text in enumerate(settings.texts, 1):
-        if not text.strip():
-            raise InputError(f"--texts: number {number} is empty")
-        texts_of[text] = {text: None}
+    given = (checked(f"--texts: number {n}", text) for n, text in enumerate(settings.texts, 1))
+    texts_of = {text: {text: None} for text in given}
     for name, text in _of_file(settings) if settings.texts_file else ():
         texts_of.setdefault(name, {})[text] = None
-    for text in map(str.lower, texts_of):
-        if text.startswith(_NO_TEXT) or "\0" in text:
-            problem = "a Git LFS pointer, a web page, or not text in UTF-8"
-            raise InputError(f"--texts-file: {settings.texts_file}: {text[:40]!a}: {problem}")
     if settings.threshold is not None and NONE in texts_of:
         raise InputError(f"--threshold: adds {NONE!r}, but that is a text already")
     if not texts_of:
@@ -66,6 +61,17 @@ def gather(settings: ZeroshotConfig) -> list[Candidate]:
         Candidate(name, tuple(form.replace("{}", text) for text in texts for form in forms))
         for name, texts in texts_of.items()
     ]
+
+
+def checked(where: str, text: str) -> str:
+    """A text that came as UTF-8, whatever the locale; InputError: an empty one, or none."""
+    with suppress(UnicodeError):  # Python disguises bytes that are none of the locale's
+        text = text.encode(errors="surrogateescape").decode()
+    if _NO_TEXT.match(text):
+        raise InputError(f"{where}: {text[:40]!a}: a web page, or not text in UTF-8")
+    if not text.strip():
+        raise InputError(f"{where} is empty")
+    return text
 
 
 def read_table(
@@ -86,18 +92,16 @@ def read_table(
         for column, value in zip(columns, row.values, strict=True):
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"{where}: no text in {column.replace('|', ' or ')}")
-        yield where, [value.strip() for value in row.values]
+        yield where, [checked(where, value).strip() for value in row.values]
 
 
 def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
     """(name, text) of each row; the name is the label where there is one."""
     file, label = settings.texts_file or "", settings.label_column
     if file == STDIN:
-        try:
-            content = sys.stdin.buffer.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"--texts-file -: not UTF-8 (byte {error.start})") from None
-        yield from ((text, text) for line in content.splitlines() if (text := line.strip()))
+        content = sys.stdin.buffer.read().decode("utf-8-sig", errors="surrogateescape")
+        lines = filter(None, map(str.strip, content.splitlines()))
+        yield from ((text, checked("--texts-file -", text)) for text in lines)
         return
     columns, header = [settings.text_column], None
     if Path(file).suffix.lower() in _TABLES and Path(file).is_file():

@@ -13,6 +13,7 @@ from . import image_inputs
 from .embedder import SAME, Embedder, open_embedder
 from .feature_index import Index, Target
 from .output import RowWriter
+from .prompts import checked
 
 FIELDS = ("query", "rank", "id", "score", "caption", "shard", "position")
 _TOP = 10
@@ -27,9 +28,7 @@ def run(settings: ZeroshotConfig) -> None:
     index, images = Index(Path(settings.index or "")), None
     if settings.search_image:
         images = image_inputs.find(settings.search_image, None, "--search-image")
-    for number, text in enumerate(settings.search, 1):
-        if not text.strip():
-            raise InputError(f"--search: number {number} is empty")
+    texts = [checked(f"--search: number {n}", text) for n, text in enumerate(settings.search, 1)]
     embedder = open_embedder(settings)
     check_model(index, embedder)
     writer = RowWriter(sys.stdout, settings.format, FIELDS)
@@ -39,8 +38,8 @@ def run(settings: ZeroshotConfig) -> None:
         rows = answers(index, queries, features, top, target=settings.find, engine=settings.engine)
         writer.write(rows)
 
-    if settings.search:
-        write(settings.search, embedder.texts(settings.search)[0])
+    if texts:
+        write(texts, embedder.texts(texts)[0])
     if images is not None:
         for positions, features, bad in embedder.images(images):
             for position, reason in bad.items():

@@ -6,8 +6,10 @@
 import os
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import NamedTuple
 
 from ..errors import InputError
@@ -53,6 +55,7 @@ class Archive(Folder):
     """Images by name in a zip, in whatever folders it has inside. Read without extracting."""
 
     def __init__(self, path: Path) -> None:
+        check_fetched(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
@@ -85,6 +88,13 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
 
 
+def check_fetched(path: Path) -> None:
+    """Raise InputError where Git LFS left a pointer in place of the file."""
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise InputError(f"{path}: a Git LFS pointer; `git lfs pull` fetches the file")
+
+
 def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
     bare, dot, extension = name.rpartition(".")
@@ -92,9 +102,12 @@ def stem(name: str) -> str:
 
 
 def read_file(path: str) -> bytes:
-    """The content of an image file; OSError where there is none, or more than MAX_BYTES."""
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (quicker than Path, for each image)
-        _check_size(os.fstat(file.fileno()).st_size)
+    """The content of an image file; OSError where there is none, or over MAX_BYTES."""
+    about = os.stat(path)  # noqa: PTH116 (quicker than Path, for each image)
+    if not S_ISREG(about.st_mode):
+        raise OSError(None, "no regular file")  # opening a pipe would wait for its writer
+    _check_size(about.st_size)
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
         return file.readall()
 
 

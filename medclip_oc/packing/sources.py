@@ -197,7 +197,7 @@ class Source:
         if row.problem:
             return reject("malformed row", row.problem)
         if not isinstance(caption, str) or isinstance(caption, Number):
-            kind = type(caption).__name__.lower()
+            kind = "boolean" if caption in ("True", "False") else type(caption).__name__.lower()
             return reject("malformed row", f"the caption is a {kind}, not text")
         identity, caption = stem(name), clean(caption)
         if unfit := unfit_id(identity, is_path=is_path):

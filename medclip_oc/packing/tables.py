@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import pandas as pd
 
 from ..errors import InputError
-from .image_store import MAX_BYTES
+from .image_store import MAX_BYTES, check_fetched
 
 _CHUNK = 1000  # rows of text that are in memory at once
 _PARQUET_CHUNK, _PARQUET_BYTES = 64, 1 << 26  # fewer, because they may hold images
@@ -101,6 +101,7 @@ class Table:
         return total.hexdigest()
 
     def _kind(self, path: Path) -> _Kind:
+        check_fetched(path)
         if self.header:
             return lambda _: list(self.header or ()), _lines, "line"
         return _KINDS.get(path.suffix.lower(), _KINDS[".csv"])

@@ -203,8 +203,12 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(int(self.path[1:]) if self.path[1:].isdigit() else 503 if busy else 200)
         self.send_header("Content-Length", str(len(self.tar)))
         self.end_headers()
+        for byte in self.tar[:20] if self.path == "/drips" else b"":
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.05)
         if not busy:
-            self.wfile.write(self.tar if self.path != "/stalls" else self.tar[:2000])
+            first, end = 20 * (self.path == "/drips"), 2000 if self.path == "/stalls" else None
+            self.wfile.write(self.tar[first:end])
             self.wfile.flush()
             time.sleep(self.path == "/stalls")
 
@@ -222,6 +226,7 @@ class Server(BaseHTTPRequestHandler):
         ("404", 1, "can't be opened: HTTP Error 404"),
         ("silent", 5, "can't be opened: timed out$"),
         ("stalls", 1, "can't be read to its end: timed out$"),
+        ("drips", 1, "can't be read to its end: timed out"),
     ],
 )
 def test_a_web_server_that_fails_is_given_up(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.exporters import model_card
 from tests.support.tiny_dataset import jpeg, write_tar
 
@@ -36,6 +37,7 @@ def test_data_sets_have_names(where: str | list[str], names: str) -> None:
     [
         ({"arch": "ViT-B-16", "pretrained": "openai"}, "openai"),
         ({"arch": "t", "pretrained": "/home/me/run/best.pt"}, "best.pt"),
+        ({"arch": "t", "pretrained": "home/me"}, "me\n"),
         ({"arch": "local-dir:/home/me/run"}, "its own weights"),
         ({"arch": "t"}, "random weights"),
         ({"arch": "t", "pretrained_text": "org/bert"}, "random weights, but for org/bert"),
@@ -47,7 +49,12 @@ def test_says_what_is_known_without_a_path(
 ) -> None:
     """Names, counts and licences, as long as the shards are those of the run."""
     config = {"model": model, "data": {"train": str(tmp_path / "*.tar"), "valid": None}}
+    scores = dict.fromkeys(("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr"), 1.0)
+    record = dict.fromkeys((*DIRECTIONS, "chance"), scores) | {"pool": 1, "images": 1, "texts": 1}
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "best-test.json").write_text(json.dumps(record))
     content = {"model": ABOUT, "config": config, "epoch": 2.5, "step": 5}
+    file = tmp_path / "checkpoints" / "best.pt"
     found, asked = "CC BY-NC (1), CC BY (1), another (1)", "; the licences of its data\n"
     for pairs, licences, licence_line, asks in (
         (3, LICENCES, f"samples: {found}\n", False),
@@ -58,10 +65,11 @@ def test_says_what_is_known_without_a_path(
             facts = json.dumps({"license": licence}).encode()
             write_tar(tmp_path / f"{n}.tar", {"a.jpg": jpeg(n), "a.txt": b"a", "a.json": facts})
         content["position"] = int(2.5 * pairs)
-        card = model_card.render(content, tmp_path / "best.pt", "onnx", tmp_path / "out")
+        card = model_card.render(content, file, "onnx", tmp_path / "out")
         assert f"- weights before: {weights}" in card
         assert f"- training data: {tmp_path.name}\n" in card
         assert licence_line in card
+        assert "| image to text | 1 of 1 | 1 of 1 | 1 of 1 | 1 |" in card.replace("\u00a0", " ")
         assert (asked in card) == asks
     for word in ("/home", str(tmp_path), "published"):
         assert word not in card

@@ -198,6 +198,7 @@ def test_each_bad_line_of_json_has_its_reason(files: Path) -> None:
         assert isinstance(reject, Reject)
         assert reject.reason == reason
         assert reject.detail.startswith("line 3: ")
+        assert ("the caption is a boolean" in reject.detail) == ("true" in line)
 
 
 def test_each_type_of_parquet_is_a_caption_or_has_its_reason(files: Path) -> None:

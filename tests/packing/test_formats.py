@@ -224,9 +224,11 @@ def test_a_damaged_zip_is_named_and_a_damaged_member_is_rejected(tmp_path: Path)
     report = pack(open_source(tmp_path, ["train"]), tmp_path / "out")
     assert (report.read["train"], report.packed["train"]) == (5, 4)
     assert report.rejected == {("train", "image unreadable"): 1}
-    path.write_bytes(data[:-30])
-    with pytest.raises(InputError, match=r"train_images.zip: not a readable zip"):
-        open_source(tmp_path, ["train"])
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    for content, message in ((data[:-30], "not a readable zip"), (pointer, "a Git LFS pointer")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"train_images.zip: {message}"):
+            open_source(tmp_path, ["train"])
     with zipfile.ZipFile(tmp_path / "test_images.zip", "a") as archive:
         archive.writestr(f"old/{key(7)}.jpg", b"another")
     with pytest.raises(InputError, match=r"holds two images ROCO_00007.jpg: test/.*, old/"):

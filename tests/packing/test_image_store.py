@@ -1,7 +1,9 @@
 """What lies in files, zips and tables is read up to a bound."""
 
+import os
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +19,8 @@ from tests.support.tiny_dataset import jpeg
 def test_what_is_too_large_unpacked_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A member of a zip (also one that says that it is smaller), a file, a cell of Parquet."""
+    """A member of a zip (also one that says that it is smaller), a file, a cell of Parquet; nor is
+    a pipe, which would never end."""
     monkeypatch.setattr(image_store, "MAX_BYTES", 5000)
     monkeypatch.setattr(tables, "MAX_BYTES", 5000)
     with zipfile.ZipFile(tmp_path / "test_images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -28,11 +31,14 @@ def test_what_is_too_large_unpacked_is_not_read(
         raw.replace(struct.pack("<I", 5002), struct.pack("<I", 9))
     )
     (tmp_path / "file.jpg").write_bytes(bytes(5001))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    pipe = partial(image_store.read_file, str(tmp_path / "pipe.jpg"))
     found = image_store.Archive(tmp_path / "test_images.zip")
     for image, message in (
         (found.find("large"), "5,001 bytes, of an image at most 5,000 are read"),
         (image_store.image_on_disk(tmp_path / "file.jpg"), "5,001 bytes"),
         (found.find("liar"), "Bad CRC"),
+        (image_store.ImageFile("pipe.jpg", pipe), "no regular file"),
         (found.find("sound"), ""),
     ):
         assert image is not None
