@@ -19,7 +19,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ import numpy as np
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
-from .tars import walk
+from ..runtime.progress import print_line
+from .tars import BLOCK, pointer, walk
 
 VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
@@ -36,7 +36,8 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 RESTORE = "restore it, or pack the folder again"
 _ABSENT = (-1, 0)  # the place of the .json of a pair that has none
-_MOST_NAMES = 1_000_000
+_MOST_NAMES, _DEEPEST = 1_000_000, 50  # of a brace pattern: names, and braces within one another
+_RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.-?\d+)?")
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 
@@ -56,12 +57,17 @@ class Shard:
     places: np.ndarray
     """(n, 6) int64: offset and size of image, text and JSON."""
     skipped: int
-    """Entries without an image or a caption, or with an empty one."""
+    """Entries of a foreign tar without an image or a caption, or with an empty one."""
     names: dict[int, str]
     """Offset -> name of a member that isn't KEY.extension: in capitals, or what a link links to."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def ends(self) -> np.ndarray:
+        """(1 + 3 n,) int64: 0, and where each member ends, if they lie as they are listed."""
+        offsets, sizes = self.places.reshape(-1, 2).T  # (3 n,)
+        return np.append(0, offsets + sizes + -sizes % BLOCK)
 
 
 def of_folder(folder: Path, split: str) -> list[Shard]:
@@ -123,8 +129,13 @@ def _there(shards: list[Shard]) -> list[Shard]:
             advice = f"shard missing, and {INDEX} names it; restore it, or pack again"
             raise InputError(f"{shard.path}: {advice}") from None
         if actual != shard.bytes:
-            sizes = f"{actual} bytes, {INDEX} says {shard.bytes}"
-            raise InputError(f"{shard.path}: {sizes}; damaged or changed")
+            problem = pointer(shard.path) or "damaged or changed"
+            raise InputError(f"{shard.path}: {actual} bytes, {INDEX} says {shard.bytes}; {problem}")
+        if shard.split:  # one of ours
+            with shard.path.open("rb") as file:
+                rest = os.pread(file.fileno(), BLOCK, int(shard.ends()[-1]))
+            if rest.strip(b"\0"):
+                raise InputError(f"{shard.path}: more pairs than {INDEX} names; {RESTORE}")
     return shards
 
 
@@ -135,32 +146,56 @@ def expand_braces(pattern: str) -> list[str]:
         InputError: its braces don't match, or it stands for over _MOST_NAMES.
     """
     try:
-        ends = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
-        if math.prod(abs(int(last) - int(first)) + 1 for first, last in ends) <= _MOST_NAMES:
-            names = list(islice(braceexpand.braceexpand(pattern), _MOST_NAMES + 1))
-            if len(names) <= _MOST_NAMES:
-                return names
+        if _count_names(re.sub(r"\\.", "", pattern)) <= _MOST_NAMES:
+            return list(braceexpand.braceexpand(pattern))
         raise ValueError(f"stands for over {_MOST_NAMES:,} names")
     except ValueError as error:
-        raise InputError(f"{pattern[:100]}: {error}") from None
+        raise InputError(f"{short(pattern)}: {error}") from None
+
+
+def _count_names(pattern: str) -> int:
+    """How many names a brace pattern stands for, or a few more, without making them."""
+
+    def product(text: str) -> int:
+        return math.prod(map(int, re.findall("\0(\\d+)\0", text)))
+
+    def count(group: re.Match[str]) -> str:  # of braces without others within
+        if ends := _RANGE.fullmatch(group[1]):
+            first, last = (int(end) if end[-1].isdigit() else ord(end) for end in ends.groups())
+            return f"\0{abs(last - first) + 1}\0"
+        return f"\0{sum(map(product, group[1].split(',')))}\0"
+
+    for _ in range(_DEEPEST):
+        pattern = re.sub(r"\{([^{}]*)\}", count, pattern)
+    if "{" in pattern:
+        raise ValueError(f"unbalanced braces, or over {_DEEPEST} within one another")
+    return product(pattern)
+
+
+def short(name: str) -> str:
+    """A path or a URL, for messages."""
+    return name if len(name) <= 100 else f"{name[:60]} ... {name[-35:]}"
 
 
 def expand(pattern: str) -> list[Path]:
     """The tars that a brace pattern, a glob or a path names, in order.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it is none that can be read twice.
     """
     paths: list[Path] = []
     for name in expand_braces(str(Path(pattern).expanduser())):
-        if Path(name).is_dir():
-            raise InputError(f"{name}: a folder among tars; folders are joined by ::")
-        matches = [name] if Path(name).is_file() else sorted(glob.glob(name))  # noqa: PTH207
+        # os.path, because Path raises where a name is too long
+        matches = [name] if os.path.isfile(name) else sorted(glob.glob(name))  # noqa: PTH113, PTH207
         if not matches:
             hint = "no such shard folder or tar (tools/make_shards.py packs)"
             reason = "no file matches" if glob.has_magic(name) else hint
-            raise InputError(f"{name}: {reason}" + (f", from {pattern}" if name != pattern else ""))
+            origin = f", from {short(pattern)}" if name != pattern else ""
+            raise InputError(f"{short(name)}: {reason}{origin}")
         paths += map(Path, matches)
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: not a regular file; folders are joined by ::")
     return paths
 
 
@@ -169,18 +204,36 @@ def image_extension(members: dict[str, Any]) -> str | None:
     return next((n for n in IMAGE_EXTENSIONS if members.get(n) and members.get("txt")), None)
 
 
+def is_blank(caption: str) -> bool:
+    """Whether a caption has no letter that is seen."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in caption)
+
+
+def say(line: str) -> None:
+    """On stderr, once for all ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print_line(line)
+
+
 def _read(path: Path) -> list[Shard]:
     """The shards in an index.json, with none left out. A wrong place is found when it is read."""
     shards, sizes, numbers = _parse(path), path.parent / SIZES, Counter[str]()
     for shard in shards:
         name = f"{shard.split}-{numbers[shard.split]:06d}.tar"
         numbers[shard.split] += 1
-        in_order = (np.diff(shard.places[:, 0]) > 0).all() and (shard.places >= 0).all()
-        if shard.path.name != name or not in_order:
+        gaps = shard.places[:, ::2].ravel() - shard.ends()[:-1]  # (3 n,)
+        # a header, perhaps with an extended one; a lost pair would leave 7 blocks
+        whole = (
+            np.isin(gaps, np.arange(BLOCK, 7 * BLOCK, BLOCK)).all() and (shard.places >= 0).all()
+        )
+        if shard.path.name != name or shard.names or shard.skipped or not whole:
             raise InputError(f"{path}: damaged at {name}; {RESTORE}")
     counts = {shard.path.name: len(shard) for shard in shards}
     with suppress(OSError, *DAMAGED):
-        if not sizes.exists() or json.loads(sizes.read_bytes()) == counts:
+        if not sizes.is_file():
+            say(f"{sizes}: missing; whether {INDEX} names all shards isn't checked")
+            return shards
+        if json.loads(sizes.read_bytes()) == counts:
             return shards
     raise InputError(f"{sizes}: damaged, or {INDEX} is: they differ in a shard; {RESTORE}")
 
@@ -197,7 +250,7 @@ def _parse(path: Path, content: bytes | None = None) -> list[Shard]:
         if index["version"] == VERSION:
             return [shard for shard in index["shards"] if shard.path]  # each has one, if it is one
     except (OSError, *DAMAGED):
-        raise InputError(f"{path}: damaged; {RESTORE}") from None
+        raise InputError(f"{path}: {pointer(path) or f'damaged; {RESTORE}'}") from None
     version = index["version"]
     raise InputError(
         f"{path}: version {version!r:.40}, this program reads version {VERSION}; pack it again"
@@ -245,7 +298,7 @@ def scan(path: Path) -> dict[str, Any]:
                 extension = image_extension(members)
                 offset, size = members.get("txt") or (0, 0)
                 caption = os.pread(file.fileno(), size, offset).decode(errors="replace")
-                if extension is None or not caption.strip():
+                if extension is None or is_blank(caption):
                     skipped += 1
                     continue
                 keys.append(members["__key__"])
@@ -254,7 +307,8 @@ def scan(path: Path) -> dict[str, Any]:
                 places.append([*members[extension], offset, size, *facts])
         layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
     except (tarfile.TarError, OSError, UnicodeError) as error:
-        raise InputError(f"{path}: not a readable, uncompressed tar: {error}") from None
+        problem = pointer(path) or f"not a readable, uncompressed tar: {error}"
+        raise InputError(f"{path}: {problem}") from None
     except ValueError as error:
         raise InputError(f"{path}: {str(error.args[0]).partition(' in tar file')[0]}") from None
     about = {"name": str(path), "split": "", "samples": len(keys), "bytes": path.stat().st_size}

@@ -188,8 +188,8 @@ class TrainingBatches:
         allowed = share * max(seen, self.pairs_per_epoch)
         if state["bad"] > allowed:
             raise WorkError(
-                f"{state['bad']:,} of the first {seen:,} pairs can't be read; data.max_bad_share: "
-                f"{share} allows {int(allowed):,}; the last: {lines[-1]}"
+                f"{state['bad']:,} bad pairs on the way to {seen:,}; data.max_bad_share: {share} "
+                f"allows {int(allowed):,}; the last: {lines[-1]}"
             )
 
     def _report_long(self, seen: int) -> None:

@@ -43,7 +43,7 @@ from webdataset.tariterators import group_by_keys
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
-from .index import expand_braces, image_extension
+from .index import expand_braces, image_extension, is_blank, short
 from .sampler import permuted
 from .shards import SETS, Sample, parse_facts, read_caption
 from .tars import walk
@@ -182,7 +182,7 @@ class ShardStream:
             key = epoch * _INDEX_STEP + block[0][0]
             for place in permuted(self.seed, key, len(block), np.arange(len(block)), stream=stream):
                 row, sample = block[place]
-                location, lines = f"{_short(url)}: {sample.key}", tuple(passed_over)
+                location, lines = f"{short(url)}: {sample.key}", tuple(passed_over)
                 passed_over.clear()
                 yield Streamed(epoch, shard * _INDEX_STEP + row, sample, location, lines)
 
@@ -203,10 +203,10 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
                 if extension is None:
                     raise ValueError(f"no {'image' if members.get('txt') else 'caption'}")
                 caption = read_caption(members["txt"])
-                if not caption.strip():
+                if is_blank(caption):
                     raise ValueError("caption empty")
             except ValueError as error:
-                passed_over.append(f"{_short(url)}: {key}: {error}")
+                passed_over.append(f"{short(url)}: {key}: {error}")
                 continue
             facts = parse_facts(members.get("json") or b"")
             yield Sample(key, members[extension], extension, caption, facts)
@@ -215,7 +215,7 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
         if cache is not None:  # the next run shall fetch it again
             (cache / _cache_name(url)).unlink(missing_ok=True)
         reason = _reason(error)
-        raise WorkError(f"{_short(url)}: the shard can't be read to its end: {reason}") from None
+        raise WorkError(f"{short(url)}: the shard can't be read to its end: {reason}") from None
     finally:
         stream.abandon()
 
@@ -257,7 +257,7 @@ class _Stream:
                 url = files.get_file(url)
             self._stream = gopen(url)
         except Exception as error:  # each kind of URL has errors of its own
-            raise WorkError(f"{_short(url)}: can't be opened: {_reason(error)}") from None
+            raise WorkError(f"{short(url)}: can't be opened: {_reason(error)}") from None
         self.read = self._stream.read
 
     def finish(self) -> None:
@@ -286,7 +286,3 @@ def _reason(error: Exception) -> str:
     if code := re.search(r"\bexit (-?\d+) \(", text):
         return f"the command that reads it ended with exit code {code[1]}"
     return getattr(error, "strerror", None) or text.partition(" @ <")[0]
-
-
-def _short(url: str) -> str:
-    return url if len(url) <= 100 else f"{url[:60]} ... {url[-35:]}"

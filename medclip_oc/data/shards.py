@@ -28,8 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from ..runtime.progress import print_line
-from .index import IMAGE_EXTENSIONS, RESTORE, Shard, expand, of_folder, of_tars
+from .index import IMAGE_EXTENSIONS, RESTORE, Shard, expand, of_folder, of_tars, say
 from .tars import is_member
 
 SETS = "::"
@@ -89,13 +88,17 @@ class ShardSet:
             raise InputError(f"{where}: no set on one side of {SETS}")
         sets = []
         for name in names:
-            if isinstance(name, str) and Path(name).expanduser().is_dir():
+            if isinstance(name, str) and os.path.isdir(Path(name).expanduser()):  # noqa: PTH112
                 sets.append(of_folder(Path(name).expanduser(), split))
             else:
                 patterns = [name] if isinstance(name, str) else name
                 sets.append(of_tars(path for pattern in patterns for path in expand(pattern)))
-            if (skipped := sum(s.skipped for s in sets[-1])) and os.environ.get("RANK", "0") == "0":
-                print_line(f"{name}: {skipped:,} entries passed over: no image, or no caption")
+            if skipped := sum(shard.skipped for shard in sets[-1]):
+                say(f"{name}: {skipped:,} entries passed over: no image, or no caption")
+            if twice := sum(len(shard) - len({*shard.keys.tolist()}) for shard in sets[-1]):
+                say(
+                    f"{name}: {twice:,} pairs have an earlier one's key in their tar; all are taken"
+                )
             if not any(map(len, sets[-1])):
                 raise InputError(f"{name}: no readable pair (an image, then a .txt of its name)")
         return cls(sets)

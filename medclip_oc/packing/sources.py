@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..data.index import is_blank
 from ..errors import InputError
 from .image_store import Archive, Folder, ImageFile, image_on_disk, stem
 from .tables import Number, Row, Table
@@ -205,7 +206,7 @@ class Source:
         key = key_of(identity)
         if key in taken:
             return reject("duplicate id", f"{taken[key]} has this id{_HINT * is_path}")
-        if not any(letter.isprintable() and not letter.isspace() for letter in caption):
+        if is_blank(caption):
             return reject("caption empty", "no text but blanks")
         cell = cells.get("image")
         image = part.find_image(name, cell)

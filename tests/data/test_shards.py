@@ -1,6 +1,7 @@
 """Reading shards: packed by us or by another tool, named in any way, from any process."""
 
 import csv
+import json
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,7 @@ from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.errors import InputError, ShardChanged, WorkError
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.fault_injection import HARD_LINKS, ODD_TARS, read_odd_tar
+from tests.support.fault_injection import HARD_LINKS, ODD_TARS, pair, read_odd_tar, tar_of
 from tests.support.tiny_dataset import (
     OTHER_SAMPLES,
     OTHER_TOOLS,
@@ -135,6 +136,9 @@ def test_hard_links_lead_to_what_they_link_to(tmp_path: Path) -> None:
         ("-000001.tar", "-000009.tar", "index.json: damaged at train-000001.tar; restore it"),
         ('"split": "train"', '"split": "valid"', "index.json: damaged at valid-000000.tar"),
         ('"split": "train"', '"split": null', "index.json: damaged; restore"),
+        ("[[512,", "[[1.5,", "index.json: damaged at train-000000.tar"),
+        ('"split"', '"names": {"512": 1}, "split"', "index.json: damaged at train-000000.tar"),
+        ('"split"', '"skipped": 9, "split"', "index.json: damaged at train-000000.tar"),
         ('["jpg", "jpg", "jpg"]', "5", "index.json: damaged; restore"),
         ('["jpg", "jpg", "jpg"]', '["jpg", "jpg", "png"]', "train_0002.png: not where the index"),
         ('"train_0000", "train_0001"', '"train_0001", "train_0000"', "train_0001.jpg: not where"),
@@ -152,6 +156,21 @@ def test_a_damaged_index_is_an_error_on_opening(
         samples(ShardSet.open(str(folder), "train"))
 
 
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_a_pair_that_the_index_lost_is_missed(folder: Path, row: int) -> None:
+    content = json.loads((folder / "index.json").read_text())
+    shard = content["shards"][0]
+    shard["samples"] -= 1
+    for name in ("keys", "extensions", "members"):
+        del shard[name][row]
+    (folder / "index.json").write_text(json.dumps(content))
+    (folder / "sizes.json").unlink()
+    with pytest.raises(
+        InputError, match=r"at train-000000.tar; restore|more pairs than index.json"
+    ):
+        ShardSet.open(str(folder), "train")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -159,16 +178,24 @@ def test_a_damaged_index_is_an_error_on_opening(
         ("t=train-00000; mv ${t}0.tar x; mv ${t}1.tar ${t}0.tar; mv x ${t}1.tar", "g: not where"),
         ("cp train-000000.tar train-000003.tar", "train-000003.tar: index.json doesn't name it"),
         ("echo } > sizes.json", "sizes.json: damaged, or index.json is"),
+        ("echo version https://git-lfs > index.json", "index.json: a Git LFS pointer"),
+        (
+            "echo version https://git-lfs > train-000000.tar",
+            "0.tar: .* a Git LFS pointer",
+        ),
         ("rm sizes.json valid-000000.tar", ""),
     ],
 )
-def test_files_that_do_not_belong_together(folder: Path, damage: str, message: str) -> None:
+def test_files_that_do_not_belong_together(
+    folder: Path, damage: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     subprocess.run(damage, shell=True, cwd=folder, check=True)
     if message:
         with pytest.raises((InputError, ShardChanged), match=message):
             samples(ShardSet.open(str(folder), "train"))
     else:
         assert len(samples(ShardSet.open(str(folder), "train"))) == 7
+        assert f"{folder}/sizes.json: missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -177,14 +204,18 @@ def test_files_that_do_not_belong_together(folder: Path, damage: str, message: s
         ("{0..999999999}.tar", "stands for over 1,000,000 names"),
         ("{0..999}/{0..999}/{0..9}.tar", "over 1,000,000"),
         (f"{'{a,b}' * 40}.tar", "over 1,000,000"),
+        (f"x/{{c,{'{a..z}' * 40}}}.tar", "over 1,000,000"),
+        (f"{'{' * 3000}a,b{'}' * 3000}", "over 50 within one another"),
+        (f"{'x' * 5000}.tar", "no such shard folder"),
         (f"{{0..{'9' * 5000}}}", "limit"),
-        ("{0..9", "Unbalanced braces"),
+        ("{0..9", "unbalanced braces"),
     ],
 )
 def test_an_absurd_brace_pattern_is_one_line(pattern: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        index.expand_braces(pattern)
+        ShardSet.open(pattern, "train")
     assert len(str(caught.value)) < 300
+    assert len(index.expand_braces("{a{0..999},b{0..999},c{0..999}}.tar")) == 3000
     assert len(index.expand_braces("{000000..099999}.tar")) == 100_000
 
 
@@ -192,6 +223,8 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "empty.tar", {"README": b"no pair"})
     (tmp_path / "text.tar").write_text("no tar")
     tarfile.open(tmp_path / "packed.tar", "w:gz").close()
+    (tmp_path / "lfs.tar").write_text("version https://git-lfs.github.com/spec/v1\n")
+    os.mkfifo(tmp_path / "fifo.tar")
     for where, split, message in (
         (f"{tmp_path}/nowhere", "train", "nowhere: no such shard folder"),
         (f"{tmp_path}/none-*.tar", "train", "no file matches"),
@@ -201,6 +234,8 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
         ([], "train", "no readable pair"),
         (f"{tmp_path}/text.tar", "train", "text.tar: not a readable, uncompressed tar"),
         (f"{tmp_path}/packed.tar", "train", "packed.tar: not a readable, uncompressed tar"),
+        (f"{tmp_path}/lfs.tar", "train", "lfs.tar: a Git LFS pointer"),
+        (f"{tmp_path}/fifo.tar", "train", "fifo.tar: not a regular file"),
         (f"{made}::{tmp_path}/nowhere", "train", "nowhere: no such shard folder"),
         (f"{made}::", "train", "no set on one side of ::"),
         (str(tmp_path), "train", "no index.json: not a finished shard folder"),
@@ -216,6 +251,12 @@ def test_a_member_twice_is_an_error(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(InputError, match=r"a.tar: a.jpg: duplicate file name$"):
         ShardSet.open(str(path), "train")
+
+
+def test_a_key_twice_in_a_tar_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.tar").write_bytes(tar_of(*pair("a"), *pair("b"), *pair("a")))
+    assert ShardSet.open(f"{tmp_path}/t.tar", "train").ids() == ["t/a#0", "b", "t/a#2"]
+    assert "t.tar: 1 pairs have an earlier one's key" in capsys.readouterr().err
 
 
 def test_ids_are_unique_where_keys_are_not(tmp_path: Path) -> None:

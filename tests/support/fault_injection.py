@@ -228,6 +228,10 @@ ODD_TARS: dict[str, tuple[bytes, list[str] | str]] = {
         tar_of(_B[0], member("b.txt"), *_A, _C[0], member("c.txt", b" ")),
         ["a", "2 entries"],
     ),
+    "blank": (
+        tar_of(_B[0], member("b.txt", "\u200b".encode()), *_A, _C[0], member("c.txt", bytes(3))),
+        ["a", "2 entries"],
+    ),
     "apart": (tar_of(_B[0], *_A, _B[1]), ["a", "2 entries"]),
     "links": (tar_of(*_A, member("b.jpg", type=b"2"), _B[1]), ["a", "1 entries"]),
     "joined": (
@@ -235,7 +239,7 @@ ODD_TARS: dict[str, tuple[bytes, list[str] | str]] = {
         "ends at byte 4,096, 19,968 too early: cut, damaged, or ",
     ),
     "damaged": (tar_of(*_A, *_B).replace(b"b.jpg", b"b.jpx"), "ends at byte 2,048, 9,728 too"),
-    "cut": (tar_of(*_A, *_B)[:2048], "ends at byte 2,048, 0 too early: cut"),
+    "cut": (tar_of(*_A, *_B)[:2048], "ends at byte 2,048, without the zeros that end a tar: cut"),
     "zeros": (bytes(20480), "ends at byte 0, 19,968 too early: cut"),
     "too large": (tar_of(*_A, member("x.jpg", size=1 << 24)), "unexpected end of data"),
     "absurd": (tar_of(*_A, member("x", size=1 << 40), how=_GNU), "1,099,511,627,776 bytes"),
