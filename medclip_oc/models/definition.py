@@ -102,8 +102,10 @@ def register(name: str, definition: dict[str, Any], where: str = "model.definiti
         text[key] = resolve(text[key], f"{where}: {key}: ")
         if text[key].startswith("/") and not Path(text[key]).is_dir():
             raise InputError(f"{where}: {key}: {text[key]}: no such folder")
-        if not Path(text[key]).is_dir():
+        if not (place := Path(text[key])).is_dir():
             print_line(f"{where}: {key}: {text[key]}: from the Hugging Face hub")
+        elif "tok" in key and not [*place.glob("[tv]o[kc]*"), *place.glob("*.model")]:
+            raise InputError(f"{where}: {key}: {place} holds no tokenizer (tokenizer.json, ...)")
     if tower := text.get("hf_model_name"):
         try:
             from transformers import PretrainedConfig  # of an extra
@@ -169,4 +171,4 @@ def unreachable(name: str, error: Exception) -> InputError | WorkError:
 def first_lines(error: Exception) -> str:
     """The beginning of an error's message, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+    return " ".join(lines[:2])[:150] if lines else type(error).__name__

@@ -23,11 +23,14 @@ TEXT_MODEL = "text_model"  # in a folder: the configuration of a Hugging Face te
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@+-]*$", max_length=200)]
 Text = Annotated[str, Field(max_length=255)]  # as of a part of a path
 Count = Annotated[int, Field(ge=1, le=2**20)]  # the largest vocabulary of open_clip has 901,629
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2, strict=False)]
 Three = Field(min_length=3, max_length=3, strict=False)  # a tuple will do too
-Shards = str | list[str] | None
+Reference = Annotated[str, Field(max_length=4095)]  # as of a path
+Shards = Reference | list[Reference] | None
 _WORDS = {  # of pydantic's errors, what is said here in other words
     "missing": "is missing",
     "extra_forbidden": "no such setting",
@@ -37,9 +40,10 @@ _WORDS = {  # of pydantic's errors, what is said here in other words
 
 
 def _mapping(keys: dict[str, Any], extra: Literal["forbid", "ignore"] = "forbid") -> Any:
-    """A type of mapping: types by key; "key?" may be absent."""
+    """A type of mapping: types by key, those of an inner one as a dict; "key?" may be absent."""
     how = ConfigDict(strict=True, allow_inf_nan=False, extra=extra)
-    needs: dict[str, Any] = {k.rstrip("?"): (t, None if "?" in k else ...) for k, t in keys.items()}
+    types = {k: _mapping(t, extra) if isinstance(t, dict) else t for k, t in keys.items()}
+    needs: Any = {k.rstrip("?"): (t, None if "?" in k else ...) for k, t in types.items()}
     return create_model("Mapping", __config__=how, **needs)
 
 
@@ -49,7 +53,7 @@ def _section(config: type, **bounded: Any) -> Any:
     return _mapping({f"{f.name}?": types.get(f.name, f.type) for f in fields(config)})
 
 
-_open = partial(_mapping, extra="ignore")
+open_mapping = partial(_mapping, extra="ignore")
 _BOUNDED: dict[str, Any] = {
     **dict.fromkeys(("width", "head_width", "heads", "dim_head", "n_queries", "vocab_size"), Count),
     **dict.fromkeys(("context_length", "attn_pooler_heads", "attn_pooler_queries"), Count),
@@ -58,6 +62,7 @@ _BOUNDED: dict[str, Any] = {
     **dict.fromkeys(("hf_tokenizer_name", "hf_model_name", "hf_pooler_type"), Text | None),
     "layers": Layers,
     "patch_size": Size | None,
+    **dict.fromkeys(("patch_dropout", "timm_drop", "timm_drop_path"), Share | None),
     "pool_type": Literal["first", "last", "argmax", "eos"],
     "act_kwargs": dict[Literal["approximate"], Literal["none", "tanh"]] | None,
     "norm_kwargs": dict[Literal["eps"], Positive] | None,
@@ -82,23 +87,28 @@ DEFINITION = _mapping(
     | {"multimodal_cfg?": _section(MultimodalCfg), "quick_gelu?": bool, "custom_text?": bool}
     | {"init_logit_scale?": float, "init_logit_bias?": float | None, "nonscalar_logit_scale?": bool}
 )
-FOLDER = _open({"model_cfg": DEFINITION, "preprocess_cfg?": PREPROCESS})
-TEXT_TOWER = _open(
+FOLDER = open_mapping({"model_cfg": DEFINITION, "preprocess_cfg?": PREPROCESS})
+TEXT_TOWER = open_mapping(
     {"model_type": Literal[tuple(arch_dict)], "auto_map?": None, "num_labels?": Count}
     | {f"{n}_layers?": Layers for n in ("num", "num_hidden", "num_decoder", "encoder", "decoder")}
     | {f"{name}attn_implementation?": Literal["eager", "sdpa", None] for name in ("", "_")}
 )
 """config.json of Hugging Face: an auto_map names Python files, and an attention may be of a hub."""
 _FILE = Annotated[str, Field(pattern=rf"^({TEXT_MODEL}/)?\w[\w.-]*$", max_length=200)]
-_DESCRIPTION = _open(
+_DESCRIPTION = open_mapping(
     {"arch": str, "name": Name, "definition": DEFINITION, "preprocess": PREPROCESS}
     | {"tokens?": list[int] | None, "files?": dict[_FILE, bytes]}
 )
-_CONFIG = _open(  # of its run: what is read besides being compared with that of another run
-    {"model?": _open({"arch": str}), "data?": _open({"train?": Shards, "valid?": Shards})}
-    | {"run?": _open({"seed": int})}
+_PRETRAINED = {f"pretrained{tower}?": Reference | None for tower in ("", "_image", "_text")}
+_CONFIG = {  # of its run: what is read besides being compared with that of another run
+    "model?": {"arch": str, "image_size?": Count | None} | _PRETRAINED,
+    "data?": {"train?": Shards, "valid?": Shards},
+    "run?": {"seed": Natural},
+}
+CHECKPOINT = open_mapping(
+    {"state_dict": dict[str, Any], "model": _DESCRIPTION, "config?": open_mapping(_CONFIG) | None}
+    | {"step?": Natural, "position?": Natural, "epoch?": Positive, "versions?": dict[str, str]}
 )
-CHECKPOINT = _open({"state_dict": dict[str, Any], "model": _DESCRIPTION, "config?": _CONFIG | None})
 
 
 def check(kind: Any, value: object, where: str) -> None:

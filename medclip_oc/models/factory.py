@@ -16,6 +16,7 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 
+from ..config.fields import shorten
 from ..config.schema import ModelConfig
 from ..errors import InputError
 from . import checkpoint, definition, description, pretrained
@@ -109,7 +110,8 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
                 ) from error
         if (built := _plain(model.visual.preprocess_cfg)) != preprocess:
             raise InputError(
-                f"{where}: made with preprocessing {preprocess}, but {name} is built with {built}"
+                f"{where}: made with preprocessing {_apart(preprocess, built)}, "
+                f"but {name} is built with {_apart(built, preprocess)}"
             )
         return _assemble(model, about, settings, where)
 
@@ -199,7 +201,9 @@ def _create(name: str, where: str = "model.definition", **how: Any) -> Any:
     except Exception as error:  # open_clip's are of many kinds
         reason = definition.first_lines(error)
         of_hub = weights or definition.has_schema(name) or isinstance(error, OSError)
-        if not of_hub or isinstance(error, TypeError | ZeroDivisionError | AttributeError):
+        if is_file and isinstance(error, AttributeError):  # a table that only one of them has
+            reason = "its tensors are those of another kind of model"
+        elif not of_hub or isinstance(error, TypeError | ZeroDivisionError | AttributeError):
             raise InputError(f"{where}: {name} can't be built: {reason}") from error
         if is_file:
             raise InputError(f"{weights} doesn't fit {name} ({reason})") from error
@@ -220,9 +224,10 @@ def _preprocess_of_checkpoint(
         return None
     theirs = checkpoint.description_of(content, path)
     if theirs["definition"] != config:
-        holds = f"{path} holds {theirs['name']} {theirs['definition']}"
+        theirs_only = _apart(theirs["definition"], config)
         raise InputError(
-            f"model.pretrained: {holds}, but the configuration asks for {name} {config}"
+            f"model.pretrained: {path} holds {theirs['name']} {theirs_only}, "
+            f"but the configuration asks for {name} {_apart(config, theirs['definition'])}"
         )
     made_with = {key: theirs["preprocess"].get(key) for key in PREPROCESS_KEYS}
     asked = made_with | _plain(settings.preprocess or {})
@@ -230,6 +235,11 @@ def _preprocess_of_checkpoint(
         trained = f"{path} was trained with {made_with}"
         raise InputError(f"model.preprocess: {trained}, but the configuration asks for {asked}")
     return made_with
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The entries that another description hasn't, not too long."""
+    return shorten({key: value for key, value in one.items() if other.get(key) != value})
 
 
 def _plain(value: Any) -> Any:

@@ -62,10 +62,6 @@ class OptimizerState:
             raise ValueError(
                 f"{len(shapes)} parameters train, but it holds {len(state['shapes'])}, or others"
             )
-        for number, averages in state["state"].items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                if list(averages[name].shape) != shapes[number]:
-                    raise ValueError(f"{name} of parameter {number} has another shape")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 

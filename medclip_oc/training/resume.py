@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, create_model
+from pydantic import Field
 
 from ..config import fields
 from ..config.schema import Config
 from ..errors import DamagedCheckpoint, InputError, Stopped, WorkError
 from ..models import checkpoint, description
+from ..models.description import Natural, Positive
 from ..runtime import distributed
 from ..runtime.distributed import World
 from .build import RunData
@@ -31,29 +32,26 @@ _DATA = ("data.train", "data.valid")
 # the weights and the count of steps depend on these
 _FIXED = ("train.global_batch_size",)
 _MODEL_NOT_FIXED = ("model.freeze_batch_norm", "model.grad_checkpointing")
-
-
-def _mapping(**types: Any) -> Any:
-    entries: dict[str, Any] = {name: (kind, ...) for name, kind in types.items()}
-    return create_model("Mapping", __config__=ConfigDict(strict=True), **entries)
-
-
-_STATE = _mapping(
-    step=PositiveInt,
-    position=PositiveInt,
-    epoch=Annotated[float, Field(gt=0)],
-    metrics=dict[str, Any],
-    config=_mapping(train=_mapping(global_batch_size=int, epochs=int, precision=str)),
-    training=_mapping(
-        parts=_mapping(
-            optimizer=_mapping(state=dict[int, dict[str, Any]]),
-            data=_mapping(bad=NonNegativeInt, long=NonNegativeInt, named=list[str], reported=bool),
-        ),
-        random=list[dict[str, Any]],
-        best=Annotated[float, Field(le=1)],  # or -inf, before the first one
-        validated=bool,
-        fingerprints=dict[str, str | None],
-    ),
+_SHAPED = ("exp_avg", "exp_avg_sq", "step")  # what AdamW has of a parameter
+_PARAMETER: Any = description.open_mapping(dict.fromkeys(_SHAPED, Any))
+_STATE = description.open_mapping(
+    {
+        "step": Natural,
+        "position": Natural,
+        "epoch": Positive,
+        "metrics": dict[str, Any],
+        "config": {"train": {"global_batch_size": int, "epochs": int, "precision": str}},
+        "training": {
+            "parts": {
+                "optimizer": {"state": dict[int, _PARAMETER], "shapes": list[list[int]]},
+                "data": {"bad": Natural, "long": Natural, "named": list[str], "reported": bool},
+            },
+            "random": list[dict[str, Any]],
+            "best": Annotated[float, Field(le=1, allow_inf_nan=True)],  # -inf before the first one
+            "validated": bool,
+            "fingerprints": dict[str, str | None],
+        },
+    }
 )
 
 
@@ -186,8 +184,6 @@ def _check_whole(content: dict[str, Any], where: str) -> None:
     scaled = config["train.precision"] == "fp16"
     had = {"scaler": scaled, "adapters": config.get("lora.rank"), "ema": config.get("ema.decay")}
     lost = [name for name, used in had.items() if used and name not in parts]
-    if not (scaled or parts["optimizer"]["state"]):  # scaling leaves out steps
-        lost.append("averages of the optimizer")
     if lost:
         raise InputError(f"{where}: it has no {', '.join(lost)}")
     step, position, epoch = (content[name] for name in ("step", "position", "epoch"))
@@ -195,6 +191,22 @@ def _check_whole(content: dict[str, Any], where: str) -> None:
     if step * size != position or epoch > epochs:
         place = f"position {position}, epoch {epoch:g} of {epochs}"
         raise InputError(f"{where}: step {step} of {size} pairs, yet {place}")
+    _check_averages(parts["optimizer"], step, scaled, f"{where}: optimizer")
+
+
+def _check_averages(optimizer: dict[str, Any], step: int, scaled: bool, where: str) -> None:
+    """Refuse averages that AdamW can't have then; scaling leaves out some steps."""
+    state, shapes = optimizer["state"], optimizer["shapes"]
+    if (state or not scaled) and state.keys() != set(range(len(shapes))):
+        raise InputError(f"{where}: it has averages of {len(state)} of {len(shapes)} parameters")
+    for number, averages in state.items():
+        at = f"{where}, parameter {number}"
+        checkpoint.check_weights(averages, at)
+        shape, squares, count = shapes[number], averages["exp_avg_sq"], averages["step"]
+        if [list(averages[name].shape) for name in _SHAPED] != [shape, shape, []]:
+            raise InputError(f"{at}: its averages have another shape than {shape}")
+        if (squares < 0).any() or not 1 <= count <= step:
+            raise InputError(f"{at}: negative squares, or {count:g} steps of {step}")
 
 
 # ----------------------------------------------------------------------------- what has changed
@@ -256,13 +268,16 @@ def _compare(
         advice = "take another run.folder for another run"
         if not any(map(_is_fixed, wrong)):
             advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {advice}"
-        listed = "; ".join(changed[key] for key in wrong)
+        listed = "; ".join([changed[key] for key in wrong[:3]] + ["..."] * (len(wrong) > 3))
         raise InputError(f"{file} was made with other settings: {listed}; {advice}")
     step, steps = content["step"], data.plan.steps
     if step > steps:
         raise InputError(
             f"train.epochs: the run ends after {steps} steps, but {file} is {step} steps old"
         )
+    epoch = content["position"] / data.plan.pairs
+    if not any(key.startswith("data.") for key in changed) and abs(content["epoch"] - epoch) > 1e-6:
+        raise InputError(f"{file}: its epoch is {content['epoch']:g}, but its step's is {epoch:g}")
     told = "; ".join(words for key, words in changed.items() if not key.startswith("run."))
     lines = [f"resumes with other settings: {told}"] if told else []
     return [*lines, f"resumes from {file}, step {step:,} of {steps:,}"]

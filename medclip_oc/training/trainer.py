@@ -168,12 +168,12 @@ class Trainer:
                     self.save()
 
         self.checkpointer.wait()
-        name = self.config.valid.metric
-        self.log.message(
-            f"done: {self.folder.last} (no validation data, so no best.pt)"
-            if self.valid is None
-            else f"done: best valid/{name} {progress.best:.4f} in {self.folder.best}"
-        )
+        place, best = self.folder, f"best valid/{self.config.valid.metric} {progress.best:.4f}"
+        why = "no validation data" if self.valid is None else f"{best} came before this folder"
+        newest = place.last if place.last.exists() else "no step was left"
+        own = self.valid is not None and place.best.exists()
+        told = f"{best} in {place.best}" if own else f"{newest} ({why}, so no best.pt)"
+        self.log.message(f"done: {told}")
 
     def loaded(self) -> Iterator[Batch]:
         """The batches; a run that is to stop waits in vain for no more of them."""

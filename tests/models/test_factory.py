@@ -157,6 +157,7 @@ def test_a_hub_without_weights_or_with_bad_ones(
         ({"model_cfg": TINY, "preprocess_cfg": {"mean": "x"}}, "preprocess_cfg.mean: should be"),
         ({"model_cfg": {**TINY, "text_cfg": {**TEXT, "layers": 10**7}}}, "text_cfg.layers: should"),
         ({"model_cfg": {**TINY, "vision_cfg": {**VIT, "width": 2**19}}}, "doesn't fit "),
+        ({"model_cfg": {**TINY, "text_cfg": {**TEXT, "hf_tokenizer_name": "x"}}}, "holds no tok"),
         ({"model_cfg": {**TINY, "text_cfg": HF}}, "hf_model_name: /.* leads out of the folder"),
     ],
 )
@@ -200,6 +201,7 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({**RN50, "pretrained": "openai"}, "RN50 uses GELU, but .*QuickGELU; use RN50-quickgelu"),
         ({**RN50, "pretrained": "nope"}, r"neither a file nor a tag of RN50 \(openai"),
         ({"preprocess": {"means": 1}}, "preprocess.means: no such setting"),
+        ({"definition": {**TINY, "vision_cfg": {"patch_dropout": 1.5}}}, "dropout: should be le"),
         ({"pretrained_text": "somewhere"}, "only a Hugging Face text tower"),
         ({"preprocess": {"mean": 3}}, "preprocess.mean: should be a valid list .there: 3"),
         ({"preprocess": {"interpolation": "random"}}, "or 'bilinear' .there: 'random'"),
@@ -225,6 +227,13 @@ TEXT_CFG = "model.definition.text_cfg"
         ("state_dict.visual/proj", None, r"its weights don't fit .*other-.*visual\.proj"),
         ("model.name", "../../escaped", "a.pt: model.name: can't be a name"),
         ("model", None, "a.pt: model: is missing"),
+        ("step", "x", "a.pt: step: should be a valid integer .there: 'x'."),
+        ("epoch", float("nan"), "a.pt: epoch: should be a finite number"),
+        ("position", float("inf"), "a.pt: position: should be a valid integer"),
+        ("versions", 5, "a.pt: versions: should be a mapping .there: 5."),
+        ("config.run", {"seed": 10**30}, "a.pt: config.run.seed: should be less than"),
+        ("config.model", {"arch": "t", "pretrained": 5}, "config.model.pretrained: .*there: 5."),
+        ("config.data", {"train": "a" * 5000}, "config.data.train: .* at most 4095 char"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_sides(
@@ -244,3 +253,4 @@ def test_what_does_not_fit_is_refused_with_both_sides(
         factory.load(tmp_path / "a.pt")
     assert "\n" not in str(caught.value)
     assert "a.pt" in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))

@@ -1,6 +1,7 @@
 """A run that goes well, and one that signals and faults interrupt: what it leaves and says."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,15 @@ def test_validation_and_the_best_checkpoint(finished: Path) -> None:
     assert (last["step"], last["position"], last["epoch"]) == (9, 144, 3)
     said = f"done: best valid/mean_recall {highest:.4f} in {finished}"
     assert said in (finished / "log.txt").read_text()
+
+
+def test_what_another_folder_has_is_not_named(finished: Path, tmp_path: Path) -> None:
+    """Its best was before the state that this one resumed from, and no step is left."""
+    words = ("--config", finished.with_suffix(".yaml"), "--run.folder", tmp_path / "new")
+    last = finished / "checkpoints" / "last.pt"
+    assert call(train.main, TrainCommand, *words, "--resume", last) == 0
+    log = (tmp_path / "new" / "log.txt").read_text()
+    assert re.search("done: no step was left .best .* came before this folder, so no best.pt", log)
 
 
 def test_when_it_validates() -> None:
