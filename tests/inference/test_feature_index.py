@@ -22,6 +22,7 @@ from tests.support.tiny_models import unit_vectors
 
 ROWS = unit_vectors(20, 16, 1)
 PAIRS = [{"id": f"i{n}", "caption": f"c{n}", "shard": "s", "position": n} for n in range(20)]
+ABOUT = {"model": "m", "data": "d", "split": "s", "data_fingerprint": "f", "probes": {}}
 
 
 def pairs_of(where: str) -> Any:
@@ -42,7 +43,7 @@ def test_an_index_that_is_damaged_gives_the_right_pairs_or_one_line(tmp_path: Pa
     foreign.mkdir()
     for n in range(3):
         write_pairs(foreign / f"{n}.tar", range(2 * n, 2 * n + 2))
-    about = {"model": "m", "data": "d", "split": "s", "probes": {"text": [0.5, 0.25]}}
+    about = ABOUT | {"probes": {"text": [0.5, 0.25]}}
     feature_index.write(index, (20, 16), "float16", [(ROWS, ROWS, PAIRS)], about)
     pairs_of(tars := f"{foreign}/*.tar")
     (kept,) = foreign.glob(".index-*.json")
@@ -70,8 +71,7 @@ def test_an_index_that_is_damaged_gives_the_right_pairs_or_one_line(tmp_path: Pa
 
 def test_an_index_of_before_has_no_hashes(tmp_path: Path) -> None:
     """It is read with what can be checked."""
-    about = {"model": "m", "data": "d", "split": "test", "data_fingerprint": "f", "probes": {}}
-    feature_index.write(tmp_path / "x", (20, 16), "float32", [(ROWS, ROWS, PAIRS)], about)
+    feature_index.write(tmp_path / "x", (20, 16), "float32", [(ROWS, ROWS, PAIRS)], ABOUT)
     right = answers(tmp_path / "x")
     about = tmp_path / "x" / "about.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "files": None}))

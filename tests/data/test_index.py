@@ -1,0 +1,28 @@
+"""Which shards a word names."""
+
+import pytest
+
+from medclip_oc.data import index
+from medclip_oc.data.shards import ShardSet
+from medclip_oc.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{0..999999999}.tar", "stands for over 1,000,000 names"),
+        ("{0..999}/{0..999}/{0..9}.tar", "over 1,000,000"),
+        (f"{'{a,b}' * 40}.tar", "over 1,000,000"),
+        (f"x/{{c,{'{a..z}' * 40}}}.tar", "over 1,000,000"),
+        (f"{'{' * 3000}a,b{'}' * 3000}", "over 50 within one another"),
+        (f"{'x' * 5000}.tar", "no such shard folder"),
+        (f"{{0..{'9' * 5000}}}", "limit"),
+        ("{0..9", "unbalanced braces"),
+    ],
+)
+def test_an_absurd_brace_pattern_is_one_line(pattern: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        ShardSet.open(pattern, "train")
+    assert len(str(caught.value)) < 300
+    assert len(index.expand_braces("{a{0..999},b{0..999},c{0..999}}.tar")) == 3000
+    assert len(index.expand_braces("{000000..099999}.tar")) == 100_000
