@@ -29,7 +29,7 @@ import numpy as np
 
 from ..errors import InputError, ShardChanged
 from .index import IMAGE_EXTENSIONS, RESTORE, Shard, expand, of_folder, of_tars, say
-from .tars import is_member
+from .tars import BLOCK, has_extended_member
 
 SETS = "::"
 """Stands between sets that are read as one."""
@@ -193,8 +193,12 @@ class _Tar:
         """A member; b"" without a place. The one place where shards are read."""
         if offset < 0:
             return b""
+        own = name.encode(errors="surrogateescape").ljust(100, b"\0")
+        plain = b"%b%011o0\0" % (own, size)  # its name, size and type; no prefix
         try:  # no file position, so processes that share it after a fork don't meet
-            there = is_member(self.descriptor, name, offset, size)
+            header = os.pread(self.descriptor, BLOCK, offset - BLOCK)
+            there = header[:100] + header[124:135] + header[156:157] + header[345:346] == plain
+            there = there or has_extended_member(self.descriptor, name, offset, size)
             content = os.pread(self.descriptor, size, offset) if there else b""
         except OSError as error:
             raise ShardChanged(f"{self.path}: {error.strerror}") from None

@@ -54,13 +54,8 @@ def pointer(path: Path) -> str:
     return ""
 
 
-def is_member(descriptor: int, name: str, offset: int, size: int) -> bool:
-    """Whether what lies at an offset of an open tar is a file of that name and size."""
-    header = os.pread(descriptor, BLOCK, offset - BLOCK)
-    own = name.encode(errors="surrogateescape").ljust(100, b"\0")
-    plain = b"%b%011o0\0" % (own, size)  # its name, size and type; no prefix
-    if header[:100] + header[124:135] + header[156:157] + header[345:346] == plain:
-        return True
+def has_extended_member(descriptor: int, name: str, offset: int, size: int) -> bool:
+    """Whether a file of that name and size, with an extended header, lies at an offset of a tar."""
     start = max(0, offset - _SEARCHED * BLOCK)
     blocks = os.pread(descriptor, offset - start, start)
     for first in range(len(blocks) - BLOCK, -1, -BLOCK):  # an extended header lies before its own
