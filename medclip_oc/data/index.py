@@ -27,8 +27,9 @@ import numpy as np
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
+from ..runtime.git_lfs import pointer
 from ..runtime.progress import print_line
-from .tars import BLOCK, pointer, walk
+from .tars import BLOCK, walk
 
 VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"

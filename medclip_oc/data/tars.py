@@ -5,7 +5,6 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 BLOCK = tarfile.BLOCKSIZE
@@ -44,14 +43,6 @@ def walk(file: Any, mode: str, content: Callable[..., Any]) -> Iterator[dict[str
             early = f"{rest:,} too early" if rest else "without the zeros that end a tar"
             reason = "cut, damaged, or tars joined by cat (extract those with `tar -xif`)"
             raise tarfile.ReadError(f"ends at byte {tar.offset:,}, {early}: {reason}")
-
-
-def pointer(path: Path) -> str:
-    """What to say of a file that Git LFS hasn't fetched yet; "" of another one."""
-    with suppress(OSError), path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            return "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
-    return ""
 
 
 def has_extended_member(descriptor: int, name: str, offset: int, size: int) -> bool:

@@ -15,7 +15,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ..errors import DamagedCheckpoint, InputError
 from ..runtime.atomic import atomic_file
+from ..runtime.git_lfs import pointer
 from . import description
 
 FORMAT = "medclip_oc/1"
@@ -118,11 +118,8 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
 
 def damaged(path: str | Path, kind: str) -> DamagedCheckpoint:
     """The error to raise for a file of weights of that kind that can't be read."""
-    problem = f"damaged or not a {kind} file; copy or download it again"
-    with suppress(OSError), Path(path).open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            problem = "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
-    return DamagedCheckpoint(f"{path}: {problem}")
+    otherwise = f"damaged or not a {kind} file; copy or download it again"
+    return DamagedCheckpoint(f"{path}: {pointer(Path(path)) or otherwise}")
 
 
 def check_weights(state: object, where: str | Path) -> None:

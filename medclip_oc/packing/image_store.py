@@ -6,13 +6,13 @@
 import os
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..runtime.git_lfs import pointer
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 """Of image files, in the order in which they are looked for; upper case counts as well."""
@@ -90,9 +90,8 @@ def is_file(path: Path) -> bool:
 
 def check_fetched(path: Path) -> None:
     """Raise InputError where Git LFS left a pointer in place of the file."""
-    with suppress(OSError), path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise InputError(f"{path}: a Git LFS pointer; `git lfs pull` fetches the file")
+    if problem := pointer(path):
+        raise InputError(f"{path}: {problem}")
 
 
 def stem(name: str) -> str:

@@ -242,7 +242,7 @@ MISTAKES = {
     "--texts a BLANK": "--texts: number 2 is empty",
     "--texts a caf\udce9": r"--texts: number 2: 'caf\\udce9': .* not text in UTF-8",
     "--texts-file GAPS": "gaps.csv: line 3: no text in text",
-    "--texts-file POINTER": "pointer.txt: a Git LFS pointer; `git lfs pull`",
+    "--texts-file POINTER": "pointer.txt: a Git LFS pointer in place of the file; `git lfs pull`",
     "--texts-file WIDE": r"wide.txt: line 1: 'a\\x00c\\x00': .* not text in UTF-8",
     "--texts-file GOUT": "no column 'text or caption'; found 'id'",
     "--templates NOTES": r"no {} in 'not an image'",
