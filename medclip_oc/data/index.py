@@ -125,18 +125,22 @@ def _there(shards: list[Shard]) -> list[Shard]:
     """The shards, if all are there, at the size that is known."""
     for shard in shards:
         try:
-            actual = shard.path.stat().st_size
-        except OSError:
+            with shard.path.open("rb") as file:
+                actual = os.fstat(file.fileno()).st_size
+                end = (
+                    int(shard.ends()[-1]) if shard.split else actual
+                )  # in one of ours nothing follows
+                rest = os.pread(file.fileno(), BLOCK, end)
+        except FileNotFoundError:
             advice = f"shard missing, and {INDEX} names it; restore it, or pack again"
             raise InputError(f"{shard.path}: {advice}") from None
+        except OSError as error:
+            raise InputError(f"{shard.path}: can't be read ({error.strerror})") from None
         if actual != shard.bytes:
             problem = pointer(shard.path) or "damaged or changed"
             raise InputError(f"{shard.path}: {actual} bytes, {INDEX} says {shard.bytes}; {problem}")
-        if shard.split:  # one of ours
-            with shard.path.open("rb") as file:
-                rest = os.pread(file.fileno(), BLOCK, int(shard.ends()[-1]))
-            if rest.strip(b"\0"):
-                raise InputError(f"{shard.path}: more pairs than {INDEX} names; {RESTORE}")
+        if rest.strip(b"\0"):
+            raise InputError(f"{shard.path}: more pairs than {INDEX} names; {RESTORE}")
     return shards
 
 

@@ -47,9 +47,12 @@ class OptimizerState:
         self.optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages of each parameter, by its number; and its shape."""
+        """The averages of each parameter that had a gradient, by its number; how many have some;
+        and the shape of each.
+        """
         shapes = [list(p.shape) for group in self.optimizer.param_groups for p in group["params"]]
-        return {"state": self.optimizer.state_dict()["state"], "shapes": shapes}
+        state = self.optimizer.state_dict()["state"]
+        return {"state": state, "averaged": len(state), "shapes": shapes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the averages over.

@@ -197,7 +197,8 @@ def _check_whole(content: dict[str, Any], where: str) -> None:
 def _check_averages(optimizer: dict[str, Any], step: int, scaled: bool, where: str) -> None:
     """Refuse averages that AdamW can't have then; scaling leaves out some steps."""
     state, shapes = optimizer["state"], optimizer["shapes"]
-    if (state or not scaled) and state.keys() != set(range(len(shapes))):
+    averaged = optimizer.get("averaged", len(state))  # not said by states of before
+    if not (state or scaled) or len(state) != averaged or not state.keys() <= {*range(len(shapes))}:
         raise InputError(f"{where}: it has averages of {len(state)} of {len(shapes)} parameters")
     for number, averages in state.items():
         at = f"{where}, parameter {number}"

@@ -175,6 +175,7 @@ def test_a_pair_that_the_index_lost_is_missed(folder: Path, row: int) -> None:
     ("damage", "message"),
     [
         ("mv train-000000.tar x; mv train-000001.tar train-000000.tar", "shard missing, and index"),
+        ("rm train-000000.tar; mkdir train-000000.tar", "0.tar: can.t be read .Is a directory"),
         ("t=train-00000; mv ${t}0.tar x; mv ${t}1.tar ${t}0.tar; mv x ${t}1.tar", "g: not where"),
         ("cp train-000000.tar train-000003.tar", "train-000003.tar: index.json doesn't name it"),
         ("echo } > sizes.json", "sizes.json: damaged, or index.json is"),

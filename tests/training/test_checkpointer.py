@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from medclip_oc.config.schema import CheckpointConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint
 from medclip_oc.runtime.distributed import World
-from medclip_oc.training import checkpointer
+from medclip_oc.training import checkpointer, resume
 from medclip_oc.training.checkpointer import Checkpointer
 from medclip_oc.training.resume import Origin
 from medclip_oc.training.run_dir import RunFolder
@@ -118,3 +119,18 @@ def test_the_optimizer_takes_averages_from_the_state_and_rates_from_the_configur
     _, larger = adamw(0.1, size=4)
     with pytest.raises(InputError, match=r"x\.pt: its optimizer doesn't fit this run"):
         restore(state, {"optimizer": checkpointer.OptimizerState(larger)})
+
+
+def test_a_parameter_without_gradients_has_no_averages() -> None:
+    """Its run resumes all the same; one that lost averages doesn't."""
+    unused, used = (nn.Parameter(torch.ones(n)) for n in (3, 2))
+    optimizer = torch.optim.AdamW([unused, used])
+    used.sum().backward()
+    optimizer.step()
+    state = checkpointer.OptimizerState(optimizer).state_dict()
+    resume._check_averages(state, 1, False, "file")
+    checkpointer.OptimizerState(optimizer).load_state_dict(state)
+    before = {name: value for name, value in state.items() if name != "averaged"}
+    resume._check_averages(before, 1, False, "file")
+    with pytest.raises(InputError, match="file: it has averages of 1 of 2 parameters"):
+        resume._check_averages(state | {"averaged": 2}, 1, False, "file")
