@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from ..errors import InputError
 from .checks import Bound, Count, Settings
 
+Form = Literal["auto", "kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"]
+Concepts = Literal["all", "manual", "none"]
 MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
@@ -26,12 +28,12 @@ class MakeShardsConfig(Settings):
     """Shard folder to write."""
     source: str | None = None
     """Folder that holds a data set in a known form; or one Parquet file."""
-    format: Literal["auto", "kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"] = "auto"
+    format: Form = "auto"
     """Form of the source. auto: told by looking."""
     splits: list[str] | None = None
     """Which splits to pack. null: train, valid and test; of a table those that it has, or train
     where it has no --split-column."""
-    concepts: Literal["all", "manual", "none"] = "all"
+    concepts: Concepts = "all"
     """Which concept ids (CUIs) to join. manual: those checked by hand (*_concepts_manual.csv)."""
     table: str | None = None
     """Instead of --source: a table (.csv, .tsv, .jsonl, .parquet), one pair a row."""

@@ -6,16 +6,13 @@ ROCOv2 is kaggle, flat, zenodo and parquet (Hugging Face); ROCO v1 is roco1.
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from ..config.packing import MakeShardsConfig
+from ..config.packing import Concepts, Form, MakeShardsConfig
 from ..errors import InputError
 from .image_store import Archive, Folder
 from .sources import SPLIT_WORDS, SPLITS, Part, Source, by_id, parse_split
 from .tables import Table
-
-Form = Literal["kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"]
-Concepts = Literal["all", "manual", "none"]
 
 
 class _Layout(NamedTuple):
@@ -59,16 +56,11 @@ _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
 
 
 def from_settings(config: MakeShardsConfig) -> Source:
-    """The source that the settings of make_shards name.
-
-    Raises:
-        InputError: none that can be read.
-    """
+    """The source that the settings of make_shards name; InputError: none that can be read."""
     if config.source is not None:
-        form = None if config.format == "auto" else config.format
-        return open_source(config.path("source"), config.splits, form, config.concepts)
-    every = {what: getattr(config, f"{what}_column") for what in _COLUMNS}
-    columns = {what: column for what, column in every.items() if column}
+        return open_source(config.path("source"), config.splits, config.format, config.concepts)
+    named = ((what, getattr(config, f"{what}_column")) for what in _COLUMNS)
+    columns = {what: column for what, column in named if column}
     root = config.path("image_root") if config.image_root else None
     return open_table(config.path("table"), columns, image_root=root, splits=config.splits)
 
@@ -76,7 +68,7 @@ def from_settings(config: MakeShardsConfig) -> Source:
 def open_source(
     folder: Path,
     splits: Sequence[str] | None = None,
-    form: Form | None = None,
+    form: Form = "auto",
     concepts: Concepts = "all",
 ) -> Source:
     """The source in a folder.
@@ -84,7 +76,7 @@ def open_source(
     Args:
         folder: what holds the files; for Parquet also one file.
         splits: which ones to read. None: train, valid and test.
-        form: one of `_LAYOUTS`. None: told by looking.
+        form: "auto": told by looking.
         concepts: which table of CUIs to join: "all", the "manual" one (checked by hand), or "none".
 
     Raises:
@@ -96,7 +88,7 @@ def open_source(
         return Source("parquet", [_parquet_part([folder], folder.parent, split, concepts)])
     if not folder.exists():
         raise InputError(f"{folder}: no such source folder")
-    kind = form or _recognise(folder, chosen)
+    kind = _recognise(folder, chosen) if form == "auto" else form
     parts = [_part(folder, split, kind, concepts) for split in chosen]
     names = {}
     if kind != "parquet" and concepts != "none" and (folder / _MAPPING).is_file():
@@ -164,7 +156,7 @@ def _recognise(folder: Path, splits: Sequence[str]) -> str:
         for split in splits:
             if _find(folder, split, layout.captions):
                 there[form] += 1 + bool(_find(folder, split, layout.images))
-    best = max(there, key=lambda form: there[form])
+    best = max(there, key=there.__getitem__)
     if there[best]:
         return best
     raise InputError(

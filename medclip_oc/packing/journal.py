@@ -44,8 +44,7 @@ class Journal:
         head: what the shards depend on: `version`, `options`, `source`.
 
     Raises:
-        InputError: an unfinished packing that depends on other things is there (says how they
-            differ), or the journal is damaged.
+        InputError: there is a damaged one, or one of a packing that depends on other things.
     """
 
     def __init__(self, folder: Path, head: Mapping[str, Any]) -> None:
@@ -136,16 +135,12 @@ def read_head(path: Path) -> dict[str, Any]:
 
 
 def refuse_other(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a folder whose shards depend on other things than those given.
-
-    Raises:
-        InputError: they do; says how they differ, such as "samples_per_shard 500, not 1000".
-    """
+    """Refuse shards that depend on other things than those given: "samples_per_shard 3, not 4"."""
     old, new = ({**each["options"], **each.get("source", {})} for each in (there, given))
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if changes := [
         _CHANGED.get(name) or f"{name} {shorten(old.get(name))}, not {shorten(new.get(name))}"
-        for name in names
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
     ]:
         raise InputError(
             f"{folder}: holds a packing with other settings: {', '.join(changes)}; give those "
@@ -155,11 +150,7 @@ def refuse_other(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other packings out of a folder meanwhile.
-
-    Raises:
-        InputError: another process is packing into it.
-    """
+    """Keep other packings out of a folder meanwhile; InputError: one is at work there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems have no locks

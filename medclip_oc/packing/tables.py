@@ -13,6 +13,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -29,8 +30,8 @@ _PROBLEM = "\0problem"  # no key of JSON
 _Frames = Iterator[pd.DataFrame]
 """Some rows of the chosen columns and, last, _PROBLEM: what is wrong with each, if it is text. The
 index is the line on which a row begins, or its number."""
-_Kind = tuple[Callable[[Path], list[str]], Callable[[Path, list[str], list[str]], _Frames], str]
-"""How the names of a file's columns are read, and (given those) the chosen ones; what counts."""
+_Opened = tuple[list[str], str, Callable[[list[str]], _Frames]]
+"""The columns of a file, what its rows are counted in, and what reads the columns given."""
 
 
 class Number(str):
@@ -50,27 +51,16 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table in one file, or in several that follow one another.
-
-    The suffix says what it is: `.parquet`, `.jsonl` (one JSON object a line), anything else is
-    comma- or tab-separated.
-
-    Args:
-        paths: the files, all of one kind.
-        header: column names of a file without a header line: plain tab-separated lines, no quotes.
-    """
+    """A table in one file, or in several that follow one another."""
 
     paths: tuple[Path, ...]
+    """All of one kind: `.parquet`, `.jsonl` (an object a line), else comma- or tab-separated."""
     header: tuple[str, ...] | None = None
+    """Column names of plain tab-separated lines, without quotes or a line of names."""
 
     def names(self) -> list[str]:
-        """The columns that the table has.
-
-        Raises:
-            InputError: no such file, or nothing in it.
-        """
-        names, _, _ = self._kind(self.paths[0])
-        return names(self.paths[0])
+        """The columns that the table has; InputError: no such file, or nothing in it."""
+        return self._open(self.paths[0])[0]
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """The chosen cells of every row, in order. Empty lines are no rows.
@@ -83,14 +73,12 @@ class Table:
             InputError: no such file, not UTF-8, not a table, or a column absent; names the line.
         """
         for path in self.paths:
-            names_of, frames_of, unit = self._kind(path)
-            names = names_of(path)
-            chosen = [_chosen(path, names, column) for column in columns]
-            for frame in frames_of(path, names, chosen):
+            names, unit, read = self._open(path)
+            for frame in read([_chosen(path, names, column) for column in columns]):
                 cells = frame.iloc[:, :-1].itertuples(index=False, name=None)
                 for n, values, problem in zip(frame.index, cells, frame[_PROBLEM], strict=True):
                     wrong = problem if isinstance(problem, str) else None
-                    yield Row(f"{unit.format(path.name)} {n}", [*map(_plain, values)], wrong)
+                    yield Row(f"{unit} {n}", [*map(_plain, values)], wrong)
 
     def digest(self) -> str:
         """Hash of the content."""
@@ -100,11 +88,11 @@ class Table:
                 total.update(hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
 
-    def _kind(self, path: Path) -> _Kind:
+    def _open(self, path: Path) -> _Opened:
         check_fetched(path)
         if self.header:
-            return lambda _: list(self.header or ()), _lines, "line"
-        return _KINDS.get(path.suffix.lower(), _KINDS[".csv"])
+            return list(self.header), "line", partial(_lines, path, list(self.header))
+        return {".jsonl": _json, ".parquet": _parquet}.get(path.suffix.lower(), _csv)(path)
 
     def __str__(self) -> str:
         return str(self.paths[0])
@@ -166,19 +154,21 @@ def _lines(path: Path, names: list[str], chosen: list[str]) -> _Frames:
             yield frame.reindex(columns=[*chosen, _PROBLEM])
 
 
-def _csv_header(path: Path) -> tuple[list[str], str, int]:
-    """Column names, the separator (a tab where there is one), and the line that they stand on."""
+def _csv(path: Path) -> _Opened:
+    """The first line that isn't blank has the names, and tells the separator."""
     with _open_text(path) as file:
         n, line = next((each for each in enumerate(file, start=1) if each[1].strip()), (0, ""))
     if not line or "\0" in line:
         raise InputError(f"{path}: " + ("NUL bytes: UTF-16? Save it as UTF-8" if line else "empty"))
     separator = "\t" if "\t" in line else ","
     [names] = csv.reader([line], delimiter=separator)
-    return [name.strip() for name in names], separator, n
+    names = [name.strip() for name in names]
+    return names, "line", partial(_csv_frames, path, names, separator, n)
 
 
-def _csv(path: Path, names: list[str], chosen: list[str]) -> _Frames:
-    _, separator, line = _csv_header(path)
+def _csv_frames(
+    path: Path, names: list[str], separator: str, line: int, chosen: list[str]
+) -> _Frames:
     # pandas' Python engine alone tells a short row (NaN) from an empty cell, and refuses a quote
     # left open. One column more than the header has shows long rows; with a function for `usecols`
     # they neither end the table nor shift it.
@@ -213,16 +203,16 @@ def _broken_line(path: Path, separator: str) -> int:
     return line
 
 
-def _json_names(path: Path) -> list[str]:
-    """Keys of the first lines; one that is absent in a line counts as empty there."""
+def _json(path: Path) -> _Opened:
+    """Its columns are the keys of the first lines; one that a line hasn't got is empty there."""
     with _open_text(path) as file:
         frame = next(map(_json_frame, _batches(file)), pd.DataFrame())
     if names := [str(name) for name in frame if name != _PROBLEM]:
-        return names
+        return names, "line", partial(_json_frames, path)
     raise InputError(f"{path}: none of its first {_CHUNK} lines is a JSON object")
 
 
-def _json(path: Path, names: list[str], chosen: list[str]) -> _Frames:
+def _json_frames(path: Path, chosen: list[str]) -> _Frames:
     with _open_text(path) as file:
         for lines in _batches(file):
             yield _json_frame(lines).reindex(columns=[*chosen, _PROBLEM])
@@ -246,45 +236,33 @@ def _json_frame(lines: pd.Series) -> pd.DataFrame:
 # ----------------------------------------------------------------------------------------- Parquet
 
 
-def _open_parquet(path: Path) -> Any:
+def _parquet(path: Path) -> _Opened:
     try:
         from pyarrow import parquet  # an extra
 
-        return parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path)
     except ImportError:
-        raise InputError(
-            f"{path}: reading Parquet needs pip install 'medclip_oc[parquet]'"
-        ) from None
+        needed = "reading Parquet needs pip install 'medclip_oc[parquet]'"
+        raise InputError(f"{path}: {needed}") from None
     except (ValueError, OSError) as error:  # pyarrow's own are among them
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
+    return file.schema_arrow.names, f"{path.name} row", partial(_parquet_frames, path, file)
 
 
-def _parquet(path: Path, names: list[str], chosen: list[str]) -> _Frames:
+def _parquet_frames(path: Path, file: Any, chosen: list[str]) -> _Frames:
     done = 0
-    with _open_parquet(path) as file:
+    with file:
         try:
-            for batch in _parquet_batches(file, list(dict.fromkeys(chosen))):
+            groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
+            # bytes of a row, unpacked: fewer are read at once where they are large
+            size = max([1, *(group.total_byte_size // max(1, group.num_rows) for group in groups)])
+            if size > MAX_BYTES:
+                raise ValueError(f"rows of {size:,} bytes; at most {MAX_BYTES:,} are read")
+            rows = min(_PARQUET_CHUNK, _PARQUET_BYTES // size) or 1
+            for batch in file.iter_batches(rows, columns=list(dict.fromkeys(chosen))):
                 frame = pd.DataFrame(batch.to_pylist(), dtype=object)
                 frame.index += done + 1
                 done += len(frame)
                 yield frame.reindex(columns=[*chosen, _PROBLEM])
         except (ValueError, OSError) as error:
             raise InputError(f"{path}: after row {done}: unreadable: {error}") from None
-
-
-def _parquet_batches(file: Any, columns: list[str]) -> Iterator[Any]:
-    """Fewer rows at once where they are large, by what each row group says of its size unpacked."""
-    for n in range(file.num_row_groups):
-        group = file.metadata.row_group(n)
-        mean = max(1, group.total_byte_size // max(1, group.num_rows))
-        if mean > MAX_BYTES:
-            raise ValueError(f"rows of {mean:,} bytes; at most {MAX_BYTES:,} are read")
-        rows = min(_PARQUET_CHUNK, _PARQUET_BYTES // mean) or 1
-        yield from file.iter_batches(rows, row_groups=[n], columns=columns)
-
-
-_KINDS: dict[str, _Kind] = {
-    ".csv": (lambda path: _csv_header(path)[0], _csv, "line"),
-    ".jsonl": (_json_names, _json, "line"),
-    ".parquet": (lambda path: _open_parquet(path).schema_arrow.names, _parquet, "{} row"),
-}

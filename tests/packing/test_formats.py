@@ -178,22 +178,19 @@ def pairs_of(source: Source, split: str) -> list[Pair]:
 
 
 def test_what_else_rocov2_says_is_in_the_facts(tmp_path: Path) -> None:
+    def facts(choice: Any = "all") -> list[Any]:
+        return [pair.facts for pair in pairs_of(open_source(tmp_path, concepts=choice), "train")]
+
     rocov2(tmp_path)
-    facts = [pair.facts for pair in pairs_of(open_source(tmp_path), "train")]
-    assert facts[0] == {
-        "concepts": ["C0040405", "C0024485"],
-        "concept_names": list(NAMES.values()),
-        "license": LICENSE,
-    }
-    assert facts[2] == {"concepts": [], "concept_names": [], "license": LICENSE}
+    both, none = {"concepts": ["C0040405", "C0024485"]}, {"concepts": [], "concept_names": []}
+    license = {"license": LICENSE}
+    assert facts()[0] == {**both, "concept_names": list(NAMES.values()), **license}
+    assert facts()[2] == {**none, **license}
     write_csv(tmp_path / "cui_mapping.csv", ["CUI", "Canonical name"], ["C0024485", "MR"])
-    first = pairs_of(open_source(tmp_path), "train")[0]
-    assert first.facts["concepts"] == ["C0040405", "C0024485"]
-    assert first.facts["concept_names"] == [None, "MR"]
-    manual = pairs_of(open_source(tmp_path, concepts="manual"), "train")
-    assert [pair.facts["concepts"] for pair in manual[:3]] == [["C0040405"], ["C0024485"], []]
-    none = pairs_of(open_source(tmp_path, concepts="none"), "train")
-    assert all(pair.facts.keys() == {"license"} for pair in none)
+    assert facts()[0] == {**both, "concept_names": [None, "MR"], **license}
+    manual = [each["concepts"] for each in facts("manual")]
+    assert manual[:3] == [["C0040405"], ["C0024485"], []]
+    assert facts("none") == [license] * 5
     (tmp_path / "test_concepts_manual.csv").unlink()
     with pytest.raises(InputError, match="no table of manual concepts of test"):
         open_source(tmp_path, concepts="manual")
@@ -257,30 +254,24 @@ def test_a_table_whose_paths_are_the_ids(tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", ["image", "text"], *rows)
     source = open_table(tmp_path / "t.csv", {"image": "image", "caption": "text"})
     assert source.splits == ("train",)
-    first, second, missing, again = source.records("train")
+    records = list(source.records("train"))
+    first, second = (each for each in records if isinstance(each, Pair))
     assert [first.id, second.id] == [f"p1/s.2/{key(n)}" for n in range(2)]
-    assert isinstance(first, Pair)
     assert first.key.startswith(f"p1_s_2_{key(0)}-")
-    assert isinstance(missing, Reject)
-    assert isinstance(again, Reject)
+    missing, again = (each for each in records if isinstance(each, Reject))
     assert (missing.reason, again.reason) == ("image missing", "duplicate id")
     assert "line 5: line 2 has this id (--id-column" in again.detail
 
 
 HEAD = "path,report,subset\na,b,train\n"
-SUBSET = {"split": "subset"}
+COLUMNS, SUBSET = {"image": "path", "caption": "report"}, {"split": "subset"}
 WRONG: list[tuple[str, dict[str, str], dict[str, Any], str]] = [
-    ("path,report\n", {"caption": "words"}, {}, "no column 'words'; found"),
-    (
-        f"{HEAD}a,b,holdout\n",
-        SUBSET,
-        {},
-        r"t.csv: line 3: subset is 'holdout'; allowed are train, t",
-    ),
-    ("path,report\n", {}, {"splits": ["train", "test"]}, "name one"),
+    (HEAD, {"caption": "words"}, {}, "no column 'words'; found"),
+    (f"{HEAD}a,b,holdout\n", SUBSET, {}, "line 3: subset is 'holdout'; allowed are train, t"),
+    (HEAD, {}, {"splits": ["train", "test"]}, "name one"),
     ("path,report\n", {}, {}, "t.csv: no rows under the header"),
     (HEAD, SUBSET, {"splits": ["test"]}, "t.csv: no rows whose subset is test"),
-    ("path,report\n", {}, {"image_root": Path("/nowhere")}, "no such image folder"),
+    (HEAD, {}, {"image_root": Path("/nowhere")}, "no such image folder"),
 ]
 
 
@@ -289,14 +280,9 @@ def test_a_wrong_table_is_one_line(
     tmp_path: Path, content: str, columns: dict[str, str], options: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "t.csv").write_text(content)
-
-    def read() -> None:
-        chosen = {"image": "path", "caption": "report", **columns}
-        source = open_table(tmp_path / "t.csv", chosen, **options)
-        source.count(source.splits[0])
-
+    columns, [split, *_] = {**COLUMNS, **columns}, options.get("splits", ["train"])
     with pytest.raises(InputError, match=message):
-        read()
+        open_table(tmp_path / "t.csv", columns, **options).count(split)
 
 
 def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
