@@ -12,7 +12,7 @@ A file is what its content says, whatever its name. The rules:
 |   TIFF, JPEG 2000                  |                                                             |
 | the same: PNG, TIFF                | refused: Pillow drops the lower bits                        |
 | white-is-zero TIFF                 | inverted: white is bright                                   |
-| alpha, a transparent grey or colour| laid over black, the background of radiology. The fourth    |
+| alpha, transparency, both of 8 bits| laid over black, the background of radiology. The fourth    |
 |                                    |   byte of a BMP counts only where its header says "alpha"   |
 | palette, CMYK, YCbCr, LAB          | RGB. CMYK and YCCK JPEG is inverted, as Adobe means it      |
 | one bit                            | grey, 0 or 255                                              |
@@ -123,13 +123,16 @@ def flatten(image: Image.Image, data: bytes) -> Image.Image:
     """
     try:
         image.load()
-        flat = _windowed(image) if image.mode in DEEP_GREY else image
-        if flat.has_transparency_data:  # laid over black
-            grey = flat.mode in GREY
-            whole = flat.convert("LA" if grey else "RGBA")
-            flat = Image.new("L" if grey else "RGB", whole.size)
-            flat.paste(whole.convert(flat.mode), mask=whole.getchannel("A"))
-        return flat.convert("L" if flat.mode in GREY else "RGB")
+        flat = image
+        if image.mode in DEEP_GREY:
+            inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+            flat = Image.fromarray(dicom.window(np.asarray(image), inverted=inverted))
+        mode = "L" if flat.mode in GREY else "RGB"
+        if flat.has_transparency_data:
+            whole = flat.convert("LA" if mode == "L" else "RGBA")
+            black = Image.new(mode, whole.size)
+            return Image.composite(whole.convert(mode), black, whole.getchannel("A"))
+        return flat.convert(mode)
     except Exception as error:  # as in open_image, or a mode with no way to RGB
         raise _damage(error, data) from None
 
@@ -147,23 +150,8 @@ def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
     """Whether a file has more than 8 bits per channel with colour or alpha (PNG, TIFF)."""
     if image.format == "PNG":
         return data[24:25] == b"\x10" and data[25] in (2, 4, 6)
-    bits = _tiff_tag(image, _BITS)
+    bits = getattr(image, "tag_v2", {}).get(_BITS)
     return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8 and image.mode[:3] == "RGB"
-
-
-def _windowed(image: Image.Image) -> Image.Image:
-    """A loaded image of one of DEEP_GREY as "L"; white-is-zero TIFF inverted."""
-    values = np.asarray(image)
-    pixels = dicom.window(values, inverted=_tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # one grey of a PNG
-        pixels[values == transparent] = 0
-    return Image.fromarray(pixels)
-
-
-def _tiff_tag(image: Image.Image, number: int) -> object:
-    """None in other files."""
-    return getattr(image, "tag_v2", {}).get(number)
 
 
 # ---------------------------------------------------- by the first bytes, where no decoder tells
@@ -181,11 +169,11 @@ _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NO_LENGTH = {0x00, 0x01, 0xFF, *range(0xD0, 0xD9)}  # a stuffed byte, and markers that stand alone
 
 
-def jpeg_frame(data: bytes) -> tuple[int, int] | None:
+def jpeg_frame(data: bytes) -> tuple[int, int]:
     """The kind of a JPEG's first frame (N of its marker SOFn) and its bits per sample.
 
     0, 1 and 2 are the Huffman-coded kinds that every decoder knows: baseline, extended and
-    progressive. 3 is lossless, 9 to 11 are coded arithmetically. None: not a JPEG, or cut.
+    progressive. 3 is lossless, 9 to 11 are coded arithmetically. (0, 8): not a JPEG, or cut.
     """
     position = 2 if data[:2] == b"\xff\xd8" else len(data)
     while (position := data.find(b"\xff", position)) >= 0 and position + 5 <= len(data):
@@ -194,26 +182,24 @@ def jpeg_frame(data: bytes) -> tuple[int, int] | None:
             return kind - 0xC0, data[position + 4]
         length = 0 if kind in _NO_LENGTH else int.from_bytes(data[position + 2 : position + 4]) + 1
         position += 1 + length
-    return None
-
-
-_FOREIGN = re.compile(r"literal|codec|b['\"]")
+    return 0, 8
 
 
 def _damage(error: Exception, data: bytes) -> BadImage:
-    cut = "truncated" in str(error).lower() or _ends_early(data)
-    reason: BadImageReason = "truncated" if cut else "undecodable"
     words = " ".join(str(error).split())
-    # Pillow's own, rather than Python's, or what stands in the file
-    told = isinstance(error, OSError | SyntaxError | ValueError) and not _FOREIGN.search(words)
-    return BadImage(reason, words if words and told else "its decoder failed")
+    cut = "truncated" in words.lower() or _ends_early(data)
+    reason: BadImageReason = "truncated" if cut else "undecodable"
+    # Python's own words tell users nothing, and what stands in the file is not to be quoted
+    pillows = isinstance(error, OSError | SyntaxError | ValueError)
+    if not words or not pillows or re.search(r"literal|codec|b['\"]", words):
+        words = "its decoder failed"
+    return BadImage(reason, words)
 
 
 def _guess(data: bytes) -> str:
     """What a file that no decoder takes seems to be: "; seems a PDF". Empty: no idea."""
-    frame = jpeg_frame(data)
-    if frame and frame[1] != 8:
-        return f"; seems a JPEG of {frame[1]} bits"
+    if (bits := jpeg_frame(data)[1]) != 8:
+        return f"; seems a JPEG of {bits} bits"
     if data[4:8] == b"ftyp":
         return "; seems HEIF or AVIF"
     if not data.strip(b"\0"):

@@ -108,29 +108,23 @@ def window(
         counted: False where a value is no image. It becomes 0, as NaN and infinities do.
         inverted: the brightest value becomes 0.
     """
-    rows = max(1, _AT_ONCE // max(1, values[:1].size))
-    strips = [slice(n, n + rows) for n in range(0, len(values), rows)]
-
-    def numbers_of(strip: slice) -> tuple[np.ndarray, np.ndarray]:
-        numbers = values[strip].astype(np.float64)
-        kept = np.isfinite(numbers)
-        return numbers, kept if counted is None else kept & counted[strip]
-
-    low, high = limits or (np.inf, -np.inf)
-    for numbers, kept in map(numbers_of, strips if limits is None else ()):
-        low = min(low, np.min(numbers, where=kept, initial=np.inf))
-        high = max(high, np.max(numbers, where=kept, initial=-np.inf))
-    shown = np.zeros(values.shape, dtype=np.uint8)
+    kept = np.isfinite(values)
+    if counted is not None:
+        kept &= counted
+    low, high = limits or (
+        end.reduce(values, axis=None, dtype=np.float64, initial=beyond, where=kept)
+        for end, beyond in ((np.minimum, np.inf), (np.maximum, -np.inf))
+    )
+    shown = kept.view(np.uint8)  # written over it, strip by strip
     if low == high or (limits is None and low > high):
-        return shown
+        return np.zeros_like(shown)
     if inverted:
         low, high = high, low
-    for strip in strips:
-        numbers, kept = numbers_of(strip)
-        numbers -= low
-        numbers *= 255.0 / (high - low)
-        np.copyto(numbers, 0.0, where=~kept)
-        shown[strip] = np.rint(numbers.clip(0.0, 255.0, out=numbers), out=numbers)
+    rows = max(1, _AT_ONCE // max(1, values[:1].size))
+    for strip in (slice(n, n + rows) for n in range(0, len(values), rows)):
+        numbers = (values[strip].astype(np.float64) - low) * (255.0 / (high - low))
+        np.copyto(numbers, 0.0, where=~kept[strip])
+        shown[strip] = np.rint(numbers.clip(0.0, 255.0))
     return shown
 
 

@@ -26,8 +26,6 @@ from .jpeg import plain_jpeg
 
 _LONGEST_JPEG = 65_500  # pixels: libjpeg's limit
 _KEPT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-_NO_FRAME = (0, 8)  # as of a baseline JPEG
-_Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,12 @@ class Stored:
     """An image as a shard holds it."""
 
     data: bytes
-    extension: str
-    """"jpg" or "png"."""
+    extension: str  # "jpg" or "png"
     width: int
     height: int
-    mode: str
-    """"L" or "RGB": of the decoded image."""
-    reencoded: str | None
-    """Why these are not the source's bytes; None: they are."""
-    resized_from: tuple[int, int] | None = None
-    """Width and height before, the right way up; None: they are the same."""
+    mode: str  # "L" or "RGB": of the decoded image
+    reencoded: str | None  # why these are not the source's bytes; None: they are
+    resized_from: tuple[int, int] | None = None  # width, height before, upright; None: the same
 
 
 def prepare(
@@ -72,7 +66,7 @@ def prepare(
         return _anew(picture, "DICOM file", jpeg=False, resize=resize)
     if not check and resize is None and (plain := plain_jpeg(data, max_pixels)):
         space, size = plain  # read in a fifth of the time that Pillow takes
-        if (decoding.jpeg_frame(data) or _NO_FRAME)[0] <= 2:
+        if decoding.jpeg_frame(data)[0] <= 2:
             return Stored(data, "jpg", *size, "L" if space == "GRAY" else "RGB", None)
     image = open_image(data, max_pixels)
     size, jpeg = image.size, image.format in ("JPEG", "MPO")
@@ -106,9 +100,9 @@ def refuse_blank(picture: Image.Image) -> None:
 
 def _one_value(image: Image.Image) -> bool:
     """Looks at two pixels first: the whole costs as much as decoding."""
-    if image.getpixel((0, 0)) != image.getpixel((image.width // 2, image.height // 2)):
-        return False
-    return not np.ptp(np.reshape(image.getextrema(), (-1, 2)), axis=1).any()
+    first = image.getpixel((0, 0))
+    same = first == image.getpixel((image.width // 2, image.height // 2))
+    return same and not np.ptp(np.reshape(image.getextrema(), (-1, 2)), axis=1).any()
 
 
 def _unsafe(image: Image.Image, data: bytes) -> str | None:
@@ -122,9 +116,8 @@ def _unsafe(image: Image.Image, data: bytes) -> str | None:
         return "more than 8 bits per channel"
     if image.mode not in _KEPT_MODES:
         return f"mode {image.mode}"
-    frame = decoding.jpeg_frame(data) or _NO_FRAME
-    if frame[0] > 2:
-        return "arithmetic-coded JPEG" if frame[0] > 7 else "lossless JPEG"
+    if (kind := decoding.jpeg_frame(data)[0]) > 2:
+        return "arithmetic-coded JPEG" if kind > 7 else "lossless JPEG"
     if (orientation := read_orientation(image)) != 1:
         return f"EXIF orientation {orientation}"
     if image.has_transparency_data:
@@ -136,7 +129,7 @@ def _unsafe(image: Image.Image, data: bytes) -> str | None:
 
 def _drafted(
     image: Image.Image, data: bytes, max_pixels: int, wanted: tuple[int, int]
-) -> tuple[Image.Image, _Box | None]:
+) -> tuple[Image.Image, tuple[float, float, float, float] | None]:
     """Decode a JPEG at an eighth, a quarter or half of its size where that is at least `wanted`.
 
     Returns:

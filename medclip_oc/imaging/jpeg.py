@@ -32,8 +32,6 @@ class Picture:
         BadImage: as `decode.decode`, now or from `pixels`.
     """
 
-    size: tuple[int, int]
-
     def __init__(self, data: bytes, *, exact: bool = False) -> None:
         self._data = data
         self._image: Image.Image | None = None
@@ -58,8 +56,7 @@ class Picture:
                 width, height = (-(-side * eighths // 8) for side in self.size)
                 least = {"min_width": width, "min_height": height, "min_factor": 2}
             try:
-                pixels = simplejpeg.decode_jpeg(self._data, self._space, **least)
-                return pixels, eighths / 8
+                return simplejpeg.decode_jpeg(self._data, self._space, **least), eighths / 8
             except ValueError:  # it is stricter than Pillow: what counts as damage, Pillow says
                 self._image = decode.decode(self._data)
         array = np.array(self._image)
@@ -67,8 +64,6 @@ class Picture:
 
     def image(self, reduction: float = 1.0) -> tuple[Image.Image, float]:
         """As `pixels`, as an image of mode "L" or "RGB"."""
-        if self._image is not None:
-            return self._image, 1.0
         pixels, scale = self.pixels(reduction)
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), scale
 

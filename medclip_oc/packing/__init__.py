@@ -5,10 +5,10 @@
 3. `sources` joins what else is known by its id, cleans the caption, and yields a `Pair`, or a
    `Reject` with the reason;
 4. `image_store` finds the image that the id names: a file, a member of a zip, a cell of a table;
-5. `samples` reads it in a worker, has `imaging.encode` check it and keep its bytes or encode it
-   anew, and makes the three members: image, caption, facts;
+5. `pack` has workers read it, `imaging.encode` check it and keep its bytes or encode it anew, and
+   makes the three members: image, caption, facts;
 6. `tar_writer` appends them to a tar, by webdataset's TarWriter, and hashes it;
-7. `pack` leads all this, and counts; `journal` remembers each finished tar, so that a killed
-   packing resumes, and at the end writes index.json, sizes.json and rejects.csv;
+7. `journal` remembers each finished tar, so that a killed packing resumes, and at the end writes
+   index.json, sizes.json and rejects.csv;
 8. `report` says what was packed and what not, and `verify` reads it all again.
 """

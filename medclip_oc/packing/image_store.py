@@ -23,10 +23,8 @@ MAX_BYTES = 1 << 30
 class ImageFile(NamedTuple):
     """An image, not yet read."""
 
-    name: str
-    """File name, for messages."""
-    read: Callable[[], bytes]
-    """Gives the encoded image, in any process; raises OSError."""
+    name: str  # file name, for messages
+    read: Callable[[], bytes]  # gives the encoded image, in any process; raises OSError
 
 
 class Folder:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,18 @@ _OURS = re.compile(
     r"((train|valid|test)-\d{6}\.tar|(index|sizes|audit)\.json|rejects\.csv|audit\.html)(\.partial)?"
     r"|unfinished\.jsonl"
 )
-_FETCHED = 32
-"""Images that few threads read together: a hand-over between threads costs as much as a read."""
+_FETCHED = 32  # images that few threads read together: handing over costs as much as reading
 
 
 @dataclass(frozen=True)
 class PackOptions:
     """What decides the content of the tars, besides the source."""
 
-    samples_per_shard: int = 1000
-    """Pairs per tar; the last one of a split has the rest."""
-    decode_check: bool = True
-    """Decode each image, even where its bytes are kept as they are."""
-    max_pixels: int = MAX_PIXELS
-    """Larger images are rejected."""
-    resize: int | None = None
-    """Store larger images with their shorter side at so many pixels. None: as they are."""
-    drop_leaks: bool = False
-    """The source is one without its leaks; noted here, so that packings can't mix."""
+    samples_per_shard: int = 1000  # the last tar of a split has the rest
+    decode_check: bool = True  # decode each image, even where its bytes are kept
+    max_pixels: int = MAX_PIXELS  # larger images are rejected
+    resize: int | None = None  # the shorter side of what is larger, in pixels. None: as it is
+    drop_leaks: bool = False  # the source is one without its leaks; here, so that they can't mix
 
 
 def pack(
@@ -193,41 +187,37 @@ def _write_split(
     progress: Progress,
 ) -> None:
     """Write the shards of a split that aren't there yet; note and count every outcome."""
-    read, reencoded, rejects = report.read[split], Counter[str](), list[list[str]]()
+    line: dict[str, Any] = {"split": split, "shard": None, "read": report.read[split]}
+    line |= {"reencoded": Counter(), "rejects": []}
 
     def accepted() -> Iterator[Packed]:
-        nonlocal read
         for result in results:
-            read += 1
+            line["read"] += 1
             progress.update()
             if isinstance(result, Reject):
-                rejects.append([result.id, result.split, result.reason, result.detail])
+                line["rejects"].append([result.id, result.split, result.reason, result.detail])
                 continue
             if result.reencoded:
-                reencoded[result.reencoded] += 1
+                line["reencoded"][result.reencoded] += 1
             yield result
 
     def note(shard: Mapping[str, Any] | None) -> None:
-        line: dict[str, Any] = {"split": split, "shard": shard, "read": read}
-        line |= {"reencoded": dict(reencoded), "rejects": rejects}
+        line["shard"] = shard
         journal.write(line)
         report.add(line)
-        reencoded.clear()
-        rejects.clear()
+        line["reencoded"].clear()
+        line["rejects"].clear()
 
     first = report.shards[split]
     for shard in write_shards(journal.folder, split, accepted(), samples_per_shard, first):
         note(shard)
     if not report.packed[split]:  # the next run looks at it again
         with journal.rejects() as writer:
-            for line in journal.lines():
-                writer.writerows(line["rejects"])
-            writer.writerows(rejects)
-        reason, most = Counter(reason for *_, reason, _ in rejects).most_common(1)[0]
-        raise WorkError(
-            f"{split}: no pair could be packed; {most} of {read}: {reason} (see "
-            f"{journal.folder / REJECTS})"
-        )
+            for each in chain(journal.lines(), [line]):
+                writer.writerows(each["rejects"])
+        reason, most = Counter(reason for *_, reason, _ in line["rejects"]).most_common(1)[0]
+        told = f"{most} of {line['read']}: {reason} (see {journal.folder / REJECTS})"
+        raise WorkError(f"{split}: no pair could be packed; {told}")
     note(None)
 
 

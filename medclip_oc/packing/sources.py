@@ -37,11 +37,8 @@ SPLIT_WORDS = {
 # The key names tar members: a dot ends webdataset's key, a separator would leave the folder, the
 # rest is what some file system or shell pattern forbids. 200 bytes fit any file system.
 _UNSAFE = re.compile(r'[./\\:*?"<>|]')
-_MAX_KEY_BYTES = 200
-_DIGEST_LETTERS = 10
-_HINT = " (--id-column names a column that tells them apart)"
-_MAX_TOLD = 500
-"""Letters of an id, and of a detail, in rejects.csv."""
+_MAX_KEY_BYTES, _DIGEST_LETTERS = 200, 10
+_MAX_TOLD = 500  # letters of an id, and of a detail, in rejects.csv
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,7 @@ class Reject:
     def __post_init__(self) -> None:
         for name in ("id", "detail"):
             text = getattr(self, name).encode(errors="backslashreplace").decode()
-            cut = text if len(text) <= _MAX_TOLD else text[:_MAX_TOLD] + " ..."
-            object.__setattr__(self, name, cut)
+            object.__setattr__(self, name, text[:_MAX_TOLD] + " ..." * (len(text) > _MAX_TOLD))
 
 
 @dataclass(frozen=True)
@@ -200,12 +196,14 @@ class Source:
         if not isinstance(caption, str) or isinstance(caption, Number):
             kind = "boolean" if caption in ("True", "False") else type(caption).__name__.lower()
             return reject("malformed row", f"the caption is a {kind}, not text")
-        identity, caption = stem(name), clean(caption)
+        identity = stem(name)
         if unfit := unfit_id(identity, is_path=is_path):
             return reject("unsafe id", unfit)
         key = key_of(identity)
         if key in taken:
-            return reject("duplicate id", f"{taken[key]} has this id{_HINT * is_path}")
+            hint = " (--id-column names a column that tells them apart)" * is_path
+            return reject("duplicate id", f"{taken[key]} has this id{hint}")
+        caption = unicodedata.normalize("NFC", caption).strip()
         if is_blank(caption):
             return reject("caption empty", "no text but blanks")
         cell = cells.get("image")
@@ -219,9 +217,8 @@ class Source:
         return Pair(identity, key, part.split, image, caption, self._facts(part, identity, cells))
 
     def _facts(self, part: Part, identity: str, cells: Mapping[str, Any]) -> dict[str, Any]:
-        facts, listed = dict[str, Any](), cells.get("concepts")
-        if part.cuis_by_id is not None:
-            listed = part.cuis_by_id.get(identity)
+        facts, cuis = dict[str, Any](), part.cuis_by_id
+        listed = cells.get("concepts") if cuis is None else cuis.get(identity)
         if listed is not None:
             facts["concepts"] = parse_cuis(listed)
             if self._concept_names:
@@ -272,10 +269,10 @@ def parse_split(table: Table, location: str, column: str, word: Any) -> str:
     Raises:
         InputError: none that is known.
     """
-    for split, words in SPLIT_WORDS.items():
-        if str(word).strip().lower() in words:
-            return split
-    allowed = ", ".join(each for words in SPLIT_WORDS.values() for each in words)
+    meant = {each: split for split, words in SPLIT_WORDS.items() for each in words}
+    if split := meant.get(str(word).strip().lower()):
+        return split
+    allowed = ", ".join(meant)
     raise InputError(f"{table}: {location}: {column} is {word!r}; allowed are {allowed}")
 
 
@@ -285,9 +282,7 @@ def parse_split(table: Table, location: str, column: str, word: Any) -> str:
 def unfit_id(identity: str, *, is_path: bool = False) -> str | None:
     """What makes an id (without extension) unfit to name an image. None: it is fit.
 
-    Args:
-        identity: the id.
-        is_path: it is the path of an image already, and names nothing else.
+    `is_path`: it is the path of an image already, and names nothing else.
     """
     if not identity.strip("/\\. "):
         return "no id"
@@ -309,11 +304,6 @@ def key_of(identity: str) -> str:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGEST_LETTERS]
     room = _MAX_KEY_BYTES - len(digest) - 1
     return f"{safe.encode()[:room].decode(errors='ignore').strip()}-{digest}"
-
-
-def clean(caption: str) -> str:
-    """A caption as it is stored: NFC, outer blanks trimmed."""
-    return unicodedata.normalize("NFC", caption).strip()
 
 
 def parse_cuis(listed: Any) -> list[str]:

@@ -4,29 +4,28 @@ No date, user or machine is in a header, so equal pairs make equal files.
 """
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+
 from ..runtime.atomic import atomic_file
 
-_CHUNK_BYTES = 1 << 20
-"""Handed to the writing thread at once."""
+_CHUNK_BYTES = 1 << 20  # handed to the writing thread at once
 
 
 class Packed(NamedTuple):
     """A pair, ready to be written."""
 
     key: str
-    extension: str
-    """Of the image."""
-    members: tuple[bytes, bytes, bytes]
-    """Image, caption, facts."""
-    reencoded: str | None
-    """Why the image is a new file; None: it is the source's."""
+    extension: str  # of the image
+    members: tuple[bytes, bytes, bytes]  # image, caption, facts
+    reencoded: str | None  # why the image is a new file; None: it is the source's
 
 
 def write_shards(
@@ -54,9 +53,10 @@ def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, A
         partial.open("wb") as file,
         ThreadPoolExecutor(1) as thread,
     ):
-        hashing: Any = _HashingFile(file, thread)
-        tar = TarWriter(hashing, user="", group="", mode=0o644, mtime=0, encoder=False)
-        tar.tarstream = _Tar(hashing)
+        hashing = _HashingFile(file, thread)
+        stream = io.BufferedWriter(hashing, _CHUNK_BYTES)
+        tar = TarWriter(stream, user="", group="", mode=0o644, mtime=0, encoder=False)
+        tar.tarstream = _Tar(stream)
         for pair in pairs:
             keys.append(pair.key)
             extensions.append(pair.extension)
@@ -66,16 +66,17 @@ def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, A
             ):
                 tar.write({"__key__": pair.key, extension: content})
         tar.close()
-        digest = hashing.digest()
+        stream.flush()
+        digest, size = hashing.digest(), hashing.tell()
     return {
         "name": path.name,
         "split": split,
         "samples": len(keys),
-        "bytes": hashing.tell(),
+        "bytes": size,
         "sha256": digest,
         "keys": keys,
         "extensions": extensions,
-        "members": list(zip(*[iter(tar.tarstream.places)] * 6, strict=True)),
+        "members": np.reshape(tar.tarstream.places, (-1, 6)).tolist(),
     }
 
 
@@ -104,43 +105,36 @@ class _Tar(tarfile.TarFile):
         self.places += self.offset + len(header), len(content)
         for piece in (bytes(header), content, bytes(-len(content) % tarfile.BLOCKSIZE)):
             self.fileobj.write(piece)
-        self.offset = self.fileobj.tell()
+            self.offset += len(piece)
 
 
-class _HashingFile:
+class _HashingFile(io.RawIOBase):
     """A file that is hashed and written in a thread, while the caller makes the next bytes.
 
     Hashing costs as much as all else that a kept image needs, and lets other threads run.
     """
 
     def __init__(self, file: IO[bytes], thread: ThreadPoolExecutor) -> None:
-        self._file, self._thread, self._hash = file, thread, hashlib.sha256()
-        self._pieces, self._size, self._handed_over = list[bytes](), 0, 0
-        self._underway = Future[None]()
-        self._underway.set_result(None)
+        self._file, self._thread, self._hash, self._size = file, thread, hashlib.sha256(), 0
+        self._underway = thread.submit(lambda: None)
 
-    def write(self, data: bytes) -> int:
-        """Take the next bytes. Raises what an earlier write raised."""
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size - self._handed_over >= _CHUNK_BYTES:
-            self._hand_over()
-        return len(data)
+    def writable(self) -> bool:
+        return True
 
     def tell(self) -> int:
-        """Bytes so far."""
         return self._size
+
+    def write(self, data: Any) -> int:
+        """Take the next bytes. Raises what an earlier write raised."""
+        self._underway.result()
+        self._underway = self._thread.submit(self._write, bytes(data))
+        self._size += len(data)
+        return len(data)
 
     def digest(self) -> str:
         """Finish; returns the SHA-256 of all."""
-        self._hand_over()
         self._underway.result()
         return self._hash.hexdigest()
-
-    def _hand_over(self) -> None:
-        self._underway.result()
-        self._underway = self._thread.submit(self._write, b"".join(self._pieces))
-        self._pieces, self._handed_over = [], self._size
 
     def _write(self, chunk: bytes) -> None:
         self._hash.update(chunk)

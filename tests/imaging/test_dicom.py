@@ -35,10 +35,6 @@ PADDED = np.where(GREY > 200, -2000, SIGNED).astype(np.int16)
 INSIDE = PADDED != -2000
 
 
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(decode(data))
-
-
 def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Linearly from low..high to 0..255, and no further."""
     return ((values.astype(float) - low) / (high - low) * 255).clip(0, 255).round()
@@ -56,10 +52,6 @@ def ramp(values: np.ndarray, centre: float, width: float) -> np.ndarray:
 
 def window(centre: Any, width: Any, function: str | None = None) -> dict[str, Any]:
     return {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
-
-
-def rescale(slope: int, intercept: int) -> dict[str, int]:
-    return {"RescaleSlope": slope, "RescaleIntercept": intercept}
 
 
 def lut(entries: list[int]) -> Any:
@@ -97,9 +89,18 @@ def framed(values: np.ndarray, syntax: str, *frames: bytes, **tags: Any) -> byte
     return dicom(values, syntax=syntax, PixelData=encapsulate(list(frames)), **tags)
 
 
+def unsigned_padding() -> bytes:
+    data = dicom(PADDED)
+    element = b"\x28\0\x20\1US\2\0" + (65536 - 2000).to_bytes(2, "little")
+    return data.replace(b"\xe0\x7f\x10\0", element + b"\xe0\x7f\x10\0")  # the pixels come next
+
+
 TWO_FRAMES = {"NumberOfFrames": 2, "PixelData": np.concatenate([DEEP, DEEP[::-1]]).tobytes()}
 FALLING = [255 - n // 16 for n in range(4096)]
-SHARED = group("PixelValueTransformationSequence", rescale(2, -1000))
+TABLED = dicom(DEEP, BitsStored=12, HighBit=11, ModalityLUTSequence=lut(FALLING))
+TWICE = {"RescaleSlope": 2, "RescaleIntercept": -1000}
+RESCALED = dicom(SIGNED, **window(0, 4000), **TWICE)
+SHARED = group("PixelValueTransformationSequence", TWICE)
 FIRST = group("FrameVOILUTSequence", window(1000, 3000))
 GROUPS = {"SharedFunctionalGroupsSequence": SHARED, "PerFrameFunctionalGroupsSequence": FIRST}
 JPEG = file(Image.fromarray(GREY), "JPEG", quality=95)
@@ -112,23 +113,18 @@ PAINTED = np.stack([GREY, 255 - GREY, GREY * 0 + 255], axis=-1)
 SHOWN: dict[str, tuple[bytes, np.ndarray]] = {
     "8 bits": (dicom(GREY), real_range(GREY)),
     "12 bits": (dicom(DEEP, BitsStored=12, HighBit=11), MEANT),
-    "falling rescale": (dicom(DEEP, **rescale(-1, 0)), 255 - MEANT),
+    "falling rescale": (dicom(DEEP, RescaleSlope=-1, RescaleIntercept=0), 255 - MEANT),
     "first of windows": (dicom(DEEP, **window([2000, 40], [1000, 80])), ramp(DEEP, 2000, 1000)),
-    "window after rescale": (
-        dicom(SIGNED, **window(0, 4000), **rescale(2, -1000)),
-        ramp(SIGNED * 2.0 - 1000, 0, 4000),
-    ),
+    "window after rescale": (RESCALED, ramp(SIGNED * 2.0 - 1000, 0, 4000)),
     "sigmoid": (dicom(DEEP, **window(2000, 1, "SIGMOID")), np.where(DEEP > 2000, 255.0, 0.0)),
     "window of width 0": (dicom(DEEP, **window(2000, 0)), MEANT),
     "window past all values": (dicom(DEEP, **window(9000, 10)), MEANT),
     "window without a value": (dicom(DEEP, **window("", "")), MEANT),
     "inverse": (dicom(DEEP, PhotometricInterpretation="MONOCHROME1"), 255 - MEANT),
     "VOI LUT of 8 bits": (dicom(DEEP, VOILUTSequence=lut(FALLING)), 255 - DEEP // 16),
-    "modality LUT": (
-        dicom(DEEP, BitsStored=12, HighBit=11, ModalityLUTSequence=lut(FALLING)),
-        real_range(255 - DEEP // 16),
-    ),
+    "modality LUT": (TABLED, real_range(255 - DEEP // 16)),
     "padding": (dicom(PADDED, PixelPaddingValue=-2000), UNPADDED),
+    "padding that a scanner writes unsigned": (unsigned_padding(), UNPADDED),
     "colour": (dicom(COLOUR), COLOUR),
     "colour of 16 bits": (dicom(COLOUR.astype(np.uint16) * 9 + 77), real_range(COLOUR)),
     "palette of 16 bits": (dicom(GREY, **palette()), PAINTED),
@@ -153,23 +149,16 @@ def test_shows(name: str) -> None:
     assert not kept.info
 
 
-def test_padding_that_a_scanner_writes_unsigned() -> None:
-    data = dicom(PADDED, PixelPaddingValue=None)
-    element = b"\x28\0\x20\1US\2\0" + (65536 - 2000).to_bytes(2, "little")
-    after = data.index(b"\xe0\x7f\x10\0")  # the pixels come next
-    data = data[:after] + element + data[after:]
-    assert np.array_equal(pixels(data), pixels(SHOWN["padding"][0]))
+def shipped(name: str) -> bytes:
+    return Path(pydicom.data.get_testdata_file(name, download=False)).read_bytes()
 
 
 @needs_gdcm
 @pytest.mark.parametrize("name", ["jpeg_ls_lossless", "jp2klossless", "RLE", "bigendian"])
 def test_all_ways_to_store_one_image_give_the_same(name: str) -> None:
     """Files that come with pydicom."""
-    plain, other = (
-        Path(pydicom.data.get_testdata_file(f"MR_small{end}.dcm", download=False)).read_bytes()
-        for end in ("", f"_{name}")
-    )
-    assert np.array_equal(pixels(plain), pixels(other))
+    plain, other = (shipped(f"MR_small{end}.dcm") for end in ("", f"_{name}"))
+    assert np.array_equal(np.asarray(decode(plain)), np.asarray(decode(other)))
 
 
 PLAIN = dicom(DEEP)
@@ -219,8 +208,7 @@ def test_a_frame_that_makes_pydicom_loop_is_given_up(monkeypatch: pytest.MonkeyP
 
 @needs_gdcm
 def test_a_frame_that_makes_gdcm_abort_is_an_error() -> None:
-    path = pydicom.data.get_testdata_file("MR_small_jpeg_ls_lossless.dcm", download=False)
-    data = bytearray(Path(path).read_bytes())
+    data = bytearray(shipped("MR_small_jpeg_ls_lossless.dcm"))
     data[data.rindex(b"\xff\xf7") + 4] = 17  # bits per sample, of the JPEG-LS frame
     with pytest.raises(BadImage, match=r"undecodable \("):
         decode(bytes(data))

@@ -44,7 +44,6 @@ EXACT: dict[str, tuple[bytes, np.ndarray]] = {
     "grey": (saved(GREY), GREY),
     "colour": (saved(COLOUR), COLOUR),
     "one bit": (saved(GREY > 99), np.where(GREY > 99, 255, 0)),
-    "16 bits, full range": (png_16(DEEP[..., :1] * 16), windowed(DEEP[..., 0])),
     "float with NaN": (
         saved(np.where(ABSENT, np.nan, FLOATS), "TIFF"),
         np.where(ABSENT, 0, windowed(FLOATS)),
@@ -117,11 +116,8 @@ def test_new_files_carry_no_metadata(kind: str, resize: int | None) -> None:
 
 JPEG, PNG = LOSSY["JPEG grey"], EXACT["colour"][0]
 UNUSABLE: dict[str, tuple[bytes, str]] = {
-    "no bytes": (b"", "empty"),
-    "JPEG cut in half": (JPEG[: len(JPEG) // 2], "truncated"),
     "JPEG without its last pixels": (JPEG[:-3], "truncated"),
     "PNG with a damaged stream": (PNG.replace(b"IDAT", b"IDOT"), "undecodable"),
-    "one grey as JPEG": (file(Image.new("L", (40, 30), 77), "JPEG"), "blank"),
     "nothing but NaN": (saved(FLOATS * np.nan, "TIFF"), "blank"),
     "all transparent": (with_alpha(0), "blank"),
     "16-bit grey and alpha": (png_16(DEEP[..., 2:]), "undecodable"),
@@ -137,13 +133,6 @@ def test_refuses(name: str) -> None:
     assert caught.value.detail
     again = pickle.loads(pickle.dumps(caught.value))  # it crosses between processes
     assert (str(again), again.reason) == (str(caught.value), reason)
-
-
-@pytest.mark.parametrize("read", [decode, prepare])
-def test_refuses_more_pixels_than_allowed(read: Callable[..., Any]) -> None:
-    read(JPEG, max_pixels=52 * 36)
-    with pytest.raises(BadImage, match=r"over max pixels.*52 x 36"):
-        read(JPEG, max_pixels=52 * 36 - 1)
 
 
 @pytest.mark.parametrize("name", ["JPEG grey", "progressive", "grey"])
@@ -163,26 +152,26 @@ def test_quick_check_finds_what_decoding_finds(name: str) -> None:
     assert prepare(data[: len(data) // 2], check=False).data == data[: len(data) // 2]  # unnoticed
 
 
-@pytest.mark.parametrize(
-    "kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "BMP", "PPM", "16-bit PNG"]
-)
+KINDS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "BMP", "PPM")
+SIZED = [*(file(SMALL, kind) for kind in KINDS), png_16(np.zeros((40, 60, 1), dtype=np.uint16))]
+
+
+@pytest.mark.parametrize("data", SIZED, ids=[*KINDS, "16-bit PNG"])
 def test_pixels_are_counted_before_any_is_decoded(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deep = png_16(np.zeros((40, 60, 1), dtype=np.uint16))
-    data = deep if kind == "16-bit PNG" else file(SMALL, kind)
     assert decode(data, max_pixels=2400).size == (60, 40)
     monkeypatch.setattr("medclip_oc.imaging.decode.flatten", pytest.fail)
-    with pytest.raises(BadImage, match=r"over max pixels \(60 x 40, limit 2399 pixels\)"):
-        decode(data, max_pixels=2399)
+    for read in (decode, prepare):
+        with pytest.raises(BadImage, match=r"over max pixels \(60 x 40, limit 2399 pixels\)"):
+            read(data, max_pixels=2399)
 
 
 def test_many_bits_take_little_more_memory_than_they_have() -> None:
     values = (np.arange(4_000_000) % 65536).astype(np.uint16).reshape(2000, 2000)
     tracemalloc.start()
-    try:
-        shown = dicom.window(values)
-        assert tracemalloc.get_traced_memory()[1] < 1.5 * shown.nbytes
-    finally:
-        tracemalloc.stop()
+    shown = dicom.window(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * shown.nbytes
     assert np.array_equal(shown, np.rint(values / 65535 * 255).astype(np.uint8))

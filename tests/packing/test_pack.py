@@ -4,7 +4,9 @@ import csv
 import hashlib
 import json
 import os
+from itertools import chain, repeat
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -76,40 +78,26 @@ def test_workers_change_nothing(faulty_source: Path, tmp_path: Path, decode_chec
     assert contents(tmp_path / "3") == contents(tmp_path / "1")
 
 
-def test_a_full_disk_is_noticed_in_the_writing_thread(
-    faulty_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tar_writer, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(tar_writer._HashingFile, "_write", full)
-    with pytest.raises(WorkError, match="No space left on device"):
-        pack(open_source(faulty_source, SPLITS), tmp_path)
-    assert sorted(contents(tmp_path)) == ["unfinished.jsonl"]
-
-
-def test_long_shards_are_written_in_chunks(
+def test_long_shards_are_written_in_chunks_and_a_full_disk_is_noticed(
     faulty_source: Path, faulty_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    source, options = open_source(faulty_source, SPLITS), PackOptions(samples_per_shard=4)
     monkeypatch.setattr(tar_writer, "_CHUNK_BYTES", 1000)
-    pack(open_source(faulty_source, SPLITS), tmp_path, PackOptions(samples_per_shard=4))
-    assert contents(tmp_path) == contents(faulty_packed)
+    pack(source, tmp_path / "whole", options)
+    assert contents(tmp_path / "whole") == contents(faulty_packed)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(tar_writer._HashingFile, "_write", Mock(side_effect=full))
+    with pytest.raises(WorkError, match="No space left on device"):
+        pack(source, tmp_path / "full", options)
+    assert sorted(contents(tmp_path / "full")) == ["unfinished.jsonl"]
 
 
 def test_an_error_leaves_no_half_file(
     faulty_source: Path, faulty_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = os.fsync, 0
-
-    def full(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 7:  # the journal's head; two tars, each with its folder and its line
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
+    # the journal's head; two tars, each with its folder and its line; then nothing goes
+    steps = chain([None] * 7, repeat(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=steps))
     options = PackOptions(samples_per_shard=4)
     with pytest.raises(WorkError, match="No space left on device"):
         pack(open_source(faulty_source, SPLITS), tmp_path, options)
