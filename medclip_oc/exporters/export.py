@@ -1,6 +1,6 @@
 """The steps that all exports share: load, write, open anew, compare, describe."""
 
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from PIL import Image
 from ..config.inference import ExportConfig
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
-from ..imaging.jpeg import Picture
+from ..imaging import decode
 from ..inference import image_inputs
 from ..models import checkpoint, factory
 from ..runtime.atomic import atomic_folder
@@ -44,25 +44,20 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
     content = checkpoint.load(file)
     clip = factory.restore(content, str(file))
     towers = clip.towers.eval()
-    try:
-        for package in _NEEDS.get(form, ()):
-            import_module(package)
-    except ImportError as error:
-        remedy = f"pip install 'medclip_oc[{form}]'"
-        raise InputError(f"--to {form}: needs {error.name}: {remedy}") from error
+    if missing := [name for name in _NEEDS.get(form, ()) if not find_spec(name)]:
+        raise InputError(f"--to {form}: needs {missing[0]}: pip install 'medclip_oc[{form}]'")
     pictures, texts = _pairs(settings, content)
     ours = parity.Side(clip.preprocess, clip.tokenizer, towers.embed_images, towers.embed_texts)
     expected = ours.features(pictures, texts)
-    exporter = _FORMATS[form]
     card = model_card.render(content, file, form, out)
     with atomic_folder(out, replace=settings.overwrite) as partial:
         try:
-            exporter.write(clip, partial)
+            _FORMATS[form].write(clip, partial)
         except Exception as error:
             if "(os error " in str(error):  # of a full disk, as safetensors and tokenizers say it
                 raise WorkError(f"{out}: can't be written ({error})") from error
             raise
-        exported = exporter.read(clip, partial).features(pictures, texts)
+        exported = _FORMATS[form].read(clip, partial).features(pictures, texts)
         difference = parity.check(expected, exported, f"--to {form}")
         (partial / "README.md").write_text(f"{card}\n", encoding="utf-8")
         if form == "open_clip":
@@ -87,7 +82,7 @@ def _pairs(settings: ExportConfig, content: dict[str, Any]) -> tuple[list[Image.
     pictures = []
     for n in range(min(settings.pairs, len(images))):
         try:
-            pictures.append(Picture(images.read(n), exact=True).image()[0].convert("RGB"))
+            pictures.append(decode.decode(images.read(n)).convert("RGB"))
         except InputError as error:
             raise InputError(f"{images.name(n)}: {error}") from None
     return pictures, texts

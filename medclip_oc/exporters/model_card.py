@@ -17,24 +17,18 @@ from ..reporting import html, results, run_files
 
 _LICENCE = re.compile(r"CC0|CC[ -]BY(?:-[A-Z]{2})*|public domain", re.IGNORECASE)
 _PUBLIC = re.compile(r"package:.*|[\w-][\w.-]*(/[\w-]+)?")  # or a tag, or a name of the hub
-_MOST_SAMPLES = 100_000
+# the folder of a set, or that in which its tars lie; after a tar's name a URL may hold a token
+_SET = re.compile(r"([^/\s]+)/[^/\s]*\.tar|([^/]+)/?$")
 
 
 def render(content: dict[str, Any], file: Path, form: str, out: Path) -> str:
     """The card of the checkpoint in `file`, exported to `out`, in Markdown."""
-    in_run = file.parent.name == "checkpoints"
+    about, in_run = content["model"], file.parent.name == "checkpoints"
     evaluations = run_files.evaluations(file.parent.parent) if in_run else []
-    about, config = content["model"], content.get("config") or {}
-    trained = config.get("model") or {}
-    whole = PurePath(trained.get("pretrained") or "").name  # of a tag or a file, never of the hub
-    towers = (trained.get(f"pretrained_{tower}") or "" for tower in ("image", "text"))
-    weights = definition.weights_of(trained.get("arch", ""), whole, *map(public, towers))
     return html.render(
         "model_card.md.j2",
-        content=content,
         model={**checkpoint.described_facts(about["definition"]), **about},
-        weights=weights if trained else None,
-        data=_data(config.get("data") or {}, content),
+        facts=_facts(content),
         form=form,
         evaluations=[each for each in evaluations if each.name.startswith(f"{file.stem}-")],
         public=public,
@@ -51,30 +45,36 @@ def public(reference: str) -> str:
 
 
 def set_names(where: str | list[str]) -> str:
-    """Data sets by the names of their folders, or of those that their tars lie in."""
-    names = []
-    for part in where.split(SETS) if isinstance(where, str) else where:
-        # of a command the word that names tars; of a URL no query, which may hold a token
-        word = next((word for word in part.split() if ".tar" in word), part).partition("?")[0]
-        path = PurePath(word)
-        names.append((path.parent if ".tar" in path.name else path).name)
-    return ", ".join(dict.fromkeys(names))
+    """Data sets by their own names, without a path."""
+    parts = where.split(SETS) if isinstance(where, str) else where
+    matches = filter(None, map(_SET.search, parts))
+    return ", ".join(dict.fromkeys(match[1] or match[2] for match in matches))
 
 
-def _data(settings: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
-    """Sets that were trained on and validated with; pairs; licences, if these shards have them."""
-    splits = {"training data": settings.get("train"), "validation data": settings.get("valid")}
-    facts = {title: set_names(where) for title, where in splits.items() if where}
+def _facts(content: dict[str, Any]) -> dict[str, str]:
+    """What is known of the training; licences, if the shards that were trained on are there."""
+    config = content.get("config") or {}
+    model, data = config.get("model"), config.get("data", {})
+    facts = {}
+    if model:
+        whole = PurePath(model.get("pretrained") or "").name  # of a tag or a file, never of the hub
+        towers = (public(model.get(f"pretrained_{tower}") or "") for tower in ("image", "text"))
+        facts["weights before"] = definition.weights_of(model["arch"], whole, *towers)
+    sets = {"training data": data.get("train"), "validation data": data.get("valid")}
+    facts |= {title: set_names(where) for title, where in sets.items() if where}
     if content.get("epoch"):
         pairs = round(content["position"] / content["epoch"])
         facts["training pairs in an epoch"] = f"{pairs:,}"
         with suppress(InputError, WorkError):  # the shards are gone
-            shards = ShardSet.open(settings.get("train") or [], "train")
+            shards = ShardSet.open(data.get("train") or [], "train")
             if len(shards) == pairs:
-                looked_at = range(0, pairs, 1 + pairs // _MOST_SAMPLES)
-                found = Counter(_licence(shards.facts(n).get("license")) for n in looked_at)
+                found = Counter(_licence(shards.facts(n).get("license")) for n in range(pairs))
                 shown = (f"{name} ({count:,})" for name, count in found.most_common())
                 facts["licences of the training samples"] = ", ".join(shown)
+    counts = {"step": content.get("step"), "pairs seen": content.get("position")}
+    facts |= {title: f"{count:,}" for title, count in counts.items() if count is not None}
+    if versions := content.get("versions"):
+        facts["made with"] = ", ".join(map(" ".join, versions.items()))
     return facts
 
 

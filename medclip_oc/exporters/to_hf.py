@@ -4,22 +4,18 @@ CLIPModel is OpenAI's architecture: a ViT and a causal text transformer, whose f
 projections of one token. Of open_clip's models those of that build alone map.
 """
 
-import io
-import warnings
-from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import InputError
 from ..models.clip import Clip
 from . import tokenizer_files
-from .parity import Side
+from .parity import Side, quiet
 
 _NAMES = {
     "conv1": "embeddings.patch_embedding",
@@ -43,8 +39,6 @@ _OUTSIDE_TOWERS = {
     "visual.proj": "visual_projection.weight",
     "text_projection": "text_projection.weight",
 }
-_TOKENS = 49408
-"""Of open_clip's own tokenizer; the last one is the end."""
 
 
 def write(clip: Clip, folder: Path) -> None:
@@ -56,20 +50,16 @@ def write(clip: Clip, folder: Path) -> None:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     _check(clip)
-    config = CLIPConfig(**_config(clip))
     weights: dict[str, Tensor] = {}
     for key, tensor in clip.towers.clip.state_dict().items():
         weights |= _converted(key.removeprefix("text."), tensor)  # of a module of its own
-    with warnings.catch_warnings(action="ignore"):
-        model = CLIPModel(config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise _no_counterpart(clip, str(error).splitlines()[-1].strip()) from error
-    config.architectures = ["CLIPModel"]
-    config.save_pretrained(folder)
-    # save_pretrained of the model would draw a bar
-    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    with quiet():
+        model = CLIPModel(CLIPConfig(**_config(clip)))
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise _no_counterpart(clip, str(error).splitlines()[-1].strip()) from error
+        model.save_pretrained(folder)
     tokenizer_files.write(clip.tokenizer, folder, clip.description["context_length"])
     CLIPImageProcessor(**_processor(clip)).save_pretrained(folder)
 
@@ -82,8 +72,8 @@ def read(clip: Clip, folder: Path) -> Side:
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
-        model = CLIPModel.from_pretrained(folder).eval()  # it draws a bar
+    with quiet():
+        model = CLIPModel.from_pretrained(folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return Side(
         clip.open_clip_preprocess(),
@@ -101,8 +91,6 @@ def _check(clip: Clip) -> None:
         raise _no_counterpart(clip, f"its image tower is a {tower}, not a ViT")
     if "hf_model_name" in text or not hasattr(clip.tokenizer, "bpe_ranks"):
         raise _no_counterpart(clip, "its text tower or tokenizer is not CLIP's own")
-    if (tokens := text.get("vocab_size", _TOKENS)) != _TOKENS:
-        raise _no_counterpart(clip, f"its vocabulary has {tokens} tokens, CLIP's {_TOKENS}")
     if clip.description["preprocess"]["resize_mode"] == "longest":
         raise _no_counterpart(clip, "its images are padded to a square")
 
@@ -125,35 +113,25 @@ def _converted(key: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _config(clip: Clip) -> dict[str, Any]:
-    definition = clip.description["definition"]
-    image = {"width": 768, "layers": 12, "mlp_ratio": 4.0, "head_width": 64}
-    text = {"width": 512, "layers": 12, "mlp_ratio": 4.0, "heads": 8}
-    image, text = image | definition["vision_cfg"], text | definition["text_cfg"]
-    vision_config, text_config = (
+    model, about = clip.towers.clip, clip.description
+    width = about["definition"]["embed_dim"]
+    image_config, text_config = (
         {
-            "hidden_size": tower["width"],
-            "intermediate_size": int(tower["width"] * tower["mlp_ratio"]),
-            "num_hidden_layers": tower["layers"],
-            "hidden_act": "quick_gelu" if clip.description["quick_gelu"] else "gelu",
-            "projection_dim": definition["embed_dim"],
+            "hidden_size": tower.width,
+            "intermediate_size": tower.resblocks[0].mlp.c_fc.out_features,
+            "num_hidden_layers": tower.layers,
+            "num_attention_heads": tower.resblocks[0].attn.num_heads,
+            "hidden_act": "quick_gelu" if about["quick_gelu"] else "gelu",
+            "projection_dim": width,
         }
-        for tower in (image, text)
+        for tower in (model.visual.transformer, getattr(model, "text", model).transformer)
     )
-    vision_config |= {
-        "num_attention_heads": image["width"] // image["head_width"],
-        "image_size": clip.image_size[0],
-        "patch_size": clip.towers.clip.visual.conv1.kernel_size[0],
-    }
-    text_config |= {
-        "num_attention_heads": text["heads"],
-        "max_position_embeddings": clip.description["context_length"],
-        "pad_token_id": _TOKENS - 1,
-    }
-    return {
-        "projection_dim": definition["embed_dim"],
-        "vision_config": vision_config,
-        "text_config": text_config,
-    }
+    patch = model.visual.conv1.kernel_size[0]
+    image_config |= {"image_size": clip.image_size[0], "patch_size": patch}
+    tokens: Any = clip.tokenizer
+    text_config |= {"pad_token_id": tokens.eot_token_id}
+    text_config |= {"max_position_embeddings": about["context_length"]}
+    return {"projection_dim": width, "vision_config": image_config, "text_config": text_config}
 
 
 def _processor(clip: Clip) -> dict[str, Any]:

@@ -8,10 +8,7 @@
 B images or texts, L context length, D embedding size.
 """
 
-import io
 import json
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from ..errors import WorkError
 from ..models import definition
 from ..models.clip import Clip
 from . import tokenizer_files
-from .parity import Side
+from .parity import Side, quiet
 
 _TOWERS = {"image_tower.onnx": "images", "text_tower.onnx": "tokens"}
 """Files, and the names of their inputs."""
@@ -55,16 +52,10 @@ def write(clip: Clip, folder: Path) -> None:
         "tokens": clip.tokenizer(["a radiograph", "no finding"]),  # (B, L)
     }
     for file, name in _TOWERS.items():
-        tower, narration = _Tower(clip, name).eval(), io.StringIO()
+        tower = _Tower(clip, name).eval()
         size = sum(p.numel() * p.element_size() for p in tower.parameters())
         try:
-            # the exporter narrates on every channel
-            with (
-                definition.quiet(),
-                warnings.catch_warnings(action="ignore"),
-                redirect_stdout(narration),
-                redirect_stderr(narration),
-            ):
+            with quiet():
                 torch.onnx.export(
                     tower,
                     (examples[name],),
@@ -77,8 +68,8 @@ def write(clip: Clip, folder: Path) -> None:
                     verbose=False,
                 )
         except Exception as error:  # whatever it trips over
-            lines = str(error).strip().splitlines() or narration.getvalue().splitlines() or [""]
-            raise WorkError(f"--to onnx: {file}: not exported ({lines[0][:200]})") from error
+            reason = definition.first_lines(error)
+            raise WorkError(f"--to onnx: {file}: not exported ({reason})") from error
     about = {**clip.description["preprocess"], "mean_and_std": "in image_tower.onnx"}
     (folder / "preprocess.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     tokenizer_files.write(clip.tokenizer, folder, clip.description["context_length"])

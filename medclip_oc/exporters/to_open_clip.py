@@ -8,13 +8,13 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.push_to_hf_hub import save_config_for_hf
 from safetensors.torch import save_file
 
 from ..models.clip import Clip
-from ..models.definition import quiet
 from ..models.description import TEXT_MODEL
 from . import tokenizer_files
-from .parity import Side
+from .parity import Side, quiet
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -32,9 +32,7 @@ def write(clip: Clip, folder: Path) -> None:
         config = clip.description["files"][f"{TEXT_MODEL}/config.json"]
         (folder / TEXT_MODEL / "config.json").write_bytes(config)
         text["hf_model_name"] = str(folder.resolve() / TEXT_MODEL)
-    preprocess = {k: v for k, v in clip.description["preprocess"].items() if k != "size"}
-    about = {"model_cfg": definition, "preprocess_cfg": preprocess}
-    (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    save_config_for_hf(clip.towers.clip, folder / _CONFIG, definition)
     weights = clip.towers.clip.state_dict()
     # safetensors refuses tensors that share memory, or are not contiguous
     copies = {name: w.clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
@@ -43,10 +41,9 @@ def write(clip: Clip, folder: Path) -> None:
 
 def prepare_rename(folder: Path, final: Path) -> None:
     """Put the final place into the configuration: open_clip wants a text tower's whole path."""
-    about = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    if (folder / TEXT_MODEL).is_dir():
-        about["model_cfg"]["text_cfg"]["hf_model_name"] = str(final.resolve() / TEXT_MODEL)
-        (folder / _CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    now, then = (json.dumps(str(place.resolve() / TEXT_MODEL)) for place in (folder, final))
+    config = (folder / _CONFIG).read_text(encoding="utf-8").replace(now, then)
+    (folder / _CONFIG).write_text(config, encoding="utf-8")
 
 
 def read(_: Clip, folder: Path) -> Side:
