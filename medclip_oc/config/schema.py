@@ -107,7 +107,7 @@ class DataConfig(Settings, section="data."):
     """Unreadable pairs are replaced by others, up to this share; past it the run stops."""
     cache_folder: str | None = None
     """Keep streamed shards here, and read them from here the next time. In any case a web server
-    that sends under 10 kB in 60 s is given up; to open a shard, after 5 tries."""
+    that is silent for 60 s is given up; to open a shard, after 5 tries."""
     stream_lanes: Count = 8
     """Streamed shards read at once, over all ranks: each batch mixes pairs of all of them."""
     stream_window: Count = 512

@@ -34,20 +34,15 @@ _ONE_STEP = 1.5
 
 @dataclass(frozen=True)
 class TrainingTransform:
-    """Random crop, rotation, brightness and contrast.
+    """Random crop, rotation, brightness and contrast."""
 
-    Args:
-        size: (height, width) of the result, in pixels.
-        interpolation: "bicubic" or "bilinear", as the model's own preprocessing says.
-        settings: how far each change may go.
-        squash: take the whole image into the input's shape, as a model that was trained so expects.
-            Otherwise the crop has the input's shape, and lies anywhere in the image.
-    """
-
-    size: tuple[int, int]
-    interpolation: str
-    settings: AugmentConfig
+    size: tuple[int, int]  # (height, width) of the result, in pixels
+    interpolation: str  # "bicubic" or "bilinear", as the model's own preprocessing says
+    settings: AugmentConfig  # how far each change may go
     squash: bool = False
+    """Take the whole image into the input's shape, as a model that was trained so expects.
+    Otherwise the crop has the input's shape, and lies anywhere in the image.
+    """
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> Tensor:
         """Picture -> (3, height, width) uint8; every draw comes from `rng`."""

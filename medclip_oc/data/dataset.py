@@ -106,18 +106,13 @@ class StepSampler:
     """One rank's pairs, in loader batches that never span two optimizer steps."""
 
     source: Order | ShardStream
-    """The order of pairs that are read by position, or a stream."""
     _: KW_ONLY
-    global_batch_size: int
-    """G; a multiple of `world_size`."""
-    loader_batch_size: int
-    """Most pairs of a loader batch."""
-    steps: int
-    """How many global batches."""
+    global_batch_size: int  # G; a multiple of `world_size`
+    loader_batch_size: int  # most pairs of a loader batch
+    steps: int  # how many global batches
     rank: int
     world_size: int
-    start: int = 0
-    """Pairs that are already done, and not read again; of a stream a multiple of G."""
+    start: int = 0  # pairs that are already done, and not read again; of a stream a multiple of G
 
     def __len__(self) -> int:
         share = self.global_batch_size // self.world_size
@@ -172,8 +167,6 @@ class Pairs(Dataset[dict[str, Any]]):
             return self._streamed(item) if isinstance(item, Streamed) else self._placed(*item)
         except (InputError, WorkError) as error:
             return {"error": error}
-        except OSError as error:
-            return {"error": WorkError(f"{error.filename or 'shards'}: {error.strerror}")}
 
     def _placed(self, epoch: int, position: int) -> dict[str, Any]:
         bad, index = list[str](), position
@@ -202,10 +195,10 @@ class Pairs(Dataset[dict[str, Any]]):
     def _tensors(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
         seed = [self.seed, epoch, index]
         tokens, long = self.captions.tokens(sample.caption, [*seed, 1])
-        digest, cuis = sample.facts.get("sha256"), sample.facts.get("concepts")
-        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):  # of the source's image
+        digest, cuis = str(sample.facts.get("sha256")), sample.facts.get("concepts")
+        if not _SHA256.fullmatch(digest):  # of the source's image
             digest = hashlib.sha256(sample.image).hexdigest()
-        names = [cui for cui in cuis if isinstance(cui, str)] if isinstance(cuis, list) else []
+        names = map(str, cuis if isinstance(cuis, list) else [])
         # C0040405 -> 40405; names of another form are left out
         concepts = [int(name[1:]) for name in names if _CUI.fullmatch(name)]
         picture = Picture(sample.image, exact=self.exact)
@@ -229,10 +222,8 @@ class LoadedBatch(NamedTuple):
     """A batch, and what happened on the way."""
 
     batch: Batch
-    bad: list[str]
-    """Pairs that couldn't be read and were replaced: their location, and why."""
-    long_captions: int
-    """Captions longer than the context."""
+    bad: list[str]  # pairs that couldn't be read and were replaced: their location, and why
+    long_captions: int  # longer than the context
 
 
 def _collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkError:

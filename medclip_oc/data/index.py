@@ -1,19 +1,21 @@
 """Where the pairs of some shards lie.
 
 Shards of ours come with an index.json (see shards.py). Tars of another maker are walked through,
-header by header; what that finds is kept beside them, where it can be, in the same form, after a
-line with its SHA-256. Its name holds a hash of the tars' sizes and times of change.
+header by header; what that finds is kept beside them, where it can be, in the same form, gzipped.
+Its name holds a hash of the tars' sizes and times of change.
 
 n pairs of a shard. Offsets and sizes are in bytes.
 """
 
 import glob
+import gzip
 import hashlib
 import json
 import math
 import os
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +30,7 @@ import numpy as np
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
 from ..runtime.git_lfs import pointer
-from ..runtime.progress import print_line
-from .tars import BLOCK, walk
+from .tars import walk
 
 VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
@@ -37,8 +38,8 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 RESTORE = "restore it, or pack the folder again"
 _ABSENT = (-1, 0)  # the place of the .json of a pair that has none
-_MOST_NAMES, _DEEPEST = 1_000_000, 50  # of a brace pattern: names, and braces within one another
-_RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.-?\d+)?")
+_MOST_NAMES = 1_000_000  # of a brace pattern
+_BRACES = re.compile(r"\{([^{}]*)\}")
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 
@@ -49,53 +50,34 @@ class Shard:
     path: Path
     split: str
     bytes: int
-    identity: str
-    """Hash of the content or, without an index.json, of where its pairs lie."""
-    keys: np.ndarray
-    """(n,) UTF-8."""
-    extensions: np.ndarray
-    """(n,) int8, places in IMAGE_EXTENSIONS."""
-    places: np.ndarray
-    """(n, 6) int64: offset and size of image, text and JSON."""
-    skipped: int
-    """Entries of a foreign tar without an image or a caption, or with an empty one."""
+    identity: str  # hash of the content or, without an index.json, of where its pairs lie
+    keys: np.ndarray  # (n,) UTF-8
+    extensions: np.ndarray  # (n,) int8, places in IMAGE_EXTENSIONS
+    places: np.ndarray  # (n, 6) int64: offset and size of image, text and JSON
+    skipped: int  # entries of a foreign tar without an image or a caption, or with an empty one
     names: dict[int, str]
     """Offset -> name of a member that isn't KEY.extension: in capitals, or what a link links to."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def ends(self) -> np.ndarray:
-        """(1 + 3 n,) int64: 0, and where each member ends, if they lie as they are listed."""
-        offsets, sizes = self.places.reshape(-1, 2).T  # (3 n,)
-        return np.append(0, offsets + sizes + -sizes % BLOCK)
-
 
 def of_folder(folder: Path, split: str) -> list[Shard]:
-    """The shards of a split of a shard folder.
-
-    Raises:
-        InputError: no index.json, a damaged one or one of another version; no such split; a shard
-            that is missing, of another size, or not in the index.
-    """
+    """The shards of a split of a shard folder; InputError: as `ShardSet.open`."""
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder}: no {INDEX}: not a finished shard folder; pack it again")
     shards = _read(folder / INDEX)
     splits = dict.fromkeys(shard.split for shard in shards)
     if split not in splits:
         names = ", ".join(splits) or "none"
-        raise InputError(f"{folder}: no split {split!r}; splits there: {names}")
+        raise InputError(f"{folder}: no such split {split!r}; there are: {names}")
     for stray in {*folder.absolute().glob(f"{split}-*.tar")} - {shard.path for shard in shards}:
         raise InputError(f"{stray}: {INDEX} doesn't name it; move it away, or pack again")
     return _there([shard for shard in shards if shard.split == split])
 
 
 def of_tars(paths: Iterable[Path]) -> list[Shard]:
-    """The shards named one by one; an index.json beside them serves those it names.
-
-    Raises:
-        InputError: one that can't be read, or as `of_folder`.
-    """
+    """The shards named one by one; an index.json beside them serves those that it names."""
     paths = [path.absolute() for path in paths]
     folders = {path.parent for path in paths if (path.parent / INDEX).is_file()}
     known = {shard.path: shard for folder in folders for shard in _read(folder / INDEX)}
@@ -103,20 +85,16 @@ def of_tars(paths: Iterable[Path]) -> list[Shard]:
         stats = ((str(path), path.stat()) for path in foreign)
         stamps = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
         name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
-        kept = foreign[0].parent / f".index-{name}.json"
+        kept = foreign[0].parent / f".index-{name}.json.gz"
         try:
-            digest, _, content = kept.read_bytes().partition(b"\n")
-            if hashlib.sha256(name.encode() + content).hexdigest().encode() != digest:
-                raise InputError(f"{kept}: changed, or of other tars")
-            found = _parse(kept, content)
-        except (OSError, InputError):
+            found = _parse(kept, gzip.decompress(kept.read_bytes()))
+        except (OSError, EOFError, zlib.error, InputError):  # absent or damaged
             with ThreadPoolExecutor(_THREADS) as pool:
                 entries = list(pool.map(scan, foreign))
             found = [parse_shard(kept.parent, entry) for entry in entries]
             with suppress(OSError, WorkError), atomic_file(kept, shared=True) as partial:
                 content = json.dumps({"version": VERSION, "shards": entries}).encode()
-                digest = hashlib.sha256(name.encode() + content).hexdigest().encode()
-                partial.write_bytes(digest + b"\n" + content)
+                partial.write_bytes(gzip.compress(content, 1))
         known |= {shard.path: shard for shard in found}
     return _there([known[path] for path in paths])
 
@@ -125,56 +103,35 @@ def _there(shards: list[Shard]) -> list[Shard]:
     """The shards, if all are there, at the size that is known."""
     for shard in shards:
         try:
-            with shard.path.open("rb") as file:
-                actual = os.fstat(file.fileno()).st_size
-                end = (
-                    int(shard.ends()[-1]) if shard.split else actual
-                )  # in one of ours nothing follows
-                rest = os.pread(file.fileno(), BLOCK, end)
-        except FileNotFoundError:
-            advice = f"shard missing, and {INDEX} names it; restore it, or pack again"
-            raise InputError(f"{shard.path}: {advice}") from None
+            actual = shard.path.stat().st_size
         except OSError as error:
-            raise InputError(f"{shard.path}: can't be read ({error.strerror})") from None
+            reason = f"{error.strerror}, but {INDEX} names it"
+            raise InputError(f"{shard.path}: {reason}; {RESTORE}") from None
         if actual != shard.bytes:
             problem = pointer(shard.path) or "damaged or changed"
             raise InputError(f"{shard.path}: {actual} bytes, {INDEX} says {shard.bytes}; {problem}")
-        if rest.strip(b"\0"):
-            raise InputError(f"{shard.path}: more pairs than {INDEX} names; {RESTORE}")
     return shards
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names that a brace pattern such as `{000..012}.tar` stands for.
-
-    Raises:
-        InputError: its braces don't match, or it stands for over _MOST_NAMES.
+    """The names that a brace pattern such as `{000..012}.tar` stands for; InputError: its braces
+    don't match, lie within one another, or stand for over _MOST_NAMES.
     """
     try:
-        if _count_names(re.sub(r"\\.", "", pattern)) <= _MOST_NAMES:
-            return list(braceexpand.braceexpand(pattern))
-        raise ValueError(f"stands for over {_MOST_NAMES:,} names")
+        if "{" in _BRACES.sub("", pattern):
+            raise ValueError("unbalanced braces, or braces within braces")
+        if math.prod(map(_count_names, _BRACES.findall(pattern))) > _MOST_NAMES:
+            raise ValueError(f"stands for over {_MOST_NAMES:,} names")
+        return list(braceexpand.braceexpand(pattern))
     except ValueError as error:
         raise InputError(f"{short(pattern)}: {error}") from None
 
 
-def _count_names(pattern: str) -> int:
-    """How many names a brace pattern stands for, or a few more, without making them."""
-
-    def product(text: str) -> int:
-        return math.prod(map(int, re.findall("\0(\\d+)\0", text)))
-
-    def count(group: re.Match[str]) -> str:  # of braces without others within
-        if ends := _RANGE.fullmatch(group[1]):
-            first, last = (int(end) if end[-1].isdigit() else ord(end) for end in ends.groups())
-            return f"\0{abs(last - first) + 1}\0"
-        return f"\0{sum(map(product, group[1].split(',')))}\0"
-
-    for _ in range(_DEEPEST):
-        pattern = re.sub(r"\{([^{}]*)\}", count, pattern)
-    if "{" in pattern:
-        raise ValueError(f"unbalanced braces, or over {_DEEPEST} within one another")
-    return product(pattern)
+def _count_names(braces: str) -> int:
+    """How many names a pair of braces stands for at most."""
+    if ends := re.match(r"(-?\d+)\.\.(-?\d+)", braces):
+        return abs(int(ends[2]) - int(ends[1])) + 1
+    return 52 if ".." in braces else braces.count(",") + 1  # 52: of letters
 
 
 def short(name: str) -> str:
@@ -183,10 +140,8 @@ def short(name: str) -> str:
 
 
 def expand(pattern: str) -> list[Path]:
-    """The tars that a brace pattern, a glob or a path names, in order.
-
-    Raises:
-        InputError: there is no such file, or it is none that can be read twice.
+    """The tars that a brace pattern, a glob or a path names, in order; InputError: there is none,
+    or it is no file that can be read twice.
     """
     paths: list[Path] = []
     for name in expand_braces(str(Path(pattern).expanduser())):
@@ -214,33 +169,21 @@ def is_blank(caption: str) -> bool:
     return not any(letter.isprintable() and not letter.isspace() for letter in caption)
 
 
-def say(line: str) -> None:
-    """On stderr, once for all ranks."""
-    if os.environ.get("RANK", "0") == "0":
-        print_line(line)
-
-
 def _read(path: Path) -> list[Shard]:
     """The shards in an index.json, with none left out. A wrong place is found when it is read."""
-    shards, sizes, numbers = _parse(path), path.parent / SIZES, Counter[str]()
+    shards, numbers = _parse(path), Counter[str]()
     for shard in shards:
         name = f"{shard.split}-{numbers[shard.split]:06d}.tar"
         numbers[shard.split] += 1
-        gaps = shard.places[:, ::2].ravel() - shard.ends()[:-1]  # (3 n,)
-        # a header, perhaps with an extended one; a lost pair would leave 7 blocks
-        whole = (
-            np.isin(gaps, np.arange(BLOCK, 7 * BLOCK, BLOCK)).all() and (shard.places >= 0).all()
-        )
-        if shard.path.name != name or shard.names or shard.skipped or not whole:
+        foreign = shard.names or shard.skipped or (shard.places < 0).any()
+        if foreign or shard.path.name != name:
             raise InputError(f"{path}: damaged at {name}; {RESTORE}")
-    counts = {shard.path.name: len(shard) for shard in shards}
+    sizes = path.parent / SIZES
     with suppress(OSError, *DAMAGED):
-        if not sizes.is_file():
-            say(f"{sizes}: missing; whether {INDEX} names all shards isn't checked")
+        if json.loads(sizes.read_bytes()) == {shard.path.name: len(shard) for shard in shards}:
             return shards
-        if json.loads(sizes.read_bytes()) == counts:
-            return shards
-    raise InputError(f"{sizes}: damaged, or {INDEX} is: they differ in a shard; {RESTORE}")
+    reason = f"missing or damaged, or {INDEX} is: they differ in a shard"
+    raise InputError(f"{sizes}: {reason}; {RESTORE}")
 
 
 def _parse(path: Path, content: bytes | None = None) -> list[Shard]:
@@ -278,9 +221,7 @@ def parse_shard(folder: Path, entry: dict[str, Any]) -> Shard:
 
 def scan(path: Path) -> dict[str, Any]:
     """Index a tar by its headers: its entry. As in webdataset, a pair's members follow one another.
-
-    Raises:
-        InputError: not a tar, a compressed or damaged one, or one with a member twice in a pair.
+    InputError: not a tar, a compressed or damaged one, or one with a member twice in a pair.
     """
     from webdataset.tariterators import group_by_keys  # imports torch, which packing doesn't need
 

@@ -29,14 +29,8 @@ class TrainingData:
     """What a run trains on: shards that are read by position, or a stream."""
 
     source: ShardSet | ShardStream
-    order: Order | ShardStream
-    """Which pair comes when; a stream has its own order."""
+    order: Order | ShardStream  # which pair comes when; a stream has its own order
     pairs_per_epoch: int
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Of the shards; None for a stream."""
-        return self.source.fingerprint if isinstance(self.source, ShardSet) else None
 
 
 def open_shards(where: str | list[str], split: str, world: distributed.World) -> ShardSet:
@@ -124,21 +118,15 @@ class TrainingBatches:
     """
 
     loaded: Iterator[LoadedBatch]
-    """Where they come from."""
     settings: DataConfig
     """Of it `max_bad_share`, of the pairs seen or of an epoch's, whichever are more."""
     world: distributed.World
-    log: Callable[[str], None]
-    """Where a line for the user goes; called on every rank with the same lines."""
-    steps: int
-    """Batches to come."""
-    pairs_per_step: int
-    """G."""
+    log: Callable[[str], None]  # takes a line for the user, the same on every rank
+    steps: int  # batches to come
+    pairs_per_step: int  # G
     pairs_per_epoch: int
-    context: int
-    """Tokens of a caption that fit."""
-    start: int = 0
-    """Pairs that were done before the first of them."""
+    context: int  # tokens of a caption that fit
+    start: int = 0  # pairs that were done before the first of them
 
     def __post_init__(self) -> None:
         self._state: dict[str, Any] = {"bad": 0, "long": 0, "named": set(), "reported": False}
@@ -216,18 +204,8 @@ def training_batches(
 ) -> TrainingBatches:
     """This rank's part of every global batch of the run, augmented: one item per step.
 
-    Args:
-        data: see `open_training`.
-        clip: whose preprocessing and tokenizer count.
-        config: of the run.
-        world: the ranks.
-        log: where a line about the data goes, on every rank.
-        steps: of the whole run.
-        start: pairs of the run that are already done; nothing of them is read.
-        stop: see `load_batches`.
-
-    Raises:
-        InputError: a stream that was begun with another global batch size.
+    `steps` are those of the whole run; the first `start` pairs are already done, and not read
+    again. `stop` as in `load_batches`. InputError: a stream begun with another global batch size.
     """
     size, source, shards = config.train.global_batch_size, data.source, ShardSet([])
     if isinstance(source, ShardSet):

@@ -12,8 +12,8 @@ workers. A rank reads the lanes that its part of the batch touches. The pairs of
 read to its end are remembered in the user's cache folder: to resume, shards that are known to be
 over are passed over, and of each lane at most one shard is read again.
 
-A web server that sends less than _PIECE in SILENCE_SECONDS is given up, in a shard at once; opening
-one is tried again after each of _WAITS, also where the server says that it is busy or broken.
+A web server that is silent for SILENCE_SECONDS is given up, in a shard at once; opening one is
+tried again after each of _WAITS, also where the server says that it is busy or broken.
 
 G pairs over all ranks.
 """
@@ -24,15 +24,14 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -52,7 +51,6 @@ _URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
 _INDEX_STEP = 1 << 32  # between the numbers of the first pairs of two shards
 _SHARDS, _BLOCKS = 1, 2  # which permutation
 SILENCE_SECONDS = 60.0
-_PIECE = 10_000  # bytes
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds, between five tries
 _BUSY = (408, 429, 500, 502, 503, 504)  # answers of HTTP that may be others soon
 
@@ -62,21 +60,14 @@ class Streamed:
     """A pair that came out of a stream: it can't be read again by its position."""
 
     epoch: int
-    index: int
-    """Number of its shard in the list times 2 ** 32, plus its place there."""
+    index: int  # number of its shard in the list times 2 ** 32, plus its place there
     sample: Sample
-    location: str
-    """For messages: "train-000003.tar: KEY"."""
-    passed_over: tuple[str, ...]
-    """Entries read before it that are no pair, a line each."""
+    location: str  # for messages: "train-000003.tar: KEY"
+    passed_over: tuple[str, ...]  # entries read before it that are no pair, a line each
 
 
 def is_stream(where: str | Sequence[str]) -> bool:
-    """Whether the shards are behind URLs or commands.
-
-    Raises:
-        InputError: some are and some are not.
-    """
+    """Whether the shards are behind URLs or commands; InputError: some are and some are not."""
     remote = [bool(_URL.match(name)) for name in _names(where)]
     if any(remote) and not all(remote):
         raise InputError(f"{where}: streamed and local shards can't be mixed")
@@ -90,22 +81,16 @@ def _names(where: str | Sequence[str]) -> list[str]:
 
 @dataclass
 class ShardStream:
-    """Pairs of shards that are read front to back.
-
-    Raises:
-        InputError: a pattern that can't be expanded.
-    """
+    """Pairs of shards that are read front to back; InputError: a pattern that can't be expanded."""
 
     where: str | Sequence[str]
     """URLs and `pipe:` commands, perhaps with brace patterns, joined by `::` or in a list."""
     _: KW_ONLY
     seed: int
-    lanes: int
-    """Shards read at once; fewer where there are fewer shards."""
-    window: int
-    """Pairs shuffled at once within a shard."""
-    cache: Path | None = None
-    """Folder that keeps the shards; None: they are streamed each time."""
+    lanes: int  # shards read at once; fewer where there are fewer shards
+    window: int  # pairs shuffled at once within a shard
+    cache: Path | None = None  # folder that keeps the shards; None: they are streamed each time
+    fingerprint: ClassVar[None] = None  # unlike a ShardSet's: nobody knows what will come
 
     def __post_init__(self) -> None:
         self.urls = [url for name in _names(self.where) for url in expand_braces(name)]
@@ -114,11 +99,7 @@ class ShardStream:
         self._counts_folder = Path(user).expanduser() / "medclip_oc" / f"stream-{name}"
 
     def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Streamed]]:
-        """As `Order.shares`; each is fetched by a thread while the one before it is in use.
-
-        Raises:
-            WorkError: as `lane`.
-        """
+        """As `Order.shares`; each is fetched by a thread while the one before it is in use."""
         shares, pool = self._shares(start // size, steps, size, own), ThreadPoolExecutor(1)
         try:
             coming = pool.submit(next, shares, None)
@@ -193,7 +174,7 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
     Raises:
         WorkError: the URL can't be opened, its command fails, or the tar is cut.
     """
-    stream = _Stream(url, cache)
+    stream = _open(url, cache)
     try:
         # a link has no content: what it links to is gone by
         files = walk(stream, "r|*", lambda tar, one: one.isfile() and tar.extractfile(one).read())
@@ -210,66 +191,42 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
                 continue
             facts = parse_facts(members.get("json") or b"")
             yield Sample(key, members[extension], extension, caption, facts)
-        stream.finish()
+        stream.close()  # OSError: the command failed
     except (OSError, ValueError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         if cache is not None:  # the next run shall fetch it again
             (cache / _cache_name(url)).unlink(missing_ok=True)
         reason = _reason(error)
         raise WorkError(f"{short(url)}: the shard can't be read to its end: {reason}") from None
-    finally:
-        stream.abandon()
+    finally:  # perhaps in the middle
+        if process := getattr(stream, "proc", None):
+            process.kill()  # or a slow command would be waited for
+        with suppress(OSError):
+            stream.close()
+
+
+def _open(url: str, cache: Path | None) -> Any:
+    try:
+        if cache is not None:
+            files = FileCache(str(cache), url_to_name=_cache_name, validator=None)
+            url = files.get_file(url)
+        return gopen(url)
+    except Exception as error:  # each kind of URL has errors of its own
+        raise WorkError(f"{short(url)}: can't be opened: {_reason(error)}") from None
 
 
 def _open_web(url: str, *_: Any) -> Any:
     """An http(s) URL, to read. webdataset's curl waits for ever, and begins again in the middle."""
-    for wait in (*_WAITS, None):
+    for wait in _WAITS:
         try:
-            response: Any = urlopen(url, timeout=SILENCE_SECONDS)  # which ends a silence alone
-            break
+            return urlopen(url, timeout=SILENCE_SECONDS)
         except OSError as error:
-            if wait is None or (isinstance(error, HTTPError) and error.code not in _BUSY):
+            if isinstance(error, HTTPError) and error.code not in _BUSY:
                 raise
-            time.sleep(wait)
-    response.read = partial(_read_piece, response.read1)
-    return response
-
-
-def _read_piece(read1: Callable[[int], bytes], size: int) -> bytes:
-    """At most `size` bytes and _PIECE; fewer only at the end. TimeoutError: they drip."""
-    data, size, end = b"", min(size, _PIECE), time.monotonic() + SILENCE_SECONDS
-    while len(data) < size and (part := read1(size - len(data))):
-        data += part
-        if len(data) < size and time.monotonic() > end:
-            raise TimeoutError(f"timed out: under {size:,} bytes in {SILENCE_SECONDS:g} s")
-    return data
+        time.sleep(wait)
+    return urlopen(url, timeout=SILENCE_SECONDS)
 
 
 gopen_schemes |= {"http": _open_web, "https": _open_web}
-
-
-class _Stream:
-    """What webdataset opens."""
-
-    def __init__(self, url: str, cache: Path | None) -> None:
-        try:
-            if cache is not None:
-                files = FileCache(str(cache), url_to_name=_cache_name, validator=None)
-                url = files.get_file(url)
-            self._stream = gopen(url)
-        except Exception as error:  # each kind of URL has errors of its own
-            raise WorkError(f"{short(url)}: can't be opened: {_reason(error)}") from None
-        self.read = self._stream.read
-
-    def finish(self) -> None:
-        """Raise OSError if the command failed."""
-        self._stream.close()
-
-    def abandon(self) -> None:
-        """Close it, perhaps in its middle."""
-        if process := getattr(self._stream, "proc", None):
-            process.kill()  # or a slow command would be waited for
-        with suppress(OSError):
-            self._stream.close()
 
 
 def _cache_name(url: str) -> str:

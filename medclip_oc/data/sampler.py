@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-Place = tuple[int, int]
-"""(pass, index of the pair in its shard set)."""
+Place = tuple[int, int]  # (pass, index of the pair in its shard set)
 
 _ROUNDS = 8
 _LEAST_BITS = 6  # below that, a Feistel network knows few permutations

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from .index import IMAGE_EXTENSIONS, RESTORE, Shard, expand, of_folder, of_tars, say
+from ..runtime.progress import print_line
+from .index import IMAGE_EXTENSIONS, RESTORE, Shard, expand, of_folder, of_tars
 from .tars import BLOCK, has_extended_member
 
-SETS = "::"
-"""Stands between sets that are read as one."""
+SETS = "::"  # stands between sets that are read as one
 _OPEN_TARS = min(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)  # per process
 
 
@@ -40,12 +40,9 @@ _OPEN_TARS = min(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)  # per 
 class Sample:
     """One pair as it lies in its shard."""
 
-    key: str
-    """Name of the pair, unique in its shard."""
-    image: bytes
-    """The encoded image."""
-    extension: str
-    """jpg, jpeg, png or webp."""
+    key: str  # name of the pair, unique in its shard
+    image: bytes  # encoded
+    extension: str  # jpg, jpeg, png or webp
     caption: str
     facts: dict[str, Any]
     """KEY.json: id, split, width, height, mode, sha256, concepts. {} without that file."""
@@ -93,12 +90,14 @@ class ShardSet:
             else:
                 patterns = [name] if isinstance(name, str) else name
                 sets.append(of_tars(path for pattern in patterns for path in expand(pattern)))
-            if skipped := sum(shard.skipped for shard in sets[-1]):
-                say(f"{name}: {skipped:,} entries passed over: no image, or no caption")
-            if twice := sum(len(shard) - len({*shard.keys.tolist()}) for shard in sets[-1]):
-                say(
-                    f"{name}: {twice:,} pairs have an earlier one's key in their tar; all are taken"
-                )
+            skipped = sum(shard.skipped for shard in sets[-1])
+            twice = sum(len(shard) - len({*shard.keys.tolist()}) for shard in sets[-1])
+            for count, problem in (
+                (skipped, "entries passed over: no image, or no caption"),
+                (twice, "pairs have an earlier one's key in their tar; all are taken"),
+            ):
+                if count and os.environ.get("RANK", "0") == "0":
+                    print_line(f"{name}: {count:,} {problem}")
             if not any(map(len, sets[-1])):
                 raise InputError(f"{name}: no readable pair (an image, then a .txt of its name)")
         return cls(sets)
@@ -196,7 +195,7 @@ class _Tar:
         own = name.encode(errors="surrogateescape").ljust(100, b"\0")
         plain = b"%b%011o0\0" % (own, size)  # its name, size and type; no prefix
         try:  # no file position, so processes that share it after a fork don't meet
-            header = os.pread(self.descriptor, BLOCK, offset - BLOCK)
+            header = os.pread(self.descriptor, BLOCK, offset - BLOCK) if offset >= BLOCK else b""
             there = header[:100] + header[124:135] + header[156:157] + header[345:346] == plain
             there = there or has_extended_member(self.descriptor, name, offset, size)
             content = os.pread(self.descriptor, size, offset) if there else b""

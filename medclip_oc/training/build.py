@@ -77,7 +77,7 @@ class RunData:
     def fingerprints(self) -> dict[str, str | None]:
         """Of the shards, by setting; None for a stream."""
         valid = None if self.valid is None else self.valid.fingerprint
-        return {"data.train": self.train.fingerprint, "data.valid": valid}
+        return {"data.train": self.train.source.fingerprint, "data.valid": valid}
 
 
 def open_data(config: Config, world: World) -> RunData:

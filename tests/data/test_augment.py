@@ -14,12 +14,8 @@ from medclip_oc.data.augment import TrainingTransform, _crop, _turn_and_tone
 from medclip_oc.imaging.jpeg import Picture
 from tests.support.tiny_dataset import picture
 
-OFF: dict[str, Any] = {
-    "scale": (1.0, 1.0),
-    "rotation_degrees": 0.0,
-    "brightness": 0.0,
-    "contrast": 0.0,
-}
+OFF: dict[str, Any] = dict.fromkeys(("rotation_degrees", "brightness", "contrast"), 0.0)
+OFF["scale"] = (1.0, 1.0)
 
 
 def encoded(image: Image.Image) -> Picture:

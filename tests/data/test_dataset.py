@@ -19,25 +19,11 @@ from medclip_oc.data.sampler import Order, Place
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import factory
+from tests.support.reference import global_batches
 from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
 
 # DataLoader forks; nothing here has threads that matter to the children
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-def stream(order: Order, world_size: int, **settings: Any) -> list[list[Place]]:
-    """Global batches as the ranks together see them, in rank order."""
-    batches: list[list[Place]] = []
-    for rank in range(world_size):
-        sampler = dataset.StepSampler(order, rank=rank, world_size=world_size, **settings)
-        places = [place for part in sampler for place in part]
-        assert len(list(sampler)) == len(sampler)
-        share = settings["global_batch_size"] // world_size
-        for step in range(settings["steps"]):
-            if rank == 0:
-                batches.append([])
-            batches[step] += places[step * share : (step + 1) * share]
-    return batches
 
 
 @given(
@@ -64,9 +50,9 @@ def test_global_batches_depend_on_nothing_but_the_position(
     order = Order(sizes, seed=3, weights=weights)
     size = per_rank * world_size
     how: dict[str, Any] = {"global_batch_size": size}
-    whole = stream(order, 1, steps=done + steps, loader_batch_size=size, **how)
+    whole = global_batches(order, 1, steps=done + steps, loader_batch_size=size, **how)
     how |= {"loader_batch_size": loader_batch_size, "start": done * size}
-    resumed = stream(order, world_size, steps=steps, **how)
+    resumed = global_batches(order, world_size, steps=steps, **how)
     assert resumed == whole[done:]
 
 
@@ -196,11 +182,6 @@ def test_a_worker_that_dies_is_one_line(shards: ShardSet, clip: factory.Clip) ->
 
 # --------------------------------------------------------------------------------- captions
 
-TEXT = (
-    "Case 3. Axial CT of the chest (Fig. 2). There is a mass of 2.5 cm in the left lower lobe; no "
-    "effusion is seen. Smith et al. described three such cases. Is it malignant? Follow-up was "
-    "advised."
-)
 PARTS = [
     "Case 3.",
     "Axial CT of the chest (Fig. 2).",
@@ -210,6 +191,7 @@ PARTS = [
     "Is it malignant?",
     "Follow-up was advised.",
 ]
+TEXT = " ".join(PARTS)
 
 
 def words(texts: list[str], context_length: int = 12) -> Tensor:

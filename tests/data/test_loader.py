@@ -33,6 +33,8 @@ from tests.support.reference import ONE as ALONE
 from tests.support.tiny_dataset import jpeg, picture, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
+STREAM: dict[str, Any] = {"train": "pipe:cat x", "samples_per_epoch": 9}
+
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -80,6 +82,10 @@ def test_sets_are_drawn_from_by_weight_or_all_pairs_alike(clip: Clip, sets: str)
         ({"weights": [0.0, 1.0]}, "data.weights: .* is not above 0"),
         ({"weights": [1.0, 99.0]}, "set 1 gets less than one of an epoch's 36 pairs"),
         ({"train": "nowhere"}, "nowhere: no such shard folder"),
+        (STREAM | {"samples_per_epoch": None}, "data.samples_per_epoch: needed"),
+        (STREAM | {"weights": [1.0]}, "data.weights: a stream can't be weighted"),
+        (STREAM | {"train": "pipe:cat x::shards"}, "can't be mixed"),
+        (STREAM | {"cache_folder": "/proc/nowhere"}, "data.cache_folder: /proc/nowhere can't be"),
     ],
 )
 def test_mistakes(sets: str, data: dict[str, Any], message: str) -> None:

@@ -12,7 +12,6 @@ from medclip_oc.data.sampler import Order, permuted
 
 SIZE = 20_000
 PINNED_THOUSAND = "dd520e86c34fc2a71d191893296827c62c9d8a68af0310d3c6fd931828c77407"
-
 PINNED_WEIGHTED = "dee6b383f90590441e3274b55d5949f7e230efebb76411a094a85a0c687de307"
 
 
@@ -55,20 +54,6 @@ def test_nothing_is_left_of_the_packing_order(size: int) -> None:
     for number, one in enumerate(orders):
         for other in orders[:number]:
             assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
-
-
-def test_neighbours_in_a_shard_do_not_travel_together() -> None:
-    """Where a pair and the next one go is as far apart as for two drawn at random."""
-    for epoch in range(3):
-        where = np.argsort(whole(3, epoch, SIZE))  # place of each pair in the order
-        for lag in (1, 2, 1000):
-            gaps = np.abs(where[lag:] - where[:-lag])
-            assert abs(gaps.mean() / (SIZE / 3) - 1) < 0.03
-            assert np.mean(gaps < SIZE // 100) < 0.03  # 0.02 expected
-        # each global batch of 100 draws from all of 20 shards alike
-        shards = whole(3, epoch, SIZE).reshape(-1, 100) // (SIZE // 20)
-        distinct = np.mean([len(set(row)) for row in shards.tolist()])
-        assert abs(distinct - 20 * (1 - 0.95**100)) < 0.2
 
 
 @pytest.mark.parametrize("size", [5, 12])

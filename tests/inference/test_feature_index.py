@@ -46,7 +46,7 @@ def test_an_index_that_is_damaged_gives_the_right_pairs_or_one_line(tmp_path: Pa
     about = ABOUT | {"probes": {"text": [0.5, 0.25]}}
     feature_index.write(index, (20, 16), "float16", [(ROWS, ROWS, PAIRS)], about)
     pairs_of(tars := f"{foreign}/*.tar")
-    (kept,) = foreign.glob(".index-*.json")
+    (kept,) = foreign.glob(".index-*.json.gz")
     reads: dict[Path, Callable[[], Any]] = {kept: partial(pairs_of, tars)}
     reads |= {file: partial(answers, index) for file in index.iterdir()}
     for name in ("index", "sizes"):

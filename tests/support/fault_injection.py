@@ -224,14 +224,11 @@ ODD_TARS: dict[str, tuple[bytes, list[str] | str]] = {
     "long names, ustar": (tar_of(*pair(_DEEP), how=tarfile.USTAR_FORMAT), [_DEEP]),
     "capitals": (tar_of(*pair("a", "JPG"), *pair("A", "JPEG")), ["a", "A"]),
     "exact dates, old type": (tar_of(*pair("a", mtime=1.5, type=tarfile.AREGTYPE)), ["a"]),
-    "empty": (
-        tar_of(_B[0], member("b.txt"), *_A, _C[0], member("c.txt", b" ")),
-        ["a", "2 entries"],
-    ),
-    "blank": (
-        tar_of(_B[0], member("b.txt", "\u200b".encode()), *_A, _C[0], member("c.txt", bytes(3))),
-        ["a", "2 entries"],
-    ),
+    **{
+        f"caption {text!r}": (tar_of(_B[0], member("b.txt", text), *_A), ["a", "1 entries"])
+        for text in (b"", b" ", "\u200b".encode(), bytes(3))
+    },
+    "twice": (tar_of(*_A, _A[0]), "a.jpg: duplicate file name"),
     "apart": (tar_of(_B[0], *_A, _B[1]), ["a", "2 entries"]),
     "links": (tar_of(*_A, member("b.jpg", type=b"2"), _B[1]), ["a", "1 entries"]),
     "joined": (
