@@ -29,12 +29,10 @@ _WORDS: dict[Any, tuple[str, str, str]] = {
 _MEANT = {
     "learning_rate": ("optim.lr",),
     "wd": ("optim.weight_decay",),
-    "warmup": ("optim.warmup_steps",),
     "batch_size": ("train.global_batch_size",),
     "accum_freq": ("train.micro_batch_size",),
     "grad_accum": ("train.micro_batch_size",),
     "amp": ("train.precision", "precision"),
-    "num_workers": ("data.workers", "workers"),
     "val_data": ("data.valid",),
     "dataset": ("data", "data.train", "source"),
     "weights": ("checkpoint", "model.pretrained"),

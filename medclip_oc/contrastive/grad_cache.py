@@ -127,8 +127,9 @@ class CachedStep:
         distributed.all_reduce_gradients(self.towers.parameters())
         # live running statistics are averaged, so that every rank holds the same model
         for layer in live_batch_norms(self.towers):
-            running = [s for s in (layer.running_mean, layer.running_var) if s is not None]
-            distributed.all_reduce_mean_(running)
+            for running in (layer.running_mean, layer.running_var):
+                if running is not None:
+                    distributed.all_reduce_sum_(running).div_(self.world.size)
         return loss
 
     def notices(self) -> list[str]:

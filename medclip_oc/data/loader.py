@@ -43,12 +43,8 @@ def open_shards(where: str | list[str], split: str, world: distributed.World) ->
         raise InputError(f"{where}: a stream can only be trained on; copy the shards to a disk")
     shards: ShardSet | None = None
     for turn in (world.main, not world.main):
-        error: InputError | WorkError | None = None
-        try:
+        with distributed.errors_together():
             shards = ShardSet.open(where, split) if turn else shards
-        except (InputError, WorkError) as caught:
-            error = caught
-        distributed.raise_together(error)
     assert shards is not None
     return shards
 
@@ -155,7 +151,9 @@ class TrainingBatches:
             counts = [0, len(loaded.bad), loaded.long_captions] if loaded else [1, 0, 0]
             failed, bad, long = distributed.all_reduce_sum(counts, self.world.device)
             if failed:
-                distributed.raise_together(error)
+                with distributed.errors_together():
+                    if error is not None:
+                        raise error
             assert loaded is not None
             self._state["long"] += long
             if bad:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Pairs, load_batches
-from ..errors import InputError, Stopped, WorkError
+from ..errors import InputError, Stopped
 from ..models.clip import Clip
 from ..runtime import distributed, npz
 from ..runtime.devices import autocast
@@ -111,24 +111,22 @@ def embed_pairs(
     empty = torch.empty(0, clip.description["definition"]["embed_dim"], device=world.device)
     images, texts = [empty], [empty]
     hashes, concepts = list[Tensor](), list[Tensor]()
-    failure: InputError | WorkError | Stopped | None = None
     pin, mixed = world.device.type == "cuda", autocast(world.device, precision)
-    with Progress(len(pairs), "pairs", "embed", shown=world.main) as progress:
-        try:
-            for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin, stop=stop):
-                pixels, tokens = (batch[name].to(world.device) for name in ("images", "tokens"))
-                with mixed():
-                    image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each
-                images.append(image_features)
-                texts.append(text_features)
-                hashes.append(torch.stack([batch[name] for name in _FACTS[:2]], 1))  # (B, 2)
-                concepts.append(batch["concepts"])  # (B, K)
-                progress.update(len(image_features) * world.size)
-                if stop():
-                    raise Stopped("stopped by a signal")
-        except (InputError, WorkError, Stopped) as error:
-            failure = error  # the others wait at the next line for this rank
-    distributed.raise_together(failure)
+    with (
+        distributed.errors_together(),
+        Progress(len(pairs), "pairs", "embed", shown=world.main) as progress,
+    ):
+        for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin, stop=stop):
+            pixels, tokens = (batch[name].to(world.device) for name in ("images", "tokens"))
+            with mixed():
+                image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each
+            images.append(image_features)
+            texts.append(text_features)
+            hashes.append(torch.stack([batch[name] for name in _FACTS[:2]], 1))  # (B, 2)
+            concepts.append(batch["concepts"])  # (B, K)
+            progress.update(len(image_features) * world.size)
+            if stop():
+                raise Stopped("stopped by a signal")
     image_hash, caption_hash = _gather(hashes, world.device).T  # (N,) each
     numbers = _gather(concepts, world.device).astype(np.int32)  # (N, K)
     facts = (image_hash, caption_hash, numbers if numbers.any() else None)

@@ -97,12 +97,11 @@ def _prepare_streams() -> None:
 
 def _print_error(text: str) -> None:
     """Print an error; of torchrun's processes one does, or before torch is imported one a node."""
+    speaks = "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
     if "torch" in sys.modules and "RANK" in os.environ:
         from . import distributed  # needs torch, which --help and a wrong option do without
 
         speaks = distributed.first_to_report()
-    else:
-        speaks = "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
     if speaks:
         with suppress(OSError):
             sys.stderr.write(text + "\n")  # one write, or two ranks would mix their lines

@@ -23,9 +23,13 @@ from .devices import device_of
 
 T = TypeVar("T")
 
-# messages of gloo, nccl and the store about a rank that went away, and one that doesn't answer
-_GONE = re.compile(r"closed by peer|reset by peer|refused|broken pipe|remote process exited", re.I)
-_SILENT = re.compile(r"time(d )?[- ]?out", re.I)
+# messages of gloo, nccl and the store -> what they mean to a user
+_LOST_RANK = {
+    r"time(d )?[- ]?out": "another rank did not answer for {seconds:g} s (run.timeout_seconds): it "
+    "hangs, or its node is gone",
+    r"closed by peer|reset by peer|refused|broken pipe|remote process exited": "another rank "
+    "ended; its error, or the launcher's line about it, names the cause",
+}
 
 
 @dataclass(frozen=True)
@@ -92,27 +96,15 @@ def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> I
         yield World(dist.get_rank(), dist.get_world_size(), own)
         # Only after success: a failed rank must not wait here for the others.
         barrier()
+    except (WorkError, Stopped):
+        raise
     except RuntimeError as error:
-        if reason := _lost_rank(error, timeout_seconds):
-            raise WorkError(reason) from error
+        if isinstance(error, dist.DistError) or re.search("gloo|nccl|store", str(error), re.I):
+            for message, meaning in _LOST_RANK.items():
+                if re.search(message, str(error), re.I):
+                    raise WorkError(meaning.format(seconds=timeout_seconds)) from error
         raise
     dist.destroy_process_group()
-
-
-def _lost_rank(error: RuntimeError, timeout_seconds: float) -> str | None:
-    """What an error of the transport means to a user; None: it is another error."""
-    text = str(error)
-    transport = isinstance(error, dist.DistError) or re.search("gloo|nccl|store", text, re.I)
-    if isinstance(error, WorkError | Stopped) or not transport:
-        return None
-    if _SILENT.search(text):
-        return (
-            f"another rank did not answer for {timeout_seconds:g} s (run.timeout_seconds): it "
-            "hangs, or its node is gone"
-        )
-    if _GONE.search(text):
-        return "another rank ended; its error, or the launcher's line about it, names the cause"
-    return None
 
 
 def restarts() -> int:
@@ -157,9 +149,7 @@ def reduce_scatter(rows: Tensor) -> Tensor:
     """Add up (G, ...) over ranks and keep this rank's equal part, in rank order: (B, ...)."""
     if not dist.is_initialized():
         return rows
-    size = dist.get_world_size()
-    assert len(rows) % size == 0
-    out = rows.new_empty(len(rows) // size, *rows.shape[1:])
+    out = rows.new_empty(len(rows) // dist.get_world_size(), *rows.shape[1:])
     dist.reduce_scatter_tensor(out, rows.contiguous())
     return out
 
@@ -168,12 +158,7 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
     """Concatenate (n_r, ...) of every rank r in rank order, where the n_r may differ."""
     if not dist.is_initialized():
         return rows
-    counts = all_gather(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
-    most = max(counts)
-    padded = rows.new_zeros(most, *rows.shape[1:])
-    padded[: rows.shape[0]] = rows
-    blocks = all_gather(padded).split(most)
-    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+    return torch.cat(list(blocks(rows)))
 
 
 def all_reduce_sum_(tensor: Tensor) -> Tensor:
@@ -196,13 +181,6 @@ def all_reduce_sum(numbers: list[int], device: torch.device) -> list[int]:
         return numbers
     totals = all_reduce_sum_(torch.tensor(numbers, dtype=torch.int64, device=device))
     return [int(total) for total in totals.tolist()]
-
-
-def all_reduce_mean_(tensors: list[Tensor]) -> None:
-    """Replace each tensor by its mean over ranks, in place."""
-    if dist.is_initialized():
-        for tensor in tensors:
-            all_reduce_sum_(tensor).div_(dist.get_world_size())
 
 
 def all_reduce_logsumexp(values: Tensor, near: Tensor) -> Tensor:
@@ -245,10 +223,18 @@ def all_gather_objects(value: T) -> list[T]:
     return values
 
 
-def raise_together(error: InputError | WorkError | Stopped | None) -> None:
-    """If any rank has an error, raise the first one's on every rank: nobody is left waiting."""
-    if error is not None and not dist.is_initialized():
-        raise error
+@contextmanager
+def errors_together() -> Iterator[None]:
+    """What fails in the `with` block of any rank fails on every rank, with the words of the first
+    of them: nobody is left waiting. Every rank must come here.
+    """
+    error: InputError | Stopped | WorkError | None = None
+    try:
+        yield
+    except (InputError, Stopped, WorkError) as caught:
+        if not dist.is_initialized():
+            raise
+        error = caught
     kinds = (InputError, Stopped, WorkError)
     kind = next((base for base in kinds if isinstance(error, base)), None)
     for first_kind, message in all_gather_objects((kind, str(error))):

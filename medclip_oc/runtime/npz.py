@@ -1,6 +1,5 @@
 """Arrays in an .npz, a row for each of its `ids`: written whole, read without trust."""
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from zipfile import ZipFile
@@ -33,16 +32,10 @@ def read(
         raise InputError(f"{path}: no such file")
     try:
         with ZipFile(path) as file:
-            for member in file.infolist():
-                with file.open(member) as opened:  # each: a changed name is found so
-                    if member.filename.removesuffix(".npy") in wanted:  # nothing is allocated yet
-                        version = np.lib.format.read_magic(opened)
-                        header = "read_array_header_{}_{}".format(*version)
-                        shape, _, dtype = getattr(np.lib.format, header)(opened)
-                        held = member.file_size - opened.tell()
-                        most = 100 * path.stat().st_size  # zeros can be packed to a thousandth
-                        if held > most or held != math.prod(shape) * max(1, dtype.itemsize):
-                            raise ValueError("announces what is not there")
+            held = sum(member.file_size for member in file.infolist())
+            # zeros can be packed to a thousandth; testzip finds any change, of a name too
+            if held > 100 * path.stat().st_size or file.testzip() is not None:
+                raise ValueError
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in wanted if name in arrays.files}
         texts = [t for a in found.values() if a.dtype.kind == "U" for t in a.ravel().tolist()]

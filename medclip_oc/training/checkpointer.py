@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..config.schema import CheckpointConfig, Config
 from ..contrastive.micro_batched_tower import RandomState
@@ -209,7 +210,7 @@ class Checkpointer:
         if not self.settings.background:
             self._write(content, best, since)
             return
-        content = _copy(content)
+        content = tree_map(_copy, content)
         paused = time.perf_counter() - since
         # one thread for one state: no idle one stands by while loader processes are forked
         with_thread = futures.ThreadPoolExecutor(1, "checkpoint")
@@ -253,10 +254,4 @@ class Checkpointer:
 
 def _copy(value: Any) -> Any:
     """The same in host memory, which no later step changes."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _copy(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copy(inner) for inner in value)
-    return value
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -10,10 +10,8 @@ G pairs over all ranks.
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,10 +86,8 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tupl
     all_tokens = distributed.all_gather(tokens.to(world.device)).cpu()  # (G, L)
     all_labels = gather_labels(labels, world.device)
     seeds = [config.run.seed + rank for rank in range(world.size)]
-    exact: Any = nullcontext()
-    if train.precision == "fp32" and world.device.type == "cuda":  # not in TF32's 10 bits
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with exact:
+    exact = train.precision == "fp32"  # not in TF32's 10 bits
+    with torch.backends.cudnn.flags(enabled=True, deterministic=exact, allow_tf32=not exact):
         for _ in range(2):  # the first pays for what is done once
             torch.manual_seed(seeds[world.rank])
             cached = measure(step, lambda: step(images, tokens, labels))

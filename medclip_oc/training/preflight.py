@@ -97,12 +97,9 @@ def examine(config: Config, world: World) -> list[str]:
             with noted():
                 disk(config, clip)
     if data is not None and clip is not None:
-        run = Opened(config, world, data, clip)
-        findings.extend(shared_memory(run))
-        with noted():
-            findings.extend(pairs(run))
-        with noted():
-            findings.extend(speed(run))
+        for part in (shared_memory, pairs, speed):
+            with noted():
+                findings.extend(part(Opened(config, world, data, clip)))
     return findings
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ..config import fields
 from ..config.schema import Config
-from ..errors import DamagedCheckpoint, InputError, Stopped, WorkError
+from ..errors import DamagedCheckpoint, InputError, Stopped
 from ..models import checkpoint, description
 from ..models.description import Natural, Positive
 from ..runtime import distributed
@@ -23,15 +23,9 @@ from ..runtime.distributed import World
 from .build import RunData
 from .run_dir import RunFolder
 
-# settings that change no figure
-_FREE = {"run.folder", "run.device", "run.overwrite", "run.timeout_seconds", "data.workers"}
-_FREE |= {"data.cache_folder"}
-_FREE_GROUPS = ("log.", "checkpoint.")
-# of these the pairs decide, not the words
-_DATA = ("data.train", "data.valid")
-# the weights and the count of steps depend on these
-_FIXED = ("train.global_batch_size",)
-_MODEL_NOT_FIXED = ("model.freeze_batch_norm", "model.grad_checkpointing")
+# settings, and groups of them, that change no figure
+_FREE: tuple[str, ...] = ("run.folder", "run.device", "run.overwrite", "run.timeout_seconds")
+_FREE += ("data.workers", "data.cache_folder", "log.", "checkpoint.")
 _SHAPED = ("exp_avg", "exp_avg_sq", "step")  # what AdamW has of a parameter
 _PARAMETER: Any = description.open_mapping(dict.fromkeys(_SHAPED, Any))
 _STATE = description.open_mapping(
@@ -40,7 +34,7 @@ _STATE = description.open_mapping(
         "position": Natural,
         "epoch": Positive,
         "metrics": dict[str, Any],
-        "config": {"train": {"global_batch_size": int, "epochs": int, "precision": str}},
+        "config": {"train": {"global_batch_size": int, "precision": str}},
         "training": {
             "parts": {
                 "optimizer": {"state": dict[int, _PARAMETER], "shapes": list[list[int]]},
@@ -90,50 +84,46 @@ def start(
     if distributed.restarts() and folder.marker.exists():
         raise Stopped("the run was told to stop, and has saved; not started again")
     origin = Origin()
-    error: InputError | WorkError | None = None
-    if world.main:
+    # the launcher starts again what it found in the folder, whatever the user first asked for
+    restarted = distributed.restarts() > 0
+    overwrite = config.run.overwrite and not restarted
+    with distributed.errors_together():
         try:
-            folder.hold(opened)
-            origin = _choose(source, config, folder)
-            if origin.content is not None:
-                origin.lines += _compare(origin.content, origin.file, config, data, allow)
-            own = origin.file is not None and folder.owns(origin.file)
-            # one that was never saved begins again when it is restarted, and keeps its log
-            again = origin.file is None and distributed.restarts() > 0
-            folder.prepare(clear=config.run.overwrite and not own and not again)
-            if origin.content is not None and own:
-                folder.set_aside_after(origin.content["step"])
-        except (InputError, WorkError) as caught:
-            error = caught
-        except OSError as caught:
-            error = InputError(f"run.folder: {folder.path} can't be written ({caught.strerror})")
-    distributed.raise_together(error)
+            if world.main:
+                folder.hold(opened)
+                origin = _choose(source, folder, overwrite=overwrite, restarted=restarted)
+                if origin.file is not None and origin.content is not None:
+                    origin.lines += _compare(origin.content, origin.file, config, data, allow)
+                    if folder.owns(origin.file):
+                        folder.set_aside_after(origin.content["step"])
+                folder.prepare(clear=overwrite)
+        except OSError as error:
+            where = f"run.folder: {folder.path}"
+            raise InputError(f"{where} can't be written ({error.strerror})") from error
     origin.file = distributed.all_gather_objects(origin.file)[0]
-    if origin.file is not None and not world.main:
-        try:
-            origin.content = checkpoint.load(origin.file, verify=False)
-        except InputError as caught:
-            error = InputError(f"{caught}; every node must see the run folder")
-    distributed.raise_together(error)
+    with distributed.errors_together():
+        if origin.file is not None and not world.main:
+            try:
+                origin.content = checkpoint.load(origin.file, verify=False)
+            except InputError as error:
+                raise InputError(f"{error}; every node must see the run folder") from None
     return origin
 
 
-def _choose(source: str, config: Config, folder: RunFolder) -> Origin:
+def _choose(source: str, folder: RunFolder, *, overwrite: bool, restarted: bool) -> Origin:
     """A state that this run may resume from, or none."""
-    restarted = distributed.restarts() > 0  # by the launcher, not by the user
-    overwrite = config.run.overwrite
     if source not in ("auto", "never") and not (restarted and folder.states()):
         file = Path(source)
         content, own = _open(file), folder.owns(file)
         if own and overwrite:
             raise InputError(f"--resume {file}: run.overwrite would remove it with its run")
-        if not own and folder.begun() and not overwrite:
+        if not own and folder.begun() and not (overwrite or restarted):
             raise InputError(
                 f"run.folder: {folder.path} holds another run than --resume {file}; replace it "
                 "(--run.overwrite true), or choose another folder"
             )
         return Origin(file, content)
-    if not folder.begun() or (overwrite and not restarted):
+    if overwrite or not folder.begun():
         return Origin()
     if source == "never" and not restarted:
         raise InputError(
@@ -148,11 +138,9 @@ def _newest(folder: RunFolder) -> Origin:
     damaged: list[str] = []
     for file in folder.states():
         try:
-            content = _open(file)
+            return Origin(file, _open(file), [f"{d}; the state before it is used" for d in damaged])
         except DamagedCheckpoint as error:
             damaged.append(str(error))
-            continue
-        return Origin(file, content, [f"{d}; the state before it is used" for d in damaged])
     if damaged:
         raise InputError(
             f"run.folder: {folder.path} has no sound checkpoint to resume from "
@@ -186,11 +174,9 @@ def _check_whole(content: dict[str, Any], where: str) -> None:
     lost = [name for name, used in had.items() if used and name not in parts]
     if lost:
         raise InputError(f"{where}: it has no {', '.join(lost)}")
-    step, position, epoch = (content[name] for name in ("step", "position", "epoch"))
-    size, epochs = config["train.global_batch_size"], config["train.epochs"]
-    if step * size != position or epoch > epochs:
-        place = f"position {position}, epoch {epoch:g} of {epochs}"
-        raise InputError(f"{where}: step {step} of {size} pairs, yet {place}")
+    step, position, size = content["step"], content["position"], config["train.global_batch_size"]
+    if step * size != position:
+        raise InputError(f"{where}: step {step} of {size} pairs, yet position {position}")
     _check_averages(parts["optimizer"], step, scaled, f"{where}: optimizer")
 
 
@@ -249,7 +235,7 @@ def _shown(value: Any) -> str:
 
 
 def _compare(
-    content: dict[str, Any], file: Path | None, config: Config, data: RunData, allow: Sequence[str]
+    content: dict[str, Any], file: Path, config: Config, data: RunData, allow: Sequence[str]
 ) -> list[str]:
     """Compare settings, shards and steps with those of a state; returns lines for the log.
 
@@ -257,14 +243,13 @@ def _compare(
         InputError: what matters has changed, and nobody allowed it.
     """
     changed = differences(content["config"], config)
-    may_differ = {*_FREE, *allow}
-    before, now = content["training"]["fingerprints"], data.fingerprints
-    for key in _DATA:  # moved shards are the same; of a stream only the address can be compared
-        if before.get(key) != now[key]:
+    before, may_differ = content["training"]["fingerprints"], set(allow)
+    for key, now in data.fingerprints.items():
+        if before.get(key) != now:
             changed.setdefault(key, f"{key}, whose shards have changed since")
-        elif now[key] is not None:
+        elif now is not None:  # moved shards are the same; of a stream there is but the address
             may_differ.add(key)
-    wrong = [k for k in changed if k not in may_differ and not k.startswith(_FREE_GROUPS)]
+    wrong = [key for key in changed if key not in may_differ and not key.startswith(_FREE)]
     if wrong:
         advice = "take another run.folder for another run"
         if not any(map(_is_fixed, wrong)):
@@ -285,4 +270,6 @@ def _compare(
 
 
 def _is_fixed(key: str) -> bool:
-    return key in _FIXED or (key.startswith("model.") and key not in _MODEL_NOT_FIXED)
+    """Whether the weights, or the count of steps, depend on it."""
+    free = ("model.freeze_batch_norm", "model.grad_checkpointing")
+    return key == "train.global_batch_size" or (key.startswith("model.") and key not in free)

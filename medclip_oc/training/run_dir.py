@@ -50,26 +50,22 @@ class RunFolder:
         Raises:
             InputError: another process trains here; says which.
         """
-        lease, owner = self._lease, None
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                lease.acquire()
-            except Timeout:
-                owner = lease.owner
-                if owner is None or owner.hostname == socket.gethostname():
-                    raise
-                wait = 1.5 * LEASE_SECONDS
-                print_line(
-                    f"{lease.lock_file}: of {owner.hostname}; waits {wait:.0f} s for its end"
-                )
+        lease = self._lease
+        self.path.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lease.acquire()
+        owner = None if lease.is_locked else lease.owner
+        if owner is not None and owner.hostname != socket.gethostname():
+            wait = 1.5 * LEASE_SECONDS
+            print_line(f"{lease.lock_file}: of {owner.hostname}; waits {wait:.0f} s for its end")
+            with suppress(Timeout):
                 lease.acquire(timeout=wait, poll_interval=LEASE_SECONDS / 60)
-        except Timeout:
+        if not lease.is_locked:
             holder = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
             raise InputError(
                 f"run.folder: {self.path} is in use by {holder}; wait for its end or stop it, or "
                 "choose another folder"
-            ) from None
+            )
         opened.callback(lease.release)
 
     def lost(self) -> WorkError | None:

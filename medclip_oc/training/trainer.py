@@ -79,13 +79,9 @@ class Trainer:
         origin = resume.start(source, allow, config, self.folder, self.data, world, opened)
         self.progress = checkpointer.Progress.of(origin.content)
         self.clip = build.model(config, world, origin.content, str(origin.file))
-        error: InputError | None = None
-        if world.main:
-            try:
+        with distributed.errors_together():
+            if world.main:
                 origin.lines.append(checkpointer.room(config, self.clip, self.folder.path))
-            except InputError as caught:
-                error = caught
-        distributed.raise_together(error)
         self.cached_step = build.cached_step(self.clip, config, world)
         self.optimizer = optim.adamw(self.clip.towers, config.optim)
         # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)
@@ -99,21 +95,15 @@ class Trainer:
             fields.save_yaml(config, self.folder.config)
         self.log = RunLog(self.folder.path, config, self.progress, opened, main=world.main)
         say = self.log.message
-        told = build.describe(self.clip, config, self.plan, world)
-        told += optim.describe(self.optimizer, self.clip.towers)
-        for line in (*told, *origin.lines):
+        plan = build.describe(self.clip, config, self.plan, world)
+        for line in (*plan, *optim.describe(self.optimizer, self.clip.towers), *origin.lines):
             say(line)
         self.checkpointer = Checkpointer(self.folder, config.checkpoint, say, main=world.main)
         opened.callback(self.checkpointer.close)
+        steps, start = self.plan.steps, self.progress.step * self.plan.global_batch
+        stop, train = self.asked_to_stop, self.data.train
         self.batches = loader.training_batches(
-            self.data.train,
-            self.clip,
-            config,
-            world,
-            say,
-            steps=self.plan.steps,
-            start=self.progress.step * self.plan.global_batch,
-            stop=self.asked_to_stop,
+            train, self.clip, config, world, say, steps=steps, start=start, stop=stop
         )
         parts = {
             "optimizer": checkpointer.OptimizerState(self.optimizer),
@@ -221,12 +211,14 @@ class Trainer:
             WorkError: the state before could not be written, or the folder is no longer this
                 run's; on every rank.
         """
-        failure, due_here = self.checkpointer.error(), self.checkpointer.due(self.progress.step)
-        failure = failure or self.folder.lost()
+        failure = self.checkpointer.error() or self.folder.lost()
+        due_here = self.checkpointer.due(self.progress.step)
         flags = [int(self.asked_to_stop()), int(due_here), int(failure is not None)]
         asked, due, failed = distributed.all_reduce_sum(flags, self.world.device)
         if failed:
-            distributed.raise_together(failure)
+            with distributed.errors_together():
+                if failure is not None:
+                    raise failure
         return asked > 0, due > 0
 
     # ------------------------------------------------------------------------------- validation
@@ -245,6 +237,7 @@ class Trainer:
         So with the running average of the weights, if there is one: ema.pt.
         """
         progress = self.progress
+        progress.validated = False
         self.checkpointer.wait()  # loader processes are not to be forked while it is written
         try:
             scores = self.measure("valid")
@@ -254,12 +247,10 @@ class Trainer:
                     if self.world.main:
                         checkpoint.save(self.folder.average, average)
         except (InputError, WorkError) as error:
-            progress.validated = False
             self.save()  # none of the training is lost
             self.checkpointer.wait()
             raise type(error)(f"step {progress.step}: data.valid: {error}") from error
         except Stopped:
-            progress.validated = False
             self.stop()
         progress.scores, progress.validated = scores, True
         score = scores.get(self.config.valid.metric, -math.inf)

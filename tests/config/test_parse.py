@@ -86,12 +86,12 @@ def test_each_type_from_words() -> None:
         Config,
         *("--optim.betas", "0.8", "0.9", "--optim.clip_norm", "null", "--optim.warmup_steps", "7"),
         *("--run.overwrite", "--log.tensorboard", "false", "--run.folder", "5"),
-        *("--model.definition", '{"embed_dim": 24}', "--run.seed", "7"),
+        *("--model.definition", '{"embed_dim": 24}', "--train.keep_chunks", "auto"),
     )
     assert config.optim.betas == (0.8, 0.9)
     assert (config.optim.clip_norm, config.optim.warmup_steps) == (None, 7)
     assert (config.run.overwrite, config.log.tensorboard) == (True, False)
-    assert (config.run.folder, config.run.seed) == ("5", 7)
+    assert (config.run.folder, config.train.keep_chunks) == ("5", "auto")
     assert config.model.definition == {"embed_dim": 24}
 
 
@@ -125,6 +125,10 @@ BAD_WORDS = {
     "--optim.clip_norm x": "--optim.clip_norm: 'x' is not a number or null",
     "--model.definition x": "--model.definition: 'x' is not a mapping or null",
     "--config no/x.yaml": "no/x.yaml: No such file or directory",
+    "--optim.betas 0.9 1": "optim.betas: (0.9, 1.0) is not in [0, 1)",
+    "--optim.lr 0": "optim.lr: 0.0 is not above 0",
+    "--data.augment.scale 0.9 0.8": "data.augment.scale: (0.9, 0.8) is not low and high in (0, 1]",
+    "--valid.metric R@1": f"valid.metric: 'R@1' is not one of {', '.join(METRICS)}",
 }
 
 
@@ -136,6 +140,8 @@ def test_bad_words(words: str, line: str) -> None:
 def test_missing_settings_are_named_together_and_long_values_cut() -> None:
     line = error_of(ExportConfig, "--to", "hf")
     assert line == "--checkpoint, --out: required, but not given"
+    line = error_of(EvaluateConfig, "--checkpoint", "a", "--batch-size", "0")
+    assert line == "--batch-size: 0 is not at least 1"
     line = error_of(Config, "--optim.lr", "x" * 1000)
     assert line == f"--optim.lr: '{'x' * 76}... is not a number"
 
@@ -165,19 +171,3 @@ def test_help_says_what_each_setting_is(capsys: pytest.CaptureFixture[str]) -> N
     order = ["what to read: --checkpoint", "what to write: --json", "how: --ks INT [INT ...] The K"]
     assert sorted(order, key=words.index) == order
     assert "--batch-size INT" in words
-
-
-BOUNDS = {
-    "--optim.betas 0.9 1": "optim.betas: (0.9, 1.0) is not in [0, 1)",
-    "--optim.lr 0": "optim.lr: 0.0 is not above 0",
-    "--data.augment.scale 0.9 0.8": "data.augment.scale: (0.9, 0.8) is not low and high in (0, 1]",
-    "--valid.metric R@1": f"valid.metric: 'R@1' is not one of {', '.join(METRICS)}",
-}
-
-
-def test_bounds_name_the_setting() -> None:
-    for words, line in BOUNDS.items():
-        assert error_of(Config, *words.split()) == line
-    line = error_of(EvaluateConfig, "--checkpoint", "a", "--batch-size", "0")
-    assert line == "--batch-size: 0 is not at least 1"
-    assert parse(Config, "--optim.clip_norm", "null", "--train.keep_chunks", "auto")

@@ -2,10 +2,9 @@ import signal
 import subprocess
 import sys
 
-CODE = """
-import os, signal
-from medclip_oc.runtime import shutdown
+import pytest
 
+SECOND_INTERRUPT = """
 with shutdown.stop_requests() as request:
     assert request.signal is None
     os.kill(os.getpid(), signal.SIGINT)
@@ -15,17 +14,7 @@ with shutdown.stop_requests() as request:
     os.kill(os.getpid(), signal.SIGINT)
     print("still here")
 """
-
-
-def test_a_second_interrupt_ends_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
-EARLY = """
-import os, signal
-from medclip_oc.runtime import shutdown
-
+BEFORE_AND_AFTER = """
 shutdown.note()
 os.kill(os.getpid(), signal.SIGUSR1)
 with shutdown.stop_requests() as request:
@@ -36,6 +25,12 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
 
 
-def test_a_signal_before_the_run_is_kept_and_one_after_it_ignored() -> None:
-    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "SIGUSR1\n", "")
+@pytest.mark.parametrize(
+    ("code", "end", "shown"),
+    [(SECOND_INTERRUPT, signal.SIGINT, ""), (BEFORE_AND_AFTER, signal.SIGTERM, "SIGUSR1\n")],
+    ids=["a second interrupt ends at once", "kept before the run, ignored after it"],
+)
+def test_signals(code: str, end: int, shown: str) -> None:
+    words = ["-c", f"import os, signal\nfrom medclip_oc.runtime import shutdown\n{code}"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-end, shown, "")

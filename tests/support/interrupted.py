@@ -93,6 +93,12 @@ def steps_of(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
+def children(pid: int) -> list[int]:
+    """Process ids, the oldest first."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
+    return list(map(int, text.split()))
+
+
 def wait_for(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not holds():

