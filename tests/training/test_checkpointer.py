@@ -30,8 +30,7 @@ def test_steps_and_the_main_ranks_clock_decide(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    one = saver(tmp_path, every_steps=3, every_minutes=2)
-    other = saver(tmp_path, main=False, every_steps=3, every_minutes=2)
+    one, other = (saver(tmp_path, main=m, every_steps=3, every_minutes=2) for m in (True, False))
     assert [one.due(step) for step in (1, 2, 3)] == [False, False, True]
     now[0] = 121.0
     assert one.due(4)

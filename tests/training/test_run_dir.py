@@ -56,11 +56,7 @@ def test_a_process_of_another_machine(
     [holder] = start(hold, 1, tmp_path).processes
     marker = tmp_path / "in_use"
     wait_for(lambda: marker.exists() and "start=" in marker.read_text("utf-8"))
-    with marker.open("r+") as file:
-        text = re.sub("host=.*", "host=node7", file.read())
-        file.seek(0)
-        file.write(text)
-        file.truncate()
+    marker.write_text(re.sub("host=.*", "host=node7", marker.read_text("utf-8")), "utf-8")
     with ExitStack() as opened:
         with pytest.raises(InputError, match=f"in use by process {holder.pid} on node7"):
             RunFolder(tmp_path).hold(opened)
