@@ -36,7 +36,7 @@ class MakeShardsConfig(Settings):
     concepts: Concepts = "all"
     """Which concept ids (CUIs) to join. manual: those checked by hand (*_concepts_manual.csv)."""
     table: str | None = None
-    """Instead of --source: a table (.csv, .tsv, .jsonl, .parquet), one pair a row."""
+    """Instead of --source: a table (.csv, .tsv, .json, .jsonl, .parquet, .xlsx), one pair a row."""
     image_column: str | None = None
     """Of the table: path of the image; in Parquet, its bytes will do."""
     caption_column: str | None = None

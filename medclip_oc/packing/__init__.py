@@ -1,7 +1,7 @@
 """Packing: people's images and captions in, a shard folder out. One image takes these steps:
 
 1. `formats` tells by looking what kind of data set a folder is, and names its tables and images;
-2. `tables` reads a row of the caption table;
+2. `tables` reads a row of the caption table, whose kind of file `table_files` knows;
 3. `sources` joins what else is known by its id, cleans the caption, and yields a `Pair`, or a
    `Reject` with the reason;
 4. `image_store` finds the image that the id names: a file, a member of a zip, a cell of a table;

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medclip_oc.errors import InputError
-from medclip_oc.packing import image_store, tables
+from medclip_oc.packing import image_store, table_files
 from medclip_oc.packing.formats import open_source
 from tests.support.tiny_dataset import jpeg
 
@@ -22,7 +22,7 @@ def test_what_is_too_large_unpacked_is_not_read(
     """A member of a zip (also one that says that it is smaller), a file, a cell of Parquet; nor is
     a pipe, which would never end."""
     monkeypatch.setattr(image_store, "MAX_BYTES", 5000)
-    monkeypatch.setattr(tables, "MAX_BYTES", 5000)
+    monkeypatch.setattr(table_files, "MAX_BYTES", 5000)
     path = tmp_path / "test_images.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in (("large", bytes(5001)), ("liar", bytes(5002)), ("sound", jpeg(1))):

@@ -112,7 +112,7 @@ for _end in ("jpeg", "png", "gif", "bmp", "tiff", "webp"):
 
 HEAD = "ID,Caption\n"
 FILES = ("a.jpg", "b.PNG", "c.jpg", "1.2.840.jpg", "s1/x.jpg", "\u00e9\U0001fac0.jpg")
-LONG = "word " * 20_000
+LONG = "word " * 40_000
 EMOJI = "\U0001fac0 \U0001f469\u200d\u2695\ufe0f \u05dc\u05d1 \u0642\u0644\u0628"
 
 WHOLE: dict[str, str | bytes] = {  # a: heart, b: lung
@@ -120,6 +120,13 @@ WHOLE: dict[str, str | bytes] = {  # a: heart, b: lung
     "CRLF": "ID,Caption\r\na,heart\r\nb,lung\r\n",
     "CR alone": "ID,Caption\ra,heart\rb,lung\r",
     "tabs in a .csv": "ID\tCaption\na\theart\nb\tlung\n",
+    "semicolons": 'ID;"Caption, cleaned";Caption\na;x;heart\nb;y;lung\n',
+    "bars": "ID|Caption\na|heart\nb|lung\n",
+    "Excel's separator": "sep=;\r\nID;Caption\r\na;heart\r\nb;lung\r\n",
+    "a comma at the end of rows": "ID,Caption\na,heart,\nb,lung\n",
+    "commas at the end of all lines": "ID,Caption,,\na,heart,,\nb,lung,\n",
+    "200 kB in a column that nobody wants": f"ID,Caption,x\na,heart,{'A' * 200_000}\nb,lung,\n",
+    "two columns of a name that nobody wants": "ID,x,Caption,x\na,1,heart,2\nb,,lung,\n",
     "columns in another order": "Caption,n,ID\nheart,1,a\nlung,2,b\n",
     "columns in another case": "id,CAPTION\na,heart\nb,lung\n",
     "all quoted": '"ID","Caption"\n"a","heart"\n"b","lung"',
@@ -138,7 +145,8 @@ BAD_ROWS: list[tuple[str, str, str]] = [  # a row after that of a, its id, and t
     ("b", "b", "malformed row"),
     ("b,lung, left", "b", "malformed row"),
     (f"b,{'lung, ' * 90}", "b", "malformed row"),
-    ("b,lung,", "b", "malformed row"),
+    ("b,lung,,", "b", "malformed row"),
+    ("b,lung,,left", "b", "malformed row"),
     ("b,", "b", "caption empty"),
     ("b, \u2003\u00a0 ", "b", "caption empty"),
     ("b,\u200b\ufeff", "b", "caption empty"),
@@ -170,7 +178,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {  # the whole table is refused, in
         "line 2004: not CSV",
     ),
     "text after a quote": (f'{HEAD}a,"heart" left\n', "line 2: not CSV"),
-    "200 kB": (f"{HEAD}a,{LONG * 2}\n", "line 2: not CSV: field larger than field limit"),
+    "a column twice": ("ID,Caption,Caption\na,b,c\n", "2 columns are called 'Caption'; rename"),
 }
 LINES: list[tuple[str, str]] = [  # a line of JSON between two sound ones, and the reason
     (r'{"i": "b.PNG", "t": "\ud83e"}', "caption empty"),
