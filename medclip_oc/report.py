@@ -40,11 +40,8 @@ def main(settings: ReportConfig) -> None:
         return pairs, notes
 
     files, notes = run_page.write(folder, settings.gallery, read_pairs)
-    print(
-        *notes,
-        f"written to {files[0]}, and {len(files) - 1} charts to {folder / 'report'}",
-        sep="\n",
-    )
+    written = f"written to {files[0]}, and {len(files) - 1} charts to {folder / 'report'}"
+    print(*notes, written, sep="\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def main(settings: ZeroshotConfig) -> None:
     bad = ranking.write_rows(embedder, images, ranked, writer, top=settings.top, labels=labels)
     if labels is not None:
         if labels.missing:
-            ranking.warn(f"{labels.missing:,} images have no row in {settings.labels}: not counted")
+            left_out = f"{labels.missing:,} images have no row in {settings.labels}"
+            print(f"warning: {left_out}: not counted", file=sys.stderr)
         # the rows of a table are for people, all others for programs
         labels.report(sys.stdout if settings.format == "table" else sys.stderr, settings.figures)
     if bad:

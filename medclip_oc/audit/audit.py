@@ -86,9 +86,7 @@ class Audit:
 class Without(Source):
     """A source of which some pairs are rejected, with the reason "leak".
 
-    Args:
-        source: the whole.
-        dropped: (split, key) of each such pair -> what stands in rejects.csv.
+    `dropped` has (split, key) of each such pair -> what stands in rejects.csv.
     """
 
     def __init__(self, source: Source, dropped: Mapping[tuple[str, str], str]) -> None:
@@ -204,9 +202,8 @@ def _image_copies(pairs: pd.DataFrame, workers: int) -> pd.DataFrame:
     pieces = [near[begin : begin + _PIECE].T for begin in range(0, len(near), _PIECE)]
     both = ((np.stack(thumbnails[a]), np.stack(thumbnails[b])) for a, b in pieces)
     correlations = [np.empty(0, np.float32)]
+    own = workers if len(pieces) > 8 else 1  # starting processes costs more than a few comparisons
     with Progress(len(near), "comparisons", "audit") as progress:
-        # starting processes costs more than a few comparisons
-        own = workers if len(pieces) > 8 else 1
         for piece in ordered_map(aligned_correlation, both, own, batch=1):
             correlations.append(piece)
             progress.update(len(piece))
@@ -288,9 +285,8 @@ def _dropped(images: pd.DataFrame) -> dict[tuple[str, str], str]:
     leaks = images[(images.split == "train") & (images.other_split != "train")]
     dropped: dict[tuple[str, str], str] = {}
     for leak in leaks.drop_duplicates("key").to_dict("records"):
-        way = f"{leak['way']} as"
-        if leak["way"] == "near":
-            way = f"near-duplicate (likeness {leak['likeness']:.3f}) of"
+        near = f"near-duplicate (likeness {leak['likeness']:.3f}) of"
+        way = near if leak["way"] == "near" else f"{leak['way']} as"
         dropped["train", leak["key"]] = f"{way} {leak['other_split']} pair {leak['other_id']}"
     return dropped
 

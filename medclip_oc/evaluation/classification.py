@@ -53,12 +53,7 @@ def measure(names: Sequence[str], truth: np.ndarray, probabilities: np.ndarray) 
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Area under the ROC curve.
-
-    Args:
-        scores: (N,).
-        positive: (N,) bool.
-    """
+    """Area under the ROC curve of (N,) scores, where (N,) bool says which are of the class."""
     number, others = int(positive.sum()), int((~positive).sum())
     if not number or not others:
         return None

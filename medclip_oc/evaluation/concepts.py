@@ -40,7 +40,6 @@ def concept_figures(
     """Nearest pairs of each image and text, (N, NEAREST), and what they have in common with it.
 
     Each rank looks for its own queries; the targets, one side at a time, are brought together.
-
     Both are of the pairs as they are: by concepts, a copy of the right candidate is right anyway.
     """
     judge = None if embedded.concepts is None else Judge(embedded.concepts, settings)
@@ -63,18 +62,15 @@ def _of_queries(
     queries: Tensor, targets: Tensor, start: int, judge: "Judge | None"
 ) -> tuple[Tensor, Tensor]:
     """This rank's part: nearest pairs (n, NEAREST) int64 and scores (n, names) float64."""
-    names = [] if judge is None else judge.names
-    places = min(max([NEAREST, *([] if judge is None else judge.ks)]), len(targets))
-    listed = min(NEAREST, len(targets))
+    names, ks = ([], []) if judge is None else (judge.names, judge.ks)
+    places, listed = (min(most, len(targets)) for most in (max([NEAREST, *ks]), NEAREST))
     index = torch.zeros(len(queries), listed, dtype=torch.int64, device=queries.device)
     scores = index.new_zeros(len(queries), len(names), dtype=torch.float64)
     for part in top_k.nearest(queries, targets, places):
         index[part.queries] = part.listed[:, :listed]
         if judge is not None:
-            pairs = part.queries.cpu().numpy() + start
-            values = judge.scores(
-                pairs, part.listed.cpu().numpy(), part.share(places).cpu().numpy()
-            )
+            lists = part.queries + start, part.listed, part.share(places)
+            values = judge.scores(*(each.cpu().numpy() for each in lists))
             scores[part.queries] = torch.from_numpy(values).to(scores)
     return index, scores
 
@@ -122,7 +118,8 @@ class Judge:
         """
         scores = graded(self.overlap(queries), index, share, self.ks, self._relevant)
         same = (self.modalities[index] & self.modalities[queries, None]) != 0  # (b, W)
-        return np.stack([*scores.values(), (same * share[:, :, 0]).sum(1)], 1)
+        scores["modality_agreement@1"] = (same * share[:, :, 0]).sum(1)
+        return np.stack([scores[name] for name in self.names], 1)
 
     def means(self, scores: np.ndarray) -> dict[str, float]:
         """Means of (N, names) over the queries that can be judged: with concepts, or a modality."""
@@ -164,9 +161,7 @@ def graded(
     for k in ks:
         ideal = (best * discount)[:, :k].sum(1)
         scores[f"nDCG@{k}"] = (expected * discount)[:, :k].sum(1) / np.maximum(ideal, 1e-12)
-    for k in ks:
         scores[f"relevant_recall@{k}"] = hits[:, :k].sum(1) / np.maximum(total, 1)
-    for k in ks:
         scores[f"relevant_precision@{k}"] = hits[:, :k].sum(1) / min(k, places)
     return scores
 

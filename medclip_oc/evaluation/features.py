@@ -90,14 +90,7 @@ def embed_pairs(
 ) -> Embedded:
     """Embed every pair once; each rank keeps the features of its share.
 
-    Args:
-        clip: the model.
-        pairs: N of them.
-        world: the ranks.
-        batch_size: pairs at once.
-        workers: loader processes per rank.
-        precision: see `TrainConfig`.
-        stop: asked after each batch whether to stop there.
+    `stop` is asked after each batch whether to stop there; see `EvaluateConfig` for the others.
 
     Raises:
         Stopped: `stop` said so, on whichever rank; raised on all.
@@ -143,11 +136,7 @@ def _gather(parts: list[Tensor], device: torch.device) -> np.ndarray:
 
 
 def save(path: Path, embedded: Embedded, world: distributed.World) -> None:
-    """Write the features of all ranks into a file.
-
-    Raises:
-        WorkError: it can't be written.
-    """
+    """Write the features of all ranks into a file; WorkError: it can't be written."""
     sides = {"image_features": embedded.images, "text_features": embedded.texts}
     arrays = {k: distributed.all_gather_ragged(v).cpu().numpy() for k, v in sides.items()}  # (N, D)
     if not world.main:

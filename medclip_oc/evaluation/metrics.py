@@ -16,12 +16,7 @@ Ranks = tuple[np.ndarray, np.ndarray]
 def scores_of(ranks: np.ndarray, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
     """R@K (share of queries whose rank is at most K), median and mean rank, and MRR.
 
-    Args:
-        ranks: (..., n).
-        ks: the K.
-
-    Returns:
-        Name -> (...) float64.
+    Of ranks (..., n): name -> (...) float64.
     """
     return {f"R@{k}": (ranks <= k).mean(-1) for k in ks} | {
         "median_rank": np.median(ranks, -1),
@@ -36,13 +31,7 @@ def summary(ranks: np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
 
 
 def chance(candidates: int, right: np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
-    """What random features score on average.
-
-    Args:
-        candidates: how many there are.
-        right: (n,) int64, how many of them are right for each query.
-        ks: the K.
-    """
+    """What random features score on average; `right` (n,) candidates are right for each query."""
     counts = np.bincount(right)
     share = counts / counts.sum()
     # distribution of the first right one's rank: P(rank > r) = C(M - c, r) / C(M, r)

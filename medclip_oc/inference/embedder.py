@@ -62,8 +62,7 @@ class Embedder:
             the others, by position, can't be decoded.
 
         Raises:
-            InputError, WorkError: a shard is damaged, or gone; a worker died; features that are not
-                finite.
+            InputError, WorkError: a shard is damaged, or gone; a worker died; see `forward`.
         """
         batches: DataLoader[Any] = DataLoader(
             _Pixels(images, self.clip),
@@ -79,8 +78,7 @@ class Embedder:
                         raise error
                 features = torch.empty(0, self.width, device=self.device)
                 if positions:
-                    features = self.forward(self.clip.towers.embed_images, pixels)  # (B, D)
-                check_finite(features, "image")
+                    features = self.forward("image", pixels)  # (B, D)
                 yield positions, features, {n: str(error) for n, error in errors.items()}
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -102,7 +100,7 @@ class Embedder:
         ramp = torch.linspace(0, 255, width).to(torch.uint8).expand(1, 3, height, width)
         features = {
             "text": self.texts(["a radiograph of the chest"])[0][0],
-            "image": self.forward(self.clip.towers.embed_images, ramp)[0],
+            "image": self.forward("image", ramp)[0],
         }
         return {name: [round(x, 7) for x in row.tolist()] for name, row in features.items()}
 
@@ -117,27 +115,30 @@ class Embedder:
 
         Returns:
             (M, D) float32, normalised; and the texts that the context cut.
-
-        Raises:
-            WorkError: features that are not finite.
         """
         captions, parts, cut = Captions(self.clip.tokenizer), list[Tensor](), list[str]()
         for first in range(0, len(texts), self.batch_size):
             batch = texts[first : first + self.batch_size]
             tokens, is_cut = zip(*(captions.tokens(text, []) for text in batch), strict=True)
             cut += [text for text, too_long in zip(batch, is_cut, strict=True) if too_long]
-            parts.append(self.forward(self.clip.towers.embed_texts, torch.stack(tokens)))  # (B, D)
+            parts.append(self.forward("text", torch.stack(tokens)))  # (B, D)
             if progress:
                 progress(len(batch))
-        features = torch.cat(parts)  # (M, D)
-        check_finite(features, "text")
-        return features, cut
+        return torch.cat(parts), cut
 
     @torch.inference_mode()
-    def forward(self, embed: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """One batch through one tower: (B, D) float32, normalised."""
+    def forward(self, side: str, batch: Tensor) -> Tensor:
+        """One batch of an "image" or "text" side: (B, D) float32, normalised.
+
+        Raises:
+            WorkError: features that are not finite.
+        """
+        towers = self.clip.towers
+        embed = towers.embed_images if side == "image" else towers.embed_texts
         with autocast(self.device, self.precision)():
-            return embed(batch.to(self.device, non_blocking=True))
+            features = embed(batch.to(self.device, non_blocking=True))
+        check_finite(features, side)
+        return features
 
 
 def open_embedder(choice: ModelChoice) -> Embedder:

@@ -4,7 +4,6 @@ Nothing is read before it is asked for, and what is kept of an image is where it
 """
 
 import glob
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +14,7 @@ from ..packing.image_store import EXTENSIONS, is_file, read_file
 
 
 class ImageSet:
-    """Images by position.
-
-    Args:
-        places: where each lies: a file, or a shard folder and the position in it.
-    """
+    """Images by position, each at a place: a file, or a shard folder and the position in it."""
 
     def __init__(self, places: Sequence[Path | tuple[ShardSet, int]]) -> None:
         self._places = places
@@ -54,7 +49,7 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
     Args:
         words: see `ZeroshotConfig.images`.
         split: of a shard folder. None: "test".
-        option: what the user calls them, for errors.
+        option: what errors call them.
 
     Raises:
         InputError: a word that names no image, a split without a shard folder, or what
@@ -81,20 +76,14 @@ def _files(path: Path, word: str, option: str) -> list[Path]:
     if is_file(path):
         return [path]
     if path.is_dir():
-        images = []
-        for place, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            shown = [name for name in names if not name.startswith(".")]
-            images += [Path(place, name) for name in shown if name.lower().endswith(EXTENSIONS)]
-        if not images:
-            kinds = ", ".join(EXTENSIONS)
-            raise InputError(f"{option}: {word}: a folder without images ({kinds})")
-        return sorted(images)
-    if not glob.has_magic(word):
-        raise InputError(f"{option}: {word}: no such file or folder")
-    # the pattern may be absolute
-    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
-    files = [match for match in matches if is_file(match)]
+        names = (str(file.relative_to(path)) for file in path.rglob("*"))
+        shown = (name for name in names if "/." not in f"/{name}")  # nothing hidden
+        files = [path / name for name in shown if name.lower().endswith(EXTENSIONS)]
+        problem = f"a folder without images ({', '.join(EXTENSIONS)})"
+    else:  # a pattern, which may be absolute
+        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
+        files = list(filter(is_file, matches))
+        problem = "no file matches" if glob.has_magic(word) else "no such file or folder"
     if not files:
-        raise InputError(f"{option}: {word}: no file matches")
-    return files
+        raise InputError(f"{option}: {word}: {problem}")
+    return sorted(files)

@@ -56,12 +56,7 @@ class Ranking:
     def rows(
         self, images: Sequence[str], scores: tuple[Tensor, Tensor], top: int | None = None
     ) -> list[dict[str, Any]]:
-        """Every image's candidates, best first; equal ones keep the order they came in.
-
-        Args:
-            images: N names.
-            scores: of these images.
-            top: rows per image. None: all.
+        """The `top` candidates of each of N images, best first; equal ones as they came.
 
         Returns:
             Rows with the keys FIELDS: rank from 1; cosine; probability; margin, the cosine less the
@@ -90,17 +85,14 @@ def embed_candidates(
 
     open_clip's `build_zero_shot_classifier` wants as many prompts for every class, embeds equal
     ones again, and doesn't tell which were cut.
-
-    Raises:
-        WorkError: features that are not finite.
     """
     prompts = list(dict.fromkeys(prompt for each in candidates for prompt in each.prompts))
     shown = len(prompts) > embedder.batch_size
     with Progress(len(prompts), "texts", "embed", shown=shown) as progress:
         features, cut = embedder.texts(prompts, progress.update)
-    context = embedder.clip.description["context_length"]
+    lost = f"cut at {embedder.clip.description['context_length']} tokens, the rest doesn't count"
     for prompt in cut:
-        warn(f"cut at {context} tokens, the rest doesn't count: {shorten(prompt)}")
+        print_line(f"warning: {lost}: {shorten(prompt)}")
     row_of = {prompt: row for row, prompt in enumerate(prompts)}
     means = [features[[row_of[prompt] for prompt in each.prompts]].mean(0) for each in candidates]
     scale = embedder.clip.towers.inverse_temperature().item()
@@ -134,7 +126,7 @@ def write_rows(
                 line = f"{images.name(position)}: {reason}"
                 if total == 1:
                     raise InputError(line)
-                warn(line)
+                print_line(f"warning: {line}")
             scores = ranking.scores(features)
             writer.write(ranking.rows([images.name(n) for n in positions], scores, top))
             if labels is not None:
@@ -145,8 +137,3 @@ def write_rows(
     if unreadable == total:
         raise InputError(f"none of the {total:,} images can be read")
     return unreadable
-
-
-def warn(line: str) -> None:
-    """A line on standard error, which leaves a bar of progress alone."""
-    print_line(f"warning: {line}")

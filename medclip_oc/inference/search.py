@@ -20,11 +20,7 @@ _TOP = 10
 
 
 def run(settings: ZeroshotConfig) -> None:
-    """Answer every query, and print the rows.
-
-    Raises:
-        InputError: an index or a query that can't be used.
-    """
+    """Answer every query, and print the rows; InputError: an index or query that can't be used."""
     index, images = Index(Path(settings.index or "")), None
     if settings.search_image:
         images = image_inputs.find(settings.search_image, None, "--search-image")
@@ -57,15 +53,9 @@ def answers(
     target: Target = "images",
     engine: str = "exact",
 ) -> list[dict[str, Any]]:
-    """Rows with the keys FIELDS: each query's pairs, best first.
+    """Rows with the keys FIELDS: the `top` pairs of each of Q queries, best first.
 
-    Args:
-        index: what is searched.
-        queries: Q names.
-        features: (Q, D), normalised.
-        top: rows of each.
-        target: see `Index.search`.
-        engine: see `Index.search`.
+    Features are (Q, D), normalised; for target and engine see `Index.search`.
     """
     scores, places = index.search(features, top, target=target, engine=engine)  # (Q, K)
     rows = []
@@ -78,11 +68,7 @@ def answers(
 
 
 def check_model(index: Index, embedder: Embedder) -> None:
-    """Refuse an index of another model: its features lie in another space.
-
-    Raises:
-        InputError: names both.
-    """
+    """Refuse an index of another model, whose features lie in another space: InputError."""
     for name, ours in embedder.probes().items():
         theirs = index.about["probes"].get(name, [])
         if len(theirs) != len(ours) or torch.tensor(theirs) @ torch.tensor(ours) <= SAME:

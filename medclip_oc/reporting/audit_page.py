@@ -52,13 +52,7 @@ def headlines(report: Report) -> Iterator[str]:
 
 
 def render(report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Place, str]) -> str:
-    """The page.
-
-    Args:
-        report: what stands in audit.json.
-        pictures: JPEGs of the pairs that `shown` names.
-        captions: of those at least.
-    """
+    """The page of what stands in audit.json, with a JPEG and a caption of each pair `shown`."""
     images, bins = report["images"], report["captions"]["tokens"]["histogram"]
     over = (n for n, b in enumerate(bins) if b["from"] > report["settings"]["context_length"])
     return html.render(

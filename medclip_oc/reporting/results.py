@@ -45,14 +45,7 @@ def tables(record: Record) -> dict[str, list[Table]]:
 def recalls(
     first: str, records: Mapping[str, Record], size: str, names: Sequence[str] = ("R@1", "R@10")
 ) -> Table:
-    """Recalls of several records, a row each.
-
-    Args:
-        first: title of the column of names.
-        records: by their names.
-        size: key of the number of pairs, which stands behind the name.
-        names: of the recalls.
-    """
+    """Recalls of several records, a row each; behind its name stands the number under `size`."""
     columns = [(name, direction) for name in names for direction in DIRECTIONS]
     rows = [
         [f"{label} ({record[size]:,})", *(figure(record, way, name) for name, way in columns)]

@@ -87,9 +87,8 @@ def _evaluated(file: Path) -> Evaluated:
         results.tables(record)  # they can be made
         results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
     except Exception:  # of any kind: a record may hold anything
-        raise InputError(
-            f"{file}: damaged, or not the record of an evaluation: make it again"
-        ) from None
+        problem = "damaged, or not the record of an evaluation: make it again"
+        raise InputError(f"{file}: {problem}") from None
     beside, arrays, pool = file.with_suffix(".npz"), None, record["pool"]
     if beside.is_file():
         arrays = npz.read(beside, _ARRAYS, _NEAREST)

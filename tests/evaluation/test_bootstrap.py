@@ -21,15 +21,10 @@ def test_intervals_hold_what_theory_says() -> None:
     assert high == pytest.approx(share + half, abs=0.004)
 
 
-# by hand, with z^2 = 3.8415: of 0 in n [0, z^2 / (n + z^2)], of n / 2 0.5 -+ z / sqrt(n + z^2) / 2
-WILSON = [(0, 3, [0, 0.5615]), (3, 3, [0.4385, 1]), (2, 4, [0.15, 0.85]), (0, 40, [0, 0.0876])]
-
-
-@pytest.mark.parametrize(("right", "n", "ends"), WILSON)
-def test_wilsons_interval(right: int, n: int, ends: list[float]) -> None:
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
-    assert bootstrap.wilson(right / n, n) == pytest.approx(ends, abs=5e-5)
-    assert bootstrap.wilson(right / n, n) == pytest.approx([low, high])
+@pytest.mark.parametrize(("right", "n"), [(0, 3), (3, 3), (2, 4), (0, 40)])
+def test_wilsons_interval(right: int, n: int) -> None:
+    ends = binomtest(right, n).proportion_ci(method="wilson")
+    assert bootstrap.wilson(right / n, n) == pytest.approx([ends.low, ends.high])
 
 
 def test_queries_that_all_end_alike_leave_an_interval() -> None:

@@ -1,21 +1,11 @@
-"""Figures of a classifier, by hand and against scikit-learn."""
+"""Figures of a classifier, by hand where they are undefined, and against scikit-learn."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics
 
 from medclip_oc.evaluation import classification
-
-
-def test_by_hand() -> None:
-    """Two of three "a" right, one "b" taken for "a"; "c" never occurs and is never predicted."""
-    probabilities = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1]])
-    found = classification.measure(["a", "b", "c"], np.array([0, 0, 0, 1]), probabilities)
-    assert (found["images"], found["accuracy"]) == (4, 0.5)
-    # of the pairs (an "a", the "b"), ordered by the probability of "a": 0.8, 0.6 right; 0.2 wrong
-    assert found["classes"]["a"] == {"images": 3, "recall": 2 / 3, "auroc": pytest.approx(2 / 3)}
-    assert found["classes"]["b"] == {"images": 1, "recall": 0.0, "auroc": pytest.approx(2 / 3)}
-    assert found["confusion"] == {"classes": ["a", "b"], "counts": [[2, 1], [1, 0]]}
 
 
 def test_ties_count_half_and_one_class_has_no_area() -> None:
@@ -31,14 +21,18 @@ def test_ties_count_half_and_one_class_has_no_area() -> None:
 def test_against_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     scores = np.round(rng.random((60, 4)) + 0.5 * np.eye(4)[rng.integers(4, size=60)], 1)
-    probabilities = scores / scores.sum(1, keepdims=True)
+    probabilities = np.pad(scores / scores.sum(1, keepdims=True), [(0, 0), (0, 1)])
     truth = np.concatenate([np.arange(4), rng.integers(4, size=56)])
-    found = classification.measure(list("abcd"), truth, probabilities)
+    found = classification.measure(list("abcde"), truth, probabilities)  # nothing is "e"
     predicted = probabilities.argmax(1)
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
-    balanced = metrics.balanced_accuracy_score(truth, predicted)
-    assert found["balanced_accuracy"] == pytest.approx(balanced)
-    for m, name in enumerate("abcd"):
-        area = metrics.roc_auc_score(truth == m, probabilities[:, m])
-        assert found["classes"][name]["auroc"] == pytest.approx(area)
+    classes = pd.DataFrame.from_dict(found["classes"], orient="index")
+    assert classes.index.tolist() == found["confusion"]["classes"] == list("abcd")
+    assert classes.images.tolist() == np.bincount(truth).tolist()
+    recalls = metrics.recall_score(truth, predicted, average=None)
+    assert classes.recall.to_list() == pytest.approx(recalls)
+    areas = [metrics.roc_auc_score(truth == m, probabilities[:, m]) for m in range(4)]
+    assert classes.auroc.to_list() == pytest.approx(areas)
+    means = pytest.approx((recalls.mean(), np.mean(areas)))
+    assert (found["balanced_accuracy"], found["auroc"]) == means
     assert found["confusion"]["counts"] == metrics.confusion_matrix(truth, predicted).tolist()

@@ -1,7 +1,5 @@
 """What lists have in common with the query, by hand and by scikit-learn."""
 
-import math
-
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -61,22 +59,6 @@ def test_slices_of_names() -> None:
     with pytest.raises(InputError, match="--slices: lung: the pairs have no concepts"):
         concepts.resolve(["lung"], {})
     assert concepts.find_slices(None, {}) == []
-
-
-def test_graded_by_hand() -> None:
-    """Query 0 finds 1 (a third in common), 5 (a half) and 3 (all), in this order."""
-    overlaps = overlap(CONCEPTS, np.array([0]))
-    index = np.array([[1, 5, 3]])
-    share = np.eye(3)[None]
-    scores = concepts.graded(overlaps, index, share, [1, 3], 0.5)
-    log2, log3 = math.log2(3), 2
-    ideal = 1 + 1 / log2 + 0.5 / log3
-    expected = 1 / 3 + 0.5 / log2 + 1 / log3
-    assert scores["nDCG@3"].tolist() == pytest.approx([expected / ideal])
-    assert scores["nDCG@1"].tolist() == pytest.approx([1 / 3])
-    assert scores["relevant_recall@1"].tolist() == [0]
-    assert scores["relevant_recall@3"].tolist() == pytest.approx([2 / 3])  # 0 itself is missing
-    assert scores["relevant_precision@3"].tolist() == pytest.approx([2 / 3])
 
 
 @pytest.mark.parametrize("copies", [1, 30])

@@ -1,6 +1,5 @@
 """Whatever becomes of an index, of shards or of features: the right pairs, or one line."""
 
-import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,7 @@ from tests.support.tiny_models import unit_vectors
 
 ROWS = unit_vectors(20, 16, 1)
 PAIRS = [{"id": f"i{n}", "caption": f"c{n}", "shard": "s", "position": n} for n in range(20)]
-ABOUT = {"model": "m", "data": "d", "split": "s", "data_fingerprint": "f", "probes": {}}
+ABOUT = {"model": "m", "probes": {"text": [0.5, 0.25]}}
 
 
 def pairs_of(where: str) -> Any:
@@ -43,8 +42,7 @@ def test_an_index_that_is_damaged_gives_the_right_pairs_or_one_line(tmp_path: Pa
     foreign.mkdir()
     for n in range(3):
         write_pairs(foreign / f"{n}.tar", range(2 * n, 2 * n + 2))
-    about = ABOUT | {"probes": {"text": [0.5, 0.25]}}
-    feature_index.write(index, (20, 16), "float16", [(ROWS, ROWS, PAIRS)], about)
+    feature_index.write(index, (20, 16), "float16", [(ROWS, ROWS, PAIRS)], ABOUT)
     pairs_of(tars := f"{foreign}/*.tar")
     (kept,) = foreign.glob(".index-*.json.gz")
     reads: dict[Path, Callable[[], Any]] = {kept: partial(pairs_of, tars)}
@@ -67,16 +65,3 @@ def test_an_index_that_is_damaged_gives_the_right_pairs_or_one_line(tmp_path: Pa
         file.write_bytes(intact)
     assert len(lines) > 600
     assert not [line for line in lines if "\n" in line or line.endswith("in silence")]
-
-
-def test_an_index_of_before_has_no_hashes(tmp_path: Path) -> None:
-    """It is read with what can be checked."""
-    feature_index.write(tmp_path / "x", (20, 16), "float32", [(ROWS, ROWS, PAIRS)], ABOUT)
-    right = answers(tmp_path / "x")
-    about = tmp_path / "x" / "about.json"
-    about.write_text(json.dumps({**json.loads(about.read_text()), "files": None}))
-    assert answers(tmp_path / "x") == right
-    lines = tmp_path / "x" / "pairs.jsonl"
-    lines.write_text(lines.read_text().replace('"position": 3', '"position": 4'))
-    with pytest.raises(InputError, match="damaged, or of another version; embed the data again"):
-        answers(tmp_path / "x")

@@ -167,23 +167,14 @@ def test_foreign_sites_get_nothing(tiny_checkpoint: Path, index: Path) -> None:
 
     own, upload = f"127.0.0.1:{port}", "/gradio_api/upload"
     with served("--checkpoint", tiny_checkpoint, "--index", index, "--port", port):
-        for host, code in (
-            (own, 200),
-            (f"localhost:{port}", 200),
-            (f"evil.example:{port}", 400),
-            (f"{own}.evil.example", 400),
-            ("", 400),
-        ):
+        for host in (own, f"localhost:{port}", f"evil.example:{port}", f"{own}.evil.example", ""):
+            code = 200 if host in (own, f"localhost:{port}") else 400
             assert {status(path, host) for path in ("/", "/config", "/gradio_api/info")} == {code}
             assert status(upload, host, size=10) == code
-        for origin, code in (
-            (f"http://{own}", 200),
-            ("http://evil.example", 403),
-            (f"http://127.0.0.1:{port + 1}", 403),
-            (f"http://{own}.evil.example", 403),
-            ("null", 403),
-        ):
+        for other in (own, "evil.example", f"127.0.0.1:{port + 1}", f"{own}.evil.example"):
+            origin, code = f"http://{other}", 200 if other == own else 403
             assert status(upload, own, origin, 10) == status("/config", own, origin) == code
+        assert status(upload, own, "null", 10) == status("/config", own, "null") == 403
         assert status(upload, own, size=1_100_000) == 413
 
 
