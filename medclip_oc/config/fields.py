@@ -15,6 +15,10 @@ from ..errors import InputError
 from .checks import option
 
 _MOST_LETTERS, _MOST_ALIASES = 1_000_000, 10  # in a file of settings
+_PACKAGE = Path(__file__).parents[1]
+# in a checkout they lie at the top; setup.cfg puts them into the installed package
+_PLACES = _PACKAGE / "recipes", _PACKAGE.parent / "configs"
+RECIPES = {file.stem: file for file in sorted(next(filter(Path.is_dir, _PLACES)).glob("*.yaml"))}
 # type -> one value of it, several of it, its place in help
 _WORDS: dict[Any, tuple[str, str, str]] = {
     bool: ("true or false", "true/false values", "{true,false}"),
@@ -171,15 +175,18 @@ for _class in (_Loader, _Dumper):  # people write 1e-5, where YAML 1.1 wants 1.0
 
 
 def load(path: str) -> dict[Any, Any]:
-    """The mapping in a YAML file, {} of an empty one; or an InputError with file and line."""
+    """The mapping in a YAML file or recipe, {} of an empty one; or an InputError with its line."""
+    recipe = None if Path(path).exists() else RECIPES.get(path.removesuffix(".yaml"))
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with (recipe or Path(path)).open(encoding="utf-8") as file:
             text = file.read(_MOST_LETTERS + 1)
         if len(text) > _MOST_LETTERS:
             raise OSError(None, f"over {_MOST_LETTERS:,} characters: no file of settings")
         tree = yaml.load(text, Loader=_Loader)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        named = "/" not in path or Path(path).stem in RECIPES
+        hint = f"; recipes that need no path: {', '.join(RECIPES)}" if named else ""
+        raise InputError(f"{path}: {error.strerror}{hint}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(f"{path}: line {line}: not valid YAML: {error.problem}") from None

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 # `--name`, `--name=value`, `-h`; not `-1`, not "- a caption that begins with a dash".
 _OPTION = re.compile(r"--\w|-[A-Za-z]$")
+_CONFIG_HELP = "settings from a YAML file, or from a recipe of training by its name; options win"
 # Endings of a word without an option -> the options it may belong to; "": folders and tars.
 _POSITIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
     (".pt", ".pth"): ("checkpoint", "resume"),
@@ -154,7 +155,7 @@ def help_text(config_class: Any, prog: str) -> str:
     usage = " ".join(["%(prog)s", *needed, "[--config FILE] [--SETTING VALUE ...]"])
     parser = argparse.ArgumentParser(prog=prog, description=docs[""], usage=usage)
     parser.add_argument("--version", action="version", help="show the version and exit")
-    parser.add_argument("--config", metavar="FILE", help="settings from a YAML file; options win")
+    parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
     reads, writes = (getattr(config_class, name, "").split() for name in ("reads", "writes"))
     titles = ["what to read", "what to write", "how"] if reads else []
     groups: dict[str, Any] = {title: parser.add_argument_group(title) for title in titles}

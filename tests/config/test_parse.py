@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from medclip_oc import __version__
+from medclip_oc.config import fields
 from medclip_oc.config import parse as command
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.inference import ExportConfig, ZeroshotConfig
@@ -129,6 +130,8 @@ BAD_WORDS = {
     "--optim.lr 0": "optim.lr: 0.0 is not above 0",
     "--data.augment.scale 0.9 0.8": "data.augment.scale: (0.9, 0.8) is not low and high in (0, 1]",
     "--valid.metric R@1": f"valid.metric: 'R@1' is not one of {', '.join(METRICS)}",
+    "--config vitb17": "vitb17: No such file or directory; recipes that need no path: "
+    + ", ".join(fields.RECIPES),
 }
 
 
