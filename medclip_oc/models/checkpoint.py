@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DamagedCheckpoint, InputError
@@ -83,7 +84,7 @@ def is_ours(content: object) -> bool:
 
 
 def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
-    """What any torch file holds: tensors and plain values.
+    """What a torch or .safetensors file holds: tensors and plain values.
 
     Args:
         path: the file.
@@ -98,7 +99,10 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
     if not Path(path).is_file():
         inside = "a folder; name a file, such as checkpoints/best.pt in a run's"
         raise InputError(f"{path}: {inside if Path(path).is_dir() else 'no such file'}")
+    safe = Path(path).suffix == ".safetensors"
     try:
+        if safe:
+            return load_file(path)
         archive = zipfile.is_zipfile(path)  # a torch file from before 1.6 is none
         if verify and archive and zipfile.ZipFile(path).testzip() is not None:
             raise zipfile.BadZipFile
@@ -113,13 +117,9 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
                 f"{path}: refused: it holds pickled Python objects, which run code when opened; "
                 "only tensors and plain values are read"
             ) from error
-        raise damaged(path, "checkpoint") from error
-
-
-def damaged(path: str | Path, kind: str) -> DamagedCheckpoint:
-    """The error to raise for a file of weights of that kind that can't be read."""
-    otherwise = f"damaged or not a {kind} file; copy or download it again"
-    return DamagedCheckpoint(f"{path}: {pointer(Path(path)) or otherwise}")
+        kind = "safetensors" if safe else "checkpoint"
+        problem = pointer(Path(path)) or f"damaged or not a {kind} file; copy or download it again"
+        raise DamagedCheckpoint(f"{path}: {problem}") from error
 
 
 def check_weights(state: object, where: str | Path) -> None:
@@ -167,10 +167,7 @@ def description_of(content: dict[str, Any], where: str) -> dict[str, Any]:
     """
     description.check(description.CHECKPOINT, content, f"{where}: ")
     about: dict[str, Any] = content["model"]
-    for fact, value in described_facts(about["definition"]).items():
-        if repr(about.get(fact, value)) != repr(value):  # a tensor can't be compared
-            raise InputError(
-                f"{where}: made with {fact} {about[fact]!r}, but its definition of "
-                f"{about['name']} has {value!r}"
-            )
+    facts = described_facts(about["definition"])
+    told = {fact: about.get(fact, value) for fact, value in facts.items()}
+    description.check_equal(f"{where}: made with", told, "its definition has", facts)
     return about

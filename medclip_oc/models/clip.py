@@ -229,10 +229,9 @@ class _CachingTokenizer(open_clip.SimpleTokenizer):
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without its start and end."""
         # printable ASCII without HTML entities has no mojibake, ligatures or escapes for ftfy
-        if self._lowers and text.isascii() and text.isprintable() and "&" not in text:
-            words = self.pat.findall(" ".join(text.split()).lower())
-        else:
-            words = self.pat.findall(self.clean_fn(text))
+        sound = text.isascii() and text.isprintable() and "&" not in text
+        ready = self._lowers and sound
+        words = self.pat.findall(" ".join(text.split()).lower() if ready else self.clean_fn(text))
         for word in words:
             if word not in self._tokens:
                 letters = "".join(self.byte_encoder[byte] for byte in word.encode())

@@ -4,6 +4,7 @@ import difflib
 import json
 import logging
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -39,14 +40,16 @@ def weights_of(arch: str, pretrained: str | None, *towers: str | None) -> str:
     return ", but for ".join(filter(None, (whole, " and ".join(filter(None, towers)))))
 
 
-def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """Name to register under, and the full open_clip model config with references unresolved.
+def identify(settings: ModelConfig) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name to register under, the full open_clip model config with references unresolved, and the
+    preprocessing that a hub's model or a folder brings.
 
     Raises:
         InputError: no such architecture, or a definition that isn't one.
         WorkError: its configuration can't be downloaded.
     """
     arch, definition = settings.arch, deepcopy(settings.definition)
+    preprocess = dict[str, Any]()
     name = Path(arch.partition(":")[2]).name if has_schema(arch) else arch
     description.check(description.Name, name, "model.arch")
     if definition is not None:
@@ -57,7 +60,7 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
                 "(model.definition) needs a name of its own"
             )
     elif has_schema(arch):
-        definition = described(arch)["model_cfg"]
+        definition, preprocess = _described(arch)
     elif not (definition := deepcopy(_BUILT_IN.get(arch)) or open_clip.get_model_config(arch)):
         near = difflib.get_close_matches(arch, open_clip.list_models(), 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -65,11 +68,11 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
     if settings.image_size not in (None, definition["vision_cfg"].get("image_size")):
         definition["vision_cfg"]["image_size"] = settings.image_size
         name = f"{name}-{settings.image_size}px"
-    return name, definition
+    return name, definition, preprocess
 
 
-def described(arch: str) -> dict[str, Any]:
-    """The `open_clip_config.json` of a hub's model, or of a folder with what lies inside it."""
+def _described(arch: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the `open_clip_config.json` of a hub's model or of a folder says."""
     folder = folder_of(arch)
     try:
         name = "open_clip_config.json"
@@ -79,7 +82,7 @@ def described(arch: str) -> dict[str, Any]:
         raise unreachable(f"model.arch: {arch}", error) from error
     description.check(description.FOLDER, content, f"{file}: ")
     _look_inside(folder, content["model_cfg"]["text_cfg"], str(file))
-    return content
+    return content["model_cfg"], content.get("preprocess_cfg", {})
 
 
 def _look_inside(folder: Path | None, text: dict[str, Any], where: str, up: str = "/") -> None:
@@ -162,13 +165,12 @@ def quiet() -> Iterator[None]:
 def unreachable(name: str, error: Exception) -> InputError | WorkError:
     """The error to raise where something could not be loaded, from a folder or from the hub."""
     problem = f"{name}: could not be loaded"
-    if not isinstance(error, OSError | RuntimeError) or isinstance(error, FileNotFoundError):
-        return InputError(f"{problem} ({first_lines(error)})")
+    if not isinstance(error, OSError | RuntimeError) or getattr(error, "filename", None):
+        return InputError(f"{problem} ({beginning(error)})")
     remedy = "model.pretrained takes a local file where there is no network"
-    return WorkError(f"{problem}; {remedy} ({first_lines(error)})")
+    return WorkError(f"{problem}; {remedy} ({beginning(error)})")
 
 
-def first_lines(error: Exception) -> str:
-    """The beginning of an error's message, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:150] if lines else type(error).__name__
+def beginning(error: Exception) -> str:
+    """Of an error's message, in one line of whole words."""
+    return textwrap.shorten(str(error) or type(error).__name__, 150, placeholder=" ...")

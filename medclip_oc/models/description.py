@@ -98,6 +98,7 @@ _FILE = Annotated[str, Field(pattern=rf"^({TEXT_MODEL}/)?\w[\w.-]*$", max_length
 _DESCRIPTION = open_mapping(
     {"arch": str, "name": Name, "definition": DEFINITION, "preprocess": PREPROCESS}
     | {"tokens?": list[int] | None, "files?": dict[_FILE, bytes]}
+    | {"quick_gelu?": bool, "tokenizer?": str, "context_length?": Count}
 )
 _PRETRAINED = {f"pretrained{tower}?": Reference | None for tower in ("", "_image", "_text")}
 _CONFIG = {  # of its run: what is read besides being compared with that of another run
@@ -124,3 +125,11 @@ def check(kind: Any, value: object, where: str) -> None:
             message += f"; allowed: {', '.join(kind.model_fields)}"
         named = f"{where}{'.'.join(place)}".rstrip(". :")
         raise InputError(f"{named}: {message} (there: {shorten(error['input'])})") from None
+
+
+def check_equal(one: str, is_so: dict[str, Any], other: str, is_other: dict[str, Any]) -> None:
+    """Refuse what one says of itself where the other says something else; names the entries."""
+    if is_so != is_other:
+        keys = [k for k in is_so | is_other if is_so.get(k) != is_other.get(k)]
+        said = [shorten({k: of[k] for k in keys if k in of}) for of in (is_so, is_other)]
+        raise InputError(f"{one} {said[0]}, but {other} {said[1]}")

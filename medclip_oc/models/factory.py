@@ -6,20 +6,18 @@ how the checkpoint is opened.
 
 import json
 import warnings
-from contextlib import suppress
 from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 
-from ..config.fields import shorten
 from ..config.schema import ModelConfig
 from ..errors import InputError
 from . import checkpoint, definition, description, pretrained
+from .averaging import State
 from .clip import Clip, Towers, tokenizer_of
 from .description import PREPROCESS_KEYS
 
@@ -35,39 +33,25 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         WorkError: weights that can't be downloaded.
     """
     torch.manual_seed(seed)
-    preprocess = settings.preprocess or {}
-    description.check(description.OWN_PREPROCESS, preprocess, "model.preprocess.")
+    asked = settings.preprocess or {}
+    description.check(description.OWN_PREPROCESS, asked, "model.preprocess.")
     if settings.pretrained and definition.has_schema(settings.arch):
         raise InputError(
             f"model.pretrained: {settings.arch} brings its own weights; leave pretrained out"
         )
-    name, config = definition.identify(settings)
+    name, config, preprocess = definition.identify(settings)
     definition.register(name, config)
-    source, weights, file = name, settings.pretrained, None
-    if folder := definition.folder_of(settings.arch):
-        about = definition.described(settings.arch).get("preprocess_cfg", {})
-        preprocess = {key: value for key, value in about.items() if key != "size"} | preprocess
-        file = pretrained.file_in(folder)
-        weights = str(file)
-    elif definition.has_schema(settings.arch):
-        source = settings.arch
-        with suppress(OSError), definition.quiet():  # without them `_create` ends
-            file = Path(download_pretrained_from_hf(source.removeprefix("hf-hub:")))
-    elif weights is not None and Path(weights).is_file():
-        preprocess = _preprocess_of_checkpoint(settings, name, config) or preprocess
-        file = Path(weights)
-    elif weights is not None:
-        pretrained.check_tag(settings.arch, weights, config)
-    state = pretrained.load_weights(file) if file else {}  # before open_clip opens it
-    how: dict[str, Any] = {"pretrained": weights, "force_preprocess_cfg": preprocess}
-    how["force_image_size"] = settings.image_size
-    if definition.has_schema(settings.arch):
-        _create(source, **how, device="meta")  # before memory is taken for its sizes
-    model = _create(source, **how)
-    if file and settings.image_size is None:
-        pretrained.refuse_resized(model, state, file)
-    if file and "logit_bias" not in state and config.get("init_logit_bias") is not None:
-        model.logit_bias.data.fill_(config["init_logit_bias"])  # open_clip leaves 0 there
+    file, known = _weights(settings, config)
+    state, where = None, "model.definition"
+    if file:
+        content, where = checkpoint.read(file, mmap=True, verify=True), str(file)
+        if checkpoint.is_ours(content):
+            known = _preprocess_of_checkpoint(content, settings, name, config)
+        state = pretrained.state_of(content, file)
+        if config.get("init_logit_bias") is not None:  # a CLIP may go on as a SigLIP
+            state.setdefault("logit_bias", torch.tensor(float(config["init_logit_bias"])))
+    preprocess = preprocess | known | asked
+    model = _create(name, preprocess, state, where, settings.image_size is not None)
     if settings.pretrained_image:
         pretrained.load_image_tower(model.visual, settings.pretrained_image)
     if settings.pretrained_text:
@@ -95,24 +79,11 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
     """
     about = checkpoint.description_of(content, where)
     name, preprocess = about["name"], about["preprocess"]
-    forced = {key: value for key, value in preprocess.items() if key != "size"}
     with definition.unpacked(about, where) as config:
         definition.register(name, config, where)
-        for device in ("meta", "cpu"):  # sizes are compared before memory is taken for them
-            model = _create(name, where, force_preprocess_cfg=forced, device=device)
-            try:
-                with warnings.catch_warnings(action="ignore"):  # "meta" has no place for weights
-                    model.load_state_dict(content["state_dict"])
-            except RuntimeError as error:
-                reason = definition.first_lines(error)
-                raise InputError(
-                    f"{where}: its weights don't fit its own description, {name} ({reason})"
-                ) from error
-        if (built := _plain(model.visual.preprocess_cfg)) != preprocess:
-            raise InputError(
-                f"{where}: made with preprocessing {_apart(preprocess, built)}, "
-                f"but {name} is built with {_apart(built, preprocess)}"
-            )
+        model = _create(name, preprocess, content["state_dict"], where)
+        built = _plain(model.visual.preprocess_cfg)
+        description.check_equal(f"{where}: made with", preprocess, f"{name} is built with", built)
         return _assemble(model, about, settings, where)
 
 
@@ -175,71 +146,62 @@ def _assemble(model: Any, about: dict[str, Any], settings: ModelConfig | None, w
         raise InputError(f"{where}: text_cfg.vocab_size: too small, its tokenizer has {max(here)}")
     about["tokens"] = here
     about["files"] = about.get("files") or definition.carried(model, tokenizer, about["definition"])
-    told = [about[key] for key in ("definition", "preprocess", "files")]
-    digest = sha256(json.dumps(told, sort_keys=True, default=bytes.hex).encode()).hexdigest()
-    if about.setdefault("digest", digest) != digest:  # heads and means have no shape that tells
-        raise InputError(f"{where}: its description has changed since it was written")
     live = settings is not None and not settings.freeze_batch_norm
     return Clip(Towers(model, freeze_batch_norm=not live), tokenizer, about)
 
 
-def _create(name: str, where: str = "model.definition", **how: Any) -> Any:
-    """open_clip's model; on the device "meta" it has shapes, and no values."""
-    weights, device = how.get("pretrained"), torch.device(how.get("device", "cpu"))
-    if is_file := Path(weights or "").is_file():
-        how["pretrained"] = str(Path(str(weights)).resolve())  # a whole path, which is no tag
+def _weights(settings: ModelConfig, config: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """The file of a model's weights, and the preprocessing that open_clip knows of a tag's."""
+    arch, weights, about = settings.arch, settings.pretrained, dict[str, Any]()
+    if folder := definition.folder_of(arch):
+        return pretrained.file_in(folder), about
+    if not definition.has_schema(arch):
+        if weights is None or Path(weights).is_file():
+            return Path(weights) if weights else None, about
+        about = pretrained.check_tag(arch, weights, config)
     try:
-        # "meta" warns that loading has no effect
-        with definition.quiet(), device, warnings.catch_warnings(action="ignore"):
-            return open_clip.create_model(
-                name,
-                **how,
-                # A Hugging Face text tower gets its weights from model.pretrained_text, checked.
-                pretrained_text=False,
-                require_pretrained=weights is not None or definition.has_schema(name),
-            )
+        with definition.quiet():
+            hub = arch.removeprefix("hf-hub:")
+            file = download_pretrained(about) if about else download_pretrained_from_hf(hub)
     except Exception as error:  # open_clip's are of many kinds
-        reason = definition.first_lines(error)
-        of_hub = weights or definition.has_schema(name) or isinstance(error, OSError)
-        if is_file and isinstance(error, AttributeError):  # a table that only one of them has
-            reason = "its tensors are those of another kind of model"
-        elif not of_hub or isinstance(error, TypeError | ZeroDivisionError | AttributeError):
-            raise InputError(f"{where}: {name} can't be built: {reason}") from error
-        if is_file:
-            raise InputError(f"{weights} doesn't fit {name} ({reason})") from error
-        raise definition.unreachable(f"model: {name} {weights or ''}".strip(), error) from error
+        raise definition.unreachable(f"model: {arch} {weights or ''}".strip(), error) from error
+    return Path(file), {key: about[key] for key in PREPROCESS_KEYS if about.get(key)}
+
+
+def _create(
+    name: str, preprocess: dict[str, Any], state: State | None, where: str, resize: bool = False
+) -> Any:
+    """open_clip's model with the weights of the file `where`, or with random ones."""
+    forced = {key: value for key, value in preprocess.items() if key != "size"}
+    # "meta" has shapes and no values: sizes are compared before memory is taken for them
+    for device in ("cpu",) if state is None else ("meta", "cpu"):
+        # "meta" warns that loading has no effect
+        with definition.quiet(), torch.device(device), warnings.catch_warnings(action="ignore"):
+            try:
+                # a Hugging Face text tower gets its weights from model.pretrained_text, checked
+                model = open_clip.create_model(
+                    name, device=device, force_preprocess_cfg=forced, pretrained_text=False
+                )
+            except Exception as error:  # open_clip's are of many kinds
+                reason = definition.beginning(error)
+                raise InputError(f"{where}: {name} can't be built ({reason})") from error
+            if state is not None:
+                pretrained.fill(model, state, f"{where} doesn't fit {name}", resize)
+    return model
 
 
 def _preprocess_of_checkpoint(
-    settings: ModelConfig, name: str, config: dict[str, Any]
-) -> dict[str, Any] | None:
-    """What a checkpoint of ours was trained with; None for other weights, which open_clip compares.
-
-    Raises:
-        InputError: it holds another model than the settings name, or other preprocessing.
-    """
+    content: dict[str, Any], settings: ModelConfig, name: str, config: dict[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint of ours was trained with, if that and its model are what is asked for."""
     path = str(settings.pretrained)
-    content = {} if path.endswith(".safetensors") else checkpoint.read(path, mmap=True)
-    if not checkpoint.is_ours(content):
-        return None
     theirs = checkpoint.description_of(content, path)
-    if theirs["definition"] != config:
-        theirs_only = _apart(theirs["definition"], config)
-        raise InputError(
-            f"model.pretrained: {path} holds {theirs['name']} {theirs_only}, "
-            f"but the configuration asks for {name} {_apart(config, theirs['definition'])}"
-        )
+    holds, asks = f"model.pretrained: {path} holds {theirs['name']}", "the configuration asks for"
+    description.check_equal(holds, theirs["definition"], f"{asks} {name}", config)
     made_with = {key: theirs["preprocess"].get(key) for key in PREPROCESS_KEYS}
     asked = made_with | _plain(settings.preprocess or {})
-    if asked != made_with:
-        trained = f"{path} was trained with {made_with}"
-        raise InputError(f"model.preprocess: {trained}, but the configuration asks for {asked}")
+    description.check_equal(f"model.preprocess: {path} was trained with", made_with, asks, asked)
     return made_with
-
-
-def _apart(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The entries that another description hasn't, not too long."""
-    return shorten({key: value for key, value in one.items() if other.get(key) != value})
 
 
 def _plain(value: Any) -> Any:

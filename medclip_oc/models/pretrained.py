@@ -7,17 +7,19 @@ but for the projection that joins it to the shared space.
 
 import re
 import sys
-from importlib.metadata import distributions, packages_distributions
+import textwrap
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import checkpoint
+from . import averaging, checkpoint
 
 # What a CLIP tower has no place for: classifier, unused pooler, index buffers.
 _LEFT_OUT = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
@@ -35,14 +37,12 @@ def resolve(reference: str, where: str = "") -> str:
     if scheme != "package":
         return reference
     package, _, inner = rest.partition("/")
-    # Importing it would run it. The current folder isn't where packages are installed.
+    # Found without importing, which would run it; the current folder isn't one of packages.
     places = [place for place in sys.path if place and Path(place).resolve() != Path.cwd()]
-    found = list(distributions(name=package, path=places))
-    for name in () if found else packages_distributions().get(package, ()):  # takes a second
-        found += distributions(name=name, path=places)
-    if not found:
+    found = PathFinder.find_spec(package, places)
+    if found is None or not found.submodule_search_locations:
         raise InputError(f"{where}{reference}: the Python package {package} is not installed")
-    folder = Path(str(found[0].locate_file(package))).resolve()
+    folder = Path(next(iter(found.submodule_search_locations))).resolve()
     path = (folder / inner).resolve()
     if not path.exists() or not path.is_relative_to(folder):
         raise InputError(f"{where}{reference}: the package {package} holds no {inner}")
@@ -56,14 +56,12 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         InputError: the file is missing, damaged, holds no tensors, or holds pickled code; as
             `checkpoint.check_weights`.
     """
-    if Path(path).suffix == ".safetensors" and Path(path).is_file():
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise checkpoint.damaged(path, "safetensors") from error
-    else:
-        content = checkpoint.read(path, mmap=True, verify=True)
-        state = content.get("state_dict", content) if isinstance(content, dict) else content
+    return state_of(checkpoint.read(path, mmap=True, verify=True), path)
+
+
+def state_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The state dict in what the file `path` holds; as `load_weights`."""
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
     checkpoint.check_weights(state, path)
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -80,15 +78,15 @@ def file_in(folder: Path) -> Path:
     raise InputError(f"local-dir:{folder}: wanted is {wanted}; there: {', '.join(there[:5])}")
 
 
-def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> None:
-    """Refuse a tag that open_clip lacks, or of another activation, for which it warns at most."""
-    weights = open_clip.get_pretrained_cfg(arch, tag)
-    if not weights:
+def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip knows of a tag; refused are others, and those of another activation."""
+    about: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag)
+    if not about:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise InputError(
             f"model.pretrained: {tag!r} is neither a file nor a tag of {arch} ({tags})"
         )
-    theirs, ours = bool(weights.get("quick_gelu")), bool(definition.get("quick_gelu"))
+    theirs, ours = bool(about.get("quick_gelu")), bool(definition.get("quick_gelu"))
     if theirs != ours:
         words = {True: "QuickGELU", False: "GELU"}
         remedy = f"use {arch}-quickgelu" if theirs else "drop -quickgelu from the name"
@@ -96,18 +94,28 @@ def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> None:
             f"model.arch: {arch} uses {words[ours]}, but the weights {tag!r} were "
             f"trained with {words[theirs]}; {remedy}"
         )
+    return about
 
 
-def refuse_resized(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """open_clip stretches position tables without a word; that is right for `image_size` only."""
-    built = model.state_dict()
-    for name, tensor in state.items():
-        table = built.get(name, built.get(f"text.{name}"))  # a text tower of its own has a prefix
-        if "positional_embedding" in name and table is not None and table.shape != tensor.shape:
-            raise InputError(
-                f"{file} doesn't fit: {name} is {tuple(tensor.shape)} there and "
-                f"{tuple(table.shape)} in the model (another image size or context length)"
-            )
+def fill(model: Any, weights: averaging.State, where: str, resize: bool) -> None:
+    """Load a whole open_clip model, with what open_clip converts on the way.
+
+    It stretches position tables without a word; here, where `resize` asks for another image size.
+
+    Raises:
+        InputError: tensors are missing, have another shape, or belong nowhere.
+    """
+    state: dict[str, Tensor] = dict(weights)
+    with suppress(AttributeError, KeyError):  # a model of another kind
+        state = convert_state_dict(model, state)  # of MobileCLIP
+    if not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name, ours in model.named_parameters(recurse=False):
+        if name in state and ours.numel() == state[name].numel() == 1:
+            state[name] = state[name].reshape(ours.shape)  # (), or (1,)
+    if resize:
+        resize_pos_embed(state, model)
+    _load(model, state, where)
 
 
 def load_image_tower(visual: nn.Module, reference: str) -> None:
@@ -166,10 +174,10 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # of several kinds, and many lines
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{reference}: no Hugging Face model there ({reason[:200]})") from error
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise InputError(f"{reference}: no Hugging Face model there ({reason})") from error
     if sizes := loaded["mismatched_keys"]:
-        raise InputError(f"{reference}: has other sizes of {len(sizes)} tensors of the tower")
+        raise InputError(f"{reference}: {len(sizes)} tensors of another size")
     encoder = source.get_encoder() if source.config.is_encoder_decoder else source
     every = source.state_dict(keep_vars=True)  # of shared weights all names, the same object
     random = {id(every[name]) for name in loaded["missing_keys"]}
@@ -177,15 +185,15 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
     _load(transformer, {n: t for n, t in state.items() if id(t) not in random}, reference)
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], reference: str) -> None:
-    tower = module.state_dict()
+def _load(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    own = module.state_dict()
     problems = {
-        "lacks": [name for name in tower if name not in state],
-        "holds other": [n for n in state if n not in tower and not _LEFT_OUT.match(n)],
-        "has other sizes of": [n for n in tower if n in state and state[n].shape != tower[n].shape],
+        "missing": [name for name in own if name not in state],
+        "too many": [n for n in state if n not in own and not _LEFT_OUT.match(n)],
+        "of another size": [n for n in own if n in state and state[n].shape != own[n].shape],
     }
     for problem, names in problems.items():
         if names:
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            raise InputError(f"{reference}: {problem} {len(names)} tensors of the tower: {shown}")
-    module.load_state_dict({name: state[name] for name in tower})
+            raise InputError(f"{where}: {len(names)} of {len(own)} tensors {problem}: {shown}")
+    module.load_state_dict({name: state[name] for name in own})

@@ -14,7 +14,7 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.models.clip import Clip
-from tests.support.reference import HF, RESNET
+from tests.support.reference import HF, RESNET, embed, save
 from tests.support.tiny_dataset import picture
 from tests.support.tiny_models import TEXT, TINY, VIT
 
@@ -23,20 +23,6 @@ QUICK = {**TINY, "quick_gelu": True}
 
 def build(arch: str = "tiny-test", *, seed: int = 5, **settings: Any) -> Clip:
     return factory.build(ModelConfig(arch=arch, **{"definition": TINY, **settings}), seed=seed)
-
-
-def save(clip: Clip, file: Path) -> str:
-    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description, "config": {}}
-    checkpoint.save(file, content)
-    return str(file)
-
-
-def embed(clip: Clip) -> torch.Tensor:
-    clip.towers.eval()
-    with torch.inference_mode():
-        images = clip.preprocess(picture(1, (70, 50)))[None]
-        image_features, text_features, _ = clip.towers(images, clip.tokenizer(["a mass"]))
-    return torch.cat([image_features, text_features])
 
 
 PARITY = {"parity-resnet": {**TINY, "vision_cfg": RESNET}, "parity-quick": QUICK}
@@ -105,10 +91,10 @@ def test_image_size(tmp_path: Path) -> None:
     assert embed(factory.load(save(clip, tmp_path / "a.pt"))).equal(embed(clip))
     torch.save(build().towers.clip.state_dict(), tmp_path / "w.pt")
     larger = {**TINY, "vision_cfg": {**VIT, "image_size": 64}}
-    with pytest.raises(InputError, match=r"visual\.positional_embedding is \(17, 32\).*\(65, 32\)"):
+    with pytest.raises(InputError, match=r"1 of \d+ tensors of another size: visual\.pos"):
         build("larger", definition=larger, pretrained=str(tmp_path / "w.pt"))
     wide = {**TINY, "text_cfg": {**TEXT, "width": 48, "heads": 3}}
-    with pytest.raises(InputError, match=r"w\.pt doesn't fit wide \(.*width changed"):
+    with pytest.raises(InputError, match=r"w\.pt doesn't fit wide: \d+ of .* another size: pos"):
         build("wide", definition=wide, pretrained=str(tmp_path / "w.pt"))
     asked = build(image_size=64, pretrained=str(tmp_path / "w.pt"))
     assert asked.image_size == (64, 64)
@@ -156,7 +142,7 @@ def test_a_hub_without_weights_or_with_bad_ones(
         ({"model_cfg": 5}, "model_cfg: should be a mapping .there: 5"),
         ({"model_cfg": TINY, "preprocess_cfg": {"mean": "x"}}, "preprocess_cfg.mean: should be"),
         ({"model_cfg": {**TINY, "text_cfg": {**TEXT, "layers": 10**7}}}, "text_cfg.layers: should"),
-        ({"model_cfg": {**TINY, "vision_cfg": {**VIT, "width": 2**19}}}, "doesn't fit "),
+        ({"model_cfg": {**TINY, "vision_cfg": {**VIT, "width": 2**19}}}, "model.bin doesn't fit "),
         ({"model_cfg": {**TINY, "text_cfg": {**TEXT, "hf_tokenizer_name": "x"}}}, "holds no tok"),
         ({"model_cfg": {**TINY, "text_cfg": HF}}, "hf_model_name: /.* leads out of the folder"),
     ],
@@ -218,13 +204,13 @@ TEXT_CFG = "model.definition.text_cfg"
 @pytest.mark.parametrize(
     ("change", "value", "message"),
     [
-        ("model.definition.quick_gelu", False, "quick_gelu True, but its definition of .* False"),
-        (f"{TEXT_CFG}.context_length", 16, "with context_length 32, but its definition .* has 16"),
-        (f"{TEXT_CFG}.hf_tokenizer_name", "x", "tokenizer 'open_clip', but its definition .* 'x'"),
+        ("model.definition.quick_gelu", False, "quick_gelu.: True.*, but its definition .* False"),
+        (f"{TEXT_CFG}.context_length", 16, "context_length.: 32}, but its definition .* 16"),
+        (f"{TEXT_CFG}.hf_tokenizer_name", "x", "r.: 'open_clip'}, but its definition .* 'x'"),
         ("model.tokens", [1, 2, 3], r"a tokenizer \(open_clip\) that isn't the one here: 'Chest"),
-        ("model.definition.vision_cfg.layers", 1, "don't fit its own description, other-"),
-        ("model.preprocess.size", [64, 64], "made with preprocessing .*64.* is built with .*32"),
-        ("state_dict.visual/proj", None, r"its weights don't fit .*other-.*visual\.proj"),
+        ("model.definition.vision_cfg.layers", 1, "a.pt doesn't fit other-"),
+        ("model.preprocess.size", [64, 64], "a.pt: made with .*64.* is built with .*32"),
+        ("state_dict.visual/proj", None, r"a.pt doesn't fit other-.*visual\.proj"),
         ("model.name", "../../escaped", "a.pt: model.name: can't be a name"),
         ("model", None, "a.pt: model: is missing"),
         ("step", "x", "a.pt: step: should be a valid integer .there: 'x'."),

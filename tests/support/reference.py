@@ -14,9 +14,10 @@ from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss
 from medclip_oc.contrastive.reference import relative_errors
 from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
 from medclip_oc.data.dataset import StepSampler
-from medclip_oc.models import factory, lora
-from medclip_oc.models.clip import Towers
+from medclip_oc.models import checkpoint, factory, lora
+from medclip_oc.models.clip import Clip, Towers
 from medclip_oc.runtime.distributed import World
+from tests.support.tiny_dataset import picture
 from tests.support.tiny_models import TEXT, TINY, VIT, unit_vectors
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -169,3 +170,19 @@ def global_batches(source: Any, ranks: int, **settings: Any) -> list[list[Any]]:
         for step, batch in enumerate(batches):
             batch += pairs[step * share : (step + 1) * share]
     return batches
+
+
+def embed(clip: Clip) -> Tensor:
+    """(2, D): an image and a text."""
+    clip.towers.eval()
+    with torch.inference_mode():
+        images = clip.preprocess(picture(1, (70, 50)))[None]
+        image_features, text_features, _ = clip.towers(images, clip.tokenizer(["a mass"]))
+    return torch.cat([image_features, text_features])
+
+
+def save(clip: Clip, file: Path) -> str:
+    """A checkpoint, as training writes it."""
+    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description, "config": {}}
+    checkpoint.save(file, content)
+    return str(file)
