@@ -166,11 +166,11 @@ def unreachable(name: str, error: Exception) -> InputError | WorkError:
     """The error to raise where something could not be loaded, from a folder or from the hub."""
     problem = f"{name}: could not be loaded"
     if not isinstance(error, OSError | RuntimeError) or getattr(error, "filename", None):
-        return InputError(f"{problem} ({beginning(error)})")
+        return InputError(f"{problem} ({first_lines(error)})")
     remedy = "model.pretrained takes a local file where there is no network"
-    return WorkError(f"{problem}; {remedy} ({beginning(error)})")
+    return WorkError(f"{problem}; {remedy} ({first_lines(error)})")
 
 
-def beginning(error: Exception) -> str:
+def first_lines(error: Exception) -> str:
     """Of an error's message, in one line of whole words."""
     return textwrap.shorten(str(error) or type(error).__name__, 150, placeholder=" ...")

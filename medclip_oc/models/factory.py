@@ -183,7 +183,7 @@ def _create(
                     name, device=device, force_preprocess_cfg=forced, pretrained_text=False
                 )
             except Exception as error:  # open_clip's are of many kinds
-                reason = definition.beginning(error)
+                reason = definition.first_lines(error)
                 raise InputError(f"{where}: {name} can't be built ({reason})") from error
             if state is not None:
                 pretrained.fill(model, state, f"{where} doesn't fit {name}", resize)
