@@ -46,7 +46,7 @@ class MakeShardsConfig(Settings):
     split_column: str | None = None
     """Of the table: train, valid or test."""
     concepts_column: str | None = None
-    """Of the table: concept ids, ";" between."""
+    """Of the table: concept ids (CUIs); a list, or text with anything between."""
     image_root: str | None = None
     """Where the table's image paths start. null: in the table's folder."""
     samples_per_shard: Count = 1000

@@ -252,9 +252,9 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
     except BadImage as error:
         return pair.reject(error.reason, error.detail)
     facts = {"id": pair.id, "split": pair.split, "width": stored.width, "height": stored.height}
-    facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest(), **pair.facts}
-    changes = {"reencoded": stored.reencoded, "resized_from": stored.resized_from}
-    facts |= {name: change for name, change in changes.items() if change}
+    facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest()}
+    more = {**pair.facts, "reencoded": stored.reencoded, "resized_from": stored.resized_from}
+    facts |= {name: fact for name, fact in more.items() if fact is not None}
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
     members = stored.data, pair.caption.encode(), about

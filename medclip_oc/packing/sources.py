@@ -39,6 +39,8 @@ SPLIT_WORDS = {
 _UNSAFE = re.compile(r'[./\\:*?"<>|]')
 _MAX_KEY_BYTES, _DIGEST_LETTERS = 200, 10
 _MAX_TOLD = 500  # letters of an id, and of a detail, in rejects.csv
+_CUI = re.compile(r"\bC\d{1,9}\b")
+_BETWEEN = re.compile(r"[\s;,|'\"()\[\]{}]|\b(nan|none|null)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Pair:
     image: ImageFile
     caption: str
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else the source says, for the sample's JSON: `concepts` (CUIs; absent where the source
-    doesn't say), `concept_names` (beside them, null where unknown), `license` (its columns)."""
+    """What else the source says, for the sample's JSON: `concepts` (CUIs), `concept_names` (beside
+    them), `license` (its columns). Of all rows the same keys; null where it isn't known."""
 
     def reject(self, reason: str, detail: str) -> Reject:
         """The record of this pair where its image can't be read or used."""
@@ -213,18 +215,22 @@ class Source:
             if part.images:
                 missing = f"no {identity}.jpg, .png or other image in {part.images}"
             return reject("image missing", missing)
+        try:
+            facts = self._facts(part, identity, cells)
+        except ValueError as error:
+            return reject("malformed row", str(error))
         taken[key] = row.location
-        return Pair(identity, key, part.split, image, caption, self._facts(part, identity, cells))
+        return Pair(identity, key, part.split, image, caption, facts)
 
     def _facts(self, part: Part, identity: str, cells: Mapping[str, Any]) -> dict[str, Any]:
-        facts, cuis = dict[str, Any](), part.cuis_by_id
-        listed = cells.get("concepts") if cuis is None else cuis.get(identity)
-        if listed is not None:
-            facts["concepts"] = parse_cuis(listed)
+        facts, known = dict[str, Any](), part.cuis_by_id
+        if known is not None or "concepts" in cells:
+            listed = cells.get("concepts") if known is None else known.get(identity)
+            cuis = facts["concepts"] = None if listed is None else parse_cuis(listed)
             if self._concept_names:
-                facts["concept_names"] = [self._concept_names.get(cui) for cui in facts["concepts"]]
-        if identity in part.license_by_id:
-            facts["license"] = part.license_by_id[identity]
+                facts["concept_names"] = cuis and [self._concept_names.get(cui) for cui in cuis]
+        if part.license:
+            facts["license"] = part.license_by_id.get(identity)
         return facts
 
     def fingerprints(self) -> dict[str, str]:
@@ -307,7 +313,8 @@ def key_of(identity: str) -> str:
 
 
 def parse_cuis(listed: Any) -> list[str]:
-    """Concept ids from a list, or from text with ";" or tabs between. "nan" is an absent one."""
-    parts = listed if isinstance(listed, list) else re.split(r"[;\t]", str(listed))
-    cuis = (str(cui).strip() for cui in parts)
-    return [cui for cui in cuis if cui and cui.lower() != "nan"]
+    """Concept ids in a list or a text, whatever separates them; ValueError: anything else there."""
+    text = " ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
+    if _BETWEEN.sub("", _CUI.sub("", text)):
+        raise ValueError(f"concepts {text[:60]!r}: wanted are CUIs such as C0040405")
+    return _CUI.findall(text)

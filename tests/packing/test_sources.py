@@ -1,7 +1,9 @@
 """Each row of a caption table becomes one pair, or one line that says why not."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from medclip_oc.errors import InputError
 from medclip_oc.packing import tables
-from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.image_store import stem
 from medclip_oc.packing.sources import Pair, Reject, key_of, unfit_id
 
@@ -69,6 +71,29 @@ def test_concepts(tmp_path: Path) -> None:
         open_source(tmp_path, ["train"]).count("train")
     table.unlink()
     assert all(not each.facts for each in read(tmp_path) if isinstance(each, Pair))
+
+
+BOTH = ("C1;C0040405", "C1,C0040405", "C1|C0040405", "C1 C0040405", "C1\tC0040405;")
+BOTH_LISTED = ("['C1', 'C0040405']", "['C1' 'C0040405']", ["C1", "nan", "C0040405"])
+NONE = ("", "[]", [], "nan", "None", ["nan"])
+ODD = ("heart failure", "C1 (CT)", "C1C2", "7", ["CT"], "c0040405", "nano")
+
+
+@pytest.mark.parametrize("cell", [*BOTH, *BOTH_LISTED, *NONE, *ODD])
+def test_concepts_are_split_by_whatever_is_between_and_what_holds_no_cui_is_refused(
+    tmp_path: Path, cell: Any
+) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"i": "a.jpg", "t": "x", "c": cell}))
+    (tmp_path / "a.jpg").touch()
+    columns = {"image": "i", "caption": "t", "concepts": "c"}
+    [found] = open_table(tmp_path / "t.jsonl", columns).records("train")
+    if cell in ODD:
+        assert isinstance(found, Reject)
+        assert found.reason == "malformed row"
+        assert "wanted are CUIs such as C0040405" in found.detail
+    else:
+        assert isinstance(found, Pair)
+        assert found.facts == {"concepts": [] if cell in NONE else ["C1", "C0040405"]}
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
