@@ -22,6 +22,7 @@ def main(config: MakeShardsConfig) -> None:
         max_pixels=config.max_pixels,
         resize=config.resize,
         drop_leaks=config.drop_leaks,
+        image_format=config.image_format,
     )
     if config.source and out.resolve() == config.path("source").resolve():
         raise InputError("--out: the source itself; the shards need a folder of their own")
@@ -44,6 +45,8 @@ def main(config: MakeShardsConfig) -> None:
         audit.write(out)
     print(report.table())
     print(report.closing(config.out, source.form))
+    if audit:
+        print(f"{out / 'audit.html'}: what the audit found")
 
 
 def run() -> None:

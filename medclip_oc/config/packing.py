@@ -14,7 +14,7 @@ MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
 TABLE = "image_column caption_column id_column split_column concepts_column image_root"
 VERIFY = "verify workers no_decode_check"
-PACK = "samples_per_shard resize no_decode_check overwrite drop_leaks"
+PACK = "samples_per_shard resize image_format no_decode_check overwrite drop_leaks"
 
 
 @dataclass
@@ -55,6 +55,8 @@ class MakeShardsConfig(Settings):
     """Reject images with more pixels than this; at most 178956970."""
     resize: Count | None = None
     """Store larger images with their shorter side at so many pixels, as JPEG of quality 95."""
+    image_format: Literal["jpg", "png"] | None = None
+    """Store every image as this: others are re-encoded. null: JPEG and PNG stay what they are."""
     no_decode_check: bool = False
     """Keep ordinary JPEG and PNG files unseen: faster, but damaged and blank ones get in."""
     workers: Count | None = None

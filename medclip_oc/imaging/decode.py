@@ -73,8 +73,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file has the mark of DICOM."""
-    return data[128:132] == b"DICM"
+    """Whether a file has the mark of DICOM, or begins as an older one does, with its first tag."""
+    return data[128:132] == b"DICM" or (data[:2] in (b"\x02\0", b"\x08\0") and data[3:4] == b"\0")
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -204,8 +204,6 @@ def _guess(data: bytes) -> str:
         return "; seems HEIF or AVIF"
     if not data.strip(b"\0"):
         return "; seems nothing but zeros"
-    if data[:2] in (b"\x02\0", b"\x08\0") and data[3:4] == b"\0":  # a first tag in these groups
-        return "; seems DICOM without its mark DICM at byte 128"
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((f"; seems {it}" for mark, it in _STARTS.items() if start.startswith(mark)), "")
 

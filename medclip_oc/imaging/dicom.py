@@ -1,7 +1,7 @@
 """The picture in a DICOM file: 8 bits, grey ("L") or colour ("RGB"). Needs pydicom 3.
 
-A file is DICOM if "DICM" stands at byte 128, whatever its name; what lacks that mark is not, as for
-pydicom itself. The rules:
+A file is DICOM if "DICM" stands at byte 128, whatever its name, or if it begins with a tag of group
+2 or 8, as files without that mark do. The rules:
 
 - The first frame of many.
 - Grey: modality LUT or rescale; then the VOI LUT, else the first window; what it shows darkest
@@ -53,7 +53,7 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode the first frame by the rules at the top of this module: "L" or "RGB", nothing else.
+    """Decode the first of `info["frames"]` by the rules at the top of this module: "L" or "RGB".
 
     Args:
         data: the whole file.
@@ -71,10 +71,12 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         # pydicom warns wherever a file departs from the standard; what matters raises
         warnings.simplefilter("ignore", UserWarning)
         try:
-            if _DEFLATED in data[132 : 144 + int.from_bytes(data[140:144], "little")]:
+            if _DEFLATED in data:
                 raise BadImage("undecodable", "a deflated DICOM file is not read")
-            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_READ])
-            return Image.fromarray(_shown(dataset, _first_frame(dataset, data, max_pixels)))
+            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_READ], force=True)
+            image = Image.fromarray(_shown(dataset, _first_frame(dataset, data, max_pixels)))
+            image.info["frames"] = int(dataset.get("NumberOfFrames") or 1)
+            return image
         except BadImage:
             raise
         except Exception as error:  # a damaged file raises whatever pydicom trips over
@@ -134,6 +136,7 @@ def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
     Refuses what has no pixels, too many, or pixels that nothing here can decode.
     """
     from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if rows and columns and rows * columns > max_pixels:
@@ -144,7 +147,9 @@ def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
             raise BadImage("truncated", "DICOM without whole pixels")
         raise BadImage("no picture", "a DICOM object without pixels: no image, or cut before them")
     if not (syntax := dataset.file_meta.get("TransferSyntaxUID")):
-        raise BadImage("undecodable", "DICOM that names no transfer syntax")
+        implicit, _ = dataset.original_encoding
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = syntax
     decode_frame = partial(pixel_array, dataset, index=0)
     if get_decoder(syntax).is_native:
         return decode_frame()

@@ -8,13 +8,16 @@ without chroma subsampling, if the source was a JPEG; else PNG. New files carry 
 With `resize`, an image whose shorter side is longer than that is stored with its shorter side at
 that many pixels, always as such a JPEG: filtered by Lanczos, the longer side rounded to the nearest
 pixel (halves up). The others are stored as without it: nothing is enlarged. A side of over 65,500
-pixels, which JPEG can't have, makes it a PNG.
+pixels, which JPEG can't have, makes it a PNG. With `image_format`, whatever has another format, or
+would get one, is a new file of that.
 
 An image of one value in every pixel is refused as "blank", so one pixel alone, too.
 """
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -39,6 +42,7 @@ class Stored:
     mode: str  # "L" or "RGB": of the decoded image
     reencoded: str | None  # why these are not the source's bytes; None: they are
     resized_from: tuple[int, int] | None = None  # width, height before, upright; None: the same
+    multi_frame: bool = False  # the first of the source's frames or pages
 
 
 def prepare(
@@ -47,6 +51,7 @@ def prepare(
     max_pixels: int = decoding.MAX_PIXELS,
     check: bool = True,
     resize: int | None = None,
+    image_format: Literal["jpg", "png"] | None = None,
 ) -> Stored:
     """Bytes for a shard: the source's own where they are safe to keep, else a new file.
 
@@ -57,39 +62,59 @@ def prepare(
             read: damage behind it, blankness, and an orientation that a PNG names after its
             pixels, go unnoticed.
         resize: largest shorter side in pixels. None: any.
+        image_format: what every image is stored as. None: what it is, JPEG or PNG.
 
     Raises:
         BadImage: the image can't be used.
     """
+    own, before = "png", None
+    reason: str | None = "DICOM file"
     if decoding.is_dicom(data):
         picture = decoding.decode(data, max_pixels=max_pixels)
-        return _anew(picture, "DICOM file", jpeg=False, resize=resize)
-    if not check and resize is None and (plain := plain_jpeg(data, max_pixels)):
-        space, size = plain  # read in a fifth of the time that Pillow takes
-        if decoding.jpeg_frame(data)[0] <= 2:
-            return Stored(data, "jpg", *size, "L" if space == "GRAY" else "RGB", None)
-    image = open_image(data, max_pixels)
-    size, jpeg = image.size, image.format in ("JPEG", "MPO")
-    flat = flatten(image, data) if check and not jpeg else None
-    reason, smaller = _unsafe(image, data), _smaller(size, resize)
-    if not reason and not smaller:
-        mode = "L" if image.mode in decoding.GREY else "RGB"
-        if check and jpeg:
-            # at an eighth of the size the whole bit stream is read and the same damage found, in
-            # about half the time: what is left out is the inverse transform of the fine detail
-            _drafted(image, data, max_pixels, (1, 1))
-        elif flat:
-            refuse_blank(flat)
-        return Stored(data, "jpg" if jpeg else "png", *size, mode, None)
-    if jpeg and smaller:
-        # twice the pixels wanted, each way. On real ROCOv2 images about twice as fast in all; its
-        # PSNR against decoding in full is 53 dB (median), that of the JPEG then written 44 dB
-        picture, box = _drafted(image, data, max_pixels, (2 * smaller[0], 2 * smaller[1]))
-        orientation = read_orientation(image)
-        small = turn(picture.resize(smaller, Image.Resampling.LANCZOS, box=box), orientation)
-        return _encoded(small, reason, jpeg=True, before=size[::-1] if orientation > 4 else size)
-    picture = turn(flat or flatten(image, data), read_orientation(image))
-    return _anew(picture, reason, jpeg=jpeg, resize=resize)
+        multi_frame = picture.info["frames"] > 1
+    else:
+        quick = not check and resize is None and image_format != "png"
+        if quick and (plain := plain_jpeg(data, max_pixels)):
+            space, size = plain  # read in a fifth of the time that Pillow takes
+            if decoding.jpeg_frame(data)[0] <= 2:
+                return Stored(data, "jpg", *size, "L" if space == "GRAY" else "RGB", None)
+        image = open_image(data, max_pixels)
+        multi_frame, size, jpeg = False, image.size, image.format in ("JPEG", "MPO")
+        own, smaller = "jpg" if jpeg else "png", _smaller(size, resize)
+        with suppress(Exception):  # of what is damaged behind the first frame
+            multi_frame = getattr(image, "is_animated", False)
+        flat = flatten(image, data) if check and not jpeg else None
+        reason = _unsafe(image, data)
+        if not reason and not smaller and image_format in (None, own):
+            mode = "L" if image.mode in decoding.GREY else "RGB"
+            if check and jpeg:
+                # at an eighth of the size the whole bit stream is read and the same damage found,
+                # in about half the time: the inverse transform of the fine detail is left out
+                _drafted(image, data, max_pixels, (1, 1))
+            elif flat:
+                refuse_blank(flat)
+            return Stored(data, own, *size, mode, None, multi_frame=multi_frame)
+        if jpeg and smaller:
+            # twice the pixels wanted, each way. On real ROCOv2 images about twice as fast in all;
+            # its PSNR against decoding in full is 53 dB (median), that of the JPEG then written 44
+            picture, box = _drafted(image, data, max_pixels, (2 * smaller[0], 2 * smaller[1]))
+            orientation = read_orientation(image)
+            picture = turn(picture.resize(smaller, Image.Resampling.LANCZOS, box=box), orientation)
+            before = size[::-1] if orientation > 4 else size
+        else:
+            picture = turn(flat or flatten(image, data), read_orientation(image))
+            reason = reason or (None if smaller else f"{image.format} file")
+    if before is None:
+        refuse_blank(picture)
+        if smaller := _smaller(picture.size, resize):
+            before, picture = picture.size, picture.resize(smaller, Image.Resampling.LANCZOS)
+    extension = image_format or ("jpg" if before else own)
+    if extension == "jpg" and max(picture.size) > _LONGEST_JPEG:
+        if image_format:
+            raise BadImage("over max pixels", f"a side of over {_LONGEST_JPEG:,}, JPEG's limit")
+        extension = "png"
+    content, reason = _encoded(picture, extension), reason or "resized"
+    return Stored(content, extension, *picture.size, picture.mode, reason, before, multi_frame)
 
 
 def refuse_blank(picture: Image.Image) -> None:
@@ -155,23 +180,11 @@ def _smaller(size: tuple[int, int], resize: int | None) -> tuple[int, int] | Non
     return (resize, longer) if size[0] <= size[1] else (longer, resize)
 
 
-def _anew(picture: Image.Image, reason: str | None, *, jpeg: bool, resize: int | None) -> Stored:
-    """Store an upright picture as a new file, shrunk if it is too large."""
-    refuse_blank(picture)
-    if smaller := _smaller(picture.size, resize):
-        small = picture.resize(smaller, Image.Resampling.LANCZOS)
-        return _encoded(small, reason, jpeg=True, before=picture.size)
-    return _encoded(picture, reason, jpeg=jpeg)
-
-
-def _encoded(
-    picture: Image.Image, reason: str | None, *, jpeg: bool, before: tuple[int, int] | None = None
-) -> Stored:
+def _encoded(picture: Image.Image, extension: str) -> bytes:
     buffer = io.BytesIO()
     picture.info = {}  # Pillow would write comments and colour profiles
-    if jpeg := jpeg and max(picture.size) <= _LONGEST_JPEG:
+    if extension == "jpg":
         picture.save(buffer, "JPEG", quality=95, subsampling=0)
     else:
         picture.save(buffer, "PNG")
-    extension, reason = "jpg" if jpeg else "png", reason or "resized"
-    return Stored(buffer.getvalue(), extension, *picture.size, picture.mode, reason, before)
+    return buffer.getvalue()

@@ -109,7 +109,7 @@ def open_table(
     Args:
         path: .csv, .tsv, .jsonl or .parquet.
         columns: see `Part`; image and caption are among them.
-        image_root: where image paths start. None: the table's folder.
+        image_root: where image paths start; else in the table's folder, or in `images` there.
         splits: which ones to read; without a split column, the one that all rows go to. None:
             those that the table has, or train.
 
@@ -131,7 +131,9 @@ def open_table(
         raise InputError("--splits: a table without --split-column goes to one split; name one")
     if not root.is_dir():
         raise InputError(f"{root}: no such image folder (--image-root)")
-    return Source("table", [Part(split, table, columns, image_root=root) for split in chosen])
+    places = dict.fromkeys([root, path.parent, path.parent / "images"])
+    images = [Folder(place) for place in places if place.is_dir()]
+    return Source("table", [Part(split, table, columns, images) for split in chosen])
 
 
 def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
@@ -210,7 +212,7 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
         split,
         Table((captions[0],), None if layout.header else ("ID", "Caption")),
         {"id": "ID", "caption": "Caption"},
-        images=Archive(images) if images.suffix == ".zip" else Folder(images),
+        images=[Archive(images) if images.suffix == ".zip" else Folder(images)],
         concepts=Table((listed,), None if layout.header else ("ID", "CUIs")) if listed else None,
         license=Table((license,)) if license.is_file() else None,
     )
@@ -224,4 +226,4 @@ def _parquet_part(files: Sequence[Path], root: Path, split: str, concepts: Conce
     listed = {name.lower() for name in table.names()} & {"cui", "cuis", "concepts"}
     if listed and concepts != "none":
         columns["concepts"] = min(listed)
-    return Part(split, table, columns, image_root=root)
+    return Part(split, table, columns, [Folder(root)])

@@ -1,11 +1,13 @@
 """Where an image's bytes lie: in a file, in a member of a zip, in a cell of a table.
 
-`Folder` and `Archive` find the image that an id names.
+`Folder` and `Archive` find the image that an id or a path names.
 """
 
 import os
+import unicodedata
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
@@ -14,8 +16,9 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..runtime.git_lfs import pointer
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
-"""Of image files, in the order in which they are looked for; upper case counts as well."""
+_ENDINGS = "jpg jpeg jpe jfif png dcm dicom ima tif tiff bmp gif webp jp2 pgm ppm"
+EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS.split())
+"""Of image files, the preferred ones first; capitals count the same."""
 MAX_BYTES = 1 << 30
 """Of an image file, unpacked: as the most pixels that --max-pixels allows have in 16-bit colour."""
 
@@ -34,19 +37,26 @@ class Folder:
         if not path.is_dir():
             raise InputError(f"{path}: no such image folder")
         self.path = path
+        self._names_in: Callable[[Path], dict[str, list[str]]] = lru_cache(256)(_files_in)
 
     def find(self, name: str) -> ImageFile | None:
-        """The image of that name, or of that name with one of EXTENSIONS."""
-        bare = stem(name)
-        names = [bare + each for extension in EXTENSIONS for each in (extension, extension.upper())]
-        found = map(self._get, [name, *names] if bare != name else names)
-        return next(filter(None, found), None)
+        """The image of that name, whatever its extension; else one whose name differs in capitals
+        or in its Unicode form, where it is the only one.
+        """
+        if image := self._get(name):
+            return image
+        place, base = os.path.split(name)
+        alike = self._names_in(self.path / place).get(_fold(base), [])
+        alike = [each for each in alike if stem(each) == stem(base)] or alike
+        if len({stem(each) for each in alike}) != 1:
+            return None
+        return self._get(os.path.join(place, alike[0]))  # noqa: PTH118
 
     def _get(self, name: str) -> ImageFile | None:
         return image_on_disk(self.path / name)
 
     def __str__(self) -> str:
-        return self.path.name
+        return str(self.path)
 
 
 class Archive(Folder):
@@ -63,12 +73,14 @@ class Archive(Folder):
         self.path = path
         self._members = dict[str, str]()  # base name -> name in the archive
         for name in names:
-            base = PurePosixPath(name).name
+            base = PurePosixPath(name.replace("\\", "/")).name  # old zips of Windows have these
             # "__MACOSX/._a.jpg" is a Mac's note about a.jpg
-            if name.endswith("/") or base.startswith("._"):
+            if name.endswith(("/", "\\")) or base.startswith("._"):
                 continue
             if (first := self._members.setdefault(base, name)) != name:
                 raise InputError(f"{path}: holds two images {base}: {first}, {name}")
+        alike = _group(self._members)
+        self._names_in = lambda _: alike
 
     def _get(self, name: str) -> ImageFile | None:
         if member := self._members.get(name):
@@ -96,6 +108,30 @@ def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
     bare, dot, extension = name.rpartition(".")
     return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
+
+
+def _fold(name: str) -> str:
+    """What names of one image have in common."""
+    return unicodedata.normalize("NFC", stem(name)).casefold()
+
+
+def _group(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names that `_fold` makes the same, those of preferred extensions first."""
+    found, order = dict[str, list[str]](), (*EXTENSIONS, "")
+
+    def rank(name: str) -> tuple[int, str]:
+        extension = name[len(stem(name)) :]
+        return order.index(extension.lower()), extension.swapcase()
+
+    for name in sorted(names, key=rank):
+        found.setdefault(_fold(name), []).append(name)
+    return found
+
+
+def _files_in(folder: Path) -> dict[str, list[str]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return _group(entry.name for entry in entries if entry.is_file())
+    return {}
 
 
 def read_file(path: str) -> bytes:

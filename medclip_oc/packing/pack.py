@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..data.index import INDEX, REJECTS, SIZES, VERSION
 from ..errors import BadImage, InputError, WorkError
@@ -48,6 +48,7 @@ class PackOptions:
     max_pixels: int = MAX_PIXELS  # larger images are rejected
     resize: int | None = None  # the shorter side of what is larger, in pixels. None: as it is
     drop_leaks: bool = False  # the source is one without its leaks; here, so that they can't mix
+    image_format: Literal["jpg", "png"] | None = None  # of all images. None: JPEG or PNG, as it is
 
 
 def pack(
@@ -124,6 +125,7 @@ def _finished(out: Path, head: Mapping[str, Any]) -> PackReport:
         path.unlink(missing_ok=True)
     counts = index["counts"]
     report = PackReport(Counter(counts["read"]), reencoded=Counter(counts["reencoded"]))
+    report.multi_frame = counts.get("multi_frame", 0)
     report.before = report.read.total()
     for shard in index["shards"]:
         _check_shard(out, shard)
@@ -174,7 +176,9 @@ def _pack(
                     f"{split}: {rows[split]} rows counted, {read} read, {packed} packed + "
                     f"{rejected} rejected; did the source change meanwhile?"
                 )
-    journal.finish({"read": report.read, "reencoded": dict(sorted(report.reencoded.items()))})
+    reencoded = dict(sorted(report.reencoded.items()))
+    counts = {"read": report.read, "reencoded": reencoded, "multi_frame": report.multi_frame}
+    journal.finish(counts)
     return report
 
 
@@ -188,7 +192,7 @@ def _write_split(
 ) -> None:
     """Write the shards of a split that aren't there yet; note and count every outcome."""
     line: dict[str, Any] = {"split": split, "shard": None, "read": report.read[split]}
-    line |= {"reencoded": Counter(), "rejects": []}
+    line |= {"reencoded": Counter(), "multi_frame": 0, "rejects": []}
 
     def accepted() -> Iterator[Packed]:
         for result in results:
@@ -199,14 +203,14 @@ def _write_split(
                 continue
             if result.reencoded:
                 line["reencoded"][result.reencoded] += 1
+            line["multi_frame"] += result.multi_frame
             yield result
 
     def note(shard: Mapping[str, Any] | None) -> None:
         line["shard"] = shard
         journal.write(line)
         report.add(line)
-        line["reencoded"].clear()
-        line["rejects"].clear()
+        line.update(reencoded=Counter(), multi_frame=0, rejects=[])
 
     first = report.shards[split]
     for shard in write_shards(journal.folder, split, accepted(), samples_per_shard, first):
@@ -216,7 +220,8 @@ def _write_split(
             for each in chain(journal.lines(), [line]):
                 writer.writerows(each["rejects"])
         reason, most = Counter(reason for *_, reason, _ in line["rejects"]).most_common(1)[0]
-        told = f"{most} of {line['read']}: {reason} (see {journal.folder / REJECTS})"
+        example = next(detail for *_, each, detail in line["rejects"] if each == reason)
+        told = f"{most} of {line['read']}: {reason} ({example}); see {journal.folder / REJECTS}"
         raise WorkError(f"{split}: no pair could be packed; {told}")
     note(None)
 
@@ -228,7 +233,7 @@ def _prepared(
     prepare = partial(_prepare, options)
     with warnings.catch_warnings():
         _ignore_warnings()  # for all threads at once: within one, each would undo the others'
-        if options.decode_check or options.resize is not None:
+        if options.decode_check or options.resize is not None or options.image_format:
             yield from ordered_map(prepare, records, workers, start=_ignore_warnings)
         else:
             # reading and hashing let other threads run; the rest is too little to share out
@@ -247,7 +252,11 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
         return pair.reject("image unreadable", str(error.strerror))
     try:
         stored = encode.prepare(
-            data, max_pixels=options.max_pixels, check=options.decode_check, resize=options.resize
+            data,
+            max_pixels=options.max_pixels,
+            check=options.decode_check,
+            resize=options.resize,
+            image_format=options.image_format,
         )
     except BadImage as error:
         return pair.reject(error.reason, error.detail)
@@ -258,7 +267,7 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
     members = stored.data, pair.caption.encode(), about
-    return Packed(pair.key, stored.extension, members, stored.reencoded)
+    return Packed(pair.key, stored.extension, members, stored.reencoded, stored.multi_frame)
 
 
 def _ignore_warnings() -> None:

@@ -1,5 +1,6 @@
 """What a packing did: its counts, and what the command prints of them."""
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ class PackReport:
     """(split, reason) -> rows."""
     reencoded: Counter[str] = field(default_factory=Counter)
     """Reason -> images that could not keep their bytes."""
+    multi_frame: int = 0  # images of which the first of several frames or pages is packed
     shards: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
     """Of the tars."""
@@ -26,6 +28,7 @@ class PackReport:
         """Count a line of the journal (see journal.py)."""
         self.read[line["split"]] = line["read"]
         self.reencoded.update(line["reencoded"])
+        self.multi_frame += line.get("multi_frame", 0)
         self.rejected.update((split, reason) for _, split, reason, _ in line["rejects"])
         if line["shard"]:
             self.add_shard(line["shard"])
@@ -57,10 +60,12 @@ class PackReport:
             lines.append(f"  rejected   {number:>6}  {split}: {reason}")
         for reason, number in sorted(self.reencoded.items()):
             lines.append(f"  re-encoded {number:>6}  {reason}")
+        if self.multi_frame:
+            lines.append(f"  shortened  {self.multi_frame:>6}  to the first of several frames")
         return "\n".join(lines)
 
     def closing(self, out: Path | str, form: str) -> str:
-        """The last line: where the shards are, and what there is to know about them."""
+        """The last lines: where the shards are, what there is to know about them, what is next."""
         total = self.read.total()
         if self.before == total:
             line = f"{out}: complete already, with this source and these settings; nothing done"
@@ -69,4 +74,7 @@ class PackReport:
         line = f"{out}: done (source: {form})"
         if self.before:
             line += f"; {self.before:,} of {total:,} rows were done by an earlier run"
-        return line + "; see rejects.csv" * bool(self.rejected)
+        line += "; see rejects.csv" * bool(self.rejected)
+        sets = [f" --data.{name} {shlex.quote(str(out))}" for name in ("train", "valid")]
+        training = f"\nnext: medclip_oc train --config vitb16{''.join(sets)}"
+        return line + training * all(self.packed[name] for name in ("train", "valid"))

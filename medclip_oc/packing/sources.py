@@ -11,19 +11,20 @@ newlines and quotes inside survive.
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 
 from ..data.index import is_blank
 from ..errors import InputError
-from .image_store import Archive, Folder, ImageFile, image_on_disk, stem
+from .image_store import Archive, Folder, ImageFile, stem
 from .tables import Number, Row, Table
 
 SPLITS = ("train", "valid", "test")
@@ -89,11 +90,10 @@ class Part:
     captions: Table
     columns: Mapping[str, str]
     """Which columns of it (named as in `Table.rows`) hold the caption and what else there is of:
-    id (without it, the path of the image is the id); image, or its path (without it, `images`
-    finds one by the id); split (without it, all rows are of this one); concepts."""
-    images: Folder | None = None
-    image_root: Path = Path()
-    """Where the paths in the image column start."""
+    id (without it, the path of the image is the id); image, or its path (without it, the id names
+    the file); split (without it, all rows are of this one); concepts."""
+    images: Sequence[Folder]
+    """Where the files are, or where their paths start; the first that has one counts."""
     concepts: Table | None = None
     """ID and CUIs."""
     license: Table | None = None
@@ -127,14 +127,12 @@ class Part:
         return by_id(self.license, "ID", columns).map(str.strip).to_dict("index")
 
     def find_image(self, name: str, cell: Any) -> ImageFile | None:
-        """The image of a row: found by its id, or in the cell, or where the cell says."""
-        if self.images:
-            return self.images.find(name)
-        if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
-            cell = cell.get("bytes") or cell.get("path") or ""
+        """The image of a row: in the cell, or where the cell says, or by its id."""
         if isinstance(cell, bytes):
             return ImageFile(name, partial(bytes, cell))
-        return image_on_disk(self.image_root / str(cell).strip()) if cell else None
+        wanted = as_path(str(cell).strip()) if "image" in self.columns else name
+        found = (place.find(wanted) for place in self.images if wanted)
+        return next(filter(None, found), None)
 
 
 class Source:
@@ -209,12 +207,16 @@ class Source:
         if is_blank(caption):
             return reject("caption empty", "no text but blanks")
         cell = cells.get("image")
+        if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
+            cell = cell.get("bytes") or cell.get("path") or ""
         image = part.find_image(name, cell)
         if image is None:
-            missing = f"no file {cell!r}" if cell else "no image in the row"
-            if part.images:
-                missing = f"no {identity}.jpg, .png or other image in {part.images}"
-            return reject("image missing", missing)
+            places = " or ".join(map(str, part.images))
+            missing = f"no {identity}.jpg, .png or other image in {places}"
+            if "image" in part.columns:
+                hint = "; --image-root says where paths start" * (self.form == "table")
+                missing = f"no {cell!r}, whatever its ending, in {places}{hint}"
+            return reject("image missing", missing if cell != "" else "no image in the row")
         try:
             facts = self._facts(part, identity, cells)
         except ValueError as error:
@@ -244,9 +246,9 @@ class Source:
             tables.update(repr((part.split, columns, part.columns.get("concepts"))).encode())
             for table in filter(None, (part.captions, part.concepts, part.license)):
                 tables.update(table.digest().encode())
-            path = part.images.path if part.images else part.image_root
+            path = part.images[0].path
             places.append([part.split, str(path.resolve())])
-            if isinstance(part.images, Archive):
+            if isinstance(part.images[0], Archive):
                 places[-1] += [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
         tables.update(json.dumps(self._concept_names, sort_keys=True).encode())
         images = json.dumps(places).encode(errors="surrogateescape")
@@ -310,6 +312,13 @@ def key_of(identity: str) -> str:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGEST_LETTERS]
     room = _MAX_KEY_BYTES - len(digest) - 1
     return f"{safe.encode()[:room].decode(errors='ignore').strip()}-{digest}"
+
+
+def as_path(text: str) -> str:
+    """A path as tables have it: also `file://...`, `~/...`, and with backslashes."""
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://"))
+    return os.path.expanduser(text.replace("\\", "/"))  # noqa: PTH111 (Path's raises)
 
 
 def parse_cuis(listed: Any) -> list[str]:

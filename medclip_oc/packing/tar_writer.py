@@ -26,6 +26,7 @@ class Packed(NamedTuple):
     extension: str  # of the image
     members: tuple[bytes, bytes, bytes]  # image, caption, facts
     reencoded: str | None  # why the image is a new file; None: it is the source's
+    multi_frame: bool  # it is the first of several frames or pages
 
 
 def write_shards(

@@ -144,6 +144,7 @@ def test_shows(name: str) -> None:
     assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1  # rounding
     stored = prepare(data)
     assert (stored.extension, stored.reencoded) == ("png", "DICOM file")
+    assert stored.multi_frame == (b"\x28\0\x08\0IS\2\x002 " in data)  # the number of frames
     kept = Image.open(io.BytesIO(stored.data))
     assert np.array_equal(np.asarray(kept), np.asarray(image))
     assert not kept.info

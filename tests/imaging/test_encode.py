@@ -94,6 +94,26 @@ def test_a_shard_shows_stock_readers_the_same(name: str) -> None:
     assert np.abs(difference).max() <= (0 if stored.data == data or name in EXACT else 6)
 
 
+LONG_NAMES = {"jpg": "JPEG", "png": "PNG"}
+
+
+@pytest.mark.parametrize("image_format", LONG_NAMES)
+@pytest.mark.parametrize("name", FILES)
+def test_all_become_one_format_and_those_that_have_it_stay(name: str, image_format: Any) -> None:
+    data, usual = FILES[name], prepare(FILES[name])
+    stored = prepare(data, image_format=image_format)
+    assert prepare(data, check=False, image_format=image_format) == stored
+    if usual.extension == image_format:
+        assert stored == usual
+        return
+    ours, stock = decode(data), Image.open(io.BytesIO(stored.data))
+    assert (stored.extension, stock.format) == (image_format, LONG_NAMES[image_format])
+    assert stored.reencoded
+    difference = np.asarray(stock.convert("RGB")).astype(int) - np.asarray(ours.convert("RGB"))
+    assert (np.abs(difference).mean() < 6) if image_format == "jpg" else not difference.any()
+    assert prepare(data, resize=8, image_format=image_format).extension == image_format
+
+
 ARTIST = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x3b\0\x02\0\0\0\x04Doe\0\0\0\0\0"
 TELLING: dict[str, bytes] = {
     "JPEG": file(SMOOTH.convert("CMYK"), "JPEG", comment="Doe", icc_profile=b"Doe", exif=ARTIST),

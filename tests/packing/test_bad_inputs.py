@@ -77,7 +77,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Packed:
         files[f"{number}{Path(file_name).suffix}"] = data
     path = tmp_path_factory.mktemp("images")
     source = folder(path / "in", "\n".join(rows).encode(), files)
-    return packed(source, path / "out")
+    found = packed(source, path / "out")
+    counts = json.loads((path / "out" / "index.json").read_text())["counts"]
+    assert counts["multi_frame"] == 4  # APNG, GIF, MPO, WebP
+    return found
 
 
 @pytest.mark.parametrize("name", IMAGES)

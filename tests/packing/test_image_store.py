@@ -15,6 +15,38 @@ from medclip_oc.packing import image_store, table_files
 from medclip_oc.packing.formats import open_source
 from tests.support.tiny_dataset import jpeg
 
+ENDINGS = (".jpe", ".jfif", ".JPG", ".Png", ".pgm", ".bmp", ".webp", ".dicom", ".DCM", ".ima", "")
+LOOKED_UP = [  # what is asked for, what there is, what is found
+    *(("IM.1", [f"IM.1{ending}", "IM.1.txt", "IM.json"], f"IM.1{ending}") for ending in ENDINGS),
+    ("a.jpg", ["a.dcm", "a.png", "A.jpg"], "a.png"),
+    ("a", ["a.JPG", "a.jpg"], "a.jpg"),
+    ("A", ["a.jpg", "b.jpg"], "a.jpg"),
+    ("aB", ["ab.jpg", "AB.jpg"], None),  # which?
+    ("\u00e9", ["e\u0301.jpg"], "e\u0301.jpg"),
+    ("a", ["a.txt", "a.csv"], None),
+    ("s1/x", ["s1/X.Dcm", "x.jpg"], "X.Dcm"),
+    ("s2/x", ["s1/x.jpg", "y.jpg"], None),
+]
+
+
+@pytest.mark.parametrize(("name", "there", "expected"), LOOKED_UP)
+def test_finds_one_image_by_name(
+    tmp_path: Path, name: str, there: list[str], expected: str | None
+) -> None:
+    for each in there:
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).write_bytes(each.encode())
+    stores = [image_store.Folder(tmp_path)]
+    if "/" not in name:  # an old zip of Windows
+        with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+            for each in there:
+                archive.writestr(f"train\\{each}", each)
+        stores.append(image_store.Archive(tmp_path / "z"))
+    for store in stores:
+        image = store.find(name)
+        assert (image and image.name) == expected
+        assert not image or image.read().decode().endswith(image.name)
+
 
 def test_what_is_too_large_unpacked_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

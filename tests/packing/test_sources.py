@@ -44,6 +44,32 @@ def test_finds_the_image(tmp_path: Path) -> None:
     assert [pair.image.name for pair in pairs] == [*names[:5], "f.png"]
 
 
+CELLS = ["0001", "0001.jpg", "images/0001.jpg", "images\\0001.JPG", "ROOT/images/0001.jpg"]
+CELLS += ["file://ROOT/images/0001.jpg", "~/images/0001", "file://ROOT/im%61ges/0001.png"]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("image_root", [None, "other"])
+def test_finds_the_image_of_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, image_root: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("images", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images" / "0001.jpg").touch()
+    rows = f"file,text\n{cell.replace('ROOT', str(tmp_path))},heart\n0002,lung\n,none\n"
+    (tmp_path / "t.csv").write_text(rows)
+    root, columns = image_root and tmp_path / image_root, {"image": "file", "caption": "text"}
+    source = open_table(tmp_path / "t.csv", columns, image_root=root)
+    found, missing, empty = source.records("train")
+    assert isinstance(found, Pair)
+    assert found.image.name == "0001.jpg"
+    assert isinstance(missing, Reject)
+    assert missing.detail.startswith("line 3: no '0002', whatever its ending, in ")
+    assert missing.detail.endswith(f"{tmp_path}/images; --image-root says where paths start")
+    assert isinstance(empty, Reject)
+
+
 def test_ids_with_odd_characters_get_a_safe_key(tmp_path: Path) -> None:
     """UIDs have dots, MIMIC's ids have folders; both keep their name in the sample's JSON."""
     text = "ID,Caption\n1.2.840,one\ns5/x,two\ns5_x,three\n"

@@ -57,6 +57,7 @@ TWELVE_BITS = JPEG.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c")
 TEXT_BOMB = PNG[:33] + chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * (1 << 22))) + PNG[33:]
 LONG_TEXT = PNG[:33] + chunk(b"tEXt", b"k\0" + b"x" * (1 << 21)) + PNG[33:]
 BOMB = png(60_000, 60_000, 8, 0, bytes(1000))
+OLD_DICOM = dicom(COLOUR)[dicom(COLOUR).index(b"\x08\0\x16\0") :]  # without what leads it in
 DEEP_REASON = "more than 8 bits per channel"
 BITS_32 = file(Image.fromarray(DEEP[..., 0].astype(np.int32) * 5000), "TIFF")
 CLEAR = file(Image.merge("RGBA", (*RGB.split(), ALPHA)), "PNG")
@@ -85,6 +86,8 @@ IMAGES: dict[str, tuple[str, bytes, Kept | Shown | Refused]] = {
     "JPEG 2000": ("a.jp2", file(RGB, "JPEG2000"), Shown(COLOUR, "JPEG2000 file")),
     "BMP": ("a.bmp", file(RGB, "BMP"), Shown(COLOUR, "BMP file")),
     "DICOM named .jpg": ("a.jpg", dicom(COLOUR), Shown(COLOUR, "DICOM file")),
+    "DICOM without its mark": ("a", dicom(COLOUR)[132:], Shown(COLOUR, "DICOM file")),
+    "DICOM as of old": ("a.ima", OLD_DICOM, Shown(COLOUR, "DICOM file")),
     # refused
     "no bytes": ("a.jpg", b"", Refused("empty", "0 bytes")),
     "zeros": ("a.jpg", bytes(5000), Refused("undecodable", "nothing but zeros")),
