@@ -9,36 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import InputError
+from ..models import transformers_clip
 from ..models.clip import Clip
 from . import tokenizer_files
 from .parity import Side, quiet
-
-_NAMES = {
-    "conv1": "embeddings.patch_embedding",
-    "class_embedding": "embeddings.class_embedding",
-    "token_embedding": "embeddings.token_embedding",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "transformer.resblocks": "encoder.layers",
-    "ln_pre": "pre_layrnorm",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "ln_post": "post_layernorm",
-    "ln_final": "final_layer_norm",
-    ".attn.": ".self_attn.",
-    "in_proj_": "{}_proj.",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-"""Parts of weights' names in open_clip and CLIPModel; {} is q, k or v, which open_clip joins."""
-_OUTSIDE_TOWERS = {
-    "logit_scale": "logit_scale",
-    "visual.proj": "visual_projection.weight",
-    "text_projection": "text_projection.weight",
-}
 
 
 def write(clip: Clip, folder: Path) -> None:
@@ -50,9 +27,7 @@ def write(clip: Clip, folder: Path) -> None:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     _check(clip)
-    weights: dict[str, Tensor] = {}
-    for key, tensor in clip.towers.clip.state_dict().items():
-        weights |= _converted(key.removeprefix("text."), tensor)  # of a module of its own
+    weights = transformers_clip.to_clip_model(clip.towers.clip.state_dict())
     with quiet():
         model = CLIPModel(CLIPConfig(**_config(clip)))
         try:
@@ -98,18 +73,6 @@ def _check(clip: Clip) -> None:
 def _no_counterpart(clip: Clip, problem: str) -> InputError:
     name = clip.description["name"]
     return InputError(f"--to hf: {name} has no counterpart in CLIPModel: {problem}")
-
-
-def _converted(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A weight by CLIPModel's name; one that it doesn't have gets a name that it refuses."""
-    if key in _OUTSIDE_TOWERS:
-        return {_OUTSIDE_TOWERS[key]: tensor.t().contiguous()}
-    name = key.replace("visual.", "vision_model.") if "visual." in key else f"text_model.{key}"
-    for ours, theirs in _NAMES.items():
-        name = name.replace(ours, theirs)
-    if "{}" not in name:
-        return {name: tensor}
-    return {name.format(p): rows.clone() for p, rows in zip("qkv", tensor.chunk(3), strict=True)}
 
 
 def _config(clip: Clip) -> dict[str, Any]:
