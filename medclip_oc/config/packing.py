@@ -12,7 +12,7 @@ Concepts = Literal["all", "manual", "none"]
 MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
-TABLE = "image_column caption_column id_column split_column concepts_column image_root"
+TABLE = "image_column caption_column id_column split_column concepts_column keep_columns image_root"
 VERIFY = "verify workers no_decode_check"
 PACK = "samples_per_shard resize image_format no_decode_check overwrite drop_leaks"
 
@@ -35,8 +35,9 @@ class MakeShardsConfig(Settings):
     where it has no --split-column."""
     concepts: Concepts = "all"
     """Which concept ids (CUIs) to join. manual: those checked by hand (*_concepts_manual.csv)."""
-    table: str | None = None
-    """Instead of --source: a table (.csv, .tsv, .json, .jsonl, .parquet, .xlsx), one pair a row."""
+    table: str | list[str] | None = None
+    """Instead of --source: a table (.csv, .tsv, .json, .jsonl, .parquet, .xlsx), one pair a row; or
+    several, or a folder of Parquet files."""
     image_column: str | None = None
     """Of the table: path of the image; in Parquet, its bytes will do."""
     caption_column: str | None = None
@@ -47,6 +48,8 @@ class MakeShardsConfig(Settings):
     """Of the table: train, valid or test."""
     concepts_column: str | None = None
     """Of the table: concept ids (CUIs); a list, or text with anything between."""
+    keep_columns: list[str] | None = None
+    """Of the table: columns whose text goes into each pair's JSON, as in `finding,view`."""
     image_root: str | None = None
     """Where the table's image paths start. null: in the table's folder."""
     samples_per_shard: Count = 1000
@@ -91,9 +94,9 @@ class MakeShardsConfig(Settings):
         if self.drop_leaks and self.splits and not (self.splits[1:] and "train" in self.splits):
             raise InputError("--drop-leaks: needs train and another split to compare it with")
 
-    def path(self, name: str) -> Path:
-        """A field that is a path; InputError: none that a file system can have."""
-        text: str = getattr(self, name)
+    def path(self, name: str, text: str = "") -> Path:
+        """A field that is a path, or one of its paths; InputError: no file system can have it."""
+        text = text or getattr(self, name)
         if not text.strip():
             raise InputError(f"{self.option(name)}: is empty; give a path")
         try:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from ..config.packing import Concepts, Form, MakeShardsConfig
 from ..errors import InputError
+from ..runtime.progress import print_line
 from .image_store import Archive, Folder
-from .sources import SPLIT_WORDS, SPLITS, Part, Source, by_id, parse_split
+from .sources import FACTS, SPLIT_WORDS, SPLITS, Part, Source, by_id, parse_split
 from .tables import Table
 
 
@@ -62,7 +63,10 @@ def from_settings(config: MakeShardsConfig) -> Source:
     named = ((what, getattr(config, f"{what}_column")) for what in _COLUMNS)
     columns = {what: column for what, column in named if column}
     root = config.path("image_root") if config.image_root else None
-    return open_table(config.path("table"), columns, image_root=root, splits=config.splits)
+    texts = config.table if isinstance(config.table, list) else [config.table or ""]
+    paths = [config.path("table", text) for text in texts]
+    kept = [name.strip() for word in config.keep_columns or () for name in word.split(",")]
+    return open_table(paths, columns, image_root=root, splits=config.splits, kept=kept)
 
 
 def open_source(
@@ -98,42 +102,52 @@ def open_source(
 
 
 def open_table(
-    path: Path,
+    paths: Path | Sequence[Path],
     columns: Mapping[str, str],
     *,
     image_root: Path | None = None,
     splits: Sequence[str] | None = None,
+    kept: Sequence[str] = (),
 ) -> Source:
     """A source that is one table with the columns that the user names.
 
     Args:
-        path: .csv, .tsv, .jsonl or .parquet.
+        paths: its file, or files, or a folder of Parquet files.
         columns: see `Part`; image and caption are among them.
         image_root: where image paths start; else in the table's folder, or in `images` there.
         splits: which ones to read; without a split column, the one that all rows go to. None:
             those that the table has, or train.
+        kept: columns whose text goes into each pair's facts.
 
     Raises:
         InputError: no such file or column, or `splits` of which none is meant.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such table")
-    table, root = Table((path,)), image_root or path.parent
+    paths = [paths] if isinstance(paths, Path) else paths
+    files = list[Path]()
+    for path in paths:
+        files += sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        if not (files and files[-1].is_file()):
+            raise InputError(f"{path}: no such table, and no folder of .parquet files")
+    table, home = Table(tuple(files)), paths[0] if paths[0].is_dir() else paths[0].parent
+    root = image_root or home
+    if own := ", ".join(name for name in kept if name in FACTS.split()):
+        raise InputError(f"--keep-columns: {own}: each pair's JSON has its own; rename the column")
+    for _ in islice(table.rows([*columns.values(), *kept]), 1):
+        pass  # each of them is there
     if splits is None:
         splits = _splits_in(table, columns["split"]) if "split" in columns else ("train",)
     chosen = _check_splits(splits)
-    if "id" not in columns and any(
-        isinstance(row.values[0], bytes) for row in islice(table.rows([columns["image"]]), 1)
-    ):
-        held = f"{columns['image']} holds the images themselves"
-        raise InputError(f"{path}: {held}; needs --id-column")
-    if "split" not in columns and len(chosen) > 1:
-        raise InputError("--splits: a table without --split-column goes to one split; name one")
+    if "split" not in columns:
+        if len(chosen) > 1:
+            raise InputError("--splits: a table without --split-column goes to one split; name one")
+        for name in (name for name in table.names() if name.lower() in ("split", "subset")):
+            hint = f"(--split-column {name} reads its column)"
+            print_line(f"warning: {table}: all rows go to {chosen[0]} {hint}")
     if not root.is_dir():
         raise InputError(f"{root}: no such image folder (--image-root)")
-    places = dict.fromkeys([root, path.parent, path.parent / "images"])
+    places = dict.fromkeys([root, home, home / "images"])
     images = [Folder(place) for place in places if place.is_dir()]
-    return Source("table", [Part(split, table, columns, images) for split in chosen])
+    return Source("table", [Part(split, table, columns, images, kept=kept) for split in chosen])
 
 
 def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
@@ -223,7 +237,9 @@ def _parquet_part(files: Sequence[Path], root: Path, split: str, concepts: Conce
         raise InputError("--concepts manual: Parquet has one list of concepts; use all or none")
     table = Table(tuple(files))
     columns = {"id": "image_id|id", "caption": "caption|text", "image": "image"}
-    listed = {name.lower() for name in table.names()} & {"cui", "cuis", "concepts"}
-    if listed and concepts != "none":
+    names = {name.lower() for name in table.names()}
+    if names.isdisjoint({"image_id", "id"}):
+        del columns["id"]
+    if (listed := names & {"cui", "cuis", "concepts"}) and concepts != "none":
         columns["concepts"] = min(listed)
     return Part(split, table, columns, [Folder(root)])

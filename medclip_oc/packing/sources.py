@@ -34,12 +34,15 @@ SPLIT_WORDS = {
     "test": ("test", "testing"),
 }
 """What people call them."""
+FACTS = "id split width height mode sha256 concepts concept_names license reencoded resized_from"
+"""Of a sample's JSON."""
 
 # The key names tar members: a dot ends webdataset's key, a separator would leave the folder, the
 # rest is what some file system or shell pattern forbids. 200 bytes fit any file system.
 _UNSAFE = re.compile(r'[./\\:*?"<>|]')
 _MAX_KEY_BYTES, _DIGEST_LETTERS = 200, 10
 _MAX_TOLD = 500  # letters of an id, and of a detail, in rejects.csv
+_KEPT = "kept "
 _CUI = re.compile(r"\bC\d{1,9}\b")
 _BETWEEN = re.compile(r"[\s;,|'\"()\[\]{}]|\b(nan|none|null)\b", re.IGNORECASE)
 
@@ -98,13 +101,17 @@ class Part:
     """ID and CUIs."""
     license: Table | None = None
     """ID and any columns."""
+    kept: Sequence[str] = ()
+    """Columns of `captions` whose text each pair's facts carry."""
 
     def rows(self, *, with_images: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """The rows of the split, and their cells by the keys of `columns`, and always `id`.
-        `with_images` off leaves the images in a table unread.
+        """The rows of the split, and their cells by the keys of `columns`, or by _KEPT and name.
+        `with_images` off leaves the images in a table unread, and an `id` that comes of them.
         """
-        columns = {"id": self.columns.get("image", ""), **self.columns}
-        if not with_images:
+        columns = {**self.columns, **{_KEPT + name: name for name in self.kept}}
+        if with_images:
+            columns.setdefault("id", columns.get("image", ""))
+        else:
             columns.pop("image", None)
         for row in self.captions.rows(list(columns.values())):
             cells = dict(zip(columns, row.values, strict=True))
@@ -185,7 +192,9 @@ class Source:
     ) -> Pair | Reject:
         name, caption, is_path = cells["id"], cells["caption"], "id" not in part.columns
         if is_path and isinstance(name, dict):  # {bytes, path}
-            name = name.get("path")
+            name = name.get("path") or name.get("bytes")
+        if is_path and isinstance(name, bytes):
+            name = row.name
         name = name.strip() if isinstance(name, str) else ""
 
         def reject(reason: str, detail: str) -> Reject:
@@ -196,6 +205,9 @@ class Source:
         if not isinstance(caption, str) or isinstance(caption, Number):
             kind = "boolean" if caption in ("True", "False") else type(caption).__name__.lower()
             return reject("malformed row", f"the caption is a {kind}, not text")
+        if isinstance(cells.get("image"), list):
+            several = f"{len(cells['image'])} images in one cell; give each a row of its own"
+            return reject("malformed row", several)
         identity = stem(name)
         if unfit := unfit_id(identity, is_path=is_path):
             return reject("unsafe id", unfit)
@@ -226,6 +238,9 @@ class Source:
 
     def _facts(self, part: Part, identity: str, cells: Mapping[str, Any]) -> dict[str, Any]:
         facts, known = dict[str, Any](), part.cuis_by_id
+        for name in part.kept:
+            kept = cells[_KEPT + name]
+            facts[name] = kept if isinstance(kept, str) else json.dumps(kept, default=str)
         if known is not None or "concepts" in cells:
             listed = cells.get("concepts") if known is None else known.get(identity)
             cuis = facts["concepts"] = None if listed is None else parse_cuis(listed)
@@ -243,7 +258,8 @@ class Source:
         tables, places = hashlib.sha256(), list[list[str]]()
         for part in self._parts.values():
             columns = tuple(map(part.columns.get, ("caption", "id", "image", "split")))
-            tables.update(repr((part.split, columns, part.columns.get("concepts"))).encode())
+            read = part.split, columns, part.columns.get("concepts"), *part.kept
+            tables.update(repr(read).encode())
             for table in filter(None, (part.captions, part.concepts, part.license)):
                 tables.update(table.digest().encode())
             path = part.images[0].path

@@ -246,7 +246,7 @@ def _parquet(path: Path) -> Opened:
         raise InputError(f"{path}: {needed}") from None
     except (ValueError, OSError) as error:  # pyarrow's own are among them
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
-    return file.schema_arrow.names, f"{path.name} row", partial(_parquet_frames, path, file)
+    return file.schema_arrow.names, "row", partial(_parquet_frames, path, file)
 
 
 def _parquet_frames(path: Path, file: Any, chosen: list[str]) -> Frames:

@@ -26,6 +26,8 @@ class Row(NamedTuple):
 
     location: str
     """For messages: the line on which the row begins or, where there are no lines, its number."""
+    name: str
+    """For a pair that has no other: the file's, and the number."""
     values: list[Any]
     """Text, or a Number; of another type of Parquet or JSON, its Python value. "" for none."""
     problem: str | None
@@ -57,11 +59,13 @@ class Table:
         """
         for path in self.paths:
             names, unit, read = self._open(path)
+            where = f"{path.name} {unit}" if len(self.paths) > 1 else unit
             for frame in read([_chosen(path, names, column) for column in columns]):
                 cells = frame.iloc[:, :-1].itertuples(index=False, name=None)
                 for n, values, problem in zip(frame.index, cells, frame[PROBLEM], strict=True):
                     wrong = problem if isinstance(problem, str) else None
-                    yield Row(f"{unit} {n}", [*map(_plain, values)], wrong)
+                    cells_of_row = [*map(_plain, values)]
+                    yield Row(f"{where} {n}", f"{path.stem}-{n}", cells_of_row, wrong)
 
     def digest(self) -> str:
         """Hash of the content."""

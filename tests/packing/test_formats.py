@@ -294,9 +294,57 @@ def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match=r"train.parquet: not a readable Parquet file"):
         open_source(tmp_path, ["train"])
-    pq.write_table(pa.table({"image": [jpeg(0)], "text": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"image holds the images themselves; needs --id-column"):
-        open_table(tmp_path / "t.parquet", {"image": "image", "caption": "text"})
+
+
+BYTES = [{"bytes": jpeg(n), "path": None} for n in range(2)]
+CELLS: dict[str, tuple[Any, list[str]]] = {  # of an image column, and the ids or details they give
+    "bytes": ([jpeg(0), jpeg(1)], ["t-1", "t-2"]),
+    "structs without paths": (pa.array(BYTES, IMAGE), ["t-1", "t-2"]),
+    "nulls": (pa.array([None, BYTES[1]], IMAGE), ["row 1: no id", "t-2"]),
+    "lists": ([[jpeg(0)] * 2] * 2, [f"row {n}: 2 images in one cell; give each" for n in (1, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_images_in_a_table_need_no_id_column(tmp_path: Path, name: str) -> None:
+    images, expected = CELLS[name]
+    pq.write_table(pa.table({"image": images, "text": ["a", "b"]}), tmp_path / "t.parquet")
+    pq.write_table(pa.table({"image": images, "text": ["a", "b"]}), tmp_path / "test.parquet")
+    table = open_table(tmp_path / "t.parquet", {"image": "image", "caption": "text"})
+    for source, stem in ((table, "t"), (open_source(tmp_path / "test.parquet"), "test")):
+        records = list(source.records(source.splits[0]))
+        assert source.count(source.splits[0]) == len(records) == 2
+        for record, wanted in zip(records, expected, strict=True):
+            told = record.detail if isinstance(record, Reject) else record.id
+            assert told.startswith(wanted.replace("t-", f"{stem}-"))
+
+
+def test_several_tables_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files or a folder; their columns are kept as text; a column of splits is said."""
+    for n in range(2):
+        cells = {"image": [jpeg(n)], "text": ["x"], "Split": ["val"], "finding": ["mass"], "n": [n]}
+        (tmp_path / "default").mkdir(exist_ok=True)
+        pq.write_table(pa.table({**cells, "list": [["a"]]}), tmp_path / "default" / f"{n}.parquet")
+    columns, kept = {"image": "image", "caption": "text"}, ["finding", "n", "list"]
+    files = sorted((tmp_path / "default").iterdir())
+    for paths in (files, tmp_path, [tmp_path]):
+        source = open_table(paths, columns, kept=kept)
+        pairs = pairs_of(source, "train")
+        assert [pair.id for pair in pairs] == ["0-1", "1-1"]
+        assert pairs[1].facts == {"finding": "mass", "n": "1", "list": '["a"]'}
+        said = f"warning: {files[0]}: all rows go to train (--split-column Split reads its column)"
+        assert capsys.readouterr().err.strip() == said
+    assert source.fingerprints() != open_table(files, columns).fingerprints()
+    capsys.readouterr()
+    assert open_table(files, {**columns, "split": "Split"}).splits == ("valid",)
+    assert capsys.readouterr().err == ""
+    for name, message in (("license", "columns: license: each pair's"), ("x", "no column 'x'")):
+        with pytest.raises(InputError, match=message):
+            open_table(files, columns, kept=[name])
+    (tmp_path / "empty").mkdir()
+    for path in ("nowhere.csv", "empty"):
+        with pytest.raises(InputError, match=f"{path}: no such table, and no folder of .parquet"):
+            open_table(tmp_path / path, columns)
 
 
 def test_fingerprints_tell_sources_apart(tmp_path: Path) -> None:
