@@ -18,7 +18,7 @@ def main(settings: EmbedConfig) -> None:
         feature_index.import_faiss()  # it may be missing: better said now than at the end
     split = settings.split or "test"
     world = World(0, 1, device_of(settings.device))
-    shards = loader.open_shards(settings.data, split, world)
+    shards = loader.open_shards(settings.data, split, world, key=None)
     embedder = open_embedder(settings)
     feature_index.write(
         Path(settings.out),

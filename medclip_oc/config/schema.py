@@ -93,6 +93,8 @@ class DataConfig(Settings, section="data."):
     """Pairs to train on."""
     valid: str | list[str] | None = "shards/rocov2"
     """Pairs to choose the best checkpoint with. null: no validation."""
+    caption_key: str = "caption"
+    """Without KEY.txt, a caption lies in the member of this ending, or at this key of KEY.json."""
     workers: Natural = 4
     """Loader processes per rank. 0: load in the training process."""
     weights: list[Positive] | None = None

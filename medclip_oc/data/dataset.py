@@ -114,10 +114,6 @@ class StepSampler:
     world_size: int
     start: int = 0  # pairs that are already done, and not read again; of a stream a multiple of G
 
-    def __len__(self) -> int:
-        share = self.global_batch_size // self.world_size
-        return self.steps * -(-share // self.loader_batch_size)
-
     def __iter__(self) -> Iterator[list[Place] | list[Streamed]]:
         size = self.global_batch_size // self.world_size
         own = range(self.rank * size, (self.rank + 1) * size)  # places within a global batch

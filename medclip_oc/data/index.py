@@ -17,11 +17,11 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import braceexpand
@@ -30,14 +30,18 @@ import numpy as np
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
 from ..runtime.git_lfs import pointer
+from ..runtime.progress import print_line
 from .tars import walk
 
 VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
+JOURNAL = "unfinished.jsonl"  # of a packing under way
+CAPTION = "caption"  # where, by default, a pair without a .txt has its caption
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 RESTORE = "restore it, or pack the folder again"
-_ABSENT = (-1, 0)  # the place of the .json of a pair that has none
+_ABSENT = (-1, 0)  # the place of a .txt or .json that a pair hasn't got
+_SPLIT = re.compile(r"^(train|val|test)(?:ing|id|idation)?[^a-z]")  # of the name of a tar
 _MOST_NAMES = 1_000_000  # of a brace pattern
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
@@ -62,10 +66,29 @@ class Shard:
         return len(self.keys)
 
 
-def of_folder(folder: Path, split: str) -> list[Shard]:
+def find(where: str | Sequence[str], split: str, caption_key: str | None) -> list[Shard]:
+    """The shards of one set; what they hold besides pairs is said. See `ShardSet.open`."""
+    if isinstance(where, str) and os.path.isdir(Path(where).expanduser()):  # noqa: PTH112
+        shards = _of_folder(Path(where).expanduser(), split, caption_key)
+    else:
+        patterns = [where] if isinstance(where, str) else where
+        shards = _of_tars((path for name in patterns for path in expand(name)), caption_key)
+    if not any(map(len, shards)):
+        members = _endings(shards[0].path) if shards else "none"
+        hint = "KEY.jpg and KEY.txt must be neighbours (tar --sort=name), KEY without a dot"
+        other = "set data.caption_key for captions in KEY.json or in members of another ending"
+        raise InputError(f"{short(str(where))}: no readable pair among {members}; {hint}; {other}")
+    if skipped := sum(shard.skipped for shard in shards):
+        say(f"{where}: {skipped:,} entries passed over: no image, or no caption")
+    if twice := sum(len(shard) - len({*shard.keys.tolist()}) for shard in shards):
+        say(f"{where}: {twice:,} pairs have an earlier one's key in their tar; all are taken")
+    return shards
+
+
+def _of_folder(folder: Path, split: str, caption_key: str | None) -> list[Shard]:
     """The shards of a split of a shard folder; InputError: as `ShardSet.open`."""
     if not (folder / INDEX).is_file():
-        raise InputError(f"{folder}: no {INDEX}: not a finished shard folder; pack it again")
+        return _of_tars(_without_index(folder, split), caption_key)
     shards = _read(folder / INDEX)
     splits = dict.fromkeys(shard.split for shard in shards)
     if split not in splits:
@@ -76,7 +99,22 @@ def of_folder(folder: Path, split: str) -> list[Shard]:
     return _there([shard for shard in shards if shard.split == split])
 
 
-def of_tars(paths: Iterable[Path]) -> list[Shard]:
+def _without_index(folder: Path, split: str) -> list[Path]:
+    """Another tool's tars in a folder, or one level down, but those named after another split."""
+    if (folder / JOURNAL).exists():
+        raise InputError(f"{folder}: its packing isn't finished; give that command again")
+    tars = sorted(folder.glob("*.tar")) or sorted(folder.glob("*/*.tar"))
+    splits = ["".join(_SPLIT.findall(str(tar.relative_to(folder)))) for tar in tars]
+    own = [tar for tar, name in zip(tars, splits, strict=True) if split.startswith(name)]
+    if not own:
+        there = f"by its tars' names there are: {', '.join(dict.fromkeys(splits))}"
+        hint = f"no tars; is it a source? tools/make_shards.py --source {folder} --out SHARDS packs"
+        raise InputError(f"{folder}: no split {split!r}: no {INDEX}, {there if tars else hint}")
+    say(f"{folder}: no {INDEX}; {len(own):,} of its {len(tars):,} tars are read for {split!r}")
+    return own
+
+
+def _of_tars(paths: Iterable[Path], caption_key: str | None) -> list[Shard]:
     """The shards named one by one; an index.json beside them serves those that it names."""
     paths = [path.absolute() for path in paths]
     folders = {path.parent for path in paths if (path.parent / INDEX).is_file()}
@@ -84,13 +122,13 @@ def of_tars(paths: Iterable[Path]) -> list[Shard]:
     if foreign := [path for path in paths if path not in known]:
         stats = ((str(path), path.stat()) for path in foreign)
         stamps = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
-        name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json.dumps([caption_key, stamps]).encode()).hexdigest()[:16]
         kept = foreign[0].parent / f".index-{name}.json.gz"
         try:
             found = _parse(kept, gzip.decompress(kept.read_bytes()))
         except (OSError, EOFError, zlib.error, InputError):  # absent or damaged
             with ThreadPoolExecutor(_THREADS) as pool:
-                entries = list(pool.map(scan, foreign))
+                entries = list(pool.map(lambda path: scan(path, caption_key), foreign))
             found = [parse_shard(kept.parent, entry) for entry in entries]
             with suppress(OSError, WorkError), atomic_file(kept, shared=True) as partial:
                 content = json.dumps({"version": VERSION, "shards": entries}).encode()
@@ -160,13 +198,42 @@ def expand(pattern: str) -> list[Path]:
 
 
 def image_extension(members: dict[str, Any]) -> str | None:
-    """Which of a pair's members is the image; None without both an image and a caption."""
-    return next((n for n in IMAGE_EXTENSIONS if members.get(n) and members.get("txt")), None)
+    """Which of a pair's members is the image."""
+    return next((name for name in IMAGE_EXTENSIONS if members.get(name)), None)
+
+
+def parse_facts(text: bytes | str) -> dict[str, Any]:
+    """KEY.json; {} where it is no JSON object, as other makers' may be."""
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def caption_in(facts: dict[str, Any], key: str) -> str:
+    """The caption in KEY.json, for a pair without KEY.txt; "" where there is no text."""
+    caption = facts.get(key)
+    return caption if isinstance(caption, str) else ""
 
 
 def is_blank(caption: str) -> bool:
     """Whether a caption has no letter that is seen."""
     return not any(letter.isprintable() and not letter.isspace() for letter in caption)
+
+
+def say(line: str) -> None:
+    """On stderr, once for all ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print_line(line)
+
+
+def _endings(path: Path) -> str:
+    """The commonest endings of a tar's members, for messages: "400 .jpg, 400 .text"."""
+    with tarfile.open(path) as tar:
+        names = [PurePath(name).name for name in tar.getnames()]
+    counts = Counter(f".{name.partition('.')[2]:.20}" for name in names)
+    return ", ".join(f"{n:,} {ending}" for ending, n in counts.most_common(4))
 
 
 def _read(path: Path) -> list[Shard]:
@@ -219,14 +286,14 @@ def parse_shard(folder: Path, entry: dict[str, Any]) -> Shard:
     return Shard(folder.absolute() / name, split, size, identity, *arrays, skipped, names)
 
 
-def scan(path: Path) -> dict[str, Any]:
+def scan(path: Path, caption_key: str | None) -> dict[str, Any]:
     """Index a tar by its headers: its entry. As in webdataset, a pair's members follow one another.
     InputError: not a tar, a compressed or damaged one, or one with a member twice in a pair.
     """
     from webdataset.tariterators import group_by_keys  # imports torch, which packing doesn't need
 
     keys, extensions, places, skipped = [], [], [], 0
-    known, names = dict[str, Any](), dict[int, str]()
+    known, names, ending = dict[str, Any](), dict[int, str](), caption_key or CAPTION
 
     def place(_: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         """Offset and size; of a hard link, those of what it links to; None of another link."""
@@ -241,16 +308,20 @@ def scan(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             for members in group_by_keys(walk(file, "r:", place)):
-                extension = image_extension(members)
-                offset, size = members.get("txt") or (0, 0)
+                key, extension = members["__key__"], image_extension(members)
+                text, facts = members.get("txt", members.get(ending)), members.get("json")
+                offset, size = text or facts or (0, 0)
                 caption = os.pread(file.fileno(), size, offset).decode(errors="replace")
-                if extension is None or is_blank(caption):
+                if text is None:
+                    caption = caption_in(parse_facts(caption), ending)
+                elif "txt" not in members:
+                    names.setdefault(offset, f"{key}.{ending}")
+                if extension is None or (caption_key and is_blank(caption)):
                     skipped += 1
                     continue
-                keys.append(members["__key__"])
+                keys.append(key)
                 extensions.append(extension)
-                facts = members.get("json") or _ABSENT
-                places.append([*members[extension], offset, size, *facts])
+                places.append([*members[extension], *(text or _ABSENT), *(facts or _ABSENT)])
         layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
     except (tarfile.TarError, OSError, UnicodeError) as error:
         problem = pointer(path) or f"not a readable, uncompressed tar: {error}"

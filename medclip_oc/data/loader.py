@@ -19,6 +19,7 @@ from ..models.clip import Clip
 from ..runtime import distributed
 from .augment import Preprocess, TrainingTransform
 from .dataset import Batch, LoadedBatch, Pairs, StepSampler, load_batches, step_batches
+from .index import CAPTION
 from .remote import ShardStream, is_stream
 from .sampler import Order
 from .shards import ShardSet
@@ -33,8 +34,10 @@ class TrainingData:
     pairs_per_epoch: int
 
 
-def open_shards(where: str | list[str], split: str, world: distributed.World) -> ShardSet:
-    """`ShardSet.open` on every rank. The main one comes first, so that one alone makes the index.
+def open_shards(
+    where: str | list[str], split: str, world: distributed.World, key: str | None = CAPTION
+) -> ShardSet:
+    """`ShardSet.open` with this `caption_key` on every rank; the main one first makes the index.
 
     Raises:
         InputError: on every rank, if any can't.
@@ -44,7 +47,7 @@ def open_shards(where: str | list[str], split: str, world: distributed.World) ->
     shards: ShardSet | None = None
     for turn in (world.main, not world.main):
         with distributed.errors_together():
-            shards = ShardSet.open(where, split) if turn else shards
+            shards = ShardSet.open(where, split, key) if turn else shards
     assert shards is not None
     return shards
 
@@ -59,7 +62,7 @@ def open_training(settings: DataConfig, seed: int, world: distributed.World) -> 
     weights, epoch = settings.weights, settings.samples_per_epoch
     if is_stream(settings.train):
         return _open_stream(settings, seed)
-    shards = open_shards(settings.train, "train", world)
+    shards = open_shards(settings.train, "train", world, settings.caption_key)
     if weights is not None and len(weights) != len(shards.sizes):
         raise InputError(
             f"data.weights: {len(weights)} numbers for {len(shards.sizes)} set(s) joined by :: in "
@@ -88,8 +91,9 @@ def _open_stream(settings: DataConfig, seed: int) -> TrainingData:
         except OSError as error:
             reason = f"{cache} can't be written ({error.strerror})"
             raise InputError(f"data.cache_folder: {reason}") from None
-    lanes, window = settings.stream_lanes, settings.stream_window
-    stream = ShardStream(settings.train, seed=seed, lanes=lanes, window=window, cache=cache)
+    how: dict[str, Any] = {"lanes": settings.stream_lanes, "window": settings.stream_window}
+    how["caption_key"] = settings.caption_key
+    stream = ShardStream(settings.train, seed=seed, cache=cache, **how)
     return TrainingData(stream, stream, settings.samples_per_epoch)
 
 

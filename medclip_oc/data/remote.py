@@ -42,9 +42,9 @@ from webdataset.tariterators import group_by_keys
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
-from .index import expand_braces, image_extension, is_blank, short
+from .index import CAPTION, caption_in, expand_braces, image_extension, is_blank, parse_facts, short
 from .sampler import permuted
-from .shards import SETS, Sample, parse_facts, read_caption
+from .shards import SETS, Sample, read_caption
 from .tars import walk
 
 _URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
@@ -89,6 +89,7 @@ class ShardStream:
     seed: int
     lanes: int  # shards read at once; fewer where there are fewer shards
     window: int  # pairs shuffled at once within a shard
+    caption_key: str = CAPTION
     cache: Path | None = None  # folder that keeps the shards; None: they are streamed each time
     fingerprint: ClassVar[None] = None  # unlike a ShardSet's: nobody knows what will come
 
@@ -158,7 +159,7 @@ class ShardStream:
     def _shard(self, shard: int, epoch: int, passed_over: list[str]) -> Iterator[Streamed]:
         """The pairs of a shard, block by block, each block in an order of its own."""
         url, stream = self.urls[shard], (_BLOCKS << 40) + shard
-        samples = enumerate(read_tar(url, self.cache, passed_over))
+        samples = enumerate(read_tar(url, self.cache, passed_over, self.caption_key))
         while block := list(islice(samples, self.window)):
             key = epoch * _INDEX_STEP + block[0][0]
             for place in permuted(self.seed, key, len(block), np.arange(len(block)), stream=stream):
@@ -168,7 +169,9 @@ class ShardStream:
                 yield Streamed(epoch, shard * _INDEX_STEP + row, sample, location, lines)
 
 
-def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[Sample]:
+def read_tar(
+    url: str, cache: Path | None, passed_over: list[str], caption_key: str = CAPTION
+) -> Iterator[Sample]:
     """The pairs of a tar, front to back; `passed_over` takes a line for each entry that is none.
 
     Raises:
@@ -181,15 +184,14 @@ def read_tar(url: str, cache: Path | None, passed_over: list[str]) -> Iterator[S
         for members in group_by_keys(files):
             key, extension = members["__key__"], image_extension(members)
             try:
-                if extension is None:
-                    raise ValueError(f"no {'image' if members.get('txt') else 'caption'}")
-                caption = read_caption(members["txt"])
-                if is_blank(caption):
-                    raise ValueError("caption empty")
+                facts = parse_facts(members.get("json") or b"")
+                text = members.get("txt", members.get(caption_key))
+                caption = read_caption(text) if text else caption_in(facts, caption_key)
+                if extension is None or is_blank(caption):
+                    raise ValueError("no caption" if extension else "no image")
             except ValueError as error:
                 passed_over.append(f"{short(url)}: {key}: {error}")
                 continue
-            facts = parse_facts(members.get("json") or b"")
             yield Sample(key, members[extension], extension, caption, facts)
         stream.close()  # OSError: the command failed
     except (OSError, ValueError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:

@@ -15,7 +15,6 @@ may come in any order within a pair, `.json` may be absent and further ones are 
 """
 
 import hashlib
-import json
 import os
 import resource
 from collections import Counter
@@ -28,8 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from ..runtime.progress import print_line
-from .index import IMAGE_EXTENSIONS, RESTORE, Shard, expand, of_folder, of_tars
+from .index import CAPTION, IMAGE_EXTENSIONS, RESTORE, Shard, caption_in, find, parse_facts
 from .tars import BLOCK, has_extended_member
 
 SETS = "::"  # stands between sets that are read as one
@@ -58,8 +56,8 @@ class ShardSet:
         fingerprint: hash of the index; ties a checkpoint to its data.
     """
 
-    def __init__(self, sets: Sequence[Sequence[Shard]]) -> None:
-        self._sets = sets
+    def __init__(self, sets: Sequence[Sequence[Shard]], caption_key: str | None = None) -> None:
+        self._sets, self._caption_key = sets, caption_key or CAPTION
         self._shards = [shard for shards in sets for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in self._shards])  # (S,), S shards
         self.sizes = [sum(map(len, shards)) for shards in sets]
@@ -68,13 +66,16 @@ class ShardSet:
         self._open_tar = lru_cache(_OPEN_TARS)(_Tar)
 
     @classmethod
-    def open(cls, where: str | Sequence[str], split: str) -> "ShardSet":
+    def open(
+        cls, where: str | Sequence[str], split: str, caption_key: str | None = CAPTION
+    ) -> "ShardSet":
         """Find the shards and their index. What foreign ones hold besides pairs is said on stderr.
 
         Args:
             where: a shard folder; or a brace pattern, a glob, a tar; or several of those joined by
                 `::`; or a list of tars, globs and patterns.
             split: the folder's split to take. Shards named one by one are all taken.
+            caption_key: see `DataConfig`. None: images without a caption are taken as well.
 
         Raises:
             InputError: nothing there, a shard missing or of another size than its index says, an
@@ -83,30 +84,13 @@ class ShardSet:
         names = where.split(SETS) if isinstance(where, str) else [where]
         if "" in names:
             raise InputError(f"{where}: no set on one side of {SETS}")
-        sets = []
-        for name in names:
-            if isinstance(name, str) and os.path.isdir(Path(name).expanduser()):  # noqa: PTH112
-                sets.append(of_folder(Path(name).expanduser(), split))
-            else:
-                patterns = [name] if isinstance(name, str) else name
-                sets.append(of_tars(path for pattern in patterns for path in expand(pattern)))
-            skipped = sum(shard.skipped for shard in sets[-1])
-            twice = sum(len(shard) - len({*shard.keys.tolist()}) for shard in sets[-1])
-            for count, problem in (
-                (skipped, "entries passed over: no image, or no caption"),
-                (twice, "pairs have an earlier one's key in their tar; all are taken"),
-            ):
-                if count and os.environ.get("RANK", "0") == "0":
-                    print_line(f"{name}: {count:,} {problem}")
-            if not any(map(len, sets[-1])):
-                raise InputError(f"{name}: no readable pair (an image, then a .txt of its name)")
-        return cls(sets)
+        return cls([find(name, split, caption_key) for name in names], caption_key)
 
     def __len__(self) -> int:
         return sum(self.sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSet, (self._sets,)  # open files stay in their process
+        return ShardSet, (self._sets, self._caption_key)  # open files stay in their process
 
     def ids(self) -> list[str]:
         """A name for each pair, in order: its key or, where several pairs have that, SHARD/KEY."""
@@ -137,11 +121,13 @@ class ShardSet:
         """
         path, key, extension, members = self._find(position)
         tar = self._open_tar(path)
-        image, text, facts = (tar.read(*member) for member in members)
+        image, text, content = (tar.read(*member) for member in members)
+        facts = parse_facts(content)
         try:
-            return Sample(key, image, extension, read_caption(text), parse_facts(facts))
+            caption = read_caption(text) or caption_in(facts, self._caption_key)
         except ValueError as error:
             raise InputError(f"{path.name}: {key}: {error}") from None
+        return Sample(key, image, extension, caption, facts)
 
     def facts(self, position: int) -> dict[str, Any]:
         """KEY.json of a pair alone."""
@@ -167,15 +153,6 @@ def read_caption(text: bytes) -> str:
         return text.decode()
     except ValueError as error:
         raise ValueError(f"caption unreadable: {error}") from None
-
-
-def parse_facts(text: bytes) -> dict[str, Any]:
-    """KEY.json; {} where it is no JSON object, as other makers' may be."""
-    try:
-        facts = json.loads(text)
-    except ValueError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 class _Tar:

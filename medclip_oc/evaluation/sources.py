@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config.evaluation import EvaluateConfig
 from ..data import loader
+from ..data.index import CAPTION
 from ..data.shards import ShardSet
 from ..errors import InputError
 from ..models import checkpoint, factory
@@ -149,7 +150,8 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
         about["data_fingerprint"] = hashlib.sha256("\n".join(model.ids).encode()).hexdigest()
     else:
         split = _split(settings, where)
-        shards = loader.open_shards(where, split, world)
+        key = (trained or {}).get("data", {}).get("caption_key", CAPTION)
+        shards = loader.open_shards(where, split, world, key)
         about |= {"data": where, "split": split, "data_fingerprint": shards.fingerprint}
         if isinstance(model, Embedded):  # they must be of the same pairs
             retrieval.check_ids(shards.ids(), model.ids, "--features-in")

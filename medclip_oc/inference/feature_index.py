@@ -27,7 +27,7 @@ from ..data.shards import ShardSet
 from ..errors import InputError
 from ..packing.journal import file_hash
 from ..runtime.atomic import atomic_folder
-from ..runtime.progress import Progress
+from ..runtime.progress import Progress, print_line
 from .embedder import Embedder
 
 FORMAT = "medclip_oc-index/1"
@@ -103,7 +103,7 @@ def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
     Raises:
         InputError, WorkError: a pair can't be read; features that are not finite.
     """
-    number, size = len(shards), embedder.batch_size
+    number, size, bare = len(shards), embedder.batch_size, 0
     starts = range(0, number, size)
     batches = dataset.load_batches(
         loader.evaluation_pairs(shards, embedder.clip),
@@ -121,8 +121,12 @@ def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
                 shard = shards.locate(position).removesuffix(f": {sample.key}")
                 pair = {"id": sample.key, "caption": sample.caption}
                 pairs.append(pair | {"shard": shard, "position": position})
-            yield images, captions, pairs
+            has_caption = torch.tensor([bool(pair["caption"]) for pair in pairs])  # (B,)
+            bare += int((~has_caption).sum())
+            yield images, captions * has_caption[:, None].to(captions.device), pairs
             progress.update(len(images))
+    if bare:
+        print_line(f"{bare:,} images have no caption: they are found by what they show alone")
 
 
 class Index:

@@ -61,9 +61,12 @@ def answers(
     rows = []
     for query, values, places_of in zip(queries, scores.tolist(), places.tolist(), strict=True):
         for rank, (score, row) in enumerate(zip(values, places_of, strict=True), 1):
-            if row >= 0:  # faiss may find fewer; those come last
-                facts = {"query": query, "rank": rank, "score": round(score, 6), **index.pair(row)}
+            pair = index.pair(row) if row >= 0 else {}  # faiss may find fewer; those come last
+            if pair and (target == "images" or pair["caption"]):
+                facts = {"query": query, "rank": rank, "score": round(score, 6), **pair}
                 rows.append({name: facts[name] for name in FIELDS})
+    if queries and not rows:
+        raise InputError(f"--find captions: {index.folder} has none, only images; leave it out")
     return rows
 
 

@@ -128,7 +128,7 @@ def _shards_of(index: Index | None) -> tuple[ShardSet | None, str]:
     if index is None:
         return None, ""
     try:
-        shards = ShardSet.open(index.about["data"], index.about["split"])
+        shards = ShardSet.open(index.about["data"], index.about["split"], caption_key=None)
     except InputError as error:
         return None, f"no pictures: {error}"
     if shards.fingerprint != index.about["data_fingerprint"]:

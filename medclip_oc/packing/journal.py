@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config.fields import shorten
-from ..data.index import DAMAGED, INDEX, REJECTS, SIZES, VERSION, parse_shard
+from ..data.index import DAMAGED, INDEX, JOURNAL, REJECTS, SIZES, VERSION, parse_shard
 from ..errors import InputError
 from ..runtime.atomic import atomic_file
 
-JOURNAL = "unfinished.jsonl"
 _FORMAT = 2
 _CHANGED = {  # what stands in a head as a hash
     "tables": "the source's tables, or which of them are read, changed",

@@ -20,14 +20,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.index import INDEX, REJECTS, SIZES, VERSION
+from ..data.index import INDEX, JOURNAL, REJECTS, SIZES, VERSION
 from ..errors import BadImage, InputError, WorkError
 from ..imaging import encode
 from ..imaging.decode import MAX_PIXELS
 from ..runtime.atomic import PARTIAL
 from ..runtime.progress import Progress
 from ..runtime.workers import BATCH, ordered_map
-from .journal import JOURNAL, Journal, alone_in, read_head, refuse_other
+from .journal import Journal, alone_in, read_head, refuse_other
 from .report import PackReport
 from .sources import Pair, Reject, Source
 from .tar_writer import Packed, write_shards

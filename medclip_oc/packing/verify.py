@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.index import INDEX, REJECTS, SIZES
+from ..data.index import INDEX, JOURNAL, REJECTS, SIZES
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.decode import decode as decode_image
 from ..runtime.atomic import PARTIAL
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
-from .journal import JOURNAL, file_hash, read_head
+from .journal import file_hash, read_head
 from .sources import SPLITS
 
 MAX_LINES = 10

@@ -96,7 +96,7 @@ def open_data(config: Config, world: World) -> RunData:
         steps = plan(config.train, config.optim.warmup_steps, train.pairs_per_epoch, world.size)
         setting, valid = "data.valid", None
         if config.data.valid is not None:
-            valid = loader.open_shards(config.data.valid, "valid", world)
+            valid = loader.open_shards(config.data.valid, "valid", world, config.data.caption_key)
     except (InputError, WorkError) as error:
         named = str(error).startswith(("data.", "train.", "optim."))
         raise type(error)(str(error) if named else f"{setting}: {error}") from error

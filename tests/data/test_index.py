@@ -1,17 +1,21 @@
-"""Which shards a word names."""
+"""Which shards a word names, and where tars of other tools have their captions."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from medclip_oc.data import index
+from medclip_oc.data import index, remote
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError
+from tests.support.tiny_dataset import write_tar
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
         ("{0..999999999}.tar", "stands for over 1,000,000 names"),
-        ("{0..999}/{0..999}/{0..9}.tar", "over 1,000,000"),
         (f"{'{a,b}' * 40}.tar", "over 1,000,000"),
         (f"{'{' * 3000}a,b{'}' * 3000}", "braces within braces"),
         (f"{'x' * 5000}.tar", "no such shard folder"),
@@ -24,3 +28,50 @@ def test_an_absurd_brace_pattern_is_one_line(pattern: str, message: str) -> None
         ShardSet.open(pattern, "train")
     assert len(str(caught.value)) < 300
     assert len(index.expand_braces("{a,b,c}/{00000..99999..2}.tar")) == 150_000
+
+
+def entry(key: str, ending: str = "txt", **facts: Any) -> dict[str, bytes]:
+    text = json.dumps(facts) if facts else f"words {key}"
+    return {f"{key}.jpg": b"image", f"{key}.{ending}": text.encode()}
+
+
+A, B = entry("a"), entry("b")
+LONE = {"a.jpg": b"image", "b.jpg": b"image"}
+FOLDERS: list[Any] = [
+    # tars, the split asked for, data.caption_key, and the captions, or what is said
+    ({"00000": A, "00001": B}, "train", "caption", ["words a", "words b"]),
+    ({"train-0": A, "val-0": B}, "valid", "caption", ["words b"]),
+    ({"train/0": A, "validation/0": B}, "train", "caption", ["words a"]),
+    ({"trainees": A}, "test", "caption", ["words a"]),
+    ({"train-0": A, "val-0": B}, "test", "caption", "no split 'test': .* there are: train, val"),
+    ({}, "train", "caption", "no index.json, no tars; is it a source. tools/make_"),
+    ({"0": entry("a", "json", caption="x")}, "train", "caption", ["x"]),
+    ({"0": entry("a", "json", text="x") | B}, "train", "text", ["x", "words b"]),
+    ({"0": entry("a", "said") | entry("b", "Said")}, "train", "said", ["words a", "words b"]),
+    ({"0": entry("a", "json", caption=5)}, "train", "caption", "1 .json; .* data.caption_key"),
+    ({"0": LONE}, "train", "caption", "no readable pair among 2 .jpg;"),
+    ({"0": LONE | entry("c", "json", caption="x")}, "train", None, ["", "", "x"]),
+    ({"0": LONE | {"a.txt": b"x", "b.txt": b"y"}}, "train", "caption", "2 .txt; .* --sort=name"),
+    ({"0": entry("1.2.3") | entry("1.2.4")}, "train", "caption", "1 .2.3.jpg, .* without a dot"),
+]
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_of_another_tools_tars(case: Any, tmp_path: Path, capsys: Any) -> None:
+    (tars, split, key, expected), streamed = case, []
+    (tmp_path / "00000.parquet").write_bytes(b"PAR1")
+    for name, members in tars.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        tar = write_tar(tmp_path / f"{name}.tar", members)
+        streamed += remote.read_tar(f"pipe:cat {tar}", None, [], key or "caption")
+    for _ in ("walked through", "by what was kept"):
+        if isinstance(expected, str):
+            with pytest.raises(InputError, match=expected) as caught:
+                ShardSet.open(str(tmp_path), split, key)
+            assert len(str(caught.value).replace(str(tmp_path), "")) < 260
+            continue
+        shards = ShardSet.open(str(tmp_path), split, key)
+        samples = [shards.read(n) for n in range(len(shards))]
+        assert [sample.caption for sample in samples] == expected
+        assert [one for one in samples if one.caption] == [s for s in streamed if s in samples]
+        assert f"of its {len(tars)} tars are read for '{split}'" in capsys.readouterr().err

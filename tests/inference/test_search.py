@@ -21,7 +21,7 @@ from medclip_oc.inference import feature_index
 from medclip_oc.inference.feature_index import Index
 from medclip_oc.models import checkpoint
 from tests.support.cli import call, one_line
-from tests.support.tiny_dataset import jpeg
+from tests.support.tiny_dataset import jpeg, write_tar
 from tests.support.tiny_models import unit_vectors
 
 FIELDS = ["query", "rank", "id", "score", "caption", "shard", "position"]
@@ -150,6 +150,20 @@ def test_faiss_finds_nearly_all_with_exact_scores(tmp_path: Path) -> None:
     assert (found[:, 0] == torch.arange(8, 58)).all()
     same = exact == found
     assert torch.allclose(scores[same], exact_scores[same], atol=1e-6)
+
+
+def test_images_without_captions_are_enough(
+    search: Callable[..., str], tiny_checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    tar = write_tar(tmp_path / "0.tar", {f"{n}.jpg": jpeg(n) for n in range(3)})
+    where = ("--checkpoint", tiny_checkpoint, "--data", tar, "--out", index := tmp_path / "index")
+    assert call(embed.main, EmbedConfig, *where) == 0
+    assert "3 images have no caption" in capsys.readouterr().err
+    rows = json.loads(search(index, "--search", "a", "--format", "json"))
+    assert sorted((row["id"], row["caption"]) for row in rows) == [("0", ""), ("1", ""), ("2", "")]
+    assert "has none, only images" in search(index, "--search", "a", "--find", "captions", code=2)
+    words = ("--checkpoint", tiny_checkpoint, "--texts", "a", "--images", tar)
+    assert call(zeroshot.main, ZeroshotConfig, *words) == 0
 
 
 def test_another_model_is_refused(

@@ -164,9 +164,7 @@ def global_batches(source: Any, ranks: int, **settings: Any) -> list[list[Any]]:
     share = settings["global_batch_size"] // ranks
     for rank in range(ranks):
         sampler = StepSampler(source, rank=rank, world_size=ranks, **settings)
-        parts = list(sampler)
-        assert len(parts) == len(sampler)
-        pairs = [pair for part in parts for pair in part]
+        pairs = [pair for part in sampler for pair in part]
         for step, batch in enumerate(batches):
             batch += pairs[step * share : (step + 1) * share]
     return batches
