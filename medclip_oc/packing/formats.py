@@ -1,6 +1,7 @@
 """Telling the forms of a data set apart by looking, and finding their parts: `_LAYOUTS`.
 
-ROCOv2 is kaggle, flat, zenodo and parquet (Hugging Face); ROCO v1 is roco1.
+ROCOv2 is kaggle, flat, zenodo and parquet (Hugging Face); ROCO v1 is roco1; imagefolder is Hugging
+Face's too; listed is one table for all splits; beside has a text file with each image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from ..errors import InputError
 from ..runtime.progress import print_line
 from .image_store import Archive, Folder
 from .sources import FACTS, SPLIT_WORDS, SPLITS, Part, Source, by_id, parse_split
-from .tables import Table
+from .tables import Row, Table
 
 
 class _Layout(NamedTuple):
@@ -26,8 +27,12 @@ class _Layout(NamedTuple):
     manual: Sequence[str] = ()
     header: bool = True
     """Whether the tables have a line of column names."""
+    columns: Mapping[str, str] = {"id": "ID", "caption": "Caption"}
+    """Of the captions, as in `Part`."""
 
 
+_PARQUET_FOLDERS = ("", "data/", "default/")
+_USUAL = {"image": "file_name|filename|image|path|image_id|id", "caption": "caption|text|report"}
 _CAPTIONS, _CONCEPTS = ("{split}_captions.csv",), ("{split}_concepts.csv",)
 _MANUAL = ("{split}_concepts_manual.csv",)
 _LAYOUTS = {
@@ -47,13 +52,34 @@ _LAYOUTS = {
         header=False,
     ),
     "parquet": _Layout(
-        [f"{folder}{{split}}{rest}.parquet" for rest in ("-*", "") for folder in ("", "data/")]
+        [f"{at}{{split}}{end}.parquet" for end in ("-*", "", "/*") for at in _PARQUET_FOLDERS]
     ),
+    "imagefolder": _Layout(("{split}/metadata.[cj]*",), ("{split}",), columns=_USUAL),
+    "listed": _Layout(("captions.csv", "metadata.csv", "metadata.jsonl"), columns=_USUAL),
+    "beside": _Layout(("{split}/*.txt",), ("{split}",)),
 }
 _ROCOV2 = ("kaggle", "flat", "zenodo")
 """Forms that differ in the place of the images only."""
+_NO_FORM = (
+    "no captions there: no {0}_captions.csv, {0}-*.parquet, {0}/metadata.csv, captions.csv "
+    "or {0}/X.txt beside X.jpg; another table: --table (zeroshot, embed: images alone will do)"
+)
 _COLUMNS = ("id", "caption", "image", "split", "concepts")
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
+
+
+class TextFiles(Table):
+    """Captions in files that are called as their images are: `x.txt` is that of `x.jpg`."""
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """As of a table with the columns ID and Caption."""
+        for path in self.paths:
+            try:
+                text, problem = path.read_text("utf-8-sig"), None
+            except (OSError, UnicodeDecodeError):
+                text, problem = "", "unreadable, or not UTF-8"
+            cells = {"ID": path.stem, "Caption": text}
+            yield Row(path.name, path.stem, [cells[name] for name in columns], problem)
 
 
 def from_settings(config: MakeShardsConfig) -> Source:
@@ -93,6 +119,17 @@ def open_source(
     if not folder.exists():
         raise InputError(f"{folder}: no such source folder")
     kind = _recognise(folder, chosen) if form == "auto" else form
+    if not kind:
+        inner = [each for each in sorted(folder.glob("*/")) if _recognise(each, chosen)]
+        if len(inner) != 1:
+            there = f"data sets in {', '.join(each.name for each in inner)}; name one of these"
+            raise InputError(f"{folder}: {there if inner else _NO_FORM.format(chosen[0])}")
+        print_line(f"{folder}: the data set is in {inner[0].name}, one level down")
+        return open_source(inner[0], splits, form, concepts)
+    if kind == "listed":
+        table = next(_matches(folder, "train", _LAYOUTS[kind].captions))
+        columns = _USUAL | ({"split": "split"} if "split" in Table((table,)).names() else {})
+        return open_table(table, columns, splits=splits)
     parts = [_part(folder, split, kind, concepts) for split in chosen]
     names = {}
     if kind != "parquet" and concepts != "none" and (folder / _MAPPING).is_file():
@@ -166,20 +203,14 @@ def _splits_in(table: Table, column: str) -> list[str]:
 
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:
-    """The form of which most is there; of equals, the first."""
+    """The form of which most is there; of equals, the first. Empty: none."""
     there = dict.fromkeys(_LAYOUTS, 0)
     for form, layout in _LAYOUTS.items():
         for split in splits:
             if _find(folder, split, layout.captions):
                 there[form] += 1 + bool(_find(folder, split, layout.images))
     best = max(there, key=there.__getitem__)
-    if there[best]:
-        return best
-    raise InputError(
-        f"{folder}: no known form of data set: no {splits[0]}_captions.csv (ROCOv2), "
-        f"{splits[0]}-*.parquet (Hugging Face), *caption_prediction_{splits[0]}*.csv (ImageCLEF) "
-        f"or {splits[0]}/radiology/captions.txt (ROCO); for another table use --table"
-    )
+    return best if there[best] else ""
 
 
 def _split_of_file(path: Path, splits: Sequence[str]) -> str:
@@ -207,9 +238,9 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
     layout, license = _LAYOUTS[form], folder / _LICENSE
     captions = list(dict.fromkeys(_matches(folder, split, layout.captions)))
     if not captions:
-        table = folder / layout.captions[0].format(split=split)
+        expected = folder / layout.captions[0].format(split=split)
         how = f"(to leave {split} out, name the other splits with --splits)"
-        raise InputError(f"{table}: no such file {how}")
+        raise InputError(f"{expected}: no such file {how}")
     if form == "parquet":
         return _parquet_part(captions, folder, split, concepts)
     # a download may be half extracted: the images of one split in a folder, of another in a zip
@@ -222,10 +253,12 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
     listed = _find(folder, split, tables)
     if concepts == "manual" and listed is None:
         raise InputError(f"{folder}: no table of manual concepts of {split} (form {form})")
+    table = Table((captions[0],), None if layout.header else ("ID", "Caption"))
+    table = TextFiles(tuple(captions)) if form == "beside" else table
     return Part(
         split,
-        Table((captions[0],), None if layout.header else ("ID", "Caption")),
-        {"id": "ID", "caption": "Caption"},
+        table,
+        layout.columns,
         images=[Archive(images) if images.suffix == ".zip" else Folder(images)],
         concepts=Table((listed,), None if layout.header else ("ID", "CUIs")) if listed else None,
         license=Table((license,)) if license.is_file() else None,

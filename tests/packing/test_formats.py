@@ -234,6 +234,10 @@ def test_a_damaged_zip_is_named_and_a_damaged_member_is_rejected(tmp_path: Path)
 
 def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:
     parquet(tmp_path)
+    (tmp_path / "default").mkdir()
+    (tmp_path / "data").rename(tmp_path / "default" / "validation")
+    assert open_source(tmp_path, ["valid"]).count("valid") == 9
+    (tmp_path / "default" / "validation").rename(tmp_path / "data")
     file = tmp_path / "data" / "validation-00000-of-00001.parquet"
     assert open_source(file).splits == ("valid",)
     other = file.rename(tmp_path / "pairs.parquet")
@@ -285,9 +289,46 @@ def test_a_wrong_table_is_one_line(
         open_table(tmp_path / "t.csv", columns, **options).count(split)
 
 
+ROWS = "a.jpg,heart\nb.jpg,lung\n"
+LAID_OUT = [  # the form, or what is said; tables and texts; images
+    ("imagefolder", {"train/metadata.csv": f"file_name,text\n{ROWS}"}, "train/a.jpg train/b.jpg"),
+    ("beside", {"train/a.txt": "heart\n", "train/b.txt": "\ufefflung"}, "train/a.jpg train/b.DCM"),
+    ("table", {"captions.csv": f"id,caption\n{ROWS}"}, "images/a.jpg images/b.PNG"),
+    ("table", {"metadata.csv": "path,text,split\na,heart,train\nb,lung,training\n"}, "a.png b.png"),
+    (
+        "flat",
+        {"R/train_captions.csv": f"ID,Caption\n{ROWS}", "a.txt": ""},
+        "R/train/a.jpg R/train/b",
+    ),
+    ("data sets in R, S; name one", {"R/captions.csv": "", "S/captions.csv": ""}, ""),
+    ("no captions there: .*zeroshot, embed: images", {}, "s/a.dcm"),
+]
+
+
+@pytest.mark.parametrize(("expected", "texts", "images"), LAID_OUT)
+def test_layouts_are_told_by_looking(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    expected: str,
+    texts: dict[str, str],
+    images: str,
+) -> None:
+    for path, content in {**texts, **dict.fromkeys(images.split(), "")}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content, encoding="utf-8")
+    if " " in expected:
+        with pytest.raises(InputError, match=expected):
+            open_source(tmp_path)
+        return
+    source = open_source(tmp_path, ["train"])
+    found = {Path(pair.id).name: pair.caption for pair in pairs_of(source, "train")}
+    assert (source.form, found) == (expected, {"a": "heart", "b": "lung"})
+    assert ("R, one level down" in capsys.readouterr().err) == ("R/" in images)
+
+
 def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(jpeg(0))
-    with pytest.raises(InputError, match=r"known form of data set: no train_captions.csv.*--tab"):
+    with pytest.raises(InputError, match=r"no captions there: no train_captions.csv.*--tab"):
         open_source(tmp_path)
     with pytest.raises(InputError, match=r"x.jpg: a folder or a .parquet file is wanted"):
         open_source(tmp_path / "x.jpg")
