@@ -79,7 +79,8 @@ def find(where: str | Sequence[str], split: str, caption_key: str | None) -> lis
         other = "set data.caption_key for captions in KEY.json or in members of another ending"
         raise InputError(f"{short(str(where))}: no readable pair among {members}; {hint}; {other}")
     if skipped := sum(shard.skipped for shard in shards):
-        say(f"{where}: {skipped:,} entries passed over: no image, or no caption")
+        hint = "tar --sort=name brings the members of a pair together"
+        say(f"{where}: {skipped:,} entries passed over: no image, or no caption beside it; {hint}")
     if twice := sum(len(shard) - len({*shard.keys.tolist()}) for shard in shards):
         say(f"{where}: {twice:,} pairs have an earlier one's key in their tar; all are taken")
     return shards

@@ -99,7 +99,8 @@ def test_tars_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         tar.addfile(tarfile.TarInfo("b.jpg"))  # a key again, later: another pair, as in webdataset
     shard_set = ShardSet.open(str(path), "train")
     assert samples(shard_set) == OTHER_SAMPLES
-    line = f"{path}: 3 entries passed over: no image, or no caption\n"
+    hint = "tar --sort=name brings the members of a pair together"
+    line = f"{path}: 3 entries passed over: no image, or no caption beside it; {hint}\n"
     assert capsys.readouterr().err == line
 
 
