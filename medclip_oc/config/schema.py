@@ -230,8 +230,8 @@ class CheckpointConfig(Settings, section="checkpoint."):
     """Save after this many steps, besides."""
     every_minutes: Positive | None = 15.0
     """Save at the first step after this time since the last save, besides."""
-    keep_last: Count = 2
-    """Newest checkpoints that are kept; best.pt comes on top."""
+    keep_last: Natural = 2
+    """Newest checkpoints that are kept; best.pt comes on top. 0: it alone, no run resumes."""
     background: bool = True
     """Training continues while a copy of the state is written; it costs host memory of its size."""
 
@@ -244,10 +244,15 @@ class LogConfig(Settings, section="log."):
     """Steps between two records."""
     tensorboard: bool = False
     """Event files in RUN/tensorboard."""
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """online needs `wandb login`; offline writes RUN/wandb, for `wandb sync` later."""
+    wandb: bool | Literal["disabled", "offline", "online"] = "disabled"
+    """online (or true) needs `wandb login`; offline writes RUN/wandb, for `wandb sync` later."""
     wandb_project: str = "medclip_oc"
     """The run's name there is that of the run folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.wandb, bool):
+            self.wandb = "online" if self.wandb else "disabled"
 
 
 @dataclass

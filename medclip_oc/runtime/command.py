@@ -103,6 +103,8 @@ def _print_error(text: str) -> None:
 
         speaks = distributed.first_to_report()
     if speaks:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            text += " (what follows is torchrun's)"
         with suppress(OSError):
             sys.stderr.write(text + "\n")  # one write, or two ranks would mix their lines
             sys.stderr.flush()

@@ -49,6 +49,11 @@ class Progress(tqdm):
             print_line(str(self))
 
 
+def rate(per_second: float) -> str:
+    """A rate for people: whole numbers, and two digits below 10."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 def print_line(line: str) -> None:
     """Print to stderr, above a bar that is shown; in one write, or ranks would mix their lines."""
     with suppress(OSError):  # its disk may be full: no reason to end the work

@@ -90,6 +90,10 @@ def open_data(config: Config, world: World) -> RunData:
     devices.check_precision(config.train.precision, world.device)
     if config.train.keep_chunks == "auto" and world.device.type != "cuda":
         raise InputError("train.keep_chunks: auto needs CUDA; on the CPU give a number of chunks")
+    if not config.checkpoint.keep_last and config.data.valid is None:
+        raise InputError(
+            "checkpoint.keep_last: 0 keeps best.pt alone, which data.valid has to name"
+        )
     setting = "data.train"
     try:
         train = loader.open_training(config.data, config.run.seed, world)
@@ -119,7 +123,7 @@ def model(
     freezing.freeze(clip.towers, config.optim)
     if config.lora.rank is not None:
         if config.train.compile:
-            raise InputError("train.compile: not with adapters (lora.rank)")
+            raise InputError("train.compile: not with adapters; leave it out, or lora.rank")
         torch.manual_seed(config.run.seed)
         lora.insert(clip.towers, config.lora)
     clip.towers.to(world.device)

@@ -130,7 +130,10 @@ def restore(origin: Origin, parts: Mapping[str, Any], *, seed: int, world: World
             torch.manual_seed(seed + world.rank + _OTHER_RANKS * int(origin.content["step"]))
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{origin.file}: its {name} doesn't fit this run ({reason})") from error
+        raise InputError(
+            f"{origin.file}: its {name} doesn't fit this run ({reason}); start a "
+            "new run from its weights with model.pretrained"
+        ) from error
 
 
 def parameter_bytes(clip: Clip) -> tuple[int, int]:
@@ -148,8 +151,9 @@ def room(config: Config, clip: Clip, folder: Path) -> str:
     whole, trained = parameter_bytes(clip)
     ema, adapters = config.ema.decay is not None, config.lora.rank is not None
     state = whole + 2 * trained + ema * trained + adapters * whole  # AdamW has two averages
-    # best.pt, perhaps ema.pt, and a state more than are kept, which is being written
-    needed = (1 + ema) * whole + (config.checkpoint.keep_last + 1) * state
+    # best.pt, perhaps ema.pt, and a state more than are kept (or best.pt), which is being written
+    kept = config.checkpoint.keep_last
+    needed = (1 + ema) * whole + ((kept + 1) * state if kept else whole)
     # an earlier start's are replaced; two names of one file count once
     files = [file.stat() for file in folder.glob("checkpoints/*.pt")]
     free = shutil.disk_usage(folder).free + sum({f.st_ino: f.st_size for f in files}.values())
@@ -203,7 +207,7 @@ class Checkpointer:
             WorkError: writing failed, now or the last time.
         """
         self.step = content["step"]
-        if not self.main:
+        if not self.main or not (best or self.settings.keep_last):
             return
         self.wait()
         self._saved_at = time.monotonic()
@@ -237,16 +241,17 @@ class Checkpointer:
     def _write(
         self, content: dict[str, Any], best: bool, since: float, paused: float | None = None
     ) -> None:
-        began = time.perf_counter()
+        began, sizes = time.perf_counter(), dict[str, int]()
         if best:
             plain = {key: value for key, value in content.items() if key != "training"}
-            checkpoint.save(self.folder.best, plain)
-        file = self.folder.state(content["step"])
-        size = checkpoint.save(file, content)
-        self.folder.keep(content["step"], self.settings.keep_last)
+            sizes["best.pt"] = checkpoint.save(self.folder.best, plain)
+        if self.settings.keep_last:
+            file = self.folder.state(content["step"])
+            sizes[file.name] = checkpoint.save(file, content)
+            self.folder.keep(content["step"], self.settings.keep_last)
         now = time.perf_counter()
         self.log(
-            f"saved {file.name}{' and best.pt' if best else ''}: {size / 1e6:,.1f} MB in "
+            f"saved {' and '.join(sizes)}: {sum(sizes.values()) / 1e6:,.1f} MB in "
             f"{now - began:.2f} s; the training paused for "
             f"{now - since if paused is None else paused:.2f} s"
         )

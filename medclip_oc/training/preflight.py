@@ -27,6 +27,7 @@ from ..errors import InputError, WorkError
 from ..models.clip import Clip
 from ..runtime import devices, distributed
 from ..runtime.distributed import World
+from ..runtime.progress import rate
 from . import build, checkpointer, logger
 from .build import RunData
 
@@ -229,8 +230,8 @@ def speed(run: Opened) -> Iterator[str]:
         )
     if isinstance(run.data.train.source, ShardSet) and (given := loader_rate(run)) < taken:
         yield (
-            f"warning: data.workers: {run.config.data.workers} give {given:.0f} pairs/s, and a "
-            f"step takes {taken:.0f} pairs/s: give more workers, or pack with --resize 256"
+            f"warning: data.workers: {run.config.data.workers} give {rate(given)} pairs/s, and a "
+            f"step takes {rate(taken)} pairs/s: give more workers, or pack with --resize 256"
         )
 
 

@@ -99,7 +99,9 @@ def start(
                 folder.prepare(clear=overwrite)
         except OSError as error:
             where = f"run.folder: {folder.path}"
-            raise InputError(f"{where} can't be written ({error.strerror})") from error
+            raise InputError(
+                f"{where} can't be written ({error.strerror}); choose another folder"
+            ) from error
     origin.file = distributed.all_gather_objects(origin.file)[0]
     with distributed.errors_together():
         if origin.file is not None and not world.main:
@@ -116,7 +118,10 @@ def _choose(source: str, folder: RunFolder, *, overwrite: bool, restarted: bool)
         file = Path(source)
         content, own = _open(file), folder.owns(file)
         if own and overwrite:
-            raise InputError(f"--resume {file}: run.overwrite would remove it with its run")
+            raise InputError(
+                f"--resume {file}: run.overwrite would remove it with its run; leave that out, or "
+                "choose another run.folder"
+            )
         if not own and folder.begun() and not (overwrite or restarted):
             raise InputError(
                 f"run.folder: {folder.path} holds another run than --resume {file}; replace it "
@@ -146,7 +151,7 @@ def _newest(folder: RunFolder) -> Origin:
             f"run.folder: {folder.path} has no sound checkpoint to resume from "
             f"({'; '.join(damaged)}); replace the run with --run.overwrite true"
         )
-    return Origin(lines=[f"{folder.path}: nothing was saved yet; it begins again"])
+    return Origin(lines=[f"{folder.path}: no state to resume from; it begins again"])
 
 
 def _open(file: Path) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def _open(file: Path) -> dict[str, Any]:
         )
     try:
         description.check(_STATE, content, f"{file}: ")
-        _check_whole(content, f"{file}: no state to resume from")
+        _check_whole(content, f"{file}: no state to resume from (use another)")
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
     return content
@@ -251,7 +256,7 @@ def _compare(
             may_differ.add(key)
     wrong = [key for key in changed if key not in may_differ and not key.startswith(_FREE)]
     if wrong:
-        advice = "take another run.folder for another run"
+        advice = "for another run take another run.folder, or replace this one (--run.overwrite)"
         if not any(map(_is_fixed, wrong)):
             advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {advice}"
         listed = "; ".join([changed[key] for key in wrong[:3]] + ["..."] * (len(wrong) > 3))
@@ -259,11 +264,14 @@ def _compare(
     step, steps = content["step"], data.plan.steps
     if step > steps:
         raise InputError(
-            f"train.epochs: the run ends after {steps} steps, but {file} is {step} steps old"
+            f"train.epochs: the run ends after {steps} steps, but {file} is {step} steps old; give "
+            "more epochs, or begin anew (--run.overwrite)"
         )
     epoch = content["position"] / data.plan.pairs
     if not any(key.startswith("data.") for key in changed) and abs(content["epoch"] - epoch) > 1e-6:
-        raise InputError(f"{file}: its epoch is {content['epoch']:g}, but its step's is {epoch:g}")
+        raise InputError(
+            f"{file}: its epoch is {content['epoch']:g}, but its step's is {epoch:g}; use another"
+        )
     told = "; ".join(words for key, words in changed.items() if not key.startswith("run."))
     lines = [f"resumes with other settings: {told}"] if told else []
     return [*lines, f"resumes from {file}, step {step:,} of {steps:,}"]

@@ -27,7 +27,7 @@ from ..models.averaging import Ema
 from ..reporting import results
 from ..runtime import distributed, shutdown
 from ..runtime.distributed import World
-from ..runtime.progress import Progress
+from ..runtime.progress import Progress, rate
 from ..runtime.shutdown import StopRequest
 from . import build, checkpointer, resume
 from . import optimizer as optim
@@ -35,9 +35,7 @@ from .checkpointer import Checkpointer
 from .logger import RunLog
 from .run_dir import RunFolder
 
-_SHOWN = (
-    "loss {loss:.4g}  lr {lr:.1e}  temperature {temperature:.4g}  {pairs_per_second:,.0f} pairs/s"
-)
+_SHOWN = "loss {loss:.4g}  lr {lr:.1e}  temperature {temperature:.4g}  {speed} pairs/s"
 
 
 def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> None:
@@ -144,7 +142,8 @@ class Trainer:
                     pairs = (step - counted_from) * self.plan.global_batch
                     values["pairs_per_second"] = pairs / (time.perf_counter() - since)
                     self.log.record(step, values)
-                    self.log.message(f"step {step}/{last}  {_SHOWN.format(**values)}")
+                    shown = _SHOWN.format(**values, speed=rate(values["pairs_per_second"]))
+                    self.log.message(f"step {step}/{last}  {shown}")
                     counted_from, since = step, time.perf_counter()
 
                 if self.validation_due(step):
@@ -158,12 +157,20 @@ class Trainer:
                     self.save()
 
         self.checkpointer.wait()
-        place, best = self.folder, f"best valid/{self.config.valid.metric} {progress.best:.4f}"
-        why = "no validation data" if self.valid is None else f"{best} came before this folder"
-        newest = place.last if place.last.exists() else "no step was left"
-        own = self.valid is not None and place.best.exists()
-        told = f"{best} in {place.best}" if own else f"{newest} ({why}, so no best.pt)"
-        self.log.message(f"done: {told}")
+        self.log.message(f"done: {self.outcome()}")
+
+    def outcome(self) -> str:
+        """Where the result lies, and what comes next."""
+        best, last = self.folder.best, self.folder.last
+        score = f"best valid/{self.config.valid.metric} {self.progress.best:.4f}"
+        why = "no validation data" if self.valid is None else f"{score} came before this folder"
+        told, file = f"{last} ({why}, so no best.pt)", last
+        if self.valid is not None and best.exists():
+            told, file = f"{score} in {best}", best
+        elif not last.exists():
+            return f"no step was left ({why}, so no best.pt)"
+        data = " --data SHARDS" if self.valid is None else ""
+        return f"{told}; next: python -m medclip_oc.evaluate --checkpoint {file}{data}"
 
     def loaded(self) -> Iterator[Batch]:
         """The batches; a run that is to stop waits in vain for no more of them."""
@@ -307,13 +314,16 @@ class Trainer:
         }
 
     def stop(self) -> NoReturn:
-        """Save, leave the marker in the run folder, and end."""
+        """Save, leave the marker in the run folder, and end; WorkError: no states are kept."""
         step = self.progress.step
         if self.checkpointer.step < step:
             self.save()
         self.checkpointer.wait()
         signal = self.stop_request.signal or "a signal on another rank"
-        words = f"{signal}: stopped after step {step} of {self.plan.steps}, and saved"
+        words = f"{signal}: stopped after step {step} of {self.plan.steps}"
+        if not self.config.checkpoint.keep_last:
+            raise WorkError(f"{words}; nothing to resume from is kept (checkpoint.keep_last is 0)")
+        words += ", and saved"
         if self.world.main:
             self.folder.mark(words)
         self.log.message(words)

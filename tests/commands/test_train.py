@@ -123,6 +123,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
     "siglip without a bias": ({"loss": {"name": "siglip"}}, 2, "siglip needs a model with a bias"),
     "weights that are no file": ({"model__pretrained": "x.pt"}, 2, "neither a file nor a tag"),
     "compiled": ({"lora": {"rank": 4}, "train__compile": True}, 2, "compile: not with adapters"),
+    "nothing kept": ({"data__valid": None, "checkpoint": {"keep_last": 0}}, 2, "needs data.valid"),
     "weights that explode": (
         {"optim": {"lr": 1e30, "warmup_steps": 0}, "valid__every_steps": 1},
         1,

@@ -76,6 +76,12 @@ def test_lists_are_words_after_words() -> None:
     assert (one.images, one.texts) == (["5"], ["--- odd"])
 
 
+def test_wandb_is_on_off_or_offline() -> None:
+    words = {"": "online", "true": "online", "false": "disabled", "offline": "offline"}
+    for word, mode in words.items():
+        assert parse(Config, "--log.wandb", *word.split()).log.wandb == mode
+
+
 def test_one_or_several() -> None:
     several = {"s/{000..003}.tar": "s/{000..003}.tar", "s/[01]*.tar": "s/[01]*.tar", "null": None}
     for words, value in {**several, "None": None, "a.tar b.tar": ["a.tar", "b.tar"]}.items():

@@ -148,3 +148,7 @@ def test_one_process_of_several_reports(
         assert run(None, "--help") == 0
         shown.append(capsys.readouterr().out)
     assert list(map(bool, shown)) == [True, False, True, True, False, False]
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert run(WorkError("no")) == 1
+    assert capsys.readouterr().err == "train: no (what follows is torchrun's)\n"

@@ -1,5 +1,7 @@
 """When a state is saved, what stays of it, and what a run's parts have to do with it."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from medclip_oc.config.schema import CheckpointConfig
+from medclip_oc import train
+from medclip_oc.config.schema import CheckpointConfig, TrainCommand
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint
 from medclip_oc.runtime.distributed import World
@@ -15,6 +18,9 @@ from medclip_oc.training import checkpointer, resume
 from medclip_oc.training.checkpointer import Checkpointer
 from medclip_oc.training.resume import Origin
 from medclip_oc.training.run_dir import RunFolder
+from medclip_oc.training.trainer import Trainer
+from tests.support.cli import call, one_line
+from tests.support.interrupted import configure
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -69,6 +75,32 @@ def test_what_goes_wrong_in_the_background_is_told(tmp_path: Path) -> None:
     assert "No such file" in str(one.error())
 
 
+@pytest.mark.usefixtures("_handlers")
+def test_where_resuming_is_not_worth_it_the_weights_alone_are_kept(
+    packed: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*words: object) -> int:
+        return call(train.main, TrainCommand, "--config", config, *words)
+
+    def interrupted(self: Trainer, batch: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    kept = {"checkpoint": {"keep_last": 0, "every_steps": 1}, "train__epochs": 1}
+    config, folder = configure(packed, tmp_path, "run", **kept), tmp_path / "run"
+    assert [run(), run()] == [0, 0]
+    assert "no state to resume from; it begins again" in capsys.readouterr().err
+    [file] = (folder / "checkpoints").iterdir()
+    assert file.name == "best.pt"
+    needed = (folder / "log.txt").read_text().partition("checkpoints take up to ")[2].split()[0]
+    assert 1e9 * float(needed) == pytest.approx(2 * file.stat().st_size, rel=0.03)
+    step = Trainer.optimizer_step
+    monkeypatch.setattr(Trainer, "optimizer_step", interrupted)
+    assert run("--run.overwrite") == 1
+    assert "step 1 of 3; nothing to resume from is kept" in one_line(capsys.readouterr().err)
+    assert not (folder / "interrupted").exists()
+
+
 def state_of(parts: dict[str, Any]) -> dict[str, Any]:
     progress = checkpointer.Progress(7, 0.25, validated=False, scores={"mrr": 0.5})
     training = checkpointer.capture(parts, progress, {}, ALONE)
@@ -116,7 +148,7 @@ def test_the_optimizer_takes_averages_from_the_state_and_rates_from_the_configur
     assert two.param_groups[0]["weight_decay"] == 0.3
     assert two.state[again]["exp_avg"].equal(one.state[weight]["exp_avg"])
     _, larger = adamw(0.1, size=4)
-    with pytest.raises(InputError, match=r"x\.pt: its optimizer doesn't fit this run"):
+    with pytest.raises(InputError, match=r"x\.pt: its optimizer doesn't fit .*model.pretrained"):
         restore(state, {"optimizer": checkpointer.OptimizerState(larger)})
 
 

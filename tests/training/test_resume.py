@@ -157,19 +157,20 @@ def test_pickled_code_is_refused(run: Path, tmp_path: Path, capsys: Shown) -> No
 REFUSED = {
     "--optim.lr 2e-3 --train.epochs 4": (
         "train.epochs 3, now 4; optim.lr 0.001, now 0.002; .* --resume.allow train.epochs optim.lr"
+        ", or for another run take another run.folder, or replace this one .--run.overwrite.$"
     ),
-    "--train.global_batch_size 12": "train.global_batch_size 16, now 12; take another run.folder",
+    "--train.global_batch_size 12": "train.global_batch_size 16, now 12; for another run take",
     "--train.global_batch_size 12 --resume.allow train.global_batch_size": (
         "--resume.allow train.global_batch_size: a run can't resume with another one"
     ),
     "--resume.allow optim.lrr": "optim.lrr: no such setting; did you mean",
     "--train.epochs 1 --resume.allow train.epochs": (
-        "train.epochs: the run ends after 3 steps, but .*step-00000009.pt is 9 steps old"
+        "train.epochs: the run ends after 3 steps, but .*9.pt is 9 steps old; give more epochs"
     ),
     "--resume never": "holds an earlier run; resume it .--resume auto.",
     "--resume BEST": "best.pt: holds a model, and no training state",
     "--resume LAST --run.folder OTHER": "holds another run than --resume",
-    "--resume LAST --run.overwrite": "run.overwrite would remove it",
+    "--resume LAST --run.overwrite": "run.overwrite would remove it with its run; leave that out",
 }
 
 
@@ -284,7 +285,7 @@ def test_an_earlier_state_by_name(run: Path, finished: Path) -> None:
 def test_a_run_that_was_never_saved_begins_again(run: Path, finished: Path, capsys: Shown) -> None:
     shutil.rmtree(run / "checkpoints")
     assert again(run) == 0
-    assert "nothing was saved yet; it begins again" in capsys.readouterr().err
+    assert "no state to resume from; it begins again" in capsys.readouterr().err
     assert_same(run, finished)
 
 

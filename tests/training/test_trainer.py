@@ -86,8 +86,11 @@ def test_validation_and_the_best_checkpoint(finished: Path) -> None:
     assert scores[best["step"]] == best["metrics"]["mean_recall"] == highest
     assert last["training"]["best"] == highest
     assert (last["step"], last["position"], last["epoch"]) == (9, 144, 3)
-    said = f"done: best valid/mean_recall {highest:.4f} in {finished}"
-    assert said in (finished / "log.txt").read_text()
+    file = finished / "checkpoints" / "best.pt"
+    said = (
+        f"done: best valid/mean_recall {highest:.4f} in {file}; next: python -m medclip_oc.evaluate"
+    )
+    assert (finished / "log.txt").read_text().endswith(f"{said} --checkpoint {file}\n")
 
 
 def test_what_another_folder_has_is_not_named(finished: Path, tmp_path: Path) -> None:
@@ -119,20 +122,13 @@ def test_without_validation_nothing_is_best(packed: Path, tmp_path: Path) -> Non
     assert call(train.main, TrainCommand, "--config", config) == 0
     assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3]
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
-    assert "(no validation data, so no best.pt)" in (tmp_path / "run" / "log.txt").read_text()
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    said = f"done: {last} (no validation data, so no best.pt); next: python -m medclip_oc.evaluate"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.endswith(f"{said} --checkpoint {last} --data SHARDS\n")
 
 
 # ------------------------------------------------------------------------------------- signals
-
-
-@pytest.fixture
-def _handlers() -> Iterator[None]:
-    """A run that was stopped leaves its handlers, as its process ends; this one goes on."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.slow
