@@ -91,9 +91,7 @@ def open_data(config: Config, world: World) -> RunData:
     if config.train.keep_chunks == "auto" and world.device.type != "cuda":
         raise InputError("train.keep_chunks: auto needs CUDA; on the CPU give a number of chunks")
     if not config.checkpoint.keep_last and config.data.valid is None:
-        raise InputError(
-            "checkpoint.keep_last: 0 keeps best.pt alone, which data.valid has to name"
-        )
+        raise InputError("checkpoint.keep_last: 0 keeps best.pt alone, which needs data.valid")
     setting = "data.train"
     try:
         train = loader.open_training(config.data, config.run.seed, world)

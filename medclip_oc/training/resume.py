@@ -256,9 +256,9 @@ def _compare(
             may_differ.add(key)
     wrong = [key for key in changed if key not in may_differ and not key.startswith(_FREE)]
     if wrong:
-        advice = "for another run take another run.folder, or replace this one (--run.overwrite)"
+        advice = "take another run.folder, or begin anew (--run.overwrite)"
         if not any(map(_is_fixed, wrong)):
-            advice = f"resume all the same with --resume.allow {' '.join(wrong)}, or {advice}"
+            advice = f"resume all the same (--resume.allow {' '.join(wrong)}), {advice}"
         listed = "; ".join([changed[key] for key in wrong[:3]] + ["..."] * (len(wrong) > 3))
         raise InputError(f"{file} was made with other settings: {listed}; {advice}")
     step, steps = content["step"], data.plan.steps

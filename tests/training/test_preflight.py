@@ -39,7 +39,7 @@ def examined(folder: Path, shards: Path, **changes: Any) -> int:
 
 FOUND = {
     "nothing": r"doctor: nothing found on 1 process\(es\)$",
-    "missing shard": "error: data.train: .*train-000001.tar.*; restore it, or pack again",
+    "missing shard": "error: data.train: .*train-000001.tar.*; restore it, or pack",
     "unreadable": r"error: data.train: none of 48 pairs can be read \(bad-00.*--verify says",
     "some unreadable": r"warning: data.train: 6 of 48 pairs can't be read \(bad-00.*pack again",
     "captions cut": r"warning: data.long_captions: 3\d% of the captions .* `sentences`",

@@ -156,10 +156,10 @@ def test_pickled_code_is_refused(run: Path, tmp_path: Path, capsys: Shown) -> No
 
 REFUSED = {
     "--optim.lr 2e-3 --train.epochs 4": (
-        "train.epochs 3, now 4; optim.lr 0.001, now 0.002; .* --resume.allow train.epochs optim.lr"
-        ", or for another run take another run.folder, or replace this one .--run.overwrite.$"
+        "train.epochs 3, now 4; optim.lr 0.001, now 0.002; resume all the same "
+        r"\(--resume.allow train.epochs optim.lr\), take another run.folder, or begin anew"
     ),
-    "--train.global_batch_size 12": "train.global_batch_size 16, now 12; for another run take",
+    "--train.global_batch_size 12": "16, now 12; take another run.folder, or begin anew .--run",
     "--train.global_batch_size 12 --resume.allow train.global_batch_size": (
         "--resume.allow train.global_batch_size: a run can't resume with another one"
     ),
@@ -268,7 +268,7 @@ def test_shards_that_changed_and_shards_that_moved(
     assert again(run, *where, *longer) == 2
     line = one_line(capsys.readouterr().err)
     assert "step-00000012.pt was made with other settings: data.train, whose shards have" in line
-    assert "resume all the same with --resume.allow data.train data.valid, or take" in line
+    assert "(--resume.allow data.train data.valid)" in line
     assert again(run, *longer) == 0, "the old ones are still where they were"
     assert again(run, *where, *longer, "data.train", "data.valid") == 0
 
