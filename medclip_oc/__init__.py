@@ -1,27 +1,41 @@
 """Fine-tune CLIP on radiology images and captions, with exact gradient caching."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from .models.clip import OpenClip
 
 __version__ = "0.1.0"
 
 
-def load(path: str | Path) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
-    """Open a checkpoint written by training.
+def load(
+    path: "str | Path", device: "str | torch.device" = "cpu"
+) -> "tuple[OpenClip, Callable[[Image], Tensor], Callable[[list[str]], Tensor]]":
+    """Open a model to embed with.
 
     Args:
-        path: the file.
+        path: a checkpoint written by training, the folder of its run, or one that open_clip or
+            transformers' CLIPModel opens.
+        device: where the model goes.
 
     Returns:
-        model: the open_clip model in evaluation mode, on the CPU.
-        preprocess: image -> (3, H, W) float, as the model wants it.
-        tokenizer: texts -> (M, L) int64.
+        model: the open_clip model in evaluation mode.
+        preprocess: image -> (3, H, W) float32, on the CPU.
+        tokenizer: M texts -> (M, L) int64, on the CPU.
 
     Raises:
-        errors.InputError: missing, damaged, or not a checkpoint of ours.
+        errors.InputError: missing, damaged, or none of these.
     """
+    import torch
+
     from .models import factory  # needs torch, which the version does without
 
-    clip = factory.load(path)
-    return clip.towers.clip.eval(), clip.open_clip_preprocess(), clip.tokenizer
+    clip = factory.load(path).on(torch.device(device))
+    return clip.towers.clip, clip.open_clip_preprocess(), clip.tokenizer

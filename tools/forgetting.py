@@ -271,8 +271,8 @@ def forgetting_table(rows: dict[str, dict[str, float]], pool: int) -> str:
     start, plain = rows["before fine-tuning"], rows["plain"]
     forgotten = start["old"] - plain["old"]
     lines = [
-        f"mean recall in pools of {pool}: new modalities, old ones; share kept of what plain "
-        "forgets; share lost of plain's on the new ones",
+        f"mean recall (of R@1, R@5 and R@10, both ways) in pools of {pool}: new modalities, old "
+        "ones; share kept of what plain forgets; share lost of plain's on the new ones",
         "| method | new | old | kept | lost |",
         "|---|---|---|---|---|",
     ]

@@ -146,7 +146,8 @@ def choose(rows: list[dict[str, float]], tolerance: float) -> dict[str, float]:
 def table(rows: list[dict[str, float]], chosen: dict[str, float]) -> str:
     """Alpha and scores in per cent, a line each."""
     names = [name for name in ("data", "probe") if name in rows[0]]
-    lines = [f"{'alpha':>8}" + "".join(f"{name:>10}" for name in names)]
+    lines = ["mean recall (of R@1, R@5 and R@10, both ways):"]
+    lines.append(f"{'alpha':>8}" + "".join(f"{name:>10}" for name in names))
     for row in rows:
         cells = "".join(f"{100 * row[name]:>8.1f} %" for name in names)
         mark = "  <- chosen" if row is chosen else ""

@@ -23,6 +23,33 @@ class ComputeConfig(Settings):
 
 
 @dataclass(kw_only=True)
+class ModelSource(ComputeConfig):
+    """Which model works."""
+
+    checkpoint: str | None = None
+    """A checkpoint written by training."""
+    model: str | None = None
+    """In place of a checkpoint: an open_clip name, `hf-hub:ORG/NAME`, or `local-dir:FOLDER` of
+    open_clip or of transformers' CLIPModel."""
+    pretrained: str | None = None
+    """Weights for --model: an open_clip tag, or a file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = self.model is None or self.model.startswith(("hf-hub:", "local-dir:"))
+        if self.model is None:
+            self.require(self.pretrained is None, "pretrained", "used without --model")
+        elif self.checkpoint is not None:
+            raise InputError(
+                f"--model {self.model}: {self.checkpoint} names its own model; give one of the two"
+            )
+        elif self.pretrained is None and not own:
+            raise InputError(
+                f"--pretrained: required with --model {self.model}: random weights rank by luck"
+            )
+
+
+@dataclass(kw_only=True)
 class MeasureConfig(Settings):
     """What is measured of the features of a set of pairs."""
 
@@ -63,14 +90,12 @@ class MeasureConfig(Settings):
 
 
 @dataclass
-class EvaluateConfig(ComputeConfig, MeasureConfig):
+class EvaluateConfig(ModelSource, MeasureConfig):
     """Retrieval over held-out pairs, both ways: recall, ranks, intervals, concepts."""
 
-    reads = "checkpoint data split baseline features_in"
+    reads = "checkpoint model pretrained data split baseline features_in"
     writes = "json features_out"
 
-    checkpoint: str | None = None
-    """A checkpoint written by training. Needed unless features are read from a file."""
     data: str | list[str] | None = None
     """Shard folder, brace pattern, glob or list of tars. null: what the run validated on."""
     split: checks.Split | None = None
@@ -94,8 +119,8 @@ class EvaluateConfig(ComputeConfig, MeasureConfig):
         if self.json and self.features_out:  # --json writes an .npz of ranks beside it
             free = self.features_out != self.json.removesuffix(".json") + ".npz"
             self.require(free, "features_out", "another name than that of --json")
-        if self.checkpoint is None and self.features_in is None:
-            raise InputError("--checkpoint: required, unless --features-in names a file")
+        if self.checkpoint is None and (self.model is None) == (self.features_in is None):
+            raise InputError("--checkpoint: required; or --model, or --features-in, one of the two")
 
 
 @dataclass

@@ -7,37 +7,20 @@ from typing import Annotated, Literal
 from ..errors import InputError
 from . import checks
 from .checks import Bound, Count, Natural, Settings
-from .evaluation import ComputeConfig
+from .evaluation import ModelSource
 
 
 @dataclass(kw_only=True)
-class ModelChoice(ComputeConfig):
+class ModelChoice(ModelSource):
     """Which model works, and how."""
 
-    checkpoint: str | None = None
-    """A checkpoint written by training."""
-    model: str | None = None
-    """In place of a checkpoint: an open_clip name, `hf-hub:ORG/NAME` or `local-dir:FOLDER`."""
-    pretrained: str | None = None
-    """Weights for --model: an open_clip tag, or a file."""
     workers: Natural | None = None
     """Processes that read and decode images. 0: this one. null: one per core, at most 8."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = self.model is None or self.model.startswith(("hf-hub:", "local-dir:"))
         if self.model is None and self.checkpoint is None:
             raise InputError("--checkpoint: required, unless --model names a model of open_clip")
-        if self.model is None:
-            self.require(self.pretrained is None, "pretrained", "used without --model")
-        elif self.checkpoint is not None:
-            raise InputError(
-                f"--model {self.model}: {self.checkpoint} names its own model; give one of the two"
-            )
-        elif self.pretrained is None and not own:
-            raise InputError(
-                f"--pretrained: required with --model {self.model}: random weights rank by luck"
-            )
 
 
 @dataclass(kw_only=True)

@@ -133,6 +133,9 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
     if settings.features_in:
         about["features"] = settings.features_in
         model = features.load(Path(settings.features_in), world)
+    if settings.model:
+        about |= {"model": settings.model, "pretrained": settings.pretrained}
+        model = factory.named(settings.model, settings.pretrained).on(world.device)
     if settings.checkpoint:
         about["checkpoint"] = settings.checkpoint
         content = checkpoint.load(settings.checkpoint)
@@ -140,12 +143,16 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
         trained = content.get("config")
         if model is None:
             model = factory.restore(content, settings.checkpoint).on(world.device)
-            about |= {"precision": settings.precision, "decode": settings.decode}
             where = (trained or {}).get("data", {}).get("valid") if where is None else where
-    assert model is not None  # the settings name one of the two
+    assert model is not None  # the settings name one
+    if isinstance(model, Clip):
+        about |= {"precision": settings.precision, "decode": settings.decode}
     if where is None:
         if isinstance(model, Clip):
-            raise InputError("--data: name the pairs; the run validated on none")
+            ran = (
+                "; the run validated on none" if settings.checkpoint else ", such as shards/rocov2"
+            )
+            raise InputError(f"--data: name the pairs{ran}")
         about["split"] = settings.split or "features"
         about["data_fingerprint"] = hashlib.sha256("\n".join(model.ids).encode()).hexdigest()
     else:

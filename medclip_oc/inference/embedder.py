@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config.inference import ModelChoice
-from ..config.schema import ModelConfig
 from ..data.augment import Preprocess
 from ..data.dataset import Captions
 from ..errors import BadImage, InputError, WorkError
@@ -153,11 +152,7 @@ def open_embedder(choice: ModelChoice) -> Embedder:
         clip = factory.load(choice.checkpoint)
     else:
         assert choice.model is not None
-        try:
-            clip = factory.build(ModelConfig(arch=choice.model, pretrained=choice.pretrained))
-        except InputError as error:  # in the words of this command
-            message = str(error).replace("model.pretrained", "--pretrained")
-            raise InputError(message.replace("model.arch", "--model")) from error
+        clip = factory.named(choice.model, choice.pretrained)
     return Embedder(clip.on(device), device, choice.batch_size, choice.workers, choice.precision)
 
 

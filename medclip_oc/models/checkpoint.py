@@ -15,23 +15,29 @@ import pickle
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy import dtype
+from numpy._core.multiarray import scalar
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DamagedCheckpoint, InputError
 from ..runtime.atomic import atomic_file
 from ..runtime.git_lfs import pointer
-from . import description
+from . import description, torchscript
 
 FORMAT = "medclip_oc/1"
 _PACKAGES = ("medclip_oc", "torch", "torchvision", "open_clip_torch")
+# What others write beside the weights: the best score, the arguments. Nothing of it runs.
+_HARMLESS: list[Any] = [Namespace, dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
+_HARMLESS += [type(dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
 # what the refusal of a pickle says, where it is no damage
-_CODE = re.compile("unsupported (global|class)|reduce", re.IGNORECASE)
+_CODE = re.compile(r"(unsupported (?:global|class)|reduce)(?:: GLOBAL (\S+))?", re.IGNORECASE)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # what isn't a weight: a batch norm's counter, tables of positions
 _WHOLE = re.compile(r".*(num_batches_tracked|position_ids|_index)$")
@@ -70,8 +76,8 @@ def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
     content = read(path, verify=verify)
     if not is_ours(content):
         raise InputError(
-            f"{path}: not a medclip_oc checkpoint (of format {FORMAT}); "
-            "weights of another kind go in through model.pretrained of a training config"
+            f"{path}: not a medclip_oc checkpoint (of format {FORMAT}); weights of another kind "
+            "are given by --model ARCH --pretrained FILE, in training by model.pretrained"
         )
     if "state_dict" in content:
         check_weights(content["state_dict"], path)
@@ -106,16 +112,17 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
         archive = zipfile.is_zipfile(path)  # a torch file from before 1.6 is none
         if verify and archive and zipfile.ZipFile(path).testzip() is not None:
             raise zipfile.BadZipFile
-        with warnings.catch_warnings(action="ignore"):  # of TorchScript, of sparse tensors
+        # warned is of sparse tensors, and of the storages in a TorchScript archive
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
+            if archive and torchscript.is_one(path):
+                return torchscript.read(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
     except Exception as error:  # whatever a damaged file trips over
-        if "TorchScript" in str(error):
-            what = "a TorchScript archive, which holds code; save its state_dict() with torch.save"
-            raise InputError(f"{path}: {what}") from error
-        if isinstance(error, pickle.UnpicklingError) and _CODE.search(str(error)):
+        if isinstance(error, pickle.UnpicklingError) and (held := _CODE.search(str(error))):
             raise InputError(
-                f"{path}: refused: it holds pickled Python objects, which run code when opened; "
-                "only tensors and plain values are read"
+                f"{path}: refused: it holds pickled Python objects ({held[2] or 'a call'}), which "
+                "run code when opened. If you trust it: torch.save(torch.load(FILE, "
+                'weights_only=False)["state_dict"], NEW), or of a whole model its state_dict()'
             ) from error
         kind = "safetensors" if safe else "checkpoint"
         problem = pointer(Path(path)) or f"damaged or not a {kind} file; copy or download it again"

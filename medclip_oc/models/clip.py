@@ -21,6 +21,7 @@ from ..config.schema import ModelConfig
 from ..errors import InputError
 from . import definition
 
+OpenClip = open_clip.CLIP | open_clip.CustomTextCLIP
 LN_100 = 4.605170185988092  # upper clamp of the log inverse temperature (CLIP, section 2.5)
 # Where towers hold their blocks, and the layers of a stem that come before; the last must be there.
 _RESNET_STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
@@ -190,7 +191,8 @@ def tokenizer_of(name: str, where: str = "model") -> Callable[[list[str]], Tenso
             own = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
             tokenizer = open_clip.get_tokenizer(name, **own)
     except Exception as error:  # transformers' are of many kinds
-        raise definition.unreachable(f"{where}: tokenizer of {name}", error) from error
+        remedy = "without network, hf_tokenizer_name takes a folder with its files"
+        raise definition.unreachable(f"{where}: tokenizer of {name}", error, remedy) from error
     plain = type(tokenizer) is open_clip.SimpleTokenizer
     return _CachingTokenizer(tokenizer) if plain else tokenizer
 

@@ -3,23 +3,31 @@
 import difflib
 import json
 import logging
+import re
 import tempfile
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
+from torch import Tensor
 
 from ..config.schema import ModelConfig
 from ..errors import InputError, WorkError
 from ..runtime.progress import print_line
-from . import description
+from . import description, transformers_clip
 from .pretrained import resolve
 
+_PARTS = {
+    ("blocks.", "layer1.", "conv_stem."): "an image tower alone, for model.pretrained_image",
+    ("encoder.layer.", "bert."): "a text tower alone, whose folder model.pretrained_text takes",
+    ("visual_encoder.", "vision_model"): "a model of another kind, such as BLIP",
+}
+"""What files of weights hold, by how some of their names begin."""
 _BUILT_IN = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
 
 
@@ -30,7 +38,8 @@ def has_schema(arch: str) -> bool:
 
 def folder_of(arch: str) -> Path | None:
     """The folder that an architecture names."""
-    return Path(arch.removeprefix("local-dir:")) if arch.startswith("local-dir:") else None
+    schema, _, place = arch.partition(":")
+    return Path(place).expanduser().resolve() if schema == "local-dir" else None
 
 
 def weights_of(arch: str, pretrained: str | None, *towers: str | None) -> str:
@@ -50,7 +59,10 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any], dict[str, Any]
     """
     arch, definition = settings.arch, deepcopy(settings.definition)
     preprocess = dict[str, Any]()
-    name = Path(arch.partition(":")[2]).name if has_schema(arch) else arch
+    name = arch
+    if has_schema(arch):
+        last = (folder_of(arch) or Path(arch.partition(":")[2])).name
+        name = re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip("-._") or "model"
     description.check(description.Name, name, "model.arch")
     if definition is not None:
         description.check(description.DEFINITION, definition, "model.definition.")
@@ -72,17 +84,46 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any], dict[str, Any]
 
 
 def _described(arch: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the `open_clip_config.json` of a hub's model or of a folder says."""
-    folder = folder_of(arch)
+    """What a hub's model or a folder says of itself: in open_clip's way, or as a CLIPModel."""
+    processor = dict[str, Any]()
     try:
-        name = "open_clip_config.json"
-        file = folder / name if folder else Path(download_pretrained_from_hf(arch[7:], name))
-        content = json.loads(file.read_text(encoding="utf-8"))
+        file, content = _json_of(arch, "open_clip_config.json", "config.json")
+        if file.name == "config.json":
+            with suppress(FileNotFoundError):  # then as OpenAI's
+                _, processor = _json_of(arch, "preprocessor_config.json")
     except (OSError, ValueError, RecursionError) as error:
         raise unreachable(f"model.arch: {arch}", error) from error
+    if file.name == "config.json":
+        description.check(description.CLIP_MODEL, content, f"{file}: ")
+        description.check(description.CLIP_PROCESSOR, processor, f"{file}: ")
+        definition = transformers_clip.definition_of(content)
+        description.check(description.DEFINITION, definition, f"{file}: ")
+        return definition, transformers_clip.preprocess_of(processor)
     description.check(description.FOLDER, content, f"{file}: ")
-    _look_inside(folder, content["model_cfg"]["text_cfg"], str(file))
+    _look_inside(folder_of(arch), content["model_cfg"]["text_cfg"], str(file))
     return content["model_cfg"], content.get("preprocess_cfg", {})
+
+
+def _json_of(arch: str, *names: str) -> tuple[Path, Any]:
+    file = fetch(arch, *names)
+    return file, json.loads(file.read_text(encoding="utf-8"))
+
+
+def fetch(arch: str, name: str, *others: str) -> Path:
+    """The first of these files that a folder or a hub's model has; of the latter, downloaded.
+
+    Raises:
+        FileNotFoundError: none of them is there.
+    """
+    folder = folder_of(arch)
+    try:
+        file = folder / name if folder else Path(download_pretrained_from_hf(arch[7:], name))
+        file.stat()
+    except FileNotFoundError:
+        if others:
+            return fetch(arch, *others)
+        raise
+    return file
 
 
 def _look_inside(folder: Path | None, text: dict[str, Any], where: str, up: str = "/") -> None:
@@ -115,7 +156,8 @@ def register(name: str, definition: dict[str, Any], where: str = "model.definiti
 
             about, _ = PretrainedConfig.get_config_dict(tower)
         except Exception as error:  # of many kinds
-            raise unreachable(f"{where}: hf_model_name: {tower}", error) from error
+            remedy = f"put its config.json into {description.TEXT_MODEL}/ of the folder"
+            raise unreachable(f"{where}: hf_model_name: {tower}", error, remedy) from error
         description.check(description.TEXT_TOWER, about, f"{where}: {tower}/config.json: ")
     config = {**definition, "text_cfg": text}
     if open_clip.get_model_config(name) != config:
@@ -151,6 +193,27 @@ def unpacked(about: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
         yield {**about["definition"], "text_cfg": text}
 
 
+def hint(state: Mapping[str, Tensor]) -> str:
+    """What weights may be that don't fit: how an error about them ends."""
+    for starts, what in _PARTS.items():
+        if any(name.startswith(starts) for name in state):
+            return f"; it holds {what}"
+    sizes = {name.removeprefix("text."): tensor.shape for name, tensor in state.items()}
+    conv, words = sizes.get("visual.conv1.weight"), sizes.get("token_embedding.weight")
+    places = sizes.get("visual.positional_embedding")
+    if not conv or not words or not places:
+        return ""
+    side = round((places[0] - 1) ** 0.5) * conv[-1]
+    vision = {"width": conv[0], "patch_size": conv[-1], "image_size": side}.items()
+    names = [
+        name
+        for name, own in _BUILT_IN.items()
+        if vision <= own["vision_cfg"].items() and own["text_cfg"].get("width") == words[1]
+    ]
+    names.sort(key=len)
+    return f"; of its sizes are {', '.join(names[:3])}: set model.arch" if names else ""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence for a while: open_clip narrates on the root logger; our errors say what matters."""
@@ -162,15 +225,18 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def unreachable(name: str, error: Exception) -> InputError | WorkError:
+def unreachable(
+    name: str,
+    error: Exception,
+    remedy: str = "model.pretrained takes a local file where there is no network",
+) -> InputError | WorkError:
     """The error to raise where something could not be loaded, from a folder or from the hub."""
     problem = f"{name}: could not be loaded"
     if not isinstance(error, OSError | RuntimeError) or getattr(error, "filename", None):
         return InputError(f"{problem} ({first_lines(error)})")
-    remedy = "model.pretrained takes a local file where there is no network"
     return WorkError(f"{problem}; {remedy} ({first_lines(error)})")
 
 
 def first_lines(error: Exception) -> str:
     """Of an error's message, in one line of whole words."""
-    return textwrap.shorten(str(error) or type(error).__name__, 150, placeholder=" ...")
+    return textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")

@@ -88,6 +88,20 @@ DEFINITION = _mapping(
     | {"init_logit_scale?": float, "init_logit_bias?": float | None, "nonscalar_logit_scale?": bool}
 )
 FOLDER = open_mapping({"model_cfg": DEFINITION, "preprocess_cfg?": PREPROCESS})
+_CLIP_TOWER = {
+    **dict.fromkeys(("hidden_size?", "num_attention_heads?", "intermediate_size?"), Count),
+    "hidden_act?": Literal["quick_gelu", "gelu"],
+    "layer_norm_eps?": Annotated[float, Field(ge=1e-5, le=1e-5)],
+}
+CLIP_MODEL = open_mapping(
+    {"model_type": Literal["clip"], "vision_config": _CLIP_TOWER, "projection_dim?": Count}
+    | {"text_config": _CLIP_TOWER | {"vocab_size?": Literal[49408]}}
+)
+"""config.json of transformers' CLIPModel, and its preprocessor_config.json."""
+CLIP_PROCESSOR = open_mapping(
+    {"image_mean?": _BOUNDED["mean"], "image_std?": _BOUNDED["std"], "do_center_crop?": bool}
+    | {"resample?": Literal[2, 3]}
+)
 TEXT_TOWER = open_mapping(
     {"model_type": Literal[tuple(arch_dict)], "auto_map?": None, "num_labels?": Count}
     | {f"{n}_layers?": Layers for n in ("num", "num_hidden", "num_decoder", "encoder", "decoder")}

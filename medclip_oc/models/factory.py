@@ -12,10 +12,10 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+from open_clip.pretrained import download_pretrained
 
 from ..config.schema import ModelConfig
-from ..errors import InputError
+from ..errors import InputError, WorkError
 from . import checkpoint, definition, description, pretrained
 from .averaging import State
 from .clip import Clip, Towers, tokenizer_of
@@ -23,6 +23,8 @@ from .description import PREPROCESS_KEYS
 
 _PROBE = "Chest X-ray: 3.5 cm mass, pleural effusion"
 """Its tokens tell a tokenizer from others."""
+_OF_HUB = ("open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+"""Where a hub's weights are; of the first open_clip takes a .safetensors, if it is there."""
 
 
 def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
@@ -88,32 +90,50 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
 
 
 def load(path: str | Path) -> Clip:
-    """Open a checkpoint file: `checkpoint.load`, then `restore`."""
+    """Open a checkpoint file: `checkpoint.load`, then `restore`. Or a folder: that of a run (its
+    best.pt, else last.pt), or one that `local-dir:` takes.
+    """
+    folder = Path(path)
+    kept = (folder / "checkpoints" / f"{name}.pt" for name in ("best", "last"))
+    path = next((file for file in kept if file.is_file()), path)
+    if any(folder.glob("*config.json")):
+        return named(f"local-dir:{path}", None)
     return restore(checkpoint.load(path), str(path))
+
+
+def named(arch: str, weights: str | None) -> Clip:
+    """What --model and --pretrained of a command name, as `build`; errors have these words."""
+    try:
+        return build(ModelConfig(arch=arch, pretrained=weights))
+    except (InputError, WorkError) as error:
+        message = str(error).replace("model.pretrained", "--pretrained")
+        raise type(error)(message.replace("model.arch", "--model")) from error
 
 
 def baseline_clip(name: str, trained: dict[str, Any] | None) -> Clip:
     """A model to compare a checkpoint with.
 
     Args:
-        name: a checkpoint file; `start`, the weights that the checkpoint's run began from; an
-            open_clip tag of the run's architecture; or ARCHITECTURE:TAG; or `hf-hub:ORG/NAME`.
+        name: a checkpoint; a file of weights of the run's architecture; `start`, the weights that
+            its run began from; an open_clip tag; ARCHITECTURE:TAG; or `hf-hub:ORG/NAME`.
         trained: the configuration of its run. None: there is no checkpoint.
 
     Raises:
         InputError: nothing of that name.
     """
-    if Path(name).is_file() or name.endswith(".pt"):
+    is_file = Path(name).is_file() or name.endswith(".pt")
+    if is_file and checkpoint.is_ours(checkpoint.read(name, mmap=True)):
         return load(name)
     if definition.has_schema(name):
         return build(ModelConfig(arch=name))
     arch, _, tag = name.rpartition(":")
-    if arch:
+    if arch and not is_file:
         return build(ModelConfig(arch=arch, pretrained=tag))
     if not trained or not {"model", "run"} <= trained.keys():
         raise InputError(f"--baseline {name}: needs --checkpoint, whose architecture it takes")
     if name != "start":
-        return build(ModelConfig(arch=str(trained["model"]["arch"]), pretrained=tag))
+        arch, own = str(trained["model"]["arch"]), trained["model"].get("definition")
+        return build(ModelConfig(arch=arch, definition=own, pretrained=name))
     keys = {f.name for f in fields(ModelConfig)}
     settings = ModelConfig(**{k: v for k, v in trained["model"].items() if k in keys})
     return build(settings, seed=trained["run"]["seed"])
@@ -161,8 +181,7 @@ def _weights(settings: ModelConfig, config: dict[str, Any]) -> tuple[Path | None
         about = pretrained.check_tag(arch, weights, config)
     try:
         with definition.quiet():
-            hub = arch.removeprefix("hf-hub:")
-            file = download_pretrained(about) if about else download_pretrained_from_hf(hub)
+            file = download_pretrained(about) if about else definition.fetch(arch, *_OF_HUB)
     except Exception as error:  # open_clip's are of many kinds
         raise definition.unreachable(f"model: {arch} {weights or ''}".strip(), error) from error
     return Path(file), {key: about[key] for key in PREPROCESS_KEYS if about.get(key)}
@@ -186,7 +205,10 @@ def _create(
                 reason = definition.first_lines(error)
                 raise InputError(f"{where}: {name} can't be built ({reason})") from error
             if state is not None:
-                pretrained.fill(model, state, f"{where} doesn't fit {name}", resize)
+                try:
+                    pretrained.fill(model, state, f"{where} doesn't fit {name}", resize)
+                except InputError as error:
+                    raise InputError(f"{error}{definition.hint(state)}") from error
     return model
 
 

@@ -19,9 +19,11 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import averaging, checkpoint
+from . import averaging, checkpoint, transformers_clip
 
 # What a CLIP tower has no place for: classifier, unused pooler, index buffers.
+# What wraps a model while it trains: DDP, torch.compile, Lightning, a class of one's own.
+_WRAPPED = re.compile(r"^((module|_orig_mod|model|clip)\.)+")
 _LEFT_OUT = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
 
 
@@ -50,7 +52,7 @@ def resolve(reference: str, where: str = "") -> str:
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or torch file, bare or under the key `state_dict`.
+    """The state dict in a .safetensors, torch or TorchScript file, by open_clip's names.
 
     Raises:
         InputError: the file is missing, damaged, holds no tensors, or holds pickled code; as
@@ -61,9 +63,16 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 def state_of(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The state dict in what the file `path` holds; as `load_weights`."""
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    state = content
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     checkpoint.check_weights(state, path)
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    plain = {_WRAPPED.sub("", name): value for name, value in state.items()}
+    if len(plain) < len(state):
+        raise InputError(f"{path}: holds several models; save one's state dict by itself")
+    is_clip_model = any(name.startswith("vision_model.") for name in plain)
+    return transformers_clip.from_clip_model(plain) if is_clip_model else plain
 
 
 def file_in(folder: Path) -> Path:
@@ -71,8 +80,10 @@ def file_in(folder: Path) -> Path:
     names = sorted(file.name for file in folder.iterdir())
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt"))]
     # a copy of the hub may hold the same weights in other forms
-    weights.sort(key=lambda name: (not name.startswith("open_clip_"), ".safetensors" not in name))
-    if weights and (len(weights) == 1 or weights[0].startswith("open_clip_")):
+    usual = ("open_clip_", "model.safetensors", "pytorch_model.bin")  # the latter transformers'
+    ranks = {name: [name.startswith(start) for start in usual] for name in weights}
+    weights.sort(key=lambda name: (ranks[name], ".safetensors" in name), reverse=True)
+    if weights and (len(weights) == 1 or any(ranks[weights[0]])):
         return folder / weights[0]
     wanted, there = "open_clip_model.safetensors or one other file of weights", weights or names
     raise InputError(f"local-dir:{folder}: wanted is {wanted}; there: {', '.join(there[:5])}")

@@ -31,14 +31,6 @@ _OUTSIDE_TOWERS = {
     "visual.proj": "visual_projection.weight",
     "text_projection": "text_projection.weight",
 }
-_SIZES = {
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "context_length": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-}
 _VISION = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 _VISION |= {"image_size": 224, "patch_size": 32, "num_hidden_layers": 12}
 _TEXT = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
@@ -86,25 +78,28 @@ def from_clip_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def definition_of(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's definition of the model that a CLIPModel's config.json describes."""
     image, text = _VISION | config["vision_config"], _TEXT | config["text_config"]
-    towers = [
-        {ours: sizes[theirs] for ours, theirs in _SIZES.items() if theirs in sizes}
-        | {"mlp_ratio": sizes["intermediate_size"] / sizes["hidden_size"]}
-        for sizes in (image, text)
-    ]
-    head_width = image["hidden_size"] // image["num_attention_heads"]
-    return {
-        "embed_dim": config.get("projection_dim", 512),
-        "quick_gelu": image.get("hidden_act", "quick_gelu") == "quick_gelu",
-        "vision_cfg": towers[0] | {"head_width": head_width},
-        "text_cfg": towers[1] | {"heads": text["num_attention_heads"]},
-    }
+    vision_cfg, text_cfg = (
+        {
+            "width": tower["hidden_size"],
+            "layers": tower["num_hidden_layers"],
+            "mlp_ratio": tower["intermediate_size"] / tower["hidden_size"],
+        }
+        for tower in (image, text)
+    )
+    vision_cfg |= {name: image[name] for name in ("image_size", "patch_size")}
+    vision_cfg["head_width"] = image["hidden_size"] // image["num_attention_heads"]
+    text_cfg |= {"heads": text["num_attention_heads"], "vocab_size": text["vocab_size"]}
+    text_cfg["context_length"] = text["max_position_embeddings"]
+    quick_gelu = image.get("hidden_act", "quick_gelu") == "quick_gelu"
+    towers = {"vision_cfg": vision_cfg, "text_cfg": text_cfg, "quick_gelu": quick_gelu}
+    return {"embed_dim": config.get("projection_dim", 512), **towers}
 
 
 def preprocess_of(processor: dict[str, Any]) -> dict[str, Any]:
     """open_clip's preprocessing, by CLIPModel's preprocessor_config.json."""
-    return {
-        "mean": processor["image_mean"],
-        "std": processor["image_std"],
-        "interpolation": {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", 3), "other"),
-        "resize_mode": "shortest" if processor.get("do_center_crop", True) else "squash",
+    known = {"mean": "image_mean", "std": "image_std"}
+    crops = processor.get("do_center_crop", True)
+    return {ours: processor[theirs] for ours, theirs in known.items() if theirs in processor} | {
+        "interpolation": "bilinear" if processor.get("resample") == 2 else "bicubic",  # as Pillow
+        "resize_mode": "shortest" if crops else "squash",
     }

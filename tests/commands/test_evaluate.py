@@ -74,10 +74,17 @@ def measured(*words: object, out: Path) -> dict[str, Any]:
     return record
 
 
+def exported(best: Path, folder: Path) -> str:
+    """The model of a checkpoint in a folder, as open_clip has it."""
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    torch.save(checkpoint.load(best)["state_dict"], folder / "open_clip_pytorch_model.bin")
+    return f"local-dir:{folder}"
+
+
 def figures(record: dict[str, Any]) -> dict[str, Any]:
     """A record without where it is from."""
-    origin = ("checkpoint", "data", "split", "precision", "decode", "data_fingerprint", "features")
-    return {name: value for name, value in record.items() if name not in origin}
+    origin = "checkpoint model pretrained data split precision decode data_fingerprint features"
+    return {name: value for name, value in record.items() if name not in origin.split()}
 
 
 def test_everything_at_once(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,13 +143,20 @@ def test_no_record_replaces_that_of_other_pairs(best: Path, tmp_path: Path) -> N
 
 
 def test_a_baseline_is_the_weights_named(best: Path, shards: Path, tmp_path: Path) -> None:
-    """`start` is what the run's own seed draws; a file is what it holds."""
-    began = write_checkpoint(tmp_path / "began.pt", shards, seed=5)
+    """`start` is what the run's own seed draws; a file, bare weights too, is what it holds."""
+    began, bare = write_checkpoint(tmp_path / "began.pt", shards, seed=5), tmp_path / "bare.pt"
+    torch.save(checkpoint.load(began)["state_dict"], bare)
     alone = measured("--checkpoint", began, out=tmp_path / "a.json")
-    for name in ("start", began):
+    for name in ("start", began, bare):
         record = measured("--checkpoint", best, "--baseline", name, out=tmp_path / "b.json")
         assert record["baseline"]["image_to_text"] == alone["image_to_text"]
         assert record["baseline"]["intervals"] == alone["intervals"]
+
+
+def test_a_model_without_a_checkpoint(best: Path, shards: Path, tmp_path: Path) -> None:
+    model = ("--model", exported(best, tmp_path), "--data", shards)
+    first = measured("--checkpoint", best, out=tmp_path / "a.json")
+    assert figures(measured(*model, out=tmp_path / "b.json")) == figures(first)
 
 
 def test_figures_are_redone_from_features(best: Path, tmp_path: Path) -> None:
@@ -181,7 +195,7 @@ def files(best: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
         members |= {f"p{n}.jpg": jpeg(n), f"p{n}.txt": b"x", f"p{n}.json": facts}
     write_tar(folder / "other.tar", members)
     made = {file.stem.upper(): file for file in folder.iterdir()}
-    return {**made, "BEST": best, "SHARDS": shards}
+    return {**made, "BEST": best, "SHARDS": shards, "local-dir:FOLDER": exported(best, folder)}
 
 
 MISTAKES = {
@@ -193,7 +207,13 @@ MISTAKES = {
     "--checkpoint BEST --features-out /proc/no/x.npz": "/proc/no/x.npz: can't be written",
     "--checkpoint BEST --data configs::x.tar": "mixes shard folders, which have splits, and tars",
     "--checkpoint BEST --data EMPTY --split test": "empty.tar is not a shard folder with splits",
-    "--ks 1": "--checkpoint: required, unless --features-in",
+    "--ks 1": "--checkpoint: required; or --model, or --features-in",
+    "--model ViT-B-16 --pretrained x --features-in PLAIN": "or --features-in, one of the two",
+    "--model ViT-B-16 --checkpoint BEST": "names its own model; give one of the two",
+    "--model ViT-B-16": "--pretrained: required with --model ViT-B-16",
+    "--model ViT-B-16 --pretrained x": "--pretrained: 'x' is neither a file nor a tag of ViT-B-16",
+    "--model local-dir:FOLDER": "--data: name the pairs, such as shards/rocov2",
+    "--model local-dir:FOLDER --data SHARDS --baseline start": "start: needs --checkpoint",
     "--checkpoint BEST --baseline nowhere.pt": "nowhere.pt: no such file",
     "--checkpoint BEST --baseline ViT-B-16:openaai": "is neither a file nor a tag of ViT-B-16",
     "--features-in PLAIN --data SHARDS --baseline start": "--baseline start: needs --checkpoint",
