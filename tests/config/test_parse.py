@@ -108,7 +108,7 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path) -> None:
         file.write_text(text)
         assert parse(Config, "--config", str(file)) == Config()
     file.write_text("checkpoint: c.pt\n")
-    assert parse(EvaluateConfig, "--config", str(file)) == EvaluateConfig("c.pt")
+    assert parse(EvaluateConfig, "--config", str(file)) == EvaluateConfig(checkpoint="c.pt")
 
 
 BAD_WORDS = {
