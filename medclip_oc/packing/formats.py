@@ -252,7 +252,8 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
     tables = {"all": layout.concepts, "manual": layout.manual, "none": ()}[concepts]
     listed = _find(folder, split, tables)
     if concepts == "manual" and listed is None:
-        raise InputError(f"{folder}: no table of manual concepts of {split} (form {form})")
+        missing = f"no table of manual concepts of {split} (form {form})"
+        raise InputError(f"{folder}: {missing}; --concepts all or none does without")
     table = Table((captions[0],), None if layout.header else ("ID", "Caption"))
     table = TextFiles(tuple(captions)) if form == "beside" else table
     return Part(

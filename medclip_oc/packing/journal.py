@@ -156,7 +156,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{folder}: another process is packing into this folder") from None
+                busy = "another process is packing into this folder; wait, or choose another --out"
+                raise InputError(f"{folder}: {busy}") from None
         yield
     finally:
         os.close(descriptor)

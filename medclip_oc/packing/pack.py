@@ -263,7 +263,11 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
     facts = {"id": pair.id, "split": pair.split, "width": stored.width, "height": stored.height}
     facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest()}
     more = {**pair.facts, "reencoded": stored.reencoded, "resized_from": stored.resized_from}
-    facts |= {name: fact for name, fact in more.items() if fact is not None}
+    if options.image_format:  # for readers that want all samples alike: the same keys in each
+        size = [stored.width, stored.height]
+        more |= {"reencoded": stored.reencoded or "", "resized_from": stored.resized_from or size}
+    alike = options.image_format is not None
+    facts |= {name: fact for name, fact in more.items() if alike or fact is not None}
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
     members = stored.data, pair.caption.encode(), about

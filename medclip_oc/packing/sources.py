@@ -172,7 +172,7 @@ class Source:
         rows = sum(1 for _ in part.rows(with_images=False))
         if not rows:
             column = part.columns.get("split")
-            which = f"whose {column} is {split}" if column else "under the header"
+            which = f"whose {column} is {split} (see --splits)" if column else "under the header"
             raise InputError(f"{part.captions}: no rows {which}")
         _ = part.cuis_by_id, part.license_by_id
         return rows

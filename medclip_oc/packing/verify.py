@@ -58,7 +58,8 @@ def report(folder: Path, *, workers: int = 1, decode: bool = True) -> None:
     samples, size = (sum(entry[name] for entry in entries) for name in ("samples", "bytes"))
     amount = f"{len(entries):,} shards, {samples:,} samples, {size / 1e6:,.1f} MB"
     if found:
-        raise WorkError(f"{folder}: damaged: {len(found)} findings in {amount}")
+        advice = "restore it, or pack it again with --overwrite"
+        raise WorkError(f"{folder}: damaged: {len(found)} findings in {amount}; {advice}")
     print(f"{folder}: {amount}: all well")
 
 

@@ -53,6 +53,21 @@ def test_facts_and_bytes(faulty_source: Path, faulty_packed: Path) -> None:
     assert "concepts" not in second.facts  # not known, which is not the same as none
 
 
+def test_of_one_image_format_all_samples_have_the_same_facts(
+    faulty_source: Path, tmp_path: Path
+) -> None:
+    """Hugging Face's datasets take the keys, and their types, from the first samples."""
+    source = open_source(faulty_source, ["train"])
+    pack(source, tmp_path, PackOptions(image_format="jpg"))
+    train = ShardSet.open(str(tmp_path), "train")
+    first, second = (train.facts(n) for n in range(2))
+    assert first["concepts"] == ["C0040405", "C0007776"]
+    for n in range(len(train)):
+        assert train.facts(n).keys() == first.keys()
+    unknown = {"concepts": None, "reencoded": "", "resized_from": [48, 40]}
+    assert unknown.items() <= second.items()
+
+
 def test_folder_follows_the_contract(faulty_packed: Path) -> None:
     tars = [f"train-{n:06}.tar" for n in range(5)] + ["valid-000000.tar"]
     files = contents(faulty_packed)
