@@ -1,5 +1,6 @@
 """An index of pairs: `python -m medclip_oc.embed --checkpoint FILE --data SHARDS --out INDEX`."""
 
+import shlex
 from pathlib import Path
 
 from .config.inference import EmbedConfig
@@ -36,7 +37,11 @@ def main(settings: EmbedConfig) -> None:
         overwrite=settings.overwrite,
     )
     numbers = f"{embedder.width} numbers each ({settings.dtype})"
-    print(f"{len(shards):,} pairs, {numbers}: {settings.out}")
+    print(f"{len(shards):,} pairs, {numbers}: written to {settings.out}")
+    names = ("checkpoint", "model", "pretrained")
+    model = [f"--{name}={value}" for name in names if (value := getattr(settings, name))]
+    words = [*model, f"--index={settings.out}", "--search", "left pleural effusion"]
+    print(f"search it with: python -m medclip_oc.zeroshot {shlex.join(words)}")
 
 
 if __name__ == "__main__":

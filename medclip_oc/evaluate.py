@@ -1,5 +1,7 @@
 """Retrieval over held-out pairs: `python -m medclip_oc.evaluate --checkpoint FILE`."""
 
+from pathlib import Path
+
 from .config.evaluation import EvaluateConfig
 from .runtime import command
 
@@ -13,6 +15,11 @@ def main(settings: EvaluateConfig) -> None:
     with distributed.process_group(settings.device) as world:
         measured, lines = sources.evaluate(settings, world)
         if world.main:
+            folder = Path(settings.checkpoint or "").parent
+            if folder.name == "checkpoints":
+                lines.append(f"for a page of it: python -m medclip_oc.report {folder.parent}")
+            elif not settings.json:
+                lines.append("kept nowhere: --json FILE writes these figures to a file")
             print(results.text(measured.record), *lines, sep="\n")
 
 

@@ -104,7 +104,7 @@ class EvaluateConfig(ModelSource, MeasureConfig):
     """Another one to compare: a checkpoint; `start`, the weights that the run began from; a tag of
     open_clip (`openai`), or ARCHITECTURE:TAG; or a file of features."""
     features_in: NpzFile | None = None
-    """Take the features from this file (.npz) in place of a model."""
+    """Take the features (image_features, text_features) from this .npz in place of a model."""
     json: JsonFile | None = None
     """Write the result here, beside RUN/evaluations/CHECKPOINT-SPLIT.json of a run's checkpoint."""
     features_out: NpzFile | None = None
@@ -116,9 +116,10 @@ class EvaluateConfig(ModelSource, MeasureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.json and self.features_out:  # --json writes an .npz of ranks beside it
-            free = self.features_out != self.json.removesuffix(".json") + ".npz"
-            self.require(free, "features_out", "another name than that of --json")
+        for name in ("features_in", "features_out", "baseline") if self.json else ():
+            # --json writes an .npz of ranks beside it
+            free = getattr(self, name) != str(self.json).removesuffix(".json") + ".npz"
+            self.require(free, name, "another name than that of --json")
         if self.checkpoint is None and (self.model is None) == (self.features_in is None):
             raise InputError("--checkpoint: required; or --model, or --features-in, one of the two")
 

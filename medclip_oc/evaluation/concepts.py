@@ -6,6 +6,7 @@ Najork 2008, "Computing information retrieval performance measures efficiently i
 tied scores").
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -192,20 +193,24 @@ def find_slices(concepts: np.ndarray | None, named: dict[str, str]) -> list[Slic
 
 
 def resolve(names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
-    """The CUI that each name stands for.
+    """The CUI of each name (or CUI, in any case) that pairs have; InputError: they have none.
 
-    Args:
-        names: CUIs, or names of concepts, in any case.
-        known: the concepts that pairs have: CUI or name in lower case -> CUI.
-
-    Raises:
-        InputError: no pair has it.
+    What they have is `known`: CUI or name in lower case -> CUI.
     """
+    if names and not known:
+        raise InputError(f"--slices: {names[0]}: the pairs have no concepts (CUIs)")
     present = set(known.values())
     titles = {title.lower(): cui for title, cui in MODALITIES.items() if cui in present} | known
-    for name in names:
-        if not present:
-            raise InputError(f"--slices: {name}: the pairs have no concepts (CUIs)")
-        if name.lower() not in titles:
-            raise InputError(f"--slices: {name}: no pair has a concept of this name or CUI")
-    return {name: titles[name.lower()] for name in names}
+    return {name: titles[name.lower()] for name in names if name.lower() in titles}
+
+
+def unknown(names: Sequence[str], known: dict[str, str], concepts: np.ndarray) -> str:
+    """A line on `names` that no pair of (N, K) concepts has: what there is instead."""
+    packed = {cui: name for name, cui in known.items() if name != cui.lower()}
+    hint = "" if packed else "; no names of concepts were packed, give CUIs"
+    titles = {cui: title for title, cui in MODALITIES.items()} | packed
+    numbers, counts = np.unique(concepts[concepts > 0], return_counts=True)
+    most = [f"C{number:07}" for number in numbers[counts.argsort()[::-1][:10]]]
+    shown = ", ".join(f"{titles[cui]} ({cui})" if cui in titles else cui for cui in most)
+    line = f"--slices: no pair has {', '.join(names)}{hint}; the most frequent: {shown}"
+    return textwrap.shorten(line, 300)

@@ -9,7 +9,8 @@ A file (.npz) holds arrays, a row for each pair:
     caption_hash    (N,) int64, equal for copies of a caption; may be absent
     concepts        (N, K) int32 UMLS numbers (C0040405 is 40405), padded with 0; may be absent
 
-A file that another program made does, if it has the first three.
+A file that another program made does, if it has the two matrices, under these names or others (see
+`_ALIASES`). Pairs without ids are numbered.
 """
 
 from collections import Counter
@@ -36,6 +37,10 @@ _ARRAYS = {  # dimensions, and kinds of numbers
     "image_hash": (1, "iu"),
     "caption_hash": (1, "iu"),
     "concepts": (2, "iu"),
+}
+_ALIASES = {
+    f"{side}_features": (f"{side}_embeds", f"{side}_embeddings", f"{side}s", side)
+    for side in ("image", "text")
 }
 _UNIT = 1e-5
 """Rows whose length is nearer to 1 than this are left as they are."""
@@ -153,8 +158,8 @@ def load(path: Path, world: distributed.World) -> Embedded:
         InputError: see `npz.read`; an id comes twice, a concept is none of UMLS's numbers, or
             features are not finite or zero.
     """
-    arrays = npz.read(path, _ARRAYS, _FACTS)
-    ids = list(map(str, arrays["ids"]))
+    arrays = npz.read(path, _ARRAYS, ("ids", *_FACTS), _ALIASES)
+    ids = list(map(str, arrays.get("ids", range(len(arrays["image_features"])))))
     repeated, times = Counter(ids).most_common(1)[0]
     if times > 1:
         raise InputError(f"{path}: the id {repeated} comes twice")

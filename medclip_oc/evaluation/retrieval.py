@@ -49,9 +49,7 @@ class Measured:
             WorkError: one of them can't be written.
         """
         names = np.array(ids)
-        arrays = {
-            f"{way}_rank": values for way, values in zip(DIRECTIONS, self.pair_ranks(), strict=True)
-        }
+        arrays = dict(zip((f"{way}_rank" for way in DIRECTIONS), self.pair_ranks(), strict=True))
         for way, index in zip(DIRECTIONS, self.nearest or (), strict=False):
             arrays[f"{way}_nearest"] = names[index]
         npz.write(file.with_suffix(".npz"), ids=names, **arrays)
@@ -60,12 +58,7 @@ class Measured:
 
 
 def evaluate(clip: Clip, pairs: Pairs, world: distributed.World, **options: Any) -> Measured:
-    """What training does between epochs: the figures of the whole pool as it is; see `embed_pairs`.
-
-    Raises:
-        Stopped: `stop` said so, on any rank.
-        InputError, WorkError: a pair can't be read.
-    """
+    """What training does between epochs: figures of the whole pool as it is; see `embed_pairs`."""
     embedded = embed_pairs(clip, pairs, world, **options)
     return measure(embedded, MeasureConfig(duplicates="keep", interval_draws=0), nearest=False)
 

@@ -99,7 +99,8 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     for size in settings.pool_sizes():
         if size > len(source.ids()):
             raise InputError(f"--pools: {size} pairs, but the set holds only {len(source.ids())}")
-    named = concepts.resolve(settings.slices, source.concepts() if settings.slices else {})
+    known = source.concepts() if settings.slices else {}
+    named = concepts.resolve(settings.slices, known)
     baseline = _baseline(settings, source, world)
     lines = []
     embedded = source.embed(source.model, settings, world)
@@ -115,6 +116,8 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     )
     if embedded.concepts is None:
         lines.append("no concepts (CUIs) with these pairs: no figures by concept or modality")
+    elif absent := [name for name in settings.slices if name not in named]:
+        lines.append(concepts.unknown(absent, known, embedded.concepts))
     if not embedded.hashed:
         lines.append("no hashes with these features: copies are not found")
     if world.main:

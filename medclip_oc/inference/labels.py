@@ -1,12 +1,14 @@
 """The true text of each image, from a table, and how well it is found."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path, PurePath
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 import numpy as np
 
+from ..config.fields import shorten
 from ..errors import InputError
 from ..evaluation import classification
 from ..packing.image_store import stem
@@ -19,8 +21,9 @@ class Labels:
     """True candidates of a set of images, and the probabilities that these got.
 
     Args:
-        file: a table with `image` (or `id`, `file`, `path`: the image's path, its file name, or
-            that without ending) and `label` (or `class`).
+        file: a table with `image` (or `id`, `file`, `path`) and `label` (or `class`). An image is
+            named by its path or the end of that, such as `normal/a.png` or `a.png`; the extension
+            may be absent. Failing that, the file name decides, where it is unique.
         names: of the M candidates.
         images: N images.
 
@@ -28,20 +31,14 @@ class Labels:
         missing: images without a label: they don't count.
 
     Raises:
-        InputError: no such table, a label that is no candidate, an image with two labels, or no
-            image with any.
+        InputError: no such table, a label that is no candidate, an image with two labels, a row
+            that names two images, or no image with a label.
     """
 
     def __init__(self, file: str, names: Sequence[str], images: ImageSet) -> None:
-        self.names = names
-        by_image, self._labels = _read(file, names), dict[int, int]()
-        for n in range(len(images)):
-            base = PurePath(images.name(n)).name
-            for key in (stem(base), base, images.name(n)):  # the longest name last: it counts
-                if key in by_image:
-                    self._labels[n] = by_image[key]
-        if not self._labels:
-            raise InputError(f"--labels: {file}: none of its rows names an image of --images")
+        self.names, labels = names, _read(file, names)
+        matched = _match(file, labels, [images.name(n) for n in range(len(images))])
+        self._labels = {n: labels[row] for n, row in matched.items()}
         self.missing = len(images) - len(self._labels)
         self._rows: list[tuple[int, np.ndarray]] = []
 
@@ -66,6 +63,7 @@ class Labels:
             with atomic.atomic_file(Path(file)) as partial:
                 text = json.dumps(figures, indent=2, ensure_ascii=False)
                 partial.write_text(text + "\n", encoding="utf-8")
+            print(f"written to {file}", file=out)
         print(classification.text(figures), file=out)
 
 
@@ -74,10 +72,44 @@ def _read(file: str, names: Sequence[str]) -> dict[str, int]:
     indices = {name: index for index, name in enumerate(names)}
     labels: dict[str, int] = {}
     columns = ["image|id|file|path", "label|class"]
-    for where, [image, label] in read_table("--labels", file, columns):
+    for where, [named, label] in read_table("--labels", file, columns):
+        image = str(PurePosixPath(named.replace("\\", "/")))  # without ./
         if label not in indices:
             some = ", ".join(list(indices)[:5]) + (", ..." if len(indices) > 5 else "")
             raise InputError(f"{where}: {label!r} is no candidate; those are {some}")
         if labels.setdefault(image, indices[label]) != indices[label]:
             raise InputError(f"{where}: {image} has another label before")
     return labels
+
+
+def _match(file: str, rows: Collection[str], names: Sequence[str]) -> dict[int, str]:
+    """Which row names each image: position -> row. See `Labels`."""
+    paths = [Path(name).absolute().as_posix() for name in names]
+    matched = {n: row for n, path in enumerate(paths) if (row := _longest_end(path, rows))}
+    if not matched:
+        row_of, path_of = _by_file_name(rows), _by_file_name(paths)
+        places = {path: n for n, path in enumerate(paths)}
+        matched = {places[path_of[name]]: row_of[name] for name in row_of.keys() & path_of}
+    if not matched:
+        pair = f"{shorten(next(iter(rows), ''))}, {shorten(names[0])}"
+        raise InputError(f"--labels: {file}: none of its rows names an image of --images: {pair}")
+    image_of = dict[str, str]()
+    for n, row in matched.items():
+        if image_of.setdefault(row, paths[n]) != paths[n]:
+            both = f"{shorten(image_of[row])} and {shorten(paths[n])}"
+            raise InputError(f"--labels: {file}: {row} is the end of {both}: write more of it")
+    return matched
+
+
+def _longest_end(path: str, rows: Collection[str]) -> str | None:
+    """The row that is the path, or the most of its end, with or without its extension."""
+    parts = path.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((row for end in ends for row in (end, stem(end)) if row in rows), None)
+
+
+def _by_file_name(paths: Collection[str]) -> dict[str, str]:
+    """Paths by their file names without extension, where these come once."""
+    names = [stem(PurePosixPath(path).name) for path in paths]
+    times = Counter(names)
+    return {name: path for name, path in zip(names, paths, strict=True) if times[name] == 1}

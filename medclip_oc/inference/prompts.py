@@ -112,8 +112,12 @@ def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
         raise InputError(f"--label-column {label}: {file} is no table")
     else:
         columns, header = ["text"], ("text",)
-    for _, cells in read_table("--texts-file", file, columns, header):
-        yield cells[-1], cells[0]
+    try:
+        for _, cells in read_table("--texts-file", file, columns, header):
+            yield cells[-1], cells[0]
+    except InputError as error:
+        options = "; --text-column and --label-column name others"
+        raise InputError(f"{error}{options if 'no column' in str(error) else ''}") from None
 
 
 def _templates(given: str | None) -> tuple[str, ...]:

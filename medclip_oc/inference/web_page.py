@@ -66,7 +66,7 @@ class Handlers:
             rows = ranked.rows(["image"], ranked.scores(features))
         except (InputError, WorkError) as error:
             return str(error), []
-        return "", [[row[name] for name in RANKED[1:]] for row in rows]
+        return "", [_cells(row, RANKED) for row in rows]
 
     def search(
         self, text: str, file: str | None, number: float
@@ -81,7 +81,7 @@ class Handlers:
             rows = search.answers(self.index, ["query"], features, max(1, int(number)))
         except (InputError, WorkError) as error:
             return str(error), [], []
-        table = [[row[name] for name in search.FIELDS[1:]] for row in rows]
+        table = [_cells(row, search.FIELDS) for row in rows]
         if self.shards is None:
             return self.problem, [], table
         gallery = []
@@ -101,6 +101,12 @@ class Handlers:
         if bad:
             raise InputError(f"this image can't be read: {bad[0]}")
         return features
+
+
+def _cells(row: dict[str, Any], fields: tuple[str, ...]) -> list[Any]:
+    """What the page shows of a row, less what was asked."""
+    values = (row[name] for name in fields[1:])
+    return [round(value, 4) if isinstance(value, float) else value for value in values]
 
 
 def _cosine(words: str) -> float | None:

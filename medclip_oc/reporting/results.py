@@ -7,14 +7,24 @@ from ..config.vocabulary import DIRECTIONS, FEW_QUERIES
 
 Record = dict[str, Any]
 Table = dict[str, Any]  # `title`, `head`, `rows` of texts; a space in a figure is a no-break space
+CONCEPT_FIGURES = (
+    "nDCG@K: concepts that the first K share with the query, the best K being 100 %",
+    "relevant recall@K: how many of all relevant candidates are among the first K",
+    "relevant precision@K: how many of the first K candidates are relevant",
+    "modality agreement@1: how often the first candidate is of the query's modality",
+)
+"""What each figure by concepts says, a line each."""
 _QUERIES = {"image_to_text": "images", "text_to_image": "texts"}  # how many, by their key
 
 
 def text(record: Record) -> str:
     """All tables of a record (see `retrieval.measure`) for a terminal, recalls in per cent."""
-    parts = [_lines(table) for group in tables(record).values() for table in group]
+    shown = tables(record)
+    parts = [_lines(table) for table in shown["retrieval"]]
     if record.get("merged") and not has_copies(record):
         parts.insert(1, "no image and no caption of this pool is there twice")
+    parts += ["\n".join([_lines(table), *CONCEPT_FIGURES]) for table in shown["concepts"]]
+    parts += [_lines(table) for table in shown["baseline"]]
     if "slices" in record:
         slices = {each["name"]: each for each in record["slices"]}
         title = "R@10 of queries of one kind, among all candidates"
@@ -37,7 +47,7 @@ def tables(record: Record) -> dict[str, list[Table]]:
         title = f"by concepts: {part['queries']:,} pairs with CUIs, relevant from an overlap of "
         concepts = [_scores(part, f"{title}{part['relevant']:g}")]
     if part := record.get("baseline"):
-        title = f"difference to {part['name']}, query by query (% are percentage points)"
+        title = f"this model less {part['name']}, query by query (% are percentage points)"
         baseline = [_scores(part, f"baseline {part['name']}"), _scores(part["difference"], title)]
     return {"retrieval": retrieval, "concepts": concepts, "baseline": baseline}
 

@@ -1,11 +1,12 @@
 """Arrays in an .npz, a row for each of its `ids`: written whole, read without trust."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
 
+from ..config.fields import shorten
 from ..errors import InputError
 from .atomic import atomic_file
 
@@ -19,14 +20,19 @@ def write(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read(
-    path: Path, wanted: Mapping[str, tuple[int, str]], optional: Collection[str]
+    path: Path,
+    wanted: Mapping[str, tuple[int, str]],
+    optional: Collection[str],
+    aliases: Mapping[str, Sequence[str]] = {},
 ) -> dict[str, np.ndarray]:
-    """The arrays that are wanted: name -> dimensions and kinds (see `_KINDS`); one is `ids`.
+    """The arrays that are wanted: name -> dimensions and kinds (see `_KINDS`).
+
+    Where a name is absent, the first of its aliases that is there counts.
 
     Raises:
         InputError: no such file, or a damaged one; an array is absent and not optional, of another
-            shape or kind, or has other rows than `ids`; there is no row; a text is empty, or holds
-            what can't be printed, such as a line break.
+            shape or kind, or has other rows than the first; there is no row; a text is empty, or
+            holds what can't be printed, such as a line break.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -37,13 +43,15 @@ def read(
             if held > 100 * path.stat().st_size or file.testzip() is not None:
                 raise ValueError
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in wanted if name in arrays.files}
+            names = {name: [name, *aliases.get(name, ())] for name in wanted}
+            there = {name: [each for each in names[name] if each in arrays.files] for name in names}
+            found = {name: arrays[own[0]] for name, own in there.items() if own}
         texts = [t for a in found.values() if a.dtype.kind == "U" for t in a.ravel().tolist()]
     except Exception:  # of any kind: numpy and zipfile read what others wrote
         raise InputError(f"{path}: damaged, or not a readable .npz: make it again") from None
     if missing := [name for name in wanted if name not in found and name not in optional]:
-        raise InputError(f"{path}: lacks {', '.join(missing)}")
-    size = found["ids"].size
+        raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {shorten(arrays.files)}")
+    size = len(np.atleast_1d(next(iter(found.values()))))
     for name, array in found.items():
         dimensions, kinds = wanted[name]
         if array.ndim != dimensions or array.dtype.kind not in kinds or len(array) != size:

@@ -18,6 +18,7 @@ from medclip_oc.errors import InputError
 from medclip_oc.make_shards import main
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import pack
+from medclip_oc.runtime import progress
 from tests.support.cli import Reader, call
 from tests.support.image_files import brighter, cropped, encoded, phantom
 
@@ -227,11 +228,19 @@ def make_shards(*words: object) -> int:
     return call(main, MakeShardsConfig, *words, "--workers", 1)
 
 
-def test_the_command(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    planted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out = tmp_path / "out"
     words = ["--source", planted, "--out", out]
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     assert make_shards(*words, "--audit-only") == 0
-    assert "leak train-test: the pictures of 6 of 20 train pairs" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "leak train-test: the pictures of 6 of 20 train pairs" in said.out
+    assert re.search(r"audit: 16 of 33 images \(48%\), .* images/s, \d\d:\d\d left\n", said.err)
     assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.json"]
     first = (out / "audit.json").read_bytes()
     assert json.loads(first)["settings"]["context_length"] == 77

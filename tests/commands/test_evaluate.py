@@ -88,7 +88,7 @@ def figures(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_everything_at_once(best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--pools", "4,full", "--pool-draws", 3, "--slices", "lung", "--ks", 2)
+    words = ("--pools", "4,full", "--pool-draws", 3, "--slices", "lung", "gout", "--ks", 2)
     words += ("--baseline", "start", "--interval-draws", 40)
     record = measured("--checkpoint", best, *words, out=tmp_path / "x.json")
     shown = capsys.readouterr().out
@@ -98,8 +98,10 @@ def test_everything_at_once(best: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "pools of 4 pairs, mean of 3 random ones",
         "modality agreement@1",
         "lung (16)",
+        "--slices: no pair has gout; the most frequent: ",
+        f"for a page of it: python -m medclip_oc.report {best.parents[1]}",
         "baseline start",
-        "difference to start",
+        "this model less start, query by query",
         "R@2",
     ):
         assert text in shown
@@ -170,13 +172,16 @@ def test_figures_are_redone_from_features(best: Path, tmp_path: Path) -> None:
 
 
 def test_features_of_another_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ids and two matrices will do; what can't be known is said."""
+    """Two matrices will do, in any float; what can't be known is said."""
     rows = torch.nn.functional.normalize(torch.randn(30, 8), dim=1).numpy()
-    np.savez(tmp_path / "x.npz", ids=np.arange(30), image_features=rows, text_features=rows)
-    record = measured("--features-in", tmp_path / "x.npz", out=tmp_path / "x.json")
+    np.savez(tmp_path / "x.npz", image_embeds=3 * rows.astype(np.float16), texts=rows)
+    record = measured("--features-in", tmp_path / "x.npz", out=tmp_path / "y.json")
     assert record["image_to_text"]["R@1"] == 1
     assert "merged" not in record
     shown = capsys.readouterr().out
+    assert "kept nowhere" not in shown
+    assert run("--features-in", tmp_path / "x.npz") == 0
+    assert "kept nowhere: --json FILE writes" in capsys.readouterr().out
     assert "no concepts (CUIs)" in shown
     assert "no hashes" in shown
 
@@ -214,6 +219,7 @@ MISTAKES = {
     "--model ViT-B-16 --pretrained x": "--pretrained: 'x' is neither a file nor a tag of ViT-B-16",
     "--model local-dir:FOLDER": "--data: name the pairs, such as shards/rocov2",
     "--model local-dir:FOLDER --data SHARDS --baseline start": "start: needs --checkpoint",
+    "--features-in a.npz --json a.json": "--features-in: 'a.npz' is not another name than that of",
     "--checkpoint BEST --baseline nowhere.pt": "nowhere.pt: no such file",
     "--checkpoint BEST --baseline ViT-B-16:openaai": "is neither a file nor a tag of ViT-B-16",
     "--features-in PLAIN --data SHARDS --baseline start": "--baseline start: needs --checkpoint",

@@ -205,6 +205,7 @@ def test_labels_give_figures(ranked: Run, pictures: Path, tmp_path: Path) -> Non
     rows, said = ranked(*words, "--figures", out)
     figures = json.loads(out.read_text())
     assert "1 images have no row" in said
+    assert f"written to {out}\n" in said
     assert "4 images with a label: accuracy" in said
     assert figures["images"] == 4
     best = {Path(row["image"]).stem: row["text"] for row in rows if row["rank"] == 1}
@@ -244,7 +245,7 @@ MISTAKES = {
     "--texts-file GAPS": "gaps.csv: line 3: no text in text",
     "--texts-file POINTER": "pointer.txt: a Git LFS pointer in place of the file; `git lfs pull`",
     "--texts-file WIDE": r"wide.txt: line 1: 'a\\x00c\\x00': .* not text in UTF-8",
-    "--texts-file GOUT": "no column 'text or caption'; found 'id'",
+    "--texts-file GOUT": "no column 'text or caption'; found 'id', .*; --text-column and --label-",
     "--templates NOTES": r"no {} in 'not an image'",
     "--templates chest": "no such file, and not `radiology`",
     "--labels GOUT": "line 3: 'gout' is no candidate; those are a,",

@@ -43,7 +43,7 @@ def test_figures_of_a_list() -> None:
 def test_slices_of_names() -> None:
     pairs = np.array([[CT, LUNG], [CT, 0], [MRI, 0], [0, 0]])
     known = {"c0040405": "C0040405", "c0024109": "C0024109", "lung": "C0024109"}
-    named = concepts.resolve(["Lung", "ct", "c0024109"], known)
+    named = concepts.resolve(["Lung", "MRI", "ct", "c0024109"], known)
     assert named == {"Lung": "C0024109", "ct": "C0040405", "c0024109": "C0024109"}
     slices = concepts.find_slices(pairs, named)
     assert [(s.name, s.concept, s.pairs.nonzero()[0].tolist()) for s in slices] == [
@@ -54,11 +54,17 @@ def test_slices_of_names() -> None:
         ("ct", "C0040405", [0, 1]),
         ("c0024109", "C0024109", [0]),
     ]
-    with pytest.raises(InputError, match="--slices: MRI: no pair has a concept of this name"):
-        concepts.resolve(["MRI"], known)
     with pytest.raises(InputError, match="--slices: lung: the pairs have no concepts"):
         concepts.resolve(["lung"], {})
     assert concepts.find_slices(None, {}) == []
+    line = concepts.unknown(["MRI", "gout"], known, pairs[:2])
+    assert line == (
+        "--slices: no pair has MRI, gout; the most frequent: CT (C0040405), lung (C0024109)"
+    )
+    line = concepts.unknown(["gout"], {"c0040405": "C0040405"}, np.arange(1, 99))
+    assert "no names of concepts were packed, give CUIs; the most frequent: C0000098, C" in line
+    assert len(line) < 300
+    assert line.count("C00") == 10
 
 
 @pytest.mark.parametrize("copies", [1, 30])

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -100,16 +101,20 @@ def test_half_precision_is_half_the_size_and_nearly_the_same(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "half"
+    out = tmp_path / "half size"
     words = ["--checkpoint", tiny_checkpoint, "--data", packed, "--split", "train", "--out", out]
     assert call(embed.main, EmbedConfig, *words) == 0
-    assert "48 pairs, 24 numbers each (float16)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"48 pairs, 24 numbers each (float16): written to {out}\n" in said
+    command = shlex.split(said.partition("python -m medclip_oc.zeroshot ")[2])
+    assert call(zeroshot.main, ZeroshotConfig, *command) == 0  # as it is printed
+    assert capsys.readouterr().out.startswith("left pleural effusion\n")
     half, full = (np.load(folder / "image_features.npy") for folder in (out, index))
     assert half.dtype == np.float16
     assert np.abs(half.astype(np.float32) - full).max() < 3e-4
     assert len(search(out, "--search", "bright", "--format", "jsonl").splitlines()) == 10
     assert call(embed.main, EmbedConfig, *words) == 2
-    assert "half is there already (--overwrite replaces it)" in capsys.readouterr().err
+    assert "half size is there already (--overwrite replaces it)" in capsys.readouterr().err
     assert call(embed.main, EmbedConfig, *words, "--overwrite") == 0
     assert not list(tmp_path.glob("*.partial"))
 

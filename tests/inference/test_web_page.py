@@ -50,6 +50,7 @@ def test_answers_without_a_browser(handlers: Handlers, packed: Path, tmp_path: P
     assert [row[0] for row in rows] == [1, 2, 3]
     assert {row[1] for row in rows} == set(CAPTIONS)
     assert rows[0][2] > rows[1][2] > rows[2][2]
+    assert all(number == round(number, 4) for row in rows for number in row[2:])
     _, rows = handlers.rank(str(tmp_path / "a.jpg"), "x", " 1,0 ")
     assert rows[0][1] == "none of these"
     assert handlers.rank(str(tmp_path / "a.jpg"), "x", "2")[0] == "'2' is no cosine, from -1 to 1"

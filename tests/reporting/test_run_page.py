@@ -29,7 +29,7 @@ SHOWN = ["43.2\u00a0%", "[42.8,\u00a043.6]", "77 bootstrap draws", "54.3\u00a0%"
 SHOWN += ["Copies as one: 19 images, 20 captions", "6\u00a0of\u00a08", "78.7\u00a0%"]
 SHOWN += ["87.7\u00a0%", "12.3\u00a0%"]
 SHOWN += ["Pools of 5 pairs, mean of 33", "Pools of 6 pairs, mean of 44", "Baseline start"]
-SHOWN += ["Difference to start", "last-valid", "Best: rank 1 of 20", "Median: rank 10 of 20"]
+SHOWN += ["This model less start", "last-valid", "Best: rank 1 of 20", "Median: rank 10 of 20"]
 SHOWN += [NASTY, "Worst: rank 20 of 20", "number 0: upper left dark", "the right one"]
 
 
