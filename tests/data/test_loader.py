@@ -210,7 +210,7 @@ def everything(world: World, folder: Path) -> dict[str, Any]:
     shard = folder / "cut" / "b.tar"
     met["cut"] = go_through(world, shard.parent, lambda: os.truncate(shard, 9000))
     for share, workers in ((0.2, 1), (0.05, 0)):
-        data = {"workers": workers, "max_bad_share": share}
+        data = {"workers": workers, "max_bad_share": share, "caption_key": "said"}
         met[str(share)] = go_through(world, folder / "bad", **data)
     return met
 
@@ -228,7 +228,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate("abc"):
         write_pairs(folder / "cut" / f"{name}.tar", range(10 * number, 10 * number + 10))
     images = {f"{name}.jpg": b"cut" if name in ("p3", "p8") else jpeg(1) for name in NAMES}
-    texts = {f"{name}.txt": b"word " * 99 if name == "p0" else b"x" for name in NAMES}
+    texts = {f"{name}.said": b"word " * 99 if name == "p0" else b"x" for name in NAMES}
     write_tar(folder / "bad" / "a.tar", dict(sorted((images | texts).items())))
     return folder
 

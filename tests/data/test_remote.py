@@ -278,9 +278,10 @@ def test_training_on_a_stream(folder: Path, clip: Clip) -> None:
 def test_the_next_of_its_batch_replaces_a_bad_pair(tmp_path: Path, clip: Clip) -> None:
     names = [f"p{n}" for n in range(8)]
     members = {f"{n}.jpg": b"bad" if n == "p2" else jpeg(1) for n in names}
-    members |= {f"{n}.txt": b"x" for n in names} | {"q.txt": b"no image"}
+    members |= {f"{n}.said": b"x" for n in names} | {"q.said": b"no image"}
     write_tar(tmp_path / "s.tar", dict(sorted(members.items())))
-    settings = config(f"pipe:cat {tmp_path}/s.tar", samples_per_epoch=8, max_bad_share=0.5)
+    how: dict[str, Any] = {"samples_per_epoch": 8, "max_bad_share": 0.5, "caption_key": "said"}
+    settings = config(f"pipe:cat {tmp_path}/s.tar", **how)
     settings.train.global_batch_size = settings.train.micro_batch_size = 8
     pairs = loader.open_training(settings.data, 1, ONE)
     log: list[str] = []
