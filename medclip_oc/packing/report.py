@@ -75,6 +75,7 @@ class PackReport:
         if self.before:
             line += f"; {self.before:,} of {total:,} rows were done by an earlier run"
         line += "; see rejects.csv" * bool(self.rejected)
-        sets = [f" --data.{name} {shlex.quote(str(out))}" for name in ("train", "valid")]
-        training = f"\nnext: medclip_oc train --config vitb16{''.join(sets)}"
-        return line + training * all(self.packed[name] for name in ("train", "valid"))
+        folder = shlex.quote(str(out))
+        sets = f"--data.train {folder} --data.valid {folder if self.packed['valid'] else 'null'}"
+        training = f"\nnext: medclip_oc train --config vitb16 {sets}"
+        return line + training * (self.packed["train"] > 0)

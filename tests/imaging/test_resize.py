@@ -3,6 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -70,18 +71,13 @@ def test_a_reduced_decode_loses_nothing_that_can_be_seen() -> None:
     assert psnr(pixels(stored.data), expected) > max(38, psnr(encoded, expected) - 1.5)
 
 
-def test_large_jpegs_are_decoded_at_a_reduced_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_jpegs_are_decoded_at_a_reduced_scale() -> None:
     """The scale still covers at least twice what is wanted, each way."""
-    seen = []
     real = Image.Image.resize
-
-    def spy(self: Image.Image, *args: object, **options: object) -> Image.Image:
-        seen.append(self.size)
-        return real(self, *args, **options)
-
-    monkeypatch.setattr(Image.Image, "resize", spy)
-    for resize in (60, 125, 137, 138, 275, 276):
-        prepare(LARGE_JPEG, resize=resize)
+    with patch.object(Image.Image, "resize", autospec=True, side_effect=real) as spy:
+        for resize in (60, 125, 137, 138, 275, 276):
+            prepare(LARGE_JPEG, resize=resize)
+    seen = [call.args[0].size for call in spy.call_args_list]
     assert seen == [(188, 138), (375, 275), (375, 275), (750, 550), (750, 550), (1500, 1100)]
 
 
