@@ -5,7 +5,6 @@ Face's too; listed is one table for all splits; beside has a text file with each
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,16 +100,13 @@ def open_source(
     form: Form = "auto",
     concepts: Concepts = "all",
 ) -> Source:
-    """The source in a folder.
+    """The source in a folder; InputError: none there, or a part of it missing.
 
     Args:
         folder: what holds the files; for Parquet also one file.
         splits: which ones to read. None: train, valid and test.
         form: "auto": told by looking.
         concepts: which table of CUIs to join: "all", the "manual" one (checked by hand), or "none".
-
-    Raises:
-        InputError: a wrong split name, no known form, or a folder, table or column not there.
     """
     chosen = _check_splits(SPLITS if splits is None else splits)
     if folder.is_file():
@@ -155,9 +151,6 @@ def open_table(
         splits: which ones to read; without a split column, the one that all rows go to. None:
             those that the table has, or train.
         kept: columns whose text goes into each pair's facts.
-
-    Raises:
-        InputError: no such file or column, or `splits` of which none is meant.
     """
     paths = [paths] if isinstance(paths, Path) else paths
     files = list[Path]()
@@ -169,8 +162,7 @@ def open_table(
     root = image_root or home
     if own := ", ".join(name for name in kept if name in FACTS.split()):
         raise InputError(f"--keep-columns: {own}: each pair's JSON has its own; rename the column")
-    for _ in islice(table.rows([*columns.values(), *kept]), 1):
-        pass  # each of them is there
+    next(table.rows([*columns.values(), *kept]), None)  # each of them is there
     if splits is None:
         splits = _splits_in(table, columns["split"]) if "split" in columns else ("train",)
     chosen = _check_splits(splits)
@@ -178,8 +170,8 @@ def open_table(
         if len(chosen) > 1:
             raise InputError("--splits: a table without --split-column goes to one split; name one")
         for name in (name for name in table.names() if name.lower() in ("split", "subset")):
-            hint = f"(--split-column {name} reads its column)"
-            print_line(f"warning: {table}: all rows go to {chosen[0]} {hint}")
+            used = f"all rows go to {chosen[0]} (--split-column {name} reads its column)"
+            print_line(f"warning: {table}: {used}")
     if not root.is_dir():
         raise InputError(f"{root}: no such image folder (--image-root)")
     places = dict.fromkeys([root, home, home / "images"])

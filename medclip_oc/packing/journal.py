@@ -106,11 +106,7 @@ class Journal:
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """All of an index.json, or the head of a journal: what the shards depend on.
-
-    Raises:
-        InputError: it is not as packing writes it, or of another version.
-    """
+    """All of an index.json, or the head of a journal; InputError: damaged or of another version."""
     try:
         with path.open("rb") as file:
             content = json.loads(file.read() if path.name == INDEX else file.readline())

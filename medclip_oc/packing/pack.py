@@ -264,10 +264,9 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
     facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest()}
     more = {**pair.facts, "reencoded": stored.reencoded, "resized_from": stored.resized_from}
     if options.image_format:  # for readers that want all samples alike: the same keys in each
-        size = [stored.width, stored.height]
-        more |= {"reencoded": stored.reencoded or "", "resized_from": stored.resized_from or size}
-    alike = options.image_format is not None
-    facts |= {name: fact for name, fact in more.items() if alike or fact is not None}
+        size = stored.resized_from or [stored.width, stored.height]
+        more |= {"reencoded": stored.reencoded or "", "resized_from": size}
+    facts |= {name: it for name, it in more.items() if it is not None or options.image_format}
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
     members = stored.data, pair.caption.encode(), about

@@ -206,8 +206,7 @@ class Source:
             kind = "boolean" if caption in ("True", "False") else type(caption).__name__.lower()
             return reject("malformed row", f"the caption is a {kind}, not text")
         if isinstance(cells.get("image"), list):
-            several = f"{len(cells['image'])} images in one cell; give each a row of its own"
-            return reject("malformed row", several)
+            return reject("malformed row", "several images in one cell; give each its own row")
         identity = stem(name)
         if unfit := unfit_id(identity, is_path=is_path):
             return reject("unsafe id", unfit)

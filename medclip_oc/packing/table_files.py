@@ -36,13 +36,10 @@ Opened = tuple[list[str], str, Callable[[list[str]], Frames]]
 
 
 def open_file(path: Path) -> Opened:
-    """Open a table by the ending of its name.
+    """Open a table by the ending of its name; InputError: no such file, or no such table in it.
 
     `.parquet`; `.xlsx`; `.jsonl` (an object a line); `.json` (see `_json_file`); anything else has
     separated cells: by commas, semicolons, tabs or bars, as its first line tells.
-
-    Raises:
-        InputError: no such file, or no such table in it.
     """
     name = path.name.lower().removesuffix(".gz")
     kinds = {".parquet": _parquet, ".xlsx": _excel, ".jsonl": _json_lines, ".json": _json_file}
@@ -198,8 +195,8 @@ def _json_file(path: Path) -> Opened:
             frame = _records(tree)
         elif {"images", "annotations"} <= tree.keys():
             images, captions = _records(tree["images"]), _records(tree["annotations"])
-            how: dict[str, Any] = {"how": "outer", "left_on": "id", "right_on": "image_id"}
-            frame = images.merge(captions, suffixes=("_image", ""), **how)
+            images = images.rename(columns={"id": "image_id"})
+            frame = images.merge(captions, "outer", "image_id", suffixes=("_image", ""))
         else:
             parts = [_records(records, split=split) for split, records in tree.items()]
             frame = pd.concat(parts, ignore_index=True)
@@ -223,9 +220,8 @@ def _records(objects: Any, **more: str) -> pd.DataFrame:
 
 def _excel(path: Path) -> Opened:
     """The one sheet that isn't empty; its first row has the names."""
-    options: dict[str, Any] = {"header": None, "dtype": object, "keep_default_na": False}
     try:
-        sheets = pd.read_excel(path, sheet_name=None, **options)
+        sheets = pd.read_excel(path, None, header=None, dtype=object, keep_default_na=False)
         filled = [cells for cells in sheets.values() if not cells.empty]
         if len(filled) != 1:
             raise ValueError(f"{len(filled)} sheets have cells")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from .image_store import check_fetched
+from .journal import file_hash
 from .table_files import PROBLEM, Opened, open_file, read_lines
 
 
@@ -48,14 +49,11 @@ class Table:
         return self._open(self.paths[0])[0]
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """The chosen cells of every row, in order. Empty lines are no rows.
+        """The chosen cells of every row, in order; InputError: no table, or a column absent.
 
         Args:
             columns: names; upper and lower case count the same where that is unique. "a|b" takes
                 the column a, or else b.
-
-        Raises:
-            InputError: no such file, not UTF-8, not a table, or a column absent; names the line.
         """
         for path in self.paths:
             names, unit, read = self._open(path)
@@ -64,16 +62,12 @@ class Table:
                 cells = frame.iloc[:, :-1].itertuples(index=False, name=None)
                 for n, values, problem in zip(frame.index, cells, frame[PROBLEM], strict=True):
                     wrong = problem if isinstance(problem, str) else None
-                    cells_of_row = [*map(_plain, values)]
-                    yield Row(f"{where} {n}", f"{path.stem}-{n}", cells_of_row, wrong)
+                    yield Row(f"{where} {n}", f"{path.stem}-{n}", [*map(_plain, values)], wrong)
 
     def digest(self) -> str:
         """Hash of the content."""
-        total = hashlib.sha256()
-        for path in self.paths:
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()
+        hashes = b"".join(bytes.fromhex(file_hash(path)) for path in self.paths)
+        return hashlib.sha256(hashes).hexdigest()
 
     def _open(self, path: Path) -> Opened:
         check_fetched(path)

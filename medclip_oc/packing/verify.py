@@ -30,12 +30,8 @@ _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> list[str]:
     """Check a shard folder, with so many processes; `decode`: its images, too.
 
-    Returns:
-        What is wrong, a line each; of one shard at most MAX_LINES.
-
-    Raises:
-        InputError: no finished shard folder, or its index.json is damaged or of another version.
-        WorkError: a worker died.
+    Returns what is wrong, a line each; of one shard at most MAX_LINES. InputError: no finished
+    shard folder, or its index.json is damaged or of another version.
     """
     index = _read_index(folder)
     found, entries = list[str](), index["shards"]

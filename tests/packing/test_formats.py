@@ -342,7 +342,7 @@ CELLS: dict[str, tuple[Any, list[str]]] = {  # of an image column, and the ids o
     "bytes": ([jpeg(0), jpeg(1)], ["t-1", "t-2"]),
     "structs without paths": (pa.array(BYTES, IMAGE), ["t-1", "t-2"]),
     "nulls": (pa.array([None, BYTES[1]], IMAGE), ["row 1: no id", "t-2"]),
-    "lists": ([[jpeg(0)] * 2] * 2, [f"row {n}: 2 images in one cell; give each" for n in (1, 2)]),
+    "lists": ([[jpeg(0)] * 2] * 2, [f"row {n}: several images in one cell" for n in (1, 2)]),
 }
 
 
