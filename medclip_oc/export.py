@@ -8,7 +8,7 @@ from .runtime import command
 
 
 def main(settings: ExportConfig) -> None:
-    """Write the folder, and print by how much its features differ from the checkpoint's."""
+    """Write the folder; print how far its features are from the checkpoint's, and what is next."""
     from .exporters.export import export_checkpoint
 
     images, texts, difference = export_checkpoint(settings)
@@ -16,6 +16,7 @@ def main(settings: ExportConfig) -> None:
         f"{settings.out}: features of {images} images and {texts} texts "
         f"differ from the checkpoint's by at most {difference:.1e}"
     )
+    print(f"written to {settings.out}; load it by the lines of {settings.out}/README.md")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class ExportConfig(Settings):
     """A checkpoint as a folder for open_clip, ONNX or Hugging Face transformers."""
 
     reads = "checkpoint images"
-    writes = "to out overwrite"
+    writes = "to out quantize overwrite"
 
     checkpoint: str
     """A checkpoint written by training."""
@@ -127,8 +127,15 @@ class ExportConfig(Settings):
     """Images to compare features on. None given: pairs that the run validated on."""
     pairs: Annotated[int, Bound("at least 2", lambda value: value >= 2)] = 8
     """How many are compared."""
+    quantize: Literal["int8"] | None = None
+    """Of ONNX: graphs with weights of 8 bits beside the others; the card says how close."""
     overwrite: bool = False
     """Replace an earlier export."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantize is not None and self.to != "onnx":
+            raise InputError(f"--quantize: for --to onnx alone, not for {self.to}")
 
 
 @dataclass(kw_only=True)

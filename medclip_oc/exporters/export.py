@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
 from PIL import Image
@@ -16,14 +17,15 @@ from ..runtime.atomic import atomic_folder
 from . import model_card, parity, to_hf, to_onnx, to_open_clip
 
 _FORMATS: dict[str, Any] = {"open_clip": to_open_clip, "onnx": to_onnx, "hf": to_hf}
-_NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "hf": ("transformers",)}
+_NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript", "tokenizers"), "hf": ("transformers",)}
 """Packages of the extra of that name."""
 _TEXTS = [
-    "normal chest radiograph",
-    "Axial CT of the abdomen shows a 3 cm mass in the right kidney (arrow).",
     "left pleural effusion",
-    "MRI, T2-weighted: no abnormal signal",
+    "the patient\u2019s \u201cmass\u201d (arrow), 3&nbsp;cm &lt; 5 \u00b5m, is \ufb01brous",
+    "MRI, T2-weighted:\n\n\tno  abnormal signal \u2013 \u00c5ngstr\u00f6m",
+    "axial CT of the abdomen shows a mass in the right kidney, and " * 20,
 ]
+_MOST_CAPTIONS = 200
 
 
 def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
@@ -43,13 +45,12 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
         raise InputError(f"--out: {out} is there already; --overwrite replaces an earlier export")
     content = checkpoint.load(file)
     clip = factory.restore(content, str(file))
-    towers = clip.towers.eval()
+    model = clip.towers.eval().clip
     if missing := [name for name in _NEEDS.get(form, ()) if not find_spec(name)]:
         raise InputError(f"--to {form}: needs {missing[0]}: pip install 'medclip_oc[{form}]'")
     pictures, texts = _pairs(settings, content)
-    ours = parity.Side(clip.preprocess, clip.tokenizer, towers.embed_images, towers.embed_texts)
+    ours = parity.Side.of_open_clip(model, clip.open_clip_preprocess(), clip.tokenizer)
     expected = ours.features(pictures, texts)
-    card = model_card.render(content, file, form, out)
     with atomic_folder(out, replace=settings.overwrite) as partial:
         try:
             _FORMATS[form].write(clip, partial)
@@ -57,9 +58,21 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
             if "(os error " in str(error):  # of a full disk, as safetensors and tokenizers say it
                 raise WorkError(f"{out}: can't be written ({error})") from error
             raise
-        exported = _FORMATS[form].read(clip, partial).features(pictures, texts)
-        difference = parity.check(expected, exported, f"--to {form}")
+        theirs = _FORMATS[form].read(clip, partial)
+        alike = theirs._replace(preprocess=ours.preprocess, tokenizer=ours.tokenizer)
+        difference = parity.check(expected, alike.features(pictures, texts), f"--to {form}")
+        sides = {"what lies in this folder": theirs}
+        if settings.quantize:
+            to_onnx.quantize(partial)
+            sides["that, with weights of 8 bits"] = to_onnx.read(clip, partial, to_onnx.QUANTIZED)
+        close = {
+            name: parity.closeness(expected, side.features(pictures, texts))
+            for name, side in sides.items()
+        }
+        card = model_card.render(content, file, form, out, close)
         (partial / "README.md").write_text(f"{card}\n", encoding="utf-8")
+        for weights in partial.glob("*.safetensors"):  # which are written for their owner alone
+            copymode(partial / "README.md", weights)
         if form == "open_clip":
             to_open_clip.prepare_rename(partial, out)
     return len(pictures), len(texts), difference
@@ -78,7 +91,8 @@ def _pairs(settings: ExportConfig, content: dict[str, Any]) -> tuple[list[Image.
         except InputError as error:
             raise InputError(f"--images: name some to compare features on ({error})") from None
         images = image_inputs.ImageSet([(shards, n) for n in range(len(shards))])
-        texts = [shards.read(n).caption for n in range(min(settings.pairs, len(shards)))]
+        captions = [shards.read(n).caption for n in range(min(_MOST_CAPTIONS, len(shards)))]
+        texts = [*_TEXTS, *captions]
     pictures = []
     for n in range(min(settings.pairs, len(images))):
         try:

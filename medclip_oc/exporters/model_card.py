@@ -21,14 +21,15 @@ _PUBLIC = re.compile(r"package:.*|[\w-][\w.-]*(/[\w-]+)?")  # or a tag, or a nam
 _SET = re.compile(r"([^/\s]+)/[^/\s]*\.tar|([^/]+)/?$")
 
 
-def render(content: dict[str, Any], file: Path, form: str, out: Path) -> str:
-    """The card of the checkpoint in `file`, exported to `out`, in Markdown."""
+def render(content: dict[str, Any], file: Path, form: str, out: Path, close: Any = None) -> str:
+    """The card of the checkpoint in `file`, exported to `out`: Markdown. See `parity.closeness`."""
     about, in_run = content["model"], file.parent.name == "checkpoints"
     evaluations = run_files.evaluations(file.parent.parent) if in_run else []
     return html.render(
         "model_card.md.j2",
         model={**checkpoint.described_facts(about["definition"]), **about},
         facts=_facts(content),
+        close=close or {},
         form=form,
         evaluations=[each for each in evaluations if each.name.startswith(f"{file.stem}-")],
         public=public,

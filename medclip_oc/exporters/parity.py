@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,18 +18,27 @@ from ..errors import WorkError
 from ..models import definition
 
 LIMIT = 1e-4
-"""Largest difference of a number in the normalised features."""
+"""Largest difference of a number in the normalised features, for the same pixels and tokens."""
+_ALIKE = 0.9999
 
 
 class Side(NamedTuple):
     """A model with its own preprocessing: the checkpoint, or an export that was opened anew."""
 
     preprocess: Callable[[Image.Image], Tensor]
-    tokenizer: Callable[[list[str]], Any]
+    """Image -> (3, H, W) float32, normalised."""
+    tokenizer: Callable[[list[str]], Tensor]
+    """M texts -> (M, L) int64."""
     embed_images: Callable[[Tensor], Tensor]
     """(N, 3, H, W) -> (N, D)."""
-    embed_texts: Callable[[Any], Tensor]
-    """What the tokenizer gives for M texts -> (M, D)."""
+    embed_texts: Callable[[Tensor], Tensor]
+    """(M, L) -> (M, D)."""
+
+    @classmethod
+    def of_open_clip(cls, clip: Any, preprocess: Any, tokenizer: Any) -> "Side":
+        """A model of open_clip."""
+        towers = (partial(e, normalize=True) for e in (clip.encode_image, clip.encode_text))
+        return cls(preprocess, tokenizer, *towers)
 
     @torch.inference_mode()
     def features(self, pictures: list[Image.Image], texts: list[str]) -> dict[str, Tensor]:
@@ -62,3 +72,13 @@ def check(expected: dict[str, Tensor], exported: dict[str, Tensor], command: str
                 f"{difference:.1e}, more than {LIMIT:g}; nothing is exported"
             )
     return max(differences.values())
+
+
+def closeness(expected: dict[str, Tensor], exported: dict[str, Tensor]) -> dict[str, str]:
+    """The lowest cosines of features, in words, by images and texts."""
+    words = {}
+    for name, ours in expected.items():
+        cosines = (ours * exported[name]).sum(dim=1)  # (N,) or (M,)
+        below = f"{(cosines < _ALIKE).sum()} of {len(cosines)} below {_ALIKE}"
+        words[name] = f"{cosines.min():.5f} ({below})"
+    return words

@@ -36,25 +36,22 @@ def write(clip: Clip, folder: Path) -> None:
             raise _no_counterpart(clip, str(error).splitlines()[-1].strip()) from error
         model.save_pretrained(folder)
     tokenizer_files.write(clip.tokenizer, folder, clip.description["context_length"])
-    CLIPImageProcessor(**_processor(clip)).save_pretrained(folder)
+    CLIPImageProcessor(**processor(clip)).save_pretrained(folder)
 
 
-def read(clip: Clip, folder: Path) -> Side:
-    """Open it anew: its own model and tokenizer, on our pixels.
-
-    The image processors of transformers resize a little otherwise than Pillow, each version in its
-    way; that is no part of the weights.
-    """
-    from transformers import AutoTokenizer, CLIPModel
+def read(_: Clip, folder: Path) -> Side:
+    """Open it anew as a user of transformers would."""
+    from transformers import CLIPModel, CLIPProcessor
 
     with quiet():
         model = CLIPModel.from_pretrained(folder).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        reader = CLIPProcessor.from_pretrained(folder, trust_remote_code=False)
+        as_tensors = partial(reader, return_tensors="pt")
     return Side(
-        clip.open_clip_preprocess(),
-        partial(tokenizer, padding=True, truncation=True, return_tensors="pt"),
+        lambda picture: as_tensors(images=picture)["pixel_values"][0],
+        lambda texts: as_tensors(text=texts, padding="max_length", truncation=True)["input_ids"],
         lambda pixels: normalize(model.visual_projection(model.vision_model(pixels).pooler_output)),
-        lambda tokens: normalize(model.text_projection(model.text_model(**tokens).pooler_output)),
+        lambda tokens: normalize(model.text_projection(model.text_model(tokens).pooler_output)),
     )
 
 
@@ -91,21 +88,22 @@ def _config(clip: Clip) -> dict[str, Any]:
     )
     patch = model.visual.conv1.kernel_size[0]
     image_config |= {"image_size": clip.image_size[0], "patch_size": patch}
-    tokens: Any = clip.tokenizer
-    text_config |= {"pad_token_id": tokens.eot_token_id}
-    text_config |= {"max_position_embeddings": about["context_length"]}
+    text_config |= {"max_position_embeddings": about["context_length"], "pad_token_id": 0}
     return {"projection_dim": width, "vision_config": image_config, "text_config": text_config}
 
 
-def _processor(clip: Clip) -> dict[str, Any]:
+def processor(clip: Clip) -> dict[str, Any]:
+    """Settings of a CLIPImageProcessor."""
     preprocess, (height, width) = clip.description["preprocess"], clip.image_size
     whole = {"height": height, "width": width}
     squash = preprocess["resize_mode"] == "squash"
     return {
+        **dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True),
         "size": whole if squash else {"shortest_edge": height},
         "resample": Image.Resampling[preprocess["interpolation"].upper()],
         "do_center_crop": not squash,
         "crop_size": whole,
+        "rescale_factor": 1 / 255,
         "image_mean": preprocess["mean"],
         "image_std": preprocess["std"],
     }

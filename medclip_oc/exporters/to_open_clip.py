@@ -2,7 +2,6 @@
 
 import json
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from safetensors.torch import save_file
 
 from ..models.clip import Clip
 from ..models.description import TEXT_MODEL
-from . import tokenizer_files
 from .parity import Side, quiet
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -24,7 +22,8 @@ def write(clip: Clip, folder: Path) -> None:
     definition = deepcopy(clip.description["definition"])
     text = definition["text_cfg"]
     if text.get("hf_tokenizer_name"):
-        tokenizer_files.write(clip.tokenizer, folder, text.get("context_length", 77))
+        tokenizer: Any = clip.tokenizer
+        tokenizer.save_pretrained(folder)
         text["hf_tokenizer_name"] = "inside"  # open_clip looks into the folder, if there is a name
     if str(text.get("hf_model_name", "")).startswith(("package:", "/")):
         # open_clip takes a name of the hub, or a path from the root: see the model card
@@ -51,7 +50,5 @@ def read(_: Clip, folder: Path) -> Side:
     source = f"local-dir:{folder}"
     with quiet():
         clip, preprocess = open_clip.create_model_from_pretrained(source)
-        tokenizer: Any = open_clip.get_tokenizer(source)
-    clip.eval()
-    images, texts = (partial(e, normalize=True) for e in (clip.encode_image, clip.encode_text))
-    return Side(preprocess, tokenizer, images, texts)
+        tokenizer = open_clip.get_tokenizer(source)
+    return Side.of_open_clip(clip.eval(), preprocess, tokenizer)

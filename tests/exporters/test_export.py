@@ -4,13 +4,13 @@ import json
 import re
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -35,7 +35,7 @@ DEFINITIONS: dict[str, Any] = {
     "timm-and-HF": {**TINY, "vision_cfg": timm("test_efficientnet", 64), "text_cfg": MINILM},
 }
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.3, 0.2], "interpolation": "bilinear"}
-TEXTS = ["left pleural effusion", "MRI, T2: no abnormal signal (arrow)", "normal"]
+TEXTS = ["left pleural effusion", "MRI, T2: no abnormal signal (arrow)", "the \u201cmass\u201d"]
 SCORES = {"R@1": 0.25, "R@5": 0.5, "R@10": 0.75, "median_rank": 5.0, "mean_rank": 9.0, "mrr": 0.4}
 
 
@@ -86,87 +86,101 @@ def checkpoint_of(kind: str, folder: Path, valid: Path | None = None) -> Path:
     return file
 
 
-def pictures_in(folder: Path) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
-
-
-def features_of(model: tuple[Any, Any, Any], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    clip, preprocess, tokenizer = model
+def logits_of(file: Path, images: list[Image.Image], texts: list[str]) -> np.ndarray:
+    """Those of the checkpoint itself: (N, M)."""
+    clip, preprocess, tokenizer = medclip_oc.load(file)
     with torch.inference_mode():
-        pixels = torch.stack([preprocess(picture) for picture in pictures_in(folder)])
-        rows = clip.eval().encode_image(pixels, normalize=True)
-        return rows.numpy(), clip.encode_text(tokenizer(TEXTS), normalize=True).numpy()
+        rows = clip.encode_image(torch.stack([preprocess(each) for each in images]), normalize=True)
+        columns = clip.encode_text(tokenizer(texts), normalize=True)
+        return (clip.logit_scale.exp() * rows @ columns.T).numpy()
 
 
 SLOW = pytest.mark.slow
-KINDS = ["ViT-quickgelu", *(pytest.param(k, marks=SLOW) for k in ("ModifiedResNet", "timm-and-HF"))]
+EXPORTS = [
+    ("open_clip", "ViT-quickgelu"),
+    ("hf", "ViT"),
+    ("hf", "ViT-quickgelu"),
+    *(pytest.param("open_clip", kind, marks=SLOW) for kind in ("ModifiedResNet", "timm-and-HF")),
+    *(pytest.param("onnx", kind, marks=SLOW) for kind in ("ViT-quickgelu", "timm-and-HF")),
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_open_clip(
-    kind: str, folder: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("form", "kind"), EXPORTS)
+def test_the_cards_lines_run(
+    form: str,
+    kind: str,
+    folder: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Opened by open_clip alone; and by zeroshot, which ranks as with the checkpoint."""
+    """As they stand, and with real images and odd texts: the logits of the checkpoint.
+
+    zeroshot ranks with a folder of open_clip, which was moved, as with the checkpoint.
+    """
     file, out = checkpoint_of(kind, folder), tmp_path / "out"
-    code, printed = run(file, "open_clip", "--images", folder)
-    assert code == 0
+    quantize = ["--quantize", "int8"] if form == "onnx" else []
+    code, printed = run(file, form, "--images", folder, *quantize)
+    assert (code, printed.count("\n")) == (0, 2)
     assert printed.startswith(f"{out}: features of 3 images and 4 texts differ")
-    source = f"local-dir:{out}"
-    clip, preprocess = open_clip.create_model_from_pretrained(source)
-    theirs = features_of((clip, preprocess, open_clip.get_tokenizer(source)), folder)
-    for exported, expected in zip(theirs, features_of(medclip_oc.load(file), folder), strict=True):
-        assert exported == pytest.approx(expected, abs=1e-4)
-    moved = out.rename(tmp_path / "elsewhere")
-    words = ["--images", folder / "*.jpg", "--texts", *TEXTS, "--format", "json"]
-    rankings = []
-    for model in (["--checkpoint", file], ["--model", f"local-dir:{moved}"]):
-        assert call(zeroshot.main, ZeroshotConfig, *model, *words) == 0
-        rankings.append(json.loads(capsys.readouterr().out))
-    for expected, row in zip(*rankings, strict=True):
-        assert (row["image"], row["text"]) == (expected["image"], expected["text"])
-        assert row["cosine"] == pytest.approx(expected["cosine"], abs=1e-4)
+    assert f"\nwritten to {out}; load it by " in printed
+    card = (out / "README.md").read_text()
+    assert "| what lies in this folder | 1.00000 (0 of 3 below 0.9999) | 1.00000 (0 of 4" in card
+    assert ("| that, with weights of 8 bits | 0.9" in card) == bool(quantize)
+    modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
+    assert modes == {(folder / "0.jpg").stat().st_mode}
+    [lines] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    images = f"[Image.open(n).convert('RGB') for n in {[f'{folder}/{n}.jpg' for n in range(3)]}]  #"
+    changed = lines.replace("[Image.new(", images).replace("texts = ", f"texts = {TEXTS} + ")
+    monkeypatch.chdir(tmp_path)
+    for code in (lines, changed):
+        after: dict[str, Any] = {}
+        exec(code, after)
+        logits = logits_of(file, after["images"], after["texts"])
+        # image processors resize otherwise than open_clip: nearly the same
+        assert np.asarray(after["logits"]) == pytest.approx(logits, abs=0.02)
+    assert after["logits"].shape == (3, 5)
+    if form == "open_clip":
+        words = ["--images", folder / "*.jpg", "--texts", *TEXTS, "--format", "json"]
+        rankings = []
+        for model in (file, f"local-dir:{out.rename(tmp_path / 'elsewhere')}"):
+            option = "--checkpoint" if model is file else "--model"
+            assert call(zeroshot.main, ZeroshotConfig, option, model, *words) == 0
+            rankings.append(json.loads(capsys.readouterr().out))
+        for expected, row in zip(*rankings, strict=True):
+            assert (row["image"], row["text"]) == (expected["image"], expected["text"])
+            assert row["cosine"] == pytest.approx(expected["cosine"], abs=1e-4)
+
+
+JAVASCRIPT = """
+import * as hf from "@huggingface/transformers";
+Object.assign(hf.env, { localModelPath: ".", allowRemoteModels: false });
+const open = (name) => hf[name].from_pretrained("out", { dtype: "fp32" });
+const vision = await open("CLIPVisionModelWithProjection"), processor = await open("AutoProcessor");
+const text = await open("CLIPTextModelWithProjection"), tokenizer = await open("AutoTokenizer");
+const image = new hf.RawImage(new Uint8ClampedArray(512 * 400 * 3), 512, 400, 3);
+const { image_embeds } = await vision(await processor(image));
+const { text_embeds } = await text(tokenizer(TEXTS, { padding: true, truncation: true }));
+console.log(JSON.stringify((await hf.matmul(image_embeds, text_embeds.transpose(1, 0))).tolist()));
+"""
 
 
 @SLOW
-@pytest.mark.parametrize("kind", ["ViT-quickgelu", "timm-and-HF"])
-def test_onnx(kind: str, folder: Path, run: Run, tmp_path: Path) -> None:
-    """In onnxruntime, batches of several sizes; tokens also from the tokenizer files."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    from transformers import AutoTokenizer
-
-    file, out = checkpoint_of(kind, folder), tmp_path / "out"
-    code, printed = run(file, "onnx", "--images", folder)
-    assert (code, printed.count("\n")) == (0, 1)
-    clip = factory.load(file)
-    pixels = torch.stack([clip.preprocess(picture) for picture in pictures_in(folder)])
-    tokens, tokenizer = clip.tokenizer(TEXTS), AutoTokenizer.from_pretrained(out)
-    images, texts = features_of(medclip_oc.load(file), folder)
-    towers = [("image", "images", pixels, images), ("text", "tokens", tokens, texts)]
-    for tower, name, batch, rows in towers:
-        session = onnxruntime.InferenceSession(out / f"{tower}_tower.onnx")
-        for size in (1, 2, 3):
-            [features] = session.run(["features"], {name: batch[:size].numpy()})
-            assert features == pytest.approx(rows[:size], abs=1e-4)
-    for text, row in zip(TEXTS, tokens, strict=True):
-        ids = tokenizer(text)["input_ids"]
-        assert row[: len(ids)].tolist() == ids
-
-
-@pytest.mark.parametrize("kind", ["ViT", "ViT-quickgelu"])
-def test_hugging_face(kind: str, folder: Path, run: Run, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    file, out = checkpoint_of(kind, folder), tmp_path / "out"
-    assert run(file, "hf", "--images", folder)[0] == 0
-    clip = transformers.CLIPModel.from_pretrained(out).eval()
-    processor = transformers.CLIPProcessor.from_pretrained(out)
-    batch = processor(text=TEXTS, images=pictures_in(folder), return_tensors="pt", padding=True)
-    with torch.inference_mode():
-        exported = clip(**batch)
-    images, texts = features_of(medclip_oc.load(file), folder)
-    assert exported.text_embeds.numpy() == pytest.approx(texts, abs=1e-4)
-    # its processor resizes otherwise than Pillow: nearly the same
-    assert (exported.image_embeds.numpy() * images).sum(1).min() > 0.99
-    assert clip.logit_scale.detach().equal(checkpoint.load(file)["state_dict"]["logit_scale"])
+def test_transformers_js(folder: Path, run: Run, tmp_path: Path) -> None:
+    """Where it is installed (npm install --global @huggingface/transformers): the same cosines."""
+    npm = shutil.which("npm") or pytest.skip("no npm")
+    packages = subprocess.run([npm, "root", "-g"], capture_output=True, text=True).stdout.strip()
+    if not Path(packages, "@huggingface", "transformers").is_dir():
+        pytest.skip("no @huggingface/transformers")
+    file = checkpoint_of("ViT-quickgelu", folder)
+    assert run(file, "onnx", "--images", folder)[0] == 0
+    (tmp_path / "node_modules").symlink_to(packages)
+    (tmp_path / "a.mjs").write_text(JAVASCRIPT.replace("TEXTS", json.dumps(TEXTS)))
+    done = subprocess.run(["node", "a.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    logits = logits_of(file, [Image.new("RGB", (512, 400))], TEXTS)
+    scale = checkpoint.load(file)["state_dict"]["logit_scale"].exp().item()
+    assert np.array(json.loads(done.stdout)) == pytest.approx(logits / scale, abs=1e-4), done.stderr
 
 
 def test_a_run_exports_on_its_own_pairs_with_its_figures(
@@ -176,7 +190,7 @@ def test_a_run_exports_on_its_own_pairs_with_its_figures(
     file, readme = checkpoint_of("ViT", tmp_path, packed), tmp_path / "out" / "README.md"
     code, printed = run(file, "open_clip")
     assert code == 0
-    assert "features of 8 images and 8 texts" in printed
+    assert "features of 8 images and 16 texts" in printed
     card = readme.read_text()
     assert "Research use only" in card
     assert "| best-test | roco | 9,927 | image to text | 25.0 % | 50.0 % | 75.0 % | 5 |" in card
@@ -231,4 +245,7 @@ def test_mistakes(folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     error = error_of(*images, form="onnx")
     assert "needs onnxruntime: pip install 'medclip_oc[onnx]'" in error
+    assert "--quantize: for --to onnx alone, not for hf" in error_of(
+        "--quantize", "int8", form="hf"
+    )
     assert not (tmp_path / "out").exists()
