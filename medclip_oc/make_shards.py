@@ -44,9 +44,9 @@ def main(config: MakeShardsConfig) -> None:
     if audit:
         audit.write(out)
     print(report.table())
-    print(report.closing(config.out, source.form))
     if audit:
         print(f"{out / 'audit.html'}: what the audit found")
+    print(report.closing(config.out, source.form))
 
 
 def run() -> None:

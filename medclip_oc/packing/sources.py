@@ -225,8 +225,8 @@ class Source:
             places = " or ".join(map(str, part.images))
             missing = f"no {identity}.jpg, .png or other image in {places}"
             if "image" in part.columns:
-                hint = "; --image-root says where paths start" * (self.form == "table")
-                missing = f"no {cell!r}, whatever its ending, in {places}{hint}"
+                hint = " (--image-root says where paths start)" * (self.form == "table")
+                missing = f"no {str(cell)[:80]!r}, whatever its ending{hint}, in {places}"
             return reject("image missing", missing if cell != "" else "no image in the row")
         try:
             facts = self._facts(part, identity, cells)
