@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medclip_oc.errors import InputError
-from medclip_oc.packing import tables
 from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.image_store import stem
 from medclip_oc.packing.sources import Pair, Reject, key_of, unfit_id
@@ -158,10 +157,3 @@ def test_a_key_is_one_name_and_one_webdataset_key(name: str) -> None:
 def test_ids_that_differ_have_keys_that_differ(one: str, other: str) -> None:
     assert (key_of(one) == key_of(other)) == (one == other)
     assert len(key_of(one).encode()) <= 200
-
-
-def test_a_json_text_stays_text_whatever_its_column_is_called(tmp_path: Path) -> None:
-    """pandas would make dates of columns such as "date" and "modified"."""
-    (tmp_path / "t.jsonl").write_text('{"id": "0012", "date": "2024-01-05", "modified": "1e5"}\n')
-    rows = list(tables.Table((tmp_path / "t.jsonl",)).rows(["id", "date", "modified"]))
-    assert [row.values for row in rows] == [["0012", "2024-01-05", "1e5"]]

@@ -20,6 +20,7 @@ LINES = b"".join(json.dumps(each).encode() + b"\n" for each in OBJECTS)
 IMAGES = [{"id": 2, "file_name": "b"}, {"id": 1, "file_name": "a"}, {"id": 3, "file_name": "c"}]
 NOTES = [{"id": n, "image_id": image, "t": text} for n, image, text in ((7, 1, "x"), (8, 1, "y"))]
 R2GEN = {"train": [{"id": "a", "t": "x", "image_path": ["a/0.png", "a/1.png"]}], "val": [7]}
+DATES = [["2024-01-05", "1e5"]]
 NO_TABLE = "no table: wanted is an array of objects, an object a line, {split: array}"
 
 FILES: dict[str, tuple[bytes | object, str, list[Any] | str]] = {
@@ -29,6 +30,8 @@ FILES: dict[str, tuple[bytes | object, str, list[Any] | str]] = {
     "cut.csv.gz": (gzip.compress(CSV * 99)[:-9], "id t", "ended before the end-of-stream marker"),
     "none.csv.gz": (CSV, "id t", "Not a gzipped file"),
     "latin.csv.gz": (gzip.compress(CSV + b"c,\xe8\n"), "id t", "line 4 ('c,"),
+    # pandas would make dates of columns of these names
+    "dates.jsonl": (b'{"date": "2024-01-05", "modified": "1e5"}', "date modified", DATES),
     "array.json": ([*OBJECTS, 5, {"id": 3}], "id t", [*AB, "not a JSON object", ["3", ""]]),
     "lines.json": (LINES, "id t", AB),
     "r2gen.json": (
