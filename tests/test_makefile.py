@@ -15,13 +15,10 @@ OURS, OLD = f'exec "{sys.executable}" "$@"', "exit 1"  # as a Python 3.9 answers
 @pytest.mark.parametrize(
     ("named", "venv", "error"),
     [
-        (OURS, None, ""),
         (OURS, OURS, ""),
         (None, OURS, ""),
         (OLD, None, "make: needs Python 3.11, 3.12 or 3.13, not './a b/python'; name one"),
-        (OLD, OURS, "make: needs Python 3.11, 3.12 or 3.13, not './a b/python'; name one"),
         (OURS, OLD, "make: .venv is of another Python; remove it"),
-        (None, OLD, "make: .venv is of another Python; remove it"),
     ],
 )
 def test_python(named: str | None, venv: str | None, error: str, tmp_path: Path) -> None:

@@ -37,20 +37,13 @@ STAND_IN = {**TINY, "init_logit_bias": -10, "init_logit_scale": 2.3}
 def test_a_recipe_trains(name: str, packed: Path, tmp_path: Path) -> None:
     """On a tiny stand-in for the model: all else as the file says, but for sizes."""
     config = read(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
-    own = config.model
-    stand_in = ModelConfig(
-        arch="recipe-stand-in",
-        definition=STAND_IN,
-        freeze_batch_norm=own.freeze_batch_norm,
-        grad_checkpointing=own.grad_checkpointing,
-    )
-    config = replace(
-        config,
-        run=replace(config.run, folder=str(tmp_path / "run")),
-        model=stand_in,
-        data=replace(config.data, train=str(packed), valid=str(packed), workers=0),
-        train=replace(config.train, global_batch_size=16, micro_batch_size=8, epochs=1),
-    )
+    config.run.folder = str(tmp_path / "run")
+    kept = config.model.freeze_batch_norm, config.model.grad_checkpointing
+    config.model = ModelConfig("recipe-stand-in", None, STAND_IN)
+    config.model.freeze_batch_norm, config.model.grad_checkpointing = kept
+    config.data.train = config.data.valid = str(packed)
+    config.train.global_batch_size, config.train.micro_batch_size = 16, 8
+    config.data.workers, config.train.epochs = 0, 1
     trainer.train(config)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "48 training pairs, 3 steps" in log

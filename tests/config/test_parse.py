@@ -76,12 +76,6 @@ def test_lists_are_words_after_words() -> None:
     assert (one.images, one.texts) == (["5"], ["--- odd"])
 
 
-def test_wandb_is_on_off_or_offline() -> None:
-    words = {"": "online", "true": "online", "false": "disabled", "offline": "offline"}
-    for word, mode in words.items():
-        assert parse(Config, "--log.wandb", *word.split()).log.wandb == mode
-
-
 def test_one_or_several() -> None:
     several = {"s/{000..003}.tar": "s/{000..003}.tar", "s/[01]*.tar": "s/[01]*.tar", "null": None}
     for words, value in {**several, "None": None, "a.tar b.tar": ["a.tar", "b.tar"]}.items():
@@ -100,6 +94,9 @@ def test_each_type_from_words() -> None:
     assert (config.run.overwrite, config.log.tensorboard) == (True, False)
     assert (config.run.folder, config.train.keep_chunks) == ("5", "auto")
     assert config.model.definition == {"embed_dim": 24}
+    modes = {"": "online", "true": "online", "false": "disabled", "offline": "offline"}
+    for word, mode in modes.items():
+        assert parse(Config, "--log.wandb", *word.split()).log.wandb == mode
 
 
 def test_an_empty_file_or_section_changes_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
-"""A trained run that tests share; and the handlers of signals."""
+"""A trained run that tests share."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +18,3 @@ def finished(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = configure(packed, folder, "run", train__epochs=3, checkpoint=kept)
     assert call(train.main, TrainCommand, "--config", file) == 0
     return folder / "run"
-
-
-@pytest.fixture
-def _handlers() -> Iterator[None]:
-    """A run that was stopped leaves its handlers, as its process ends; this one goes on."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)

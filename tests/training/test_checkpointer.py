@@ -1,7 +1,5 @@
 """When a state is saved, what stays of it, and what a run's parts have to do with it."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -75,29 +73,21 @@ def test_what_goes_wrong_in_the_background_is_told(tmp_path: Path) -> None:
     assert "No such file" in str(one.error())
 
 
-@pytest.mark.usefixtures("_handlers")
 def test_where_resuming_is_not_worth_it_the_weights_alone_are_kept(
     packed: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*words: object) -> int:
-        return call(train.main, TrainCommand, "--config", config, *words)
-
-    def interrupted(self: Trainer, batch: Any) -> dict[str, float]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch)
-
     kept = {"checkpoint": {"keep_last": 0, "every_steps": 1}, "train__epochs": 1}
     config, folder = configure(packed, tmp_path, "run", **kept), tmp_path / "run"
-    assert [run(), run()] == [0, 0]
-    assert "no state to resume from; it begins again" in capsys.readouterr().err
+    assert call(train.main, TrainCommand, "--config", config) == 0
     [file] = (folder / "checkpoints").iterdir()
     assert file.name == "best.pt"
-    needed = (folder / "log.txt").read_text().partition("checkpoints take up to ")[2].split()[0]
+    needed = capsys.readouterr().err.partition("checkpoints take up to ")[2].split()[0]
     assert 1e9 * float(needed) == pytest.approx(2 * file.stat().st_size, rel=0.03)
-    step = Trainer.optimizer_step
-    monkeypatch.setattr(Trainer, "optimizer_step", interrupted)
-    assert run("--run.overwrite") == 1
-    assert "step 1 of 3; nothing to resume from is kept" in one_line(capsys.readouterr().err)
+    monkeypatch.setattr(Trainer, "agree", lambda self: (True, False))  # told to stop
+    assert call(train.main, TrainCommand, "--config", config) == 1
+    shown = capsys.readouterr().err
+    assert "no state to resume from; it begins again" in shown
+    assert "stopped after step 1 of 3; nothing to resume from is kept" in one_line(shown)
     assert not (folder / "interrupted").exists()
 
 
