@@ -220,10 +220,8 @@ def _write_split(
             for each in chain(journal.lines(), [line]):
                 writer.writerows(each["rejects"])
         reason, most = Counter(reason for *_, reason, _ in line["rejects"]).most_common(1)[0]
-        example = next(detail for *_, each, detail in line["rejects"] if each == reason)
-        told = (
-            f"{most} of {line['read']}: {reason} ({example[:160]}); see {journal.folder / REJECTS}"
-        )
+        example = next(detail[:160] for *_, each, detail in line["rejects"] if each == reason)
+        told = f"{most} of {line['read']}: {reason} ({example}); see {journal.folder / REJECTS}"
         raise WorkError(f"{split}: no pair could be packed; {told}")
     note(None)
 

@@ -43,8 +43,7 @@ def test_the_command_packs_and_prints_a_table(
         ["all", "26", "20", "6"],
     ]
     assert ["rejected", "1", "train:", "image", "missing"] in table
-    sets = f"--data.train {out} --data.valid {out}"
-    assert printed.endswith(f"; see rejects.csv\nnext: medclip_oc train --config vitb16 {sets}\n")
+    assert printed.endswith(f"train --config vitb16 --data.train {out} --data.valid {out}\n")
     assert contents(out) == contents(faulty_packed)
 
     for more in ([], ["--audit"]):  # refused before the audit takes its time

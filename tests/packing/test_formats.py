@@ -234,10 +234,8 @@ def test_a_damaged_zip_is_named_and_a_damaged_member_is_rejected(tmp_path: Path)
 
 def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:
     parquet(tmp_path)
-    (tmp_path / "default").mkdir()
-    (tmp_path / "data").rename(tmp_path / "default" / "validation")
-    assert open_source(tmp_path, ["valid"]).count("valid") == 9
-    (tmp_path / "default" / "validation").rename(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "hub" / "default" / "validation")
+    assert open_source(tmp_path / "hub", ["valid"]).count("valid") == 9
     file = tmp_path / "data" / "validation-00000-of-00001.parquet"
     assert open_source(file).splits == ("valid",)
     other = file.rename(tmp_path / "pairs.parquet")

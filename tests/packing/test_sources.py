@@ -64,8 +64,7 @@ def test_finds_the_image_of_a_path(
     assert isinstance(found, Pair)
     assert found.image.name == "0001.jpg"
     assert isinstance(missing, Reject)
-    told = "line 3: no '0002', whatever its ending (--image-root says where paths start), in "
-    assert missing.detail.startswith(told)
+    assert "3: no '0002', whatever its ending (--image-root says where paths" in missing.detail
     assert missing.detail.endswith(f" or {tmp_path}/images")
     assert isinstance(empty, Reject)
 
