@@ -77,5 +77,5 @@ class PackReport:
         line += "; see rejects.csv" * bool(self.rejected)
         folder = shlex.quote(str(out))
         sets = f"--data.train {folder} --data.valid {folder if self.packed['valid'] else 'null'}"
-        training = f"\nnext: medclip_oc train --config vitb16 {sets}"
+        training = f"\nnext: python -m medclip_oc.train --config vitb16 {sets}"
         return line + training * (self.packed["train"] > 0)
