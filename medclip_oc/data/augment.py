@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import adjust_hue
 
 from ..config.schema import AugmentConfig
 from ..imaging.jpeg import Picture
@@ -72,8 +73,6 @@ class TrainingTransform:
             image = F.interpolate(rows, self.size, mode=self.interpolation, antialias=True)[0]
         image = _turn_and_tone(image, self.size, angle, gain, contrast)
         if settings.hue and len(image) == 3:
-            from torchvision.transforms.functional import adjust_hue
-
             image = adjust_hue(image, rng.uniform(-settings.hue, settings.hue))
         if settings.flip and rng.random() < 0.5:
             image = image.flip(-1)

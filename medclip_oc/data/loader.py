@@ -38,9 +38,7 @@ def open_shards(
     where: str | list[str], split: str, world: distributed.World, key: str | None = CAPTION
 ) -> ShardSet:
     """`ShardSet.open` with this `caption_key` on every rank; the main one first makes the index.
-
-    Raises:
-        InputError: on every rank, if any can't.
+    InputError: on every rank, if any can't.
     """
     if is_stream(where):
         raise InputError(f"{where}: a stream can only be trained on; copy the shards to a disk")
@@ -53,11 +51,8 @@ def open_shards(
 
 
 def open_training(settings: DataConfig, seed: int, world: distributed.World) -> TrainingData:
-    """Find the training pairs.
-
-    Raises:
-        InputError: as `ShardSet.open`; weights that don't fit the sets; a stream with weights, or
-            without `data.samples_per_epoch`.
+    """Find the training pairs; InputError: as `ShardSet.open`, weights that don't fit the sets, a
+    stream with weights or without `data.samples_per_epoch`.
     """
     weights, epoch = settings.weights, settings.samples_per_epoch
     if is_stream(settings.train):

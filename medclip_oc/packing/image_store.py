@@ -53,7 +53,8 @@ class Folder:
         return self._get(os.path.join(place, alike[0]))  # noqa: PTH118
 
     def _get(self, name: str) -> ImageFile | None:
-        return image_on_disk(self.path / name)
+        path = self.path / name
+        return ImageFile(path.name, partial(read_file, str(path))) if is_file(path) else None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -86,11 +87,6 @@ class Archive(Folder):
         if member := self._members.get(name):
             return ImageFile(name, partial(_read_member, self.path, self._stamp, member))
         return None
-
-
-def image_on_disk(path: Path) -> ImageFile | None:
-    """An image that is a file. None: there is none."""
-    return ImageFile(path.name, partial(read_file, str(path))) if is_file(path) else None
 
 
 def is_file(path: Path) -> bool:

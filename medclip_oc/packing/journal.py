@@ -38,12 +38,8 @@ _CHANGED = {  # what stands in a head as a hash
 class Journal:
     """The journal of a shard folder, to resume where it ends.
 
-    Args:
-        folder: the shard folder.
-        head: what the shards depend on: `version`, `options`, `source`.
-
-    Raises:
-        InputError: there is a damaged one, or one of a packing that depends on other things.
+    `head`: what the shards depend on, `version`, `options`, `source`. InputError: there is a
+    damaged journal, or one of a packing that depends on other things.
     """
 
     def __init__(self, folder: Path, head: Mapping[str, Any]) -> None:

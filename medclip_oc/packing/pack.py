@@ -61,14 +61,9 @@ def pack(
 ) -> PackReport:
     """Pack all splits of a source, or what an interrupted call with the same arguments left.
 
-    Args:
-        source: where the pairs come from.
-        out: the shard folder; made if need be. A finished one of the same source and options
-            stays as it is.
-        options: what to put in.
-        workers: processes that read and decode; threads that read, where nothing is to be decoded.
-            They change the time only.
-        overwrite: replace the shards that are in the folder.
+    A finished folder of the same source and options stays as it is, unless `overwrite`.
+    `workers` are processes that read and decode or, where nothing is to be decoded, threads that
+    read. They change the time only.
 
     Returns:
         The counts; read = packed + rejected holds for each split.
@@ -95,9 +90,7 @@ def pack(
 
 def check_folder(out: Path, options: PackOptions, *, overwrite: bool = False) -> None:
     """Refuse at once what `pack` would refuse later, as far as it can be told without the source.
-
-    Raises:
-        InputError: a finished packing with other options is there, or tars that are not ours.
+    InputError: a finished packing with other options is there, or tars that are not ours.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder")

@@ -163,10 +163,7 @@ class Source:
 
     def count(self, split: str) -> int:
         """Rows of a split. Reads its tables whole, so that a broken one is found at the start.
-
-        Raises:
-            InputError: the text is not UTF-8 or not a table, a column is absent, a row is of an
-                unknown split, or none is of this one.
+        InputError: as `Table.rows`, a row is of an unknown split, or none is of this one.
         """
         part = self._parts[split]
         rows = sum(1 for _ in part.rows(with_images=False))
@@ -250,10 +247,7 @@ class Source:
         return facts
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of the `tables` and of where the `images` are: another one, another data set.
-
-        The images themselves are not read.
-        """
+        """Hashes of the `tables` and of where the `images` are, which aren't read."""
         tables, places = hashlib.sha256(), list[list[str]]()
         for part in self._parts.values():
             columns = tuple(map(part.columns.get, ("caption", "id", "image", "split")))
@@ -272,9 +266,7 @@ class Source:
 
 def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
     """Columns of a table that is to be joined, by id (without extension); of equal ids the first.
-
-    Raises:
-        InputError: the table is broken; names the line.
+    InputError: the table is broken; names the line.
     """
     ids, cells = list[str](), list[list[str]]()
     for row in table.rows([id_column, *columns]):
@@ -287,11 +279,7 @@ def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def parse_split(table: Table, location: str, column: str, word: Any) -> str:
-    """The split that a cell of a table means.
-
-    Raises:
-        InputError: none that is known.
-    """
+    """The split that a cell of a table means; InputError: none that is known."""
     meant = {each: split for split, words in SPLIT_WORDS.items() for each in words}
     if split := meant.get(str(word).strip().lower()):
         return split

@@ -62,9 +62,8 @@ def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, A
             keys.append(pair.key)
             extensions.append(pair.extension)
             # one call for each member: of several, TarWriter sorts the names
-            for extension, content in zip(
-                (pair.extension, "txt", "json"), pair.members, strict=True
-            ):
+            endings = (pair.extension, "txt", "json")
+            for extension, content in zip(endings, pair.members, strict=True):
                 tar.write({"__key__": pair.key, extension: content})
         tar.close()
         stream.flush()

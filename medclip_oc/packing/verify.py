@@ -33,7 +33,10 @@ def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> list[str]:
     Returns what is wrong, a line each; of one shard at most MAX_LINES. InputError: no finished
     shard folder, or its index.json is damaged or of another version.
     """
-    index = _read_index(folder)
+    if not (folder / INDEX).is_file():
+        reason = "its packing isn't finished" if (folder / JOURNAL).exists() else f"no {INDEX}"
+        raise InputError(f"{folder}: no shard folder to verify: {reason}")
+    index = read_head(folder / INDEX)
     found, entries = list[str](), index["shards"]
     with Progress(len(entries), "shards", "verify") as progress:
         # one shard is work enough to hand over
@@ -50,20 +53,13 @@ def report(folder: Path, *, workers: int = 1, decode: bool = True) -> None:
     """`verify`, and print what is damaged (WorkError) and how much was looked at."""
     found = verify(folder, workers=workers, decode=decode)
     print("".join(f"{damage}\n" for damage in found), end="")
-    entries = _read_index(folder)["shards"]
+    entries = read_head(folder / INDEX)["shards"]
     samples, size = (sum(entry[name] for entry in entries) for name in ("samples", "bytes"))
     amount = f"{len(entries):,} shards, {samples:,} samples, {size / 1e6:,.1f} MB"
     if found:
         advice = "restore it, or pack it again with --overwrite"
         raise WorkError(f"{folder}: damaged: {len(found)} findings in {amount}; {advice}")
     print(f"{folder}: {amount}: all well")
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    if not (folder / INDEX).is_file():
-        reason = "its packing isn't finished" if (folder / JOURNAL).exists() else f"no {INDEX}"
-        raise InputError(f"{folder}: no shard folder to verify: {reason}")
-    return read_head(folder / INDEX)
 
 
 def _other_files(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
