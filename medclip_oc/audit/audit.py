@@ -44,8 +44,7 @@ VERSION = 1
 # other contrast or gamma, all but 1 in 150; cropped by 2 % on each side 98 %, by 3 % 91 %, by 5 %
 # 31 %. Called copies of 49,770 pairs: one, two neighbouring slices of a CT; the next has 0.89.
 HASH_RADIUS, FINE_RADIUS, CORRELATION = 12, 80, 0.95
-JACCARD = 0.8
-"""Common words / all words, from which two captions are near."""
+JACCARD = 0.8  # common words / all words, from which two captions are near
 _COMPARED = 8  # images per image and split, the nearest by the fine hash
 _PIECE = 128  # comparisons handed to a worker at once
 IMAGE_WAYS = ("same file", "same pixels", "near")
@@ -57,21 +56,13 @@ _SIDES = (64, 128, 224, 256, 384, 512, 768, 1024, 2048)
 class Audit:
     """What was found."""
 
-    report: dict[str, Any]
-    """What stands in audit.json (shards/README.md describes it)."""
-    dropped: dict[tuple[str, str], str]
-    """(split, key) of each training pair that leaks -> which pair it is a copy of, and how."""
-    pictures: dict[tuple[str, str], bytes]
-    """(split, id) -> JPEG, of the pairs that the page shows."""
-    captions: dict[tuple[str, str], str]
-    """(split, id) -> caption."""
+    report: dict[str, Any]  # what stands in audit.json (shards/README.md describes it)
+    dropped: dict[tuple[str, str], str]  # (split, key) of leaking training pairs -> like which
+    pictures: dict[tuple[str, str], bytes]  # (split, id) -> JPEG, of the pairs that the page shows
+    captions: dict[tuple[str, str], str]  # (split, id) -> caption
 
     def write(self, folder: Path) -> None:
-        """Write audit.json and audit.html, whole or not at all.
-
-        Raises:
-            WorkError: the disk failed.
-        """
+        """Write audit.json and audit.html, whole or not at all; WorkError: the disk failed."""
         report = json.dumps(self.report, indent=1, ensure_ascii=False) + "\n"
         page = audit_page.render(self.report, self.pictures, self.captions)
         try:

@@ -46,8 +46,8 @@ def scan(
         import datasketch  # noqa: F401
         import imagehash  # noqa: F401
     except ImportError as error:
-        libraries = "pip install 'medclip_oc[audit]'"
-        raise InputError(f"the audit needs {error.name} ({libraries})") from None
+        install = "pip install 'medclip_oc[audit]'"
+        raise InputError(f"the audit needs {error.name} ({install})") from None
     look = partial(inspect, max_pixels=max_pixels)
     usable, others = list[dict[str, Any]](), list[tuple[str, str]]()
     with Progress(sum(map(source.count, source.splits)), "images", "audit") as progress:

@@ -81,18 +81,12 @@ def siglip_loss(
 class Block:
     """The rows of the G x G logits that one rank computes."""
 
-    images: Tensor
-    """(B, D), normalised."""
-    texts: Tensor
-    """(G, D), normalised, of all ranks."""
-    scale: Tensor
-    """(), multiplies the cosines."""
-    bias: Tensor | None = None
-    """(), added to the logits (SigLIP)."""
-    first: int = 0
-    """Number, among all G, of the pair in the first row."""
-    targets: Targets | None = None
-    """What is right, where it is more than each pair's own partner; completed."""
+    images: Tensor  # (B, D), normalised
+    texts: Tensor  # (G, D), normalised, of all ranks
+    scale: Tensor  # (), multiplies the cosines
+    bias: Tensor | None = None  # (), added to the logits (SigLIP)
+    first: int = 0  # number, among all G, of the pair in the first row
+    targets: Targets | None = None  # completed; None: each pair's own partner alone is right
 
     @property
     def own(self) -> slice:
@@ -103,14 +97,10 @@ class Block:
 class Gradients(NamedTuple):
     """Of the loss over all G pairs. What a block gives is its share; shares add up over ranks."""
 
-    images: Tensor | None
-    """(B, D), complete: a row of images meets all columns in its own block. None: not wanted."""
-    texts: Tensor | None
-    """(G, D), the block's share. None: not wanted."""
-    scale: Tensor
-    """(), the block's share."""
-    bias: Tensor | None
-    """(), the block's share; None where there is no bias."""
+    images: Tensor | None  # (B, D), complete: its rows meet all columns here. None: not wanted
+    texts: Tensor | None  # (G, D), the block's share. None: not wanted
+    scale: Tensor  # (), the block's share
+    bias: Tensor | None  # (), the block's share; None where there is no bias
 
 
 @torch.no_grad()
@@ -138,16 +128,15 @@ def contrast(
     """
     side = tile or tile_side(block.images.device)
     with torch.autocast(block.images.device.type, enabled=False):
-        if name == "siglip":
-            return _tile_by_tile(block, wanted, side)
-        rows, columns = _clip_statistics(block, side)  # (B,), (G,)
-        return _tile_by_tile(block, wanted, side, (rows, combine(columns)))
+        logsums = None
+        if name == "clip":
+            rows, columns = _clip_statistics(block, side)  # (B,), (G,)
+            logsums = rows, combine(columns)
+        return _tile_by_tile(block, wanted, side, logsums)
 
 
 def tile_side(device: torch.device) -> int:
-    """Side of the largest matrix that `contrast` makes there: large enough that starting the work
-    on a tile costs nothing beside the work.
-    """
+    """Side of the largest matrix that `contrast` makes there: it pays for starting the work."""
     return 4096 if device.type == "cuda" else 2048
 
 
@@ -166,10 +155,7 @@ def _clip_statistics(block: Block, tile: int) -> tuple[Tensor, Tensor]:
 
 
 def _tile_by_tile(
-    block: Block,
-    wanted: tuple[bool, bool],
-    tile: int,
-    logsums: tuple[Tensor, Tensor] | None = None,
+    block: Block, wanted: tuple[bool, bool], tile: int, logsums: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Gradients]:
     """The block's share of the loss and of its gradients.
 
@@ -262,9 +248,7 @@ class _Sums:
 def _tiles(
     block: Block, scaled: Tensor, tile: int
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Rows, columns and logits (r, c) of each tile, and room (r, c) to work in; the next tile
-    overwrites both.
-    """
+    """Rows, columns, logits and scratch (r, c) of each tile; the next one overwrites both."""
     most = min(tile, len(block.images)) * min(tile, len(block.texts))
     buffers = [block.images.new_empty(most) for _ in range(2)]
     for row in slices(0, len(block.images), tile):

@@ -74,12 +74,9 @@ class MicroBatchedTower:
             next; none: all is run again.
     """
 
-    keep = 0
-    """How many chunks keep their graph. A single chunk always does: there is nothing to cache."""
-    trains: bool | None = None
-    """Whether a gradient reaches the tower; None before the first step."""
-    graph_bytes = 0
-    """GPU memory of one chunk's graph as last seen; 0 for a frozen tower, and on a CPU."""
+    keep = 0  # how many chunks keep their graph; a single one always does: nothing is cached
+    trains: bool | None = None  # whether a gradient reaches the tower; None before the first step
+    graph_bytes = 0  # of one chunk, on a GPU, as last seen; 0 for a frozen tower, and on a CPU
 
     def __init__(
         self,
@@ -127,9 +124,8 @@ class MicroBatchedTower:
         """
         for number in list(self._graphs):
             self._graphs.pop(number).backward(gradient[self._chunks[number]])  # (C, D)
-        for number, state in self._states.items():
+        for number in self._states:
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                state.set(self.device)
                 output = self._again(number)  # (C, D)
             output.backward(gradient[self._chunks[number]])  # (C, D)
         self._clear()
@@ -169,7 +165,7 @@ class MicroBatchedTower:
 
     def _again(self, number: int) -> Tensor:
         """A chunk's features with their graph, embedded for the second time: (C, D)."""
-        before = RandomState.now(self.device)
+        self._states[number].set(self.device)
         with self._frozen.handed_out(number):
             output = self._run(number)
         if not self._trusted and self._frozen.count:
@@ -178,7 +174,7 @@ class MicroBatchedTower:
             self._trusted = bool(torch.dist(output.detach(), first) <= 1e-2 * first.norm())
             if not self._trusted:
                 self._frozen = _FrozenBlocks((), self.device)
-                before.set(self.device)
+                self._states[number].set(self.device)
                 return self._run(number)
         return output
 
@@ -238,16 +234,13 @@ class _FrozenBlocks:
             return kept[0]
 
         blocks = self.blocks[: self.count] if kept else []
-        before = [vars(block).get("forward") for block in blocks]  # None: its class's
         for block in blocks:
             block.forward = stand_in
         try:
             yield
         finally:
-            for block, own in zip(blocks, before, strict=True):
-                del block.forward
-                if own is not None:
-                    block.forward = own
+            for block in blocks:
+                del block.forward  # back to its class's
 
 
 def _tensor(output: Any) -> Tensor:

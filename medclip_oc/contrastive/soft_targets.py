@@ -36,10 +36,8 @@ class Rule:
     """How targets are made; see above."""
 
     kind: Literal["pairs", "captions", "concepts"] = "pairs"
-    strength: float = 0.0
-    """Share of the target that concepts spread, for `concepts`; for SigLIP see above."""
-    smoothing: float = 0.0
-    """Share of the target that is spread evenly."""
+    strength: float = 0.0  # share of the target that concepts spread; for SigLIP see above
+    smoothing: float = 0.0  # share of the target that is spread evenly
 
     @property
     def plain(self) -> bool:
@@ -51,12 +49,9 @@ class Rule:
 class Labels:
     """What is compared between pairs."""
 
-    captions: Tensor
-    """(G,) int64, equal where the captions are."""
-    images: Tensor
-    """(G,) int64, equal where the images are."""
-    concepts: Tensor
-    """(G, K) int32, padded with 0."""
+    captions: Tensor  # (G,) int64, equal where the captions are
+    images: Tensor  # (G,) int64, equal where the images are
+    concepts: Tensor  # (G, K) int32, padded with 0
 
     def __getitem__(self, rows: slice) -> "Labels":
         return Labels(self.captions[rows], self.images[rows], self.concepts[rows])

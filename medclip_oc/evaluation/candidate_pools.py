@@ -13,21 +13,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pool:
-    """n images and m texts, each standing for the first pair that brings it.
+    """n images and m texts, each standing for the first pair that brings it; all int64."""
 
-    Attributes:
-        images: (n,) int64, pair whose image this is, ascending.
-        texts: (m,) int64, pair whose caption this is, ascending.
-        links: (E, 2) int64, number of an image and of a text that is right for it.
-        image_of: (P,) int64, number of each drawn pair's image.
-        text_of: (P,) int64, number of each drawn pair's text.
-    """
-
-    images: np.ndarray
-    texts: np.ndarray
-    links: np.ndarray
-    image_of: np.ndarray
-    text_of: np.ndarray
+    images: np.ndarray  # (n,) pair whose image this is, ascending
+    texts: np.ndarray  # (m,) pair whose caption this is, ascending
+    links: np.ndarray  # (E, 2) number of an image and of a text that is right for it
+    image_of: np.ndarray  # (P,) number of each drawn pair's image
+    text_of: np.ndarray  # (P,) number of each drawn pair's text
 
 
 def plain(pairs: np.ndarray) -> Pool:

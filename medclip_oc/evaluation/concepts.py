@@ -21,18 +21,15 @@ from ..runtime import distributed
 from . import top_k
 from .features import Embedded
 
-NEAREST = 10
-"""How many nearest ids are kept per query, for reports."""
+NEAREST = 10  # how many nearest ids are kept per query, for reports
 
 
 class Slice(NamedTuple):
     """Pairs with a concept, that get figures of their own."""
 
     name: str
-    concept: str | None
-    """Its CUI. None: pairs without a known modality."""
-    pairs: np.ndarray
-    """(N,) bool."""
+    concept: str | None  # its CUI. None: pairs without a known modality
+    pairs: np.ndarray  # (N,) bool
 
 
 def concept_figures(

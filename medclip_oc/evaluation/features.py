@@ -42,31 +42,20 @@ _ALIASES = {
     f"{side}_features": (f"{side}_embeds", f"{side}_embeddings", f"{side}s", side)
     for side in ("image", "text")
 }
-_UNIT = 1e-5
-"""Rows whose length is nearer to 1 than this are left as they are."""
+_UNIT = 1e-5  # rows whose length is nearer to 1 than this are left as they are
 
 
 @dataclass
 class Embedded:
-    """What a model makes of N pairs: this rank's share of the features, and facts on all pairs.
+    """What a model makes of N pairs: this rank's share of the features, and facts on all pairs."""
 
-    Attributes:
-        images: (n, D) float32, normalised; of the pairs from `start` on.
-        texts: (n, D) float32, normalised.
-        start: position of this rank's first pair.
-        ids: N keys, in the order of the set.
-        image_hash: (N,) int64. None: not known.
-        caption_hash: (N,) int64. None: not known.
-        concepts: (N, K) int32 UMLS numbers, 0 is none. None: nobody has any.
-    """
-
-    images: Tensor
-    texts: Tensor
-    start: int
-    ids: list[str]
-    image_hash: np.ndarray | None
-    caption_hash: np.ndarray | None
-    concepts: np.ndarray | None
+    images: Tensor  # (n, D) float32, normalised; of the pairs from `start` on
+    texts: Tensor  # (n, D) float32, normalised
+    start: int  # position of this rank's first pair
+    ids: list[str]  # N keys, in the order of the set
+    image_hash: np.ndarray | None  # (N,) int64. None: not known
+    caption_hash: np.ndarray | None  # (N,) int64. None: not known
+    concepts: np.ndarray | None  # (N, K) int32 UMLS numbers, 0 is none. None: nobody has any
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,8 +9,7 @@ from ..config.vocabulary import DIRECTIONS
 from .candidate_pools import Pool
 
 KS = (1, 5, 10)
-Ranks = tuple[np.ndarray, np.ndarray]
-"""Of a pool's images (N,) and texts (M,), float64, 1 is best."""
+Ranks = tuple[np.ndarray, np.ndarray]  # of a pool's images (N,) and texts (M,), float64, 1 is best
 
 
 def scores_of(ranks: np.ndarray, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:

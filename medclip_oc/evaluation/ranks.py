@@ -32,16 +32,12 @@ Ties = Literal["expected", "optimistic", "pessimistic"]
 Counts = TypeVar("Counts")
 TIE = 1e-6
 CPU_TILE, CUDA_TILE = (2048, 2048), (4096, 8192)
-_CPU_SLICE = 64
-"""Rows of a tile that are compared at once: they stay in the cache."""
+_CPU_SLICE = 64  # rows of a tile that are compared at once: they stay in the cache
+# times the root of D: more than a float32 product of unit vectors is off (half of it was seen)
 _ROUNDING = 2.0**-24
-"""Times the root of D: more than a float32 product of unit vectors is off (half of it was seen)."""
-_GATHERED = 2**16
-"""Numbers gathered at once where scores are computed in float64: they stay in the cache."""
-_CROWDED = 1024
-"""Where more than one score of so many needs float64, the whole tile gets it."""
-_THREADED = 2**22
-"""Scores from which on starting threads pays."""
+_GATHERED = 2**16  # numbers gathered at once for scores in float64: they stay in the cache
+_CROWDED = 1024  # where more than one score of so many needs float64, the whole tile gets it
+_THREADED = 2**22  # scores from which on starting threads pays
 
 
 def retrieval_ranks(
@@ -109,15 +105,8 @@ def rank(above: Tensor, tied: Tensor, copies: Tensor, ties: Ties = "expected") -
 
 
 def pair_scores(images: Tensor, texts: Tensor, links: Tensor) -> Tensor:
-    """Score of each link.
-
-    Args:
-        images: (n, D) float32.
-        texts: (m, D) float32.
-        links: (E, 2) int64, row of the image and of the text.
-
-    Returns:
-        (E,) float64.
+    """Score of each link (E, 2), row of an image and of a text: (E,) float64. The images (n, D) and
+    texts (m, D) are float32.
     """
     size = max(1, _GATHERED // images.shape[1])
 

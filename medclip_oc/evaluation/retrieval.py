@@ -29,11 +29,9 @@ from .ranks import Ties, retrieval_ranks
 class Measured:
     """Figures over N pairs, and what they were computed from; the same on every rank."""
 
-    record: dict[str, Any]
-    """See `measure`."""
+    record: dict[str, Any]  # see `measure`
     pool: Pool
-    ranks: Ranks
-    """Of the pool's images (n,) and texts (m,)."""
+    ranks: Ranks  # of the pool's images (n,) and texts (m,)
     nearest: tuple[np.ndarray, np.ndarray] | None
     """(N, NEAREST) int64: pairs whose texts are nearest to each image, and whose images are nearest
     to each text; pairs as they are. None: not asked for."""
@@ -43,10 +41,8 @@ class Measured:
         return self.ranks[0][self.pool.image_of], self.ranks[1][self.pool.text_of]
 
     def save(self, file: Path, ids: list[str], about: dict[str, Any]) -> None:
-        """Write FILE.json: `about` and the record; and FILE.npz: ranks and nearest ids.
-
-        Raises:
-            WorkError: one of them can't be written.
+        """Write FILE.json: `about` and the record; and FILE.npz: ranks and nearest ids; WorkError:
+        one of them can't be written.
         """
         names = np.array(ids)
         arrays = dict(zip((f"{way}_rank" for way in DIRECTIONS), self.pair_ranks(), strict=True))
@@ -64,10 +60,8 @@ def evaluate(clip: Clip, pairs: Pairs, world: distributed.World, **options: Any)
 
 
 def pool_ranks(embedded: Embedded, pool: Pool, ties: Ties = "expected") -> Ranks:
-    """Image-to-text (n,) and text-to-image (m,) ranks of a pool, float64, on every rank.
-
-    Raises:
-        WorkError: features that are not finite.
+    """Image-to-text (n,) and text-to-image (m,) ranks of a pool, float64, on every rank;
+    WorkError: features that are not finite.
     """
     images, first = _own(embedded.images, embedded.start, pool.images)
     texts, _ = _own(embedded.texts, embedded.start, pool.texts)
@@ -141,11 +135,7 @@ def measure(
 
 
 def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
-    """Refuse figures that would compare different pairs.
-
-    Raises:
-        InputError: other ids, or another order of them; names the first.
-    """
+    """Refuse to compare other pairs, or another order of them; InputError: names the first."""
     if len(ours) != len(theirs):
         raise InputError(f"{option}: {len(theirs)} pairs, but {len(ours)} are measured")
     for place, (own, their) in enumerate(zip(ours, theirs, strict=True)):

@@ -28,19 +28,12 @@ _CUI = re.compile("C[0-9]{1,9}")
 
 @dataclass
 class Source:
-    """What is evaluated.
+    """What is evaluated."""
 
-    Attributes:
-        model: what makes the features, or features from a file.
-        shards: where the pairs lie. None: only a file of features is at hand.
-        trained: configuration of the run that made the checkpoint. None: there is no checkpoint.
-        about: what the record says of its origin.
-    """
-
-    model: Clip | Embedded
-    shards: ShardSet | None
-    trained: dict[str, Any] | None
-    about: dict[str, Any]
+    model: Clip | Embedded  # what makes the features, or features from a file
+    shards: ShardSet | None  # where the pairs lie. None: only a file of features is at hand
+    trained: dict[str, Any] | None  # configuration of the checkpoint's run. None: no checkpoint
+    about: dict[str, Any]  # what the record says of its origin
 
     def ids(self) -> list[str]:
         """Keys of the pairs."""

@@ -13,25 +13,18 @@ from torch import Tensor
 
 from . import ranks
 
-_EXTRA = 22
-"""Candidates looked at beyond the k-th; where more tie with it, all are."""
-_SCORES = 2**22
-"""Scores that stand in memory at once."""
-_SHARES = 2**21
-"""Numbers of a `share` at most: where everything ties, a list holds every target."""
+_EXTRA = 22  # candidates looked at beyond the k-th; where more tie with it, all are
+_SCORES = 2**22  # scores that stand in memory at once
+_SHARES = 2**21  # numbers of a `share` at most: where everything ties, a list holds every target
 
 
 class Nearest(NamedTuple):
     """Targets of u queries, best first; equal ones in the order of the targets."""
 
-    queries: Tensor
-    """(u,) int64, which queries."""
-    listed: Tensor
-    """(u, W) int64, row of the target."""
-    first: Tensor
-    """(u, W) int64, places before the target's group."""
-    last: Tensor
-    """(u, W) int64, places up to and with it."""
+    queries: Tensor  # (u,) int64, which queries
+    listed: Tensor  # (u, W) int64, row of the target
+    first: Tensor  # (u, W) int64, places before the target's group
+    last: Tensor  # (u, W) int64, places up to and with it
 
     def share(self, k: int) -> Tensor:
         """How much of each of the first k places a target has: (u, W, k) float64.

@@ -78,11 +78,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header.
-
-    Raises:
-        BadImage: as `decode`.
-    """
+    """Read the header; BadImage: as `decode`."""
     if not data:
         raise BadImage("empty", "0 bytes")
     try:
@@ -116,11 +112,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def flatten(image: Image.Image, data: bytes) -> Image.Image:
-    """Read the pixels of an opened file: "L" or "RGB", not turned yet.
-
-    Raises:
-        BadImage: "truncated" or "undecodable".
-    """
+    """Read the pixels of an opened file: "L" or "RGB", not turned yet; BadImage: damaged."""
     try:
         image.load()
         flat = image

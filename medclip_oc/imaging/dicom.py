@@ -44,12 +44,9 @@ for _colour in ("Red", "Green", "Blue"):
     _READ += [f"{_colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data")]
     _READ += [f"Segmented{_colour}PaletteColorLookupTableData"]
 _SECONDS = 600  # to decompress a frame; a JPEG 2000 of 89 megapixels needs about one minute
-_OF_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+# an element, or a compression, in pydicom's words
 _NAMED = re.compile(r"\([0-9A-F]{4},[0-9A-F]{4}\)( '[A-Za-z ]+')?|'(JPEG|MPEG|HEVC|RLE)[^']*'")
-"""An element, or a compression, in pydicom's words."""
 _AT_ONCE = 1 << 15  # values: in float64 a whole image would take eight times its bytes
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-"""A transfer syntax that nothing in radiology writes; pydicom would unpack it without bound."""
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -71,7 +68,8 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         # pydicom warns wherever a file departs from the standard; what matters raises
         warnings.simplefilter("ignore", UserWarning)
         try:
-            if _DEFLATED in data:
+            # nothing in radiology writes that; pydicom would unpack it without bound
+            if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() in data:
                 raise BadImage("undecodable", "a deflated DICOM file is not read")
             dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_READ], force=True)
             image = Image.fromarray(_shown(dataset, _first_frame(dataset, data, max_pixels)))
@@ -178,8 +176,9 @@ def _shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
 def _take_from_groups(dataset: Any) -> None:
     """Enhanced objects keep rescale and window in groups: put those of the first frame on top."""
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for name in _OF_FRAME if dataset.get(groups) else ():
-            for element in (dataset[groups][0].get(name) or [()])[0]:
+        group = (dataset.get(groups) or [{}])[0]
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for element in (group.get(name) or [()])[0]:
                 if element.tag not in dataset:
                     dataset.add(element)
     for name in ("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit"):

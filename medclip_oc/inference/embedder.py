@@ -26,27 +26,18 @@ from ..runtime.workers import cores
 from .image_inputs import ImageSet
 
 _MOST_WORKERS = 8
-SAME = 0.9995
-"""Cosine of the features that one model gives to one input, in any precision."""
+SAME = 0.9995  # cosine of the features that one model gives to one input, in any precision
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A model at work.
+    """A model at work."""
 
-    Attributes:
-        clip: the model, on its device.
-        device: that device.
-        batch_size: images or texts embedded at once.
-        workers: loader processes. None: one per core, at most 8.
-        precision: "fp32", "bf16" or "fp16".
-    """
-
-    clip: Clip
+    clip: Clip  # on its device
     device: torch.device
-    batch_size: int = 64
-    workers: int | None = None
-    precision: str = "fp32"
+    batch_size: int = 64  # images or texts embedded at once
+    workers: int | None = None  # loader processes. None: one per core, at most 8
+    precision: str = "fp32"  # or "bf16", "fp16"
 
     @property
     def width(self) -> int:
@@ -127,10 +118,8 @@ class Embedder:
 
     @torch.inference_mode()
     def forward(self, side: str, batch: Tensor) -> Tensor:
-        """One batch of an "image" or "text" side: (B, D) float32, normalised.
-
-        Raises:
-            WorkError: features that are not finite.
+        """One batch of an "image" or "text" side: (B, D) float32, normalised; WorkError: features
+        that are not finite.
         """
         towers = self.clip.towers
         embed = towers.embed_images if side == "image" else towers.embed_texts
@@ -141,11 +130,7 @@ class Embedder:
 
 
 def open_embedder(choice: ModelChoice) -> Embedder:
-    """The model that a command was given, on its device.
-
-    Raises:
-        InputError, WorkError: as `factory.load` and `factory.build`.
-    """
+    """The model that a command was given, on its device; InputError, WorkError: see `factory`."""
     device = devices.device_of(choice.device)
     devices.check_precision(choice.precision, device)
     if choice.checkpoint is not None:

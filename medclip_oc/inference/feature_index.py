@@ -36,10 +36,8 @@ Rows = tuple[Tensor, Tensor, list[dict[str, Any]]]
 """Features of images and of captions, (B, D) both, and what is known of each pair."""
 _FILES: dict[Target, str] = {"images": "image_features.npy", "captions": "caption_features.npy"}
 _ABOUT, _PAIRS, _ENDS = "about.json", "pairs.jsonl", "pairs.npy"
-_ROWS = 65_536
-"""Looked at at once."""
-_PROBED = 32
-"""Lists of faiss that are searched, of some 4 times the root of N."""
+_ROWS = 65_536  # looked at at once
+_PROBED = 32  # lists of faiss that are searched, of some 4 times the root of N
 _FAISS_SAMPLE = 200_000
 
 
@@ -98,10 +96,8 @@ def write(
 
 
 def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
-    """Rows of all pairs in their order, batch by batch.
-
-    Raises:
-        InputError, WorkError: a pair can't be read; features that are not finite.
+    """Rows of all pairs in their order, batch by batch; InputError, WorkError: a pair can't be
+    read, or features are not finite.
     """
     number, size, bare = len(shards), embedder.batch_size, 0
     starts = range(0, number, size)

@@ -16,8 +16,7 @@ from ..errors import InputError
 from ..packing.tables import Table
 
 STDIN = "-"
-NONE = "none of these"
-"""The candidate that a threshold adds."""
+NONE = "none of these"  # the candidate that a threshold adds
 RADIOLOGY = (
     "{}",
     "an image showing {}.",
@@ -36,10 +35,8 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 class Candidate(NamedTuple):
     """What is ranked."""
 
-    name: str
-    """What the rows call it."""
-    prompts: tuple[str, ...]
-    """Texts whose mean it is: at least one."""
+    name: str  # what the rows call it
+    prompts: tuple[str, ...]  # texts whose mean it is: at least one
 
 
 def gather(settings: ZeroshotConfig) -> list[Candidate]:

@@ -18,8 +18,7 @@ from .output import RowWriter
 from .prompts import NONE, Candidate
 
 FIELDS = ("image", "rank", "text", "cosine", "probability", "margin")
-_DIGITS = 6
-"""Behind the point; float32 features have no more."""
+_DIGITS = 6  # behind the point; float32 features have no more
 
 
 class Ranking:

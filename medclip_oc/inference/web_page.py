@@ -31,8 +31,7 @@ TITLE = "medclip_oc"
 NOTE = "Research use only: this is not a medical device."
 _KEPT_SECONDS = 3600
 _LARGEST_UPLOAD = "100mb"
-_SHOWN = 512
-"""Pixels of the longer side of a picture on the page."""
+_SHOWN = 512  # pixels of the longer side of a picture on the page
 
 
 class Handlers:
@@ -113,13 +112,11 @@ def _cosine(words: str) -> float | None:
     """What was typed into a field that may stay empty."""
     if not words.strip():
         return None
-    try:
+    with suppress(ValueError):
         number = float(words.replace(",", "."))
-    except ValueError:
-        number = 2.0
-    if not -1 <= number <= 1:
-        raise InputError(f"{words.strip()!r} is no cosine, from -1 to 1")
-    return number
+        if -1 <= number <= 1:
+            return number
+    raise InputError(f"{words.strip()!r} is no cosine, from -1 to 1")
 
 
 def _picture(data: bytes) -> Image.Image:

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from . import html, plots
 
-LEAKS_SHOWN, COPIES_SHOWN, CAPTIONS_SHOWN = 24, 8, 12
-"""On the page, the worst first; audit.json has them all."""
+LEAKS_SHOWN, COPIES_SHOWN, CAPTIONS_SHOWN = 24, 8, 12  # the worst first; audit.json has them all
 
 Report = Mapping[str, Any]
 Place = tuple[str, str]  # split, id

@@ -28,15 +28,12 @@ class Evaluated:
 
     name: str
     record: dict[str, Any]
-    arrays: dict[str, np.ndarray] | None
-    """ids, ranks and nearest ids. None: the .npz is not there."""
+    arrays: dict[str, np.ndarray] | None  # ids, ranks and nearest ids. None: the .npz is not there
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; without one that a crash cut short. None there: an empty list.
-
-    Raises:
-        InputError: a line that is no record.
+    """The lines of metrics.jsonl, if there are any, without one that a crash cut short; InputError:
+    a line that is no record.
     """
     file = folder / "metrics.jsonl"
     if not file.is_file():
@@ -68,10 +65,8 @@ def series(
 
 
 def evaluations(folder: Path) -> list[Evaluated]:
-    """The run's evaluations, that of the best checkpoint on the test split first.
-
-    Raises:
-        InputError: a file that is no evaluation, or damaged.
+    """The run's evaluations, that of the best checkpoint on the test split first; InputError: a
+    file that is none, or damaged.
     """
     files = sorted((folder / "evaluations").glob("*.json"))
     files.sort(key=lambda file: (file.stem != "best-test", not file.stem.startswith("best-")))

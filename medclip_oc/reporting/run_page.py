@@ -15,8 +15,7 @@ from . import html, plots, results, run_files
 from .run_files import Evaluated
 
 Record = dict[str, Any]
-Pairs = dict[str, tuple[str, bytes]]
-"""By id: caption, and image as a JPEG."""
+Pairs = dict[str, tuple[str, bytes]]  # by id: caption, and image as a JPEG
 _CURVES = {
     "loss": "Loss",
     "lr": "Learning rate",
