@@ -9,10 +9,12 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from huggingface_hub import constants, get_session
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor
 
@@ -92,7 +94,8 @@ def _described(arch: str) -> tuple[dict[str, Any], dict[str, Any]]:
             with suppress(FileNotFoundError):  # then as OpenAI's
                 _, processor = _json_of(arch, "preprocessor_config.json")
     except (OSError, ValueError, RecursionError) as error:
-        raise unreachable(f"model.arch: {arch}", error) from error
+        remedy = "local-dir:FOLDER takes a copy of its files"
+        raise unreachable(f"model.arch: {arch}", error, remedy) from error
     if file.name == "config.json":
         description.check(description.CLIP_MODEL, content, f"{file}: ")
         description.check(description.CLIP_PROCESSOR, processor, f"{file}: ")
@@ -116,6 +119,8 @@ def fetch(arch: str, name: str, *others: str) -> Path:
         FileNotFoundError: none of them is there.
     """
     folder = folder_of(arch)
+    if not folder:
+        look_for_hub()
     try:
         file = folder / name if folder else Path(download_pretrained_from_hf(arch[7:], name))
         file.stat()
@@ -124,6 +129,17 @@ def fetch(arch: str, name: str, *others: str) -> Path:
             return fetch(arch, *others)
         raise
     return file
+
+
+@cache
+def look_for_hub() -> None:
+    """Have its cache alone looked at where the hub is out of reach: else its library tries for half
+    a minute for each file.
+    """
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # of many kinds
+        constants.HF_HUB_OFFLINE = True
 
 
 def _look_inside(folder: Path | None, text: dict[str, Any], where: str, up: str = "/") -> None:
@@ -148,6 +164,7 @@ def register(name: str, definition: dict[str, Any], where: str = "model.definiti
             raise InputError(f"{where}: {key}: {text[key]}: no such folder")
         if not (place := Path(text[key])).is_dir():
             print_line(f"{where}: {key}: {text[key]}: from the Hugging Face hub")
+            look_for_hub()
         elif "tok" in key and not [*place.glob("[tv]o[kc]*"), *place.glob("*.model")]:
             raise InputError(f"{where}: {key}: {place} holds no tokenizer (tokenizer.json, ...)")
     if tower := text.get("hf_model_name"):
@@ -234,7 +251,10 @@ def unreachable(
     problem = f"{name}: could not be loaded"
     if not isinstance(error, OSError | RuntimeError) or getattr(error, "filename", None):
         return InputError(f"{problem} ({first_lines(error)})")
-    return WorkError(f"{problem}; {remedy} ({first_lines(error)})")
+    away = f"{constants.ENDPOINT} can't be reached, and its cache has no copy"
+    return WorkError(
+        f"{problem}; {remedy} ({away if constants.HF_HUB_OFFLINE else first_lines(error)})"
+    )
 
 
 def first_lines(error: Exception) -> str:

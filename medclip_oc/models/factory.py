@@ -179,6 +179,7 @@ def _weights(settings: ModelConfig, config: dict[str, Any]) -> tuple[Path | None
         if weights is None or Path(weights).is_file():
             return Path(weights) if weights else None, about
         about = pretrained.check_tag(arch, weights, config)
+    definition.look_for_hub()
     try:
         with definition.quiet():
             file = download_pretrained(about) if about else definition.fetch(arch, *_OF_HUB)

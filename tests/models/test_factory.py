@@ -12,7 +12,7 @@ import torch
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
-from medclip_oc.models import checkpoint, factory
+from medclip_oc.models import checkpoint, definition, factory
 from medclip_oc.models.clip import Clip
 from tests.support.reference import HF, RESNET, embed, save
 from tests.support.tiny_dataset import picture
@@ -116,9 +116,11 @@ def test_local_folder(tmp_path: Path) -> None:
 def test_a_hub_without_weights_or_with_bad_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """open_clip goes on with random ones."""
+    """open_clip goes on with random ones. That the hub is out of reach is found out at once."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    definition.look_for_hub.cache_clear()
     folder = tmp_path / "models--org--clip" / "snapshots" / ("0" * 40)
     folder.mkdir(parents=True)
     (folder.parents[1] / "refs").mkdir()
@@ -126,7 +128,7 @@ def test_a_hub_without_weights_or_with_bad_ones(
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
     clip, file = build(seed=9), folder / "open_clip_pytorch_model.bin"
     state, settings = clip.towers.clip.state_dict(), {"arch": "hf-hub:org/clip", "definition": None}
-    with pytest.raises(WorkError, match="hf-hub:org/clip: could not be loaded"):
+    with pytest.raises(WorkError, match="hf-hub:org/clip: could not be loaded.*127.0.0.1:9 can't"):
         build(**settings)
     torch.save(state, file)
     assert embed(build(**settings)).equal(embed(clip))
