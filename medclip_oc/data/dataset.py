@@ -122,34 +122,23 @@ class StepSampler:
                 yield share[first : first + self.loader_batch_size]
 
 
+@dataclass(eq=False)
 class Pairs(Dataset[dict[str, Any]]):
-    """Pairs as tensors.
+    """Pairs as tensors."""
 
-    Args:
-        shards: where they lie; an empty set where every pair comes out of a stream.
-        transform: picture to pixels. Its generator depends on (seed, pass, index) alone.
-        tokenizer: see `Captions`.
-        seed: of the transform's randomness.
-        decode: "fast": JPEGs no finer than the transform needs. "exact": at full size.
-        long_captions: see `Captions`.
-        replace: an unreadable pair is replaced by another one, which (seed, pass, index) decides;
-            or else it is an error.
-    """
+    shards: ShardSet  # where they lie; an empty set where every pair comes out of a stream
+    transform: Transform  # its generator depends on (seed, pass, index) alone
+    tokenizer: Callable[..., Tensor]  # see `Captions`
+    _: KW_ONLY
+    seed: int = 0  # of the transform's randomness
+    decode: Decode = "exact"  # at full size; "fast": JPEGs no finer than the transform needs
+    long_captions: LongCaptions = "truncate"  # see `Captions`
+    replace: bool = False
+    """An unreadable pair is replaced by another one, which (seed, pass, index) decides; or else it
+    is an error."""
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        transform: Transform,
-        tokenizer: Callable[..., Tensor],
-        *,
-        seed: int = 0,
-        decode: Decode = "exact",
-        long_captions: LongCaptions = "truncate",
-        replace: bool = False,
-    ) -> None:
-        self.shards, self.transform, self.seed = shards, transform, seed
-        self.captions = Captions(tokenizer, long_captions)
-        self.exact, self.replace = decode == "exact", replace
+    def __post_init__(self) -> None:
+        self.captions = Captions(self.tokenizer, self.long_captions)
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -197,7 +186,7 @@ class Pairs(Dataset[dict[str, Any]]):
         names = map(str, cuis if isinstance(cuis, list) else [])
         # C0040405 -> 40405; names of another form are left out
         concepts = [int(name[1:]) for name in names if _CUI.fullmatch(name)]
-        picture = Picture(sample.image, exact=self.exact)
+        picture = Picture(sample.image, exact=self.decode == "exact")
         return {
             "images": self.transform(picture, np.random.default_rng(seed)),  # (3, H, W)
             "tokens": tokens,  # (L,)

@@ -59,11 +59,7 @@ def quiet() -> Iterator[None]:
 
 
 def check(expected: dict[str, Tensor], exported: dict[str, Tensor], command: str) -> float:
-    """The largest difference of features.
-
-    Raises:
-        WorkError: it is above LIMIT. Says which `command` exports nothing.
-    """
+    """The largest difference of features; WorkError: above LIMIT, so `command` exports nothing."""
     differences = {n: float((ours - exported[n]).abs().max()) for n, ours in expected.items()}
     for name, difference in differences.items():
         if not difference <= LIMIT:  # NaN too

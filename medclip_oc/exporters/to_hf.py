@@ -20,9 +20,7 @@ from .parity import Side, quiet
 
 def write(clip: Clip, folder: Path) -> None:
     """Write configuration, weights, tokenizer and image processor of a model on the CPU.
-
-    Raises:
-        InputError: CLIPModel doesn't have the architecture; says what doesn't map.
+    InputError: CLIPModel doesn't have the architecture; says what doesn't map.
     """
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 

@@ -54,10 +54,8 @@ class _Tower(nn.Module):
 
 
 def write(clip: Clip, folder: Path) -> None:
-    """Write the graphs, the preprocessing and the tokenizer of a model on the CPU.
-
-    Raises:
-        WorkError: the exporter can't follow a tower.
+    """Write the graphs, the preprocessing and the tokenizer of a model on the CPU; WorkError: the
+    exporter can't follow a tower.
     """
     (folder / "onnx").mkdir()
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")

@@ -51,12 +51,7 @@ def versions() -> dict[str, str]:
 
 def save(path: Path, content: dict[str, Any]) -> int:
     """Write `content` so that `path` holds it, or what it held before; after a power cut too.
-
-    Returns:
-        its size in bytes.
-
-    Raises:
-        WorkError: the disk is full, or the folder is gone or can't be written.
+    Returns its size in bytes. WorkError: as `atomic_file`.
     """
     with atomic_file(path, durable=True) as partial:
         with partial.open("wb") as file:
@@ -167,10 +162,8 @@ def described_facts(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def description_of(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """What the content of a checkpoint, from the file `where`, says of its model.
-
-    Raises:
-        InputError: it isn't a description, or contradicts itself.
+    """What the content of a checkpoint, from the file `where`, says of its model. InputError: it
+    isn't a description, or contradicts itself.
     """
     description.check(description.CHECKPOINT, content, f"{where}: ")
     about: dict[str, Any] = content["model"]

@@ -178,10 +178,8 @@ def _flat(module: nn.Module) -> list[nn.Module]:
 
 
 def tokenizer_of(name: str, where: str = "model") -> Callable[[list[str]], Tensor]:
-    """The tokenizer of a model that open_clip knows: M texts -> (M, L) int64.
-
-    Raises:
-        InputError, WorkError: its folder holds none, or it can't be downloaded.
+    """The tokenizer of a model that open_clip knows: M texts -> (M, L) int64. InputError,
+    WorkError: its folder holds none, or it can't be downloaded.
     """
     # Loader processes are forked after the tokenizer's first use; its own threads would deadlock.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -198,11 +196,8 @@ def tokenizer_of(name: str, where: str = "model") -> Callable[[list[str]], Tenso
 
 
 def token_counter(arch: str) -> tuple[Callable[[str], int], int]:
-    """How long texts are to the tokenizer of an architecture, before it cuts them.
-
-    Returns:
-        a function from a text to its number of tokens, start and end included; and the context
-        length, beyond which it cuts.
+    """What counts a text's tokens, start and end included, as the tokenizer of an architecture does
+    before it cuts them; and the context length, beyond which it cuts.
 
     Raises:
         InputError, WorkError: no such architecture, or as `tokenizer_of`.

@@ -114,9 +114,7 @@ def _json_of(arch: str, *names: str) -> tuple[Path, Any]:
 
 def fetch(arch: str, name: str, *others: str) -> Path:
     """The first of these files that a folder or a hub's model has; of the latter, downloaded.
-
-    Raises:
-        FileNotFoundError: none of them is there.
+    FileNotFoundError: none of them is there.
     """
     folder = folder_of(arch)
     if not folder:
@@ -153,9 +151,7 @@ def _look_inside(folder: Path | None, text: dict[str, Any], where: str, up: str 
 
 def register(name: str, definition: dict[str, Any], where: str = "model.definition") -> None:
     """Make `name` known to open_clip with this definition; its only way is through a file.
-
-    Raises:
-        InputError, WorkError: its text tower isn't there, or would run code.
+    InputError, WorkError: its text tower isn't there, or would run code.
     """
     text = dict(definition["text_cfg"])
     for key in [key for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)]:

@@ -42,9 +42,7 @@ class LowRank(nn.Module):
 
 def insert(towers: Towers, settings: LoraConfig) -> None:
     """Put adapters into the towers, in place. They begin as no change at all: B is zero.
-
-    Raises:
-        InputError: a tower has nothing to adapt.
+    InputError: a tower has nothing to adapt.
     """
     assert settings.rank is not None
     matrices = _matrices(towers, settings)

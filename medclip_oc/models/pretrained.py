@@ -53,10 +53,7 @@ def resolve(reference: str, where: str = "") -> str:
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors, torch or TorchScript file, by open_clip's names.
-
-    Raises:
-        InputError: the file is missing, damaged, holds no tensors, or holds pickled code; as
-            `checkpoint.check_weights`.
+    InputError: as `checkpoint.read` and `checkpoint.check_weights`.
     """
     return state_of(checkpoint.read(path, mmap=True, verify=True), path)
 
@@ -152,11 +149,8 @@ def load_image_tower(visual: nn.Module, reference: str) -> None:
 def load_text_tower(text: nn.Module, reference: str) -> None:
     """Load a Hugging Face encoder's weights into `text` (an open_clip HFTextEncoder), in place.
 
-    Its pooling and projection are left as they are.
-
-    Args:
-        text: the text tower.
-        reference: a folder, a hub name, or `package:NAME/FOLDER`.
+    Its pooling and projection are left as they are. `reference` is a folder, a hub name, or
+    `package:NAME/FOLDER`.
 
     Raises:
         InputError: a tower of another kind, no such weights, or they don't fit.

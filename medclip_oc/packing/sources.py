@@ -142,30 +142,23 @@ class Part:
         return next(filter(None, found), None)
 
 
+@dataclass(eq=False)
 class Source:
-    """Pairs of one or more splits.
+    """Pairs of one or more splits."""
 
-    Args:
-        form: what kind of source it is, for people.
-        parts: one for each split.
-        concept_names: CUI -> name, where known.
+    form: str  # what kind of source it is, for people
+    parts: Sequence[Part]  # one for each split
+    concept_names: Mapping[Any, str] = field(default_factory=dict)  # CUI -> name, where known
 
-    Attributes:
-        splits: their names, in order.
-    """
-
-    def __init__(
-        self, form: str, parts: Sequence[Part], concept_names: Mapping[Any, str] | None = None
-    ) -> None:
-        self.form, self.splits = form, tuple(part.split for part in parts)
-        self._parts = {part.split: part for part in parts}
-        self._concept_names = concept_names or {}
+    def __post_init__(self) -> None:
+        self._by_split = {part.split: part for part in self.parts}
+        self.splits = tuple(self._by_split)
 
     def count(self, split: str) -> int:
         """Rows of a split. Reads its tables whole, so that a broken one is found at the start.
         InputError: as `Table.rows`, a row is of an unknown split, or none is of this one.
         """
-        part = self._parts[split]
+        part = self._by_split[split]
         rows = sum(1 for _ in part.rows(with_images=False))
         if not rows:
             column = part.columns.get("split")
@@ -180,7 +173,7 @@ class Source:
         Of rows with one id, the first with a caption and an image counts. Whether the image can be
         decoded is not seen here.
         """
-        part, taken = self._parts[split], dict[str, str]()  # key -> location of its row
+        part, taken = self._by_split[split], dict[str, str]()  # key -> location of its row
         for row, cells in part.rows(with_images=True):
             yield self._record(part, row, cells, taken)
 
@@ -240,8 +233,8 @@ class Source:
         if known is not None or "concepts" in cells:
             listed = cells.get("concepts") if known is None else known.get(identity)
             cuis = facts["concepts"] = None if listed is None else parse_cuis(listed)
-            if self._concept_names:
-                facts["concept_names"] = cuis and [self._concept_names.get(cui) for cui in cuis]
+            if self.concept_names:
+                facts["concept_names"] = cuis and [self.concept_names.get(cui) for cui in cuis]
         if part.license:
             facts["license"] = part.license_by_id.get(identity)
         return facts
@@ -249,7 +242,7 @@ class Source:
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the `tables` and of where the `images` are, which aren't read."""
         tables, places = hashlib.sha256(), list[list[str]]()
-        for part in self._parts.values():
+        for part in self.parts:
             columns = tuple(map(part.columns.get, ("caption", "id", "image", "split")))
             read = part.split, columns, part.columns.get("concepts"), *part.kept
             tables.update(repr(read).encode())
@@ -259,7 +252,7 @@ class Source:
             places.append([part.split, str(path.resolve())])
             if isinstance(part.images[0], Archive):
                 places[-1] += [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
-        tables.update(json.dumps(self._concept_names, sort_keys=True).encode())
+        tables.update(json.dumps(self.concept_names, sort_keys=True).encode())
         images = json.dumps(places).encode(errors="surrogateescape")
         return {"tables": tables.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
 
