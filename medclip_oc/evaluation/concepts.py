@@ -74,20 +74,13 @@ def _of_queries(
 
 
 class Judge:
-    """Judges what queries find by the concepts (N, K) int32 of all pairs; 0 is none.
-
-    Attributes:
-        sizes: (N,) how many concepts each pair has.
-        modalities: (N,) int64, see `modality_bits`.
-        ks: the K of the figures.
-        names: of the figures.
-    """
+    """Judges what queries find by the concepts (N, K) int32 of all pairs; 0 is none."""
 
     def __init__(self, concepts: np.ndarray, settings: MeasureConfig) -> None:
         self.ks, self._relevant = settings.all_ks(), settings.relevant
         kinds = ("nDCG", "relevant_recall", "relevant_precision")
         self.names = [*(f"{kind}@{k}" for kind in kinds for k in self.ks), "modality_agreement@1"]
-        self.modalities = modality_bits(concepts)
+        self.modalities = modality_bits(concepts)  # (N,)
         rows, places = concepts.nonzero()
         concept_numbers, columns = np.unique(concepts[rows, places], return_inverse=True)
         links = torch.from_numpy(np.unique(np.stack([rows, columns]), axis=1))  # counted once each
@@ -97,7 +90,7 @@ class Judge:
             (len(concepts), len(concept_numbers)),
             check_invariants=True,
         ).coalesce()
-        self.sizes = np.bincount(links[0].numpy(), minlength=len(concepts))
+        self.sizes = np.bincount(links[0].numpy(), minlength=len(concepts))  # (N,) concepts of each
 
     def overlap(self, queries: np.ndarray) -> np.ndarray:
         """Jaccard overlap of b pairs with all: (b, N) float64; 0 where one has no concept."""

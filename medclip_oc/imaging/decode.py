@@ -54,14 +54,11 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, a value o
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture file by the rules at the top of this module.
+    """Decode a picture file by the rules at the top of this module: "L" or "RGB".
 
     Args:
         data: the whole file.
         max_pixels: largest width times height.
-
-    Returns:
-        An image of mode "L" or "RGB".
 
     Raises:
         BadImage: empty, undecodable, truncated or over max pixels. A blank image is decoded.

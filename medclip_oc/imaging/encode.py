@@ -53,7 +53,8 @@ def prepare(
     resize: int | None = None,
     image_format: Literal["jpg", "png"] | None = None,
 ) -> Stored:
-    """Bytes for a shard: the source's own where they are safe to keep, else a new file.
+    """Bytes for a shard: the source's own where they are safe to keep, else a new file; BadImage:
+    the image can't be used.
 
     Args:
         data: the whole source file.
@@ -63,9 +64,6 @@ def prepare(
             pixels, go unnoticed.
         resize: largest shorter side in pixels. None: any.
         image_format: what every image is stored as. None: what it is, JPEG or PNG.
-
-    Raises:
-        BadImage: the image can't be used.
     """
     own, before = "png", None
     reason: str | None = "DICOM file"

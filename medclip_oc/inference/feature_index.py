@@ -51,7 +51,8 @@ def write(
     faiss: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write an index, whose folder appears when it is complete.
+    """Write an index, whose folder appears when it is complete; InputError: it is there already;
+    WorkError: it can't be written.
 
     Args:
         folder: a new one, or an index if it may be overwritten.
@@ -61,10 +62,6 @@ def write(
         about: the rest of what about.json says.
         faiss: add the lists.
         overwrite: replace an index that is there.
-
-    Raises:
-        InputError: the folder is there.
-        WorkError: it can't be written.
     """
     is_index = (folder / _ABOUT).is_file()
     if folder.exists() and not (overwrite and is_index):
@@ -126,14 +123,7 @@ def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
 
 
 class Index:
-    """An index on the disk, opened.
-
-    Attributes:
-        about: what about.json says.
-
-    Raises:
-        InputError: it is missing, damaged, or of another format.
-    """
+    """An index on the disk, opened; InputError: missing, damaged, or of another format."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,7 +137,7 @@ class Index:
         except Exception:  # a damaged file raises whatever its reader trips over
             problem = "damaged, or of another version; embed the data again"
             raise InputError(f"--index: {folder}: {problem}") from None
-        self.about: dict[str, Any] = about
+        self.about: dict[str, Any] = about  # what about.json says of it
         self._features = {
             target: np.load(folder / file, mmap_mode="r") for target, file in _FILES.items()
         }

@@ -28,12 +28,7 @@ class ImageSet:
         return str(place) if isinstance(place, Path) else place[0].key(place[1])
 
     def read(self, position: int) -> bytes:
-        """The encoded image.
-
-        Raises:
-            BadImage: the file can't be read.
-            InputError, WorkError: as `ShardSet.read`.
-        """
+        """The encoded image; BadImage: a file that can't be read; others as `ShardSet.read`."""
         place = self._places[position]
         if not isinstance(place, Path):
             return place[0].read(place[1]).image

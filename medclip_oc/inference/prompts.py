@@ -15,7 +15,6 @@ from ..config.inference import ZeroshotConfig
 from ..errors import InputError
 from ..packing.tables import Table
 
-STDIN = "-"
 NONE = "none of these"  # the candidate that a threshold adds
 RADIOLOGY = (
     "{}",
@@ -40,10 +39,8 @@ class Candidate(NamedTuple):
 
 
 def gather(settings: ZeroshotConfig) -> list[Candidate]:
-    """All candidates in the order in which they were given, each name once.
-
-    Raises:
-        InputError: no text, an empty one, or a file that can't be read.
+    """All candidates in the order in which they were given, each name once; InputError: no text, an
+    empty one, or a file that can't be read.
     """
     given = (checked(f"--texts: number {n}", text) for n, text in enumerate(settings.texts, 1))
     texts_of = {text: {text: None} for text in given}
@@ -74,10 +71,8 @@ def checked(where: str, text: str) -> str:
 def read_table(
     option: str, file: str, columns: Sequence[str], header: tuple[str, ...] | None = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Rows of a `Table` that an option names: where each stands, for errors, and its cells.
-
-    Raises:
-        InputError: no such file, a damaged row, or an empty cell.
+    """Rows of a `Table` that an option names: where each stands, for errors, and its cells;
+    InputError: no such file, a damaged row, or an empty cell.
     """
     if not Path(file).is_file():
         problem = "a folder, not a file" if Path(file).is_dir() else "no such file"
@@ -95,7 +90,7 @@ def read_table(
 def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
     """(name, text) of each row; the name is the label where there is one."""
     file, label = settings.texts_file or "", settings.label_column
-    if file == STDIN:
+    if file == "-":  # standard input
         content = sys.stdin.buffer.read().decode("utf-8-sig", errors="surrogateescape")
         lines = filter(None, map(str.strip, content.splitlines()))
         yield from ((text, checked("--texts-file -", text)) for text in lines)

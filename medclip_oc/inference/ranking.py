@@ -30,16 +30,13 @@ class Ranking:
         scale: the model's inverse temperature.
         threshold: cosine of a further candidate, NONE, which stands before texts of equal cosine.
             None: there is no such candidate.
-
-    Attributes:
-        names: of the candidates: the texts, after NONE if it is one.
     """
 
     def __init__(
         self, names: Sequence[str], features: Tensor, scale: float, threshold: float | None = None
     ) -> None:
         self.features, self.scale, self.threshold = features, scale, threshold
-        self.names = [*names] if threshold is None else [NONE, *names]
+        self.names = [*names] if threshold is None else [NONE, *names]  # of all candidates
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines of images (N, D), and the softmax over the candidates at the temperature.

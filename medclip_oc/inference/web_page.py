@@ -222,10 +222,8 @@ def same_origin(app: Any) -> Any:
 
 
 def serve(settings: AppConfig) -> None:
-    """Serve the page until it is interrupted.
-
-    Raises:
-        InputError: gradio is missing, or the index, the model or the address can't be used.
+    """Serve the page until it is interrupted; InputError: gradio is missing, or the index, the
+    model or the address can't be used.
     """
     index = Index(Path(settings.index)) if settings.index else None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
