@@ -5,7 +5,6 @@ from typing import Any
 
 import open_clip
 import pytest
-import torch
 
 from medclip_oc import evaluate, train
 from medclip_oc.config.evaluation import EvaluateConfig
@@ -14,6 +13,7 @@ from medclip_oc.models import checkpoint, factory
 from tests.support.cli import call, records, settings, torchrun, write
 from tests.support.tiny_models import TINY
 
+BIASED = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
 LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "captions"}}
 
 
@@ -31,11 +31,6 @@ def adapted(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(packed, tmp_path_factory.mktemp("adapted"), **LORA)
 
 
-def start() -> dict[str, torch.Tensor]:
-    settings = ModelConfig(arch="train-test", definition=TINY)
-    return factory.build(settings, seed=1).towers.clip.state_dict()
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -44,17 +39,20 @@ def start() -> dict[str, torch.Tensor]:
         {"optim__freeze": ["text", "^logit_scale$"], "optim__image_last_blocks": 1},
         LORA,
         {"loss": {"positives": "concepts", "label_smoothing": 0.1}},
+        {"loss": {"name": "siglip"}, "model": {"arch": "sigmoid-test", "definition": BIASED}},
     ],
-    ids=["layer decay", "frozen images", "last block", "adapters", "concepts"],
+    ids=["layer decay", "frozen images", "last block", "adapters", "concepts", "siglip"],
 )
 def test_a_run(packed: Path, tmp_path: Path, adapted: Path, changes: dict[str, Any]) -> None:
     run = adapted if changes is LORA else trained(packed, tmp_path, **changes)
     last = run / "checkpoints" / "last.pt"
-    state = checkpoint.load(last)["state_dict"]
-    theirs = open_clip.create_model("train-test", pretrained=str(last)).state_dict()
+    content = checkpoint.load(last)
+    state, model = content["state_dict"], ModelConfig(**content["config"]["model"])
+    start = factory.build(model, seed=1).towers.clip.state_dict()
+    theirs = open_clip.create_model(model.arch, pretrained=str(last)).state_dict()
     assert state.keys() == theirs.keys()
     assert all(value.equal(theirs[name]) for name, value in state.items())
-    moved = {name for name, value in start().items() if not value.equal(state[name])}
+    moved = {name for name, value in start.items() if not value.equal(state[name])}
     log = (run / "log.txt").read_text()
     assert "each step contrasts 16 pairs: 16 per rank in 4 chunk(s); warm-up 1 steps (17%" in log
     assert "trains: " in log

@@ -1,24 +1,9 @@
-import math
-
 import pytest
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 
-from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss
+from medclip_oc.contrastive.loss import Block, contrast
 from tests.support.reference import DENSE, by_blocks, inputs
-
-
-def test_two_pairs_by_hand() -> None:
-    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # the second text looks like the first image
-    loss = clip_loss(images, texts, torch.tensor(2.0))
-    # rows: image 1 sees 2, 2 and image 2 sees 0, 0; columns: each text sees 2, 0
-    columns = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))) / 2
-    assert math.isclose(loss.item(), (math.log(2) + columns) / 2, rel_tol=1e-6)
-    loss = siglip_loss(images, texts, torch.tensor(2.0), torch.tensor(-1.0))
-    # own pairs have logits 1 and -1 and should be high; the others 1 and -1 and should be low
-    cost = [math.log(1 + math.exp(x)) for x in (-1, 1, 1, -1)]
-    assert math.isclose(loss.item(), sum(cost) / 2, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("clip", ClipLoss()), ("siglip", SigLipLoss())])

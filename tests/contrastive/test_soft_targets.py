@@ -56,18 +56,6 @@ def test_by_hand() -> None:
     torch.testing.assert_close(no, wanted_no.double())
 
 
-def test_copies_share_their_yes() -> None:
-    """As many yeses as pairs, also where groups of captions and of images overlap (pair 0)."""
-    given = Labels(
-        torch.tensor([1, 1, 1, 2, 3, 4]), torch.tensor([1, 2, 3, 1, 1, 6]), torch.zeros(6, 0).int()
-    )
-    whole = slice(0, 6)
-    yes, no = made(Rule("captions"), given).answers(whole, whole)
-    assert yes.sum().item() == pytest.approx(6)
-    assert yes[0, :3].tolist() == pytest.approx([1 / 5, (1 / 5 + 1 / 3) / 2, (1 / 5 + 1 / 3) / 2])
-    assert no.equal((yes == 0).double())
-
-
 @pytest.mark.parametrize(("loss", "rule"), BOTH)
 @pytest.mark.parametrize("tile", [1, 4, 30])
 def test_tiles_are_parts_of_the_definition(loss: str, rule: Rule, tile: int) -> None:

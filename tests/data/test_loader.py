@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 
@@ -109,8 +110,9 @@ def test_pixels_are_those_of_open_clips_own_preprocessing(mode: str) -> None:
     settings = ModelConfig(arch="loader-test", definition=TINY, preprocess={"resize_mode": mode})
     clip, rng = factory.build(settings), np.random.default_rng(0)
     transform = Preprocess(clip)
+    theirs = open_clip.image_transform(32, is_train=False, resize_mode=mode)
     for name, data in FILES.items():
-        wanted = clip.open_clip_preprocess()(decoding.decode(data).convert("RGB"))
+        wanted = theirs(decoding.decode(data).convert("RGB"))
         found = transform(Picture(data, exact=True), rng)
         assert found.dtype == torch.uint8
         normalised = (found - clip.towers.mean[0]) / clip.towers.std[0]

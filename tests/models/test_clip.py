@@ -14,7 +14,6 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import clip, factory
 from tests.support.reference import RESNET
-from tests.support.tiny_dataset import picture
 from tests.support.tiny_models import TINY
 
 PLAIN, OURS = open_clip.get_tokenizer("ViT-B-32"), clip.tokenizer_of("ViT-B-32")
@@ -38,15 +37,6 @@ def test_remembered_words_give_the_same_tokens() -> None:
 @example("\x1b[36mred\x1b[0m\r\nnext\x0bline")
 def test_texts_that_need_no_mending_give_the_same_tokens(text: str) -> None:
     assert OURS(text).equal(PLAIN(text))
-
-
-@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-def test_pixels_equal_open_clips_preprocessing(mode: str) -> None:
-    settings = ModelConfig(arch=f"pixels-{mode}", definition=TINY, preprocess={"resize_mode": mode})
-    clip = factory.build(settings)
-    theirs = open_clip.image_transform(32, is_train=False, resize_mode=mode)
-    ours = (clip.preprocess(picture(3))[None] - clip.towers.mean) / clip.towers.std
-    torch.testing.assert_close(ours[0], theirs(picture(3)))
 
 
 def test_frozen_batch_norm_stays_in_evaluation_mode() -> None:

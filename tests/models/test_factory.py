@@ -100,19 +100,6 @@ def test_image_size(tmp_path: Path) -> None:
     assert asked.image_size == (64, 64)
 
 
-def test_local_folder(tmp_path: Path) -> None:
-    """`local-dir:` is open_clip's own form of a model in a folder."""
-    clip, arch = build(seed=9), f"local-dir:{tmp_path}"
-    config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    torch.save(clip.towers.clip.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-    opened = build(arch, definition=None)
-    assert opened.description["preprocess"]["mean"] == [0.5] * 3
-    state = opened.towers.clip.state_dict()
-    assert all(value.equal(state[n]) for n, value in clip.towers.clip.state_dict().items())
-    assert embed(factory.load(save(opened, tmp_path / "a.pt"))).equal(embed(opened))
-
-
 def test_a_hub_without_weights_or_with_bad_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,8 @@ def test_folders_are_loaded_to_the_last_tensor_or_refused(
     else:
         settings = ModelConfig(arch="vit-test", definition=TINY)
         tower = factory.build(settings, seed=8).towers.clip
-        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+        config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     good = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     first, *others = good
     state: Any = {
@@ -99,8 +100,10 @@ def test_folders_are_loaded_to_the_last_tensor_or_refused(
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "ran").exists()
     else:
-        clip = factory.build(settings).towers.clip
-        built = (clip.text.transformer if is_text else clip).state_dict()
+        clip = factory.build(settings)
+        assert is_text or clip.description["preprocess"]["mean"] == [0.5] * 3
+        towers = clip.towers.clip
+        built = (towers.text.transformer if is_text else towers).state_dict()
         assert all(tensor.equal(good[name]) for name, tensor in built.items())
 
 
