@@ -25,14 +25,10 @@ _ALIKE = 0.9999
 class Side(NamedTuple):
     """A model with its own preprocessing: the checkpoint, or an export that was opened anew."""
 
-    preprocess: Callable[[Image.Image], Tensor]
-    """Image -> (3, H, W) float32, normalised."""
-    tokenizer: Callable[[list[str]], Tensor]
-    """M texts -> (M, L) int64."""
-    embed_images: Callable[[Tensor], Tensor]
-    """(N, 3, H, W) -> (N, D)."""
-    embed_texts: Callable[[Tensor], Tensor]
-    """(M, L) -> (M, D)."""
+    preprocess: Callable[[Image.Image], Tensor]  # Image -> (3, H, W) float32, normalised
+    tokenizer: Callable[[list[str]], Tensor]  # M texts -> (M, L) int64
+    embed_images: Callable[[Tensor], Tensor]  # (N, 3, H, W) -> (N, D)
+    embed_texts: Callable[[Tensor], Tensor]  # (M, L) -> (M, D)
 
     @classmethod
     def of_open_clip(cls, clip: Any, preprocess: Any, tokenizer: Any) -> "Side":

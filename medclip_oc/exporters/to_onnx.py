@@ -30,8 +30,7 @@ from .to_hf import processor
 
 _TOWERS = {"vision_model": "pixel_values", "text_model": "input_ids"}
 """Files, and the names of their input."""
-QUANTIZED = "_quantized"
-"""Ends the names of graphs with weights of 8 bits."""
+QUANTIZED = "_quantized"  # ends the names of graphs with weights of 8 bits
 _LARGEST_FILE = 1_500_000_000
 """Bytes of weights; a file of protobuf ends at 2 GB. Larger ones lie beside it."""
 

@@ -134,10 +134,8 @@ class Clip:
     """A model with what belongs to it."""
 
     towers: Towers
-    tokenizer: Callable[[list[str]], Tensor]
-    """M texts -> (M, L) int64."""
-    description: dict[str, Any]
-    """What a checkpoint says of the model: plain values."""
+    tokenizer: Callable[[list[str]], Tensor]  # M texts -> (M, L) int64
+    description: dict[str, Any]  # what a checkpoint says of the model: plain values
 
     def __post_init__(self) -> None:
         *geometry, _to_tensor, _normalize = self.open_clip_preprocess().transforms

@@ -21,8 +21,7 @@ from .averaging import State
 from .clip import Clip, Towers, tokenizer_of
 from .description import PREPROCESS_KEYS
 
-_PROBE = "Chest X-ray: 3.5 cm mass, pleural effusion"
-"""Its tokens tell a tokenizer from others."""
+_PROBE = "Chest X-ray: 3.5 cm mass, pleural effusion"  # its tokens tell a tokenizer from others
 _OF_HUB = ("open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 """Where a hub's weights are; of the first open_clip takes a .safetensors, if it is there."""
 

@@ -30,11 +30,9 @@ _AFTER = re.compile(r"(^|\.)(trunk\.bn2|attnpool|attn_pool)\.")
 class Place(NamedTuple):
     """Where a parameter stands."""
 
-    tower: str
-    """image, text, or both: temperature and bias of the logits."""
+    tower: str  # image, text, or both: temperature and bias of the logits
     layer: int
-    blocks: int
-    """n of its tower."""
+    blocks: int  # n of its tower
 
 
 def places(towers: Towers) -> dict[str, Place]:

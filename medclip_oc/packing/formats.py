@@ -20,14 +20,11 @@ class _Layout(NamedTuple):
     """Where a form has its files, as glob patterns with {split}, best first."""
 
     captions: Sequence[str]
-    images: Sequence[str] = ()
-    """Folders, or zips; none where they are in the table."""
+    images: Sequence[str] = ()  # folders, or zips; none where they are in the table
     concepts: Sequence[str] = ()
     manual: Sequence[str] = ()
-    header: bool = True
-    """Whether the tables have a line of column names."""
-    columns: Mapping[str, str] = {"id": "ID", "caption": "Caption"}
-    """Of the captions, as in `Part`."""
+    header: bool = True  # whether the tables have a line of column names
+    columns: Mapping[str, str] = {"id": "ID", "caption": "Caption"}  # of the captions, as in `Part`
 
 
 _PARQUET_FOLDERS = ("", "data/", "default/")
@@ -57,8 +54,7 @@ _LAYOUTS = {
     "listed": _Layout(("captions.csv", "metadata.csv", "metadata.jsonl"), columns=_USUAL),
     "beside": _Layout(("{split}/*.txt",), ("{split}",)),
 }
-_ROCOV2 = ("kaggle", "flat", "zenodo")
-"""Forms that differ in the place of the images only."""
+_ROCOV2 = ("kaggle", "flat", "zenodo")  # forms that differ in the place of the images only
 _NO_FORM = (
     "no captions there: no {0}_captions.csv, {0}-*.parquet, {0}/metadata.csv, captions.csv "
     "or {0}/X.txt beside X.jpg; another table: --table (zeroshot, embed: images alone will do)"

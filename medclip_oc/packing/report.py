@@ -13,16 +13,13 @@ class PackReport:
 
     read: Counter[str] = field(default_factory=Counter)
     packed: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(split, reason) -> rows."""
+    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, reason) -> rows
     reencoded: Counter[str] = field(default_factory=Counter)
     """Reason -> images that could not keep their bytes."""
     multi_frame: int = 0  # images of which the first of several frames or pages is packed
     shards: Counter[str] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
-    """Of the tars."""
-    before: int = 0
-    """Rows of all splits that an earlier run of the same packing had done."""
+    bytes: Counter[str] = field(default_factory=Counter)  # of the tars
+    before: int = 0  # rows of all splits that an earlier run of the same packing had done
 
     def add(self, line: dict[str, Any]) -> None:
         """Count a line of the journal (see journal.py)."""

@@ -51,8 +51,7 @@ _BETWEEN = re.compile(r"[\s;,|'\"()\[\]{}]|\b(nan|none|null)\b", re.IGNORECASE)
 class Reject:
     """A row that can't be packed."""
 
-    id: str
-    """As the source gives it; what is no Unicode in it is escaped, and what is endless cut."""
+    id: str  # as the source gives it; what is no Unicode in it is escaped, and what is endless cut
     split: str
     reason: str
     """"malformed row", "unsafe id", "duplicate id", "caption empty", "image missing",
@@ -69,10 +68,8 @@ class Reject:
 class Pair:
     """A row with a caption and an image, not yet opened."""
 
-    id: str
-    """As the source gives it, without extension."""
-    key: str
-    """The id as a file name and as a webdataset key; unique in its split."""
+    id: str  # as the source gives it, without extension
+    key: str  # the id as a file name and as a webdataset key; unique in its split
     split: str
     image: ImageFile
     caption: str
@@ -97,12 +94,9 @@ class Part:
     the file); split (without it, all rows are of this one); concepts."""
     images: Sequence[Folder]
     """Where the files are, or where their paths start; the first that has one counts."""
-    concepts: Table | None = None
-    """ID and CUIs."""
-    license: Table | None = None
-    """ID and any columns."""
-    kept: Sequence[str] = ()
-    """Columns of `captions` whose text each pair's facts carry."""
+    concepts: Table | None = None  # ID and CUIs
+    license: Table | None = None  # ID and any columns
+    kept: Sequence[str] = ()  # columns of `captions` whose text each pair's facts carry
 
     def rows(self, *, with_images: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
         """The rows of the split, and their cells by the keys of `columns`, or by _KEPT and name.

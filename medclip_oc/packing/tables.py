@@ -27,20 +27,17 @@ class Row(NamedTuple):
 
     location: str
     """For messages: the line on which the row begins or, where there are no lines, its number."""
-    name: str
-    """For a pair that has no other: the file's, and the number."""
+    name: str  # for a pair that has no other: the file's, and the number
     values: list[Any]
     """Text, or a Number; of another type of Parquet or JSON, its Python value. "" for none."""
-    problem: str | None
-    """What is wrong with the row; its values are then unsure."""
+    problem: str | None  # what is wrong with the row; its values are then unsure
 
 
 @dataclass(frozen=True)
 class Table:
     """A table in one file, or in several that follow one another."""
 
-    paths: tuple[Path, ...]
-    """See `open_file` for their kinds."""
+    paths: tuple[Path, ...]  # see `open_file` for their kinds
     header: tuple[str, ...] | None = None
     """Column names of plain tab-separated lines, without quotes or a line of names."""
 

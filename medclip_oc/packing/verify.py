@@ -22,8 +22,7 @@ from ..runtime.workers import ordered_map
 from .journal import file_hash, read_head
 from .sources import SPLITS
 
-MAX_LINES = 10
-"""Damages that are told of one shard; the rest is a number."""
+MAX_LINES = 10  # damages that are told of one shard; the rest is a number
 _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
