@@ -208,12 +208,8 @@ def _above(
 
 
 class _Direction:
-    """Counts of one direction: candidates that beat, or tie with, the best right one of each query.
-
-    Args:
-        queries: (q, D).
-        candidates: (k, D).
-        best: (q,) float64, the score to beat.
+    """Counts of one direction: candidates (k, D) that beat, or tie with, the best right one of each
+    query (q, D), whose score is `best` (q,) float64.
     """
 
     def __init__(self, queries: Tensor, candidates: Tensor, best: Tensor) -> None:

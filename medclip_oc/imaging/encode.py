@@ -181,8 +181,6 @@ def _smaller(size: tuple[int, int], resize: int | None) -> tuple[int, int] | Non
 def _encoded(picture: Image.Image, extension: str) -> bytes:
     buffer = io.BytesIO()
     picture.info = {}  # Pillow would write comments and colour profiles
-    if extension == "jpg":
-        picture.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        picture.save(buffer, "PNG")
+    kind = "JPEG" if extension == "jpg" else "PNG"  # which takes no notice of the rest
+    picture.save(buffer, kind, quality=95, subsampling=0)
     return buffer.getvalue()

@@ -97,11 +97,7 @@ class Embedder:
     def texts(
         self, texts: Sequence[str], progress: Callable[[int], object] | None = None
     ) -> tuple[Tensor, list[str]]:
-        """Features of M texts.
-
-        Args:
-            texts: M of them.
-            progress: told of how many more are done.
+        """Features of M texts; `progress` is told of how many more are done.
 
         Returns:
             (M, D) float32, normalised; and the texts that the context cut.

@@ -35,11 +35,8 @@ _SHOWN = 512  # pixels of the longer side of a picture on the page
 
 
 class Handlers:
-    """What the page calls. Their answers are a message, "" if all is well, and what to show.
-
-    Args:
-        embedder: the model.
-        index: what can be searched. None: nothing.
+    """What the page calls; without an index nothing can be searched. Their answers are a message,
+    "" if all is well, and what to show.
     """
 
     def __init__(self, embedder: Embedder, index: Index | None) -> None:
