@@ -115,7 +115,9 @@ def test_a_hub_without_weights_or_with_bad_ones(
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
     clip, file = build(seed=9), folder / "open_clip_pytorch_model.bin"
     state, settings = clip.towers.clip.state_dict(), {"arch": "hf-hub:org/clip", "definition": None}
-    with pytest.raises(WorkError, match="hf-hub:org/clip: could not be loaded.*127.0.0.1:9 can't"):
+    with pytest.raises(
+        WorkError, match=r"hf-hub:org/clip: could not be loaded.*127\.0\.0\.1:9 can't"
+    ):
         build(**settings)
     torch.save(state, file)
     assert embed(build(**settings)).equal(embed(clip))
