@@ -20,7 +20,9 @@ from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import pack
 from medclip_oc.runtime import progress
 from tests.support.cli import Reader, call
-from tests.support.image_files import brighter, cropped, encoded, phantom
+from tests.support.fault_injection import rejected
+from tests.support.image_files import brighter, cropped, file, phantom
+from tests.support.tiny_dataset import write_split
 
 NASTY = 'left <script>alert("x")</script> & <b>right</b> lung, seen from the front with contrast'
 LONG = " ".join(f"word{n}" for n in range(30))
@@ -31,13 +33,9 @@ WORDS = (lambda text: len(text.split()) + 2), 20
 def write(folder: Path, pairs: Mapping[str, Mapping[str, tuple[bytes, str]]]) -> Path:
     """A source of {split: {file name: (image, caption)}}."""
     for split, files in pairs.items():
-        images = folder / f"{split}_images" / split
-        images.mkdir(parents=True)
-        for name, (data, _) in files.items():
-            (images / name).write_bytes(data)
         rows = [(name.rpartition(".")[0], caption) for name, (_, caption) in files.items()]
-        table = pd.DataFrame(rows, columns=["ID", "Caption"])
-        table.to_csv(folder / f"{split}_captions.csv", index=False)
+        table = pd.DataFrame(rows, columns=["ID", "Caption"]).to_csv(index=False)
+        write_split(folder, split, table, {name: data for name, (data, _) in files.items()})
     return folder
 
 
@@ -53,21 +51,21 @@ def listed(found: Audit, what: str) -> set[tuple[str, str, str]]:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 different pictures in three splits, and copies of some of them."""
     plain = [phantom(number) for number in range(24)]
-    pngs = [encoded(image, "PNG") for image in plain]
+    pngs = [file(image, "PNG") for image in plain]
     train = {f"a{n}.png": (pngs[n], f"finding number{n} here and{n} there{n}") for n in range(12)}
     valid = {f"b{n}.png": (pngs[n], f"sight of valid{n} kind{n}") for n in range(12, 18)}
     test = {f"c{n}.png": (pngs[n], f"view of test{n} sort{n}") for n in range(18, 24)}
     train |= {
         "same-file.png": (pngs[18], LONG),
-        "same-pixels.bmp": (encoded(plain[19], "BMP"), NASTY),
-        "encoded.jpg": (encoded(plain[20], quality=50), "finding number0 here and0 there0"),
-        "resized.png": (encoded(plain[21].resize((120, 120)), "PNG"), "c d"),
-        "bright.png": (encoded(brighter(plain[22], 1.2), "PNG"), "e f"),
-        "cropped.png": (encoded(cropped(plain[23], 0.02, 0.02, 0.98, 0.98), "PNG"), "g h"),
+        "same-pixels.bmp": (file(plain[19], "BMP"), NASTY),
+        "encoded.jpg": (file(plain[20], "JPEG", quality=50), "finding number0 here and0 there0"),
+        "resized.png": (file(plain[21].resize((120, 120)), "PNG"), "c d"),
+        "bright.png": (file(brighter(plain[22], 1.2), "PNG"), "e f"),
+        "cropped.png": (file(cropped(plain[23], 0.02, 0.02, 0.98, 0.98), "PNG"), "g h"),
         "of-valid.png": (pngs[12], "D C"),
-        "inside.jpg": (encoded(plain[3]), LONG.replace("word7 ", "other ")),
+        "inside.jpg": (file(plain[3], "JPEG", quality=90), LONG.replace("word7 ", "other ")),
     }
-    test["of-valid-too.jpg"] = (encoded(plain[13]), "d c, D")
+    test["of-valid-too.jpg"] = (file(plain[13], "JPEG", quality=90), "d c, D")
     return write(tmp_path_factory.mktemp("planted"), {"train": train, "valid": valid, "test": test})
 
 
@@ -157,7 +155,7 @@ def test_the_page_shows_leaks_and_escapes_what_people_wrote(found: Audit, tmp_pa
 
 
 def test_the_number_of_pictures_is_bounded(tmp_path: Path) -> None:
-    data, splits = encoded(phantom(0), "PNG"), ("train", "test")
+    data, splits = file(phantom(0), "PNG"), ("train", "test")
     pairs = {split: {f"{split}{n}.png": (data, f"{n}") for n in range(40)} for split in splits}
     found = look(write(tmp_path / "source", pairs), *splits)
     assert found.report["leaking_pairs"] == 40
@@ -170,16 +168,16 @@ def test_the_number_of_pictures_is_bounded(tmp_path: Path) -> None:
 
 
 def test_what_packing_refuses_is_unusable_for_the_same_reason(tmp_path: Path) -> None:
-    good = encoded(phantom(0))
+    good = file(phantom(0), "JPEG", quality=90)
     files = {
         "good.jpg": (good, "x"),
         "cut.jpg": (good[:-300], "x"),
-        "blank.png": (encoded(Image.new("RGB", (20, 20), (9, 8, 7)), "PNG"), "x"),
+        "blank.png": (file(Image.new("RGB", (20, 20), (9, 8, 7)), "PNG"), "x"),
         "wordless.jpg": (good, " "),
     }
     folder = write(tmp_path / "source", {"train": files})
-    with (folder / "train_captions.csv").open("a") as file:
-        file.write("absent,x\ngood,x\n")
+    with (folder / "train_captions.csv").open("a") as table:
+        table.write("absent,x\ngood,x\n")
     found = look(folder, "train")
     report = pack(open_source(folder, ["train"]), tmp_path / "out")
     reasons = {reason: number for (_, reason), number in report.rejected.items()}
@@ -191,7 +189,7 @@ def test_what_packing_refuses_is_unusable_for_the_same_reason(tmp_path: Path) ->
 
 
 def test_modalities(tmp_path: Path) -> None:
-    pairs = {"train": {f"{n}.jpg": (encoded(phantom(n)), "x") for n in range(6)}}
+    pairs = {"train": {f"{n}.jpg": (file(phantom(n), "JPEG"), "x") for n in range(6)}}
     folder = write(tmp_path / "source", pairs)
     (folder / "train_concepts.csv").write_text(
         "ID,CUIs\n0,C0040405;C1\n1,C1306645\n2,C0032743;C0040405\n3,C1;C2\n4,\n"
@@ -220,10 +218,6 @@ def test_another_choice_of_pairs_is_another_source(planted: Path, found: Audit) 
     assert Without(open_source(planted), found.dropped).fingerprints() == sources[2].fingerprints()
 
 
-def rejected(folder: Path) -> dict[str, str]:
-    return pd.read_csv(folder / "rejects.csv", index_col="id").reason.to_dict()
-
-
 def make_shards(*words: object) -> int:
     return call(main, MakeShardsConfig, *words, "--workers", 1)
 
@@ -246,7 +240,8 @@ def test_the_command(
     assert json.loads(first)["settings"]["context_length"] == 77
     assert make_shards(*words, "--drop-leaks") == 0  # into the folder that holds an audit
     assert (out / "audit.json").read_bytes() == first
-    assert rejected(out) == {name: "leak" for name, _, _ in LEAKS}
+    left_out = {row["id"]: row["reason"] for row in rejected(out)}
+    assert left_out == {name: "leak" for name, _, _ in LEAKS}
     assert len(ShardSet.open(str(out), "train")) == 20 - len(LEAKS)
     assert make_shards(*words) == 2  # an audit of other shards than these would mislead
     assert "drop_leaks true, not false" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from medclip_oc.imaging.encode import prepare
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.image_files import dicom, file
-from tests.support.tiny_dataset import picture, write_kaggle
+from tests.support.tiny_dataset import picture, write_split
 
 pydicom = pytest.importorskip("pydicom")
 needs_gdcm = pytest.mark.skipif(not importlib.util.find_spec("gdcm"), reason="needs python-gdcm")
@@ -227,11 +227,9 @@ def test_without_gdcm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 def test_no_patient_tag_reaches_a_shard(tmp_path: Path) -> None:
     secrets = {"StudyDescription": "SECRET study", "OtherPatientIDs": "SECRET-99"}
-    folder = write_kaggle(tmp_path / "source", {"test": 0})
-    (folder / "test_captions.csv").write_text("ID,Caption\na,chest\nb,broken\n")
     good = dicom(DEEP, **window(2000, 4000), **secrets, PatientBirthDate="19470811")
-    (folder / "test_images" / "test" / "a.dcm").write_bytes(good)
-    (folder / "test_images" / "test" / "b.dcm").write_bytes(good[:-100])
+    files = {"a.dcm": good, "b.dcm": good[:-100]}
+    folder = write_split(tmp_path / "source", "test", "ID,Caption\na,chest\nb,broken\n", files)
     assert b"Doe" in good
     pack(open_source(folder, ["test"]), tmp_path / "out", PackOptions(resize=16))
     sample = ShardSet.open(str(tmp_path / "out"), "test").read(0)
@@ -244,8 +242,8 @@ def test_no_patient_tag_reaches_a_shard(tmp_path: Path) -> None:
 
 def test_packing_without_pydicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, and not a reject for every image."""
-    folder = write_kaggle(tmp_path / "source", {"test": 1})
-    (folder / "test_images" / "test" / "test_0000.jpg").write_bytes(dicom(DEEP))
+    table, files = "ID,Caption\na,chest\n", {"a.jpg": dicom(DEEP)}
+    folder = write_split(tmp_path / "source", "test", table, files)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(InputError, match="needs pydicom: pip install"):
         pack(open_source(folder, ["test"]), tmp_path / "out")

@@ -38,7 +38,7 @@ from tests.support.bad_inputs import (
     Refused,
 )
 from tests.support.fault_injection import rejected
-from tests.support.tiny_dataset import jpeg
+from tests.support.tiny_dataset import jpeg, records_of, write_split
 
 Packed = tuple[dict[str, Sample], list[dict[str, str]]]
 
@@ -57,17 +57,6 @@ def packed(folder: Path, out: Path) -> Packed:
     return by_id, rejects
 
 
-def folder(path: Path, table: bytes, files: dict[str, bytes]) -> Path:
-    """One split in the Kaggle layout."""
-    images = path / "test_images" / "test"
-    images.mkdir(parents=True)
-    (path / "test_captions.csv").write_bytes(table)
-    for name, data in files.items():
-        (images / name).parent.mkdir(exist_ok=True)
-        (images / name).write_bytes(data)
-    return path
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     """All images in one folder, packed together; the ids are their places in the list."""
@@ -76,7 +65,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Packed:
         rows.append(f"{number},caption {number}")
         files[f"{number}{Path(file_name).suffix}"] = data
     path = tmp_path_factory.mktemp("images")
-    source = folder(path / "in", "\n".join(rows).encode(), files)
+    source = write_split(path / "in", "test", "\n".join(rows), files)
     found = packed(source, path / "out")
     counts = json.loads((path / "out" / "index.json").read_text())["counts"]
     assert counts["multi_frame"] == 4  # APNG, GIF, MPO, WebP
@@ -116,15 +105,14 @@ def test_image(images: Packed, name: str) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images that the tables name; a test brings its own table."""
     pictures = {name: jpeg(n) for n, name in enumerate(FILES)}
-    return folder(tmp_path_factory.mktemp("tables"), HEAD.encode(), pictures)
+    return write_split(tmp_path_factory.mktemp("tables"), "test", HEAD, pictures)
 
 
 def read(files: Path, table: str | bytes) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Captions by id, and [id, reason] of the rejected."""
     (files / "test_captions.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
     source = open_source(files, ["test"])
-    records = list(source.records("test"))
-    assert len(records) == source.count("test")
+    records = records_of(source, "test")
     rejects = [record for record in records if isinstance(record, Reject)]
     assert all(reject.detail.startswith("line ") for reject in rejects)
     pairs = {record.id: record.caption for record in records if isinstance(record, Pair)}
@@ -142,9 +130,10 @@ def test_captions_and_ids_are_read_as_they_are(files: Path) -> None:
 
 
 def test_each_bad_row_has_its_reason(files: Path) -> None:
-    table = f"{HEAD}a,heart\n" + "".join(f"{row}\n" for row, _, _ in BAD_ROWS)
+    """None of them takes the id from a sound row after it."""
+    table = "".join(f"{row}\n" for row in ("a,heart", *(row for row, _, _ in BAD_ROWS), "b,lung"))
     outcome = [(key, reason) for _, key, reason in BAD_ROWS]
-    assert read(files, table) == ({"a": "heart"}, outcome)
+    assert read(files, HEAD + table) == ({"a": "heart", "b": "lung"}, outcome)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -172,7 +161,7 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 def test_what_is_no_file_is_a_missing_image(tmp_path: Path) -> None:
     makers = {**NO_FILES, "a pipe": os.mkfifo}
     table = f"{HEAD}a,heart\n" + "".join(f"{name},lung\n" for name in makers)
-    source = folder(tmp_path / "in", table.encode(), {"a.jpg": jpeg(1)})
+    source = write_split(tmp_path / "in", "test", table, {"a.jpg": jpeg(1)})
     for name, make in makers.items():
         make(source / "test_images" / "test" / f"{name}.jpg")
     samples, found = packed(source, tmp_path / "out")
@@ -181,7 +170,7 @@ def test_what_is_no_file_is_a_missing_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NO_FILES)
 def test_a_table_that_is_none(tmp_path: Path, name: str) -> None:
-    table = folder(tmp_path, b"", {}) / "test_captions.csv"
+    table = write_split(tmp_path, "test", "", {}) / "test_captions.csv"
     table.unlink()
     NO_FILES[name](table)
     with pytest.raises(InputError, match=r"Is a directory|no test_captions.csv|no such") as caught:

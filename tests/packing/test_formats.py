@@ -17,8 +17,8 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.pack import PackOptions, pack
-from medclip_oc.packing.sources import Pair, Reject, Source
-from tests.support.tiny_dataset import caption, jpeg
+from medclip_oc.packing.sources import Source
+from tests.support.tiny_dataset import caption, jpeg, pairs_of
 
 SPLITS = {"train": range(5), "valid": range(5, 7), "test": range(7, 9)}
 NAMES = {"C0040405": "X-Ray Computed Tomography", "C0024485": "Magnetic Resonance Imaging"}
@@ -171,12 +171,6 @@ def test_every_form_gives_the_same_samples(tmp_path: Path, form: str) -> None:
             assert pair.facts["concepts"] == concepts(n)
 
 
-def pairs_of(source: Source, split: str) -> list[Pair]:
-    found = list(source.records(split))
-    assert len(found) == source.count(split)
-    return [record for record in found if isinstance(record, Pair)]
-
-
 def test_what_else_rocov2_says_is_in_the_facts(tmp_path: Path) -> None:
     def facts(choice: Any = "all") -> list[Any]:
         return [pair.facts for pair in pairs_of(open_source(tmp_path, concepts=choice), "train")]
@@ -250,21 +244,6 @@ def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:
     assert [pair.image.read() for pair in found] == [jpeg(0), jpeg(1)]
 
 
-def test_a_table_whose_paths_are_the_ids(tmp_path: Path) -> None:
-    write_images(tmp_path / "p1" / "s.2", range(2))
-    rows = [[f"p1/s.2/{key(n)}.jpg", "a"] for n in (0, 1, 7, 0)]
-    write_csv(tmp_path / "t.csv", ["image", "text"], *rows)
-    source = open_table(tmp_path / "t.csv", {"image": "image", "caption": "text"})
-    assert source.splits == ("train",)
-    records = list(source.records("train"))
-    first, second = (each for each in records if isinstance(each, Pair))
-    assert [first.id, second.id] == [f"p1/s.2/{key(n)}" for n in range(2)]
-    assert first.key.startswith(f"p1_s_2_{key(0)}-")
-    missing, again = (each for each in records if isinstance(each, Reject))
-    assert (missing.reason, again.reason) == ("image missing", "duplicate id")
-    assert "line 5: line 2 has this id (--id-column" in again.detail
-
-
 HEAD = "path,report,subset\na,b,train\n"
 COLUMNS, SUBSET = {"image": "path", "caption": "report"}, {"split": "subset"}
 WRONG: list[tuple[str, dict[str, str], dict[str, Any], str]] = [
@@ -288,18 +267,21 @@ def test_a_wrong_table_is_one_line(
 
 
 ROWS = "a.jpg,heart\nb.jpg,lung\n"
+NO_IMAGES = {f"{split}_captions.csv": HEAD for split in SPLITS}
+NO_PARQUET = {f"{split}.parquet": "PAR1 no" for split in SPLITS}
 LAID_OUT = [  # the form, or what is said; tables and texts; images
     ("imagefolder", {"train/metadata.csv": f"file_name,text\n{ROWS}"}, "train/a.jpg train/b.jpg"),
     ("beside", {"train/a.txt": "heart\n", "train/b.txt": "\ufefflung"}, "train/a.jpg train/b.DCM"),
     ("table", {"captions.csv": f"id,caption\n{ROWS}"}, "images/a.jpg images/b.PNG"),
     ("table", {"metadata.csv": "path,text,split\na,heart,train\nb,lung,training\n"}, "a.png b.png"),
-    (
-        "flat",
-        {"R/train_captions.csv": f"ID,Caption\n{ROWS}", "a.txt": ""},
-        "R/train/a.jpg R/train/b",
-    ),
+    ("flat", {"R/train_captions.csv": f"ID,Caption\n{ROWS}"}, "a.txt R/train/a.jpg R/train/b"),
     ("data sets in R, S; name one", {"R/captions.csv": "", "S/captions.csv": ""}, ""),
     ("no captions there: .*zeroshot, embed: images", {}, "s/a.dcm"),
+    ("no captions there: no train_captions.csv.*--tab", {}, "x.jpg"),
+    ("valid_captions.csv: no such file.*--splits", {"train_captions.csv": HEAD}, "train/a.jpg"),
+    ("valid_images.*valid: no such image folder or zip", NO_IMAGES, "train_images/train/a.jpg"),
+    ("/valid: no such image folder", {**NO_IMAGES, "valid": ""}, "train_images/train/a.jpg"),
+    ("train.parquet: not a readable Parquet file", NO_PARQUET, ""),
 ]
 
 
@@ -322,40 +304,6 @@ def test_layouts_are_told_by_looking(
     found = {Path(pair.id).name: pair.caption for pair in pairs_of(source, "train")}
     assert (source.form, found) == (expected, {"a": "heart", "b": "lung"})
     assert ("R, one level down" in capsys.readouterr().err) == ("R/" in images)
-
-
-def test_what_is_no_source_says_what_would_be_one(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_bytes(jpeg(0))
-    with pytest.raises(InputError, match=r"no captions there: no train_captions.csv.*--tab"):
-        open_source(tmp_path)
-    with pytest.raises(InputError, match=r"x.jpg: a folder or a .parquet file is wanted"):
-        open_source(tmp_path / "x.jpg")
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(InputError, match=r"train.parquet: not a readable Parquet file"):
-        open_source(tmp_path, ["train"])
-
-
-BYTES = [{"bytes": jpeg(n), "path": None} for n in range(2)]
-CELLS: dict[str, tuple[Any, list[str]]] = {  # of an image column, and the ids or details they give
-    "bytes": ([jpeg(0), jpeg(1)], ["t-1", "t-2"]),
-    "structs without paths": (pa.array(BYTES, IMAGE), ["t-1", "t-2"]),
-    "nulls": (pa.array([None, BYTES[1]], IMAGE), ["row 1: no id", "t-2"]),
-    "lists": ([[jpeg(0)] * 2] * 2, [f"row {n}: several images in one cell" for n in (1, 2)]),
-}
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_images_in_a_table_need_no_id_column(tmp_path: Path, name: str) -> None:
-    images, expected = CELLS[name]
-    pq.write_table(pa.table({"image": images, "text": ["a", "b"]}), tmp_path / "t.parquet")
-    pq.write_table(pa.table({"image": images, "text": ["a", "b"]}), tmp_path / "test.parquet")
-    table = open_table(tmp_path / "t.parquet", {"image": "image", "caption": "text"})
-    for source, stem in ((table, "t"), (open_source(tmp_path / "test.parquet"), "test")):
-        records = list(source.records(source.splits[0]))
-        assert source.count(source.splits[0]) == len(records) == 2
-        for record, wanted in zip(records, expected, strict=True):
-            told = record.detail if isinstance(record, Reject) else record.id
-            assert told.startswith(wanted.replace("t-", f"{stem}-"))
 
 
 def test_several_tables_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

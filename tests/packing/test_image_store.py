@@ -19,8 +19,9 @@ ENDINGS = (".jpe", ".jfif", ".JPG", ".Png", ".pgm", ".bmp", ".webp", ".dicom", "
 LOOKED_UP = [  # what is asked for, what there is, what is found
     *(("IM.1", [f"IM.1{ending}", "IM.1.txt", "IM.json"], f"IM.1{ending}") for ending in ENDINGS),
     ("a.jpg", ["a.dcm", "a.png", "A.jpg"], "a.png"),
+    ("a.png", ["a.jpg", "a.png"], "a.png"),
     ("a", ["a.JPG", "a.jpg"], "a.jpg"),
-    ("A", ["a.jpg", "b.jpg"], "a.jpg"),
+    ("A", ["a.jpeg", "b.jpg"], "a.jpeg"),
     ("aB", ["ab.jpg", "AB.jpg"], None),  # which?
     ("\u00e9", ["e\u0301.jpg"], "e\u0301.jpg"),
     ("s1/x", ["s1/X.Dcm", "x.jpg"], "X.Dcm"),

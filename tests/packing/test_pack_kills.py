@@ -36,13 +36,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def die_at(call: int) -> None:
     """End this process at the call of that number, of those that make something durable."""
-    made = 0
+    calls = count(1)
 
     def counted(real: Any) -> Any:
         def wrapper(*words: Any, **named: Any) -> Any:
-            nonlocal made
-            made += 1
-            if made == call:
+            if next(calls) == call:
                 os._exit(9)
             return real(*words, **named)
 
@@ -111,13 +109,10 @@ def test_a_journal_cut_anywhere_is_enough(
         assert contents(out) == contents(whole), length
 
 
-@pytest.fixture
-def out(almost: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A copy of the killed one."""
-    return Path(shutil.copytree(almost[0], tmp_path / "out"))
-
-
-def test_other_settings_are_refused_and_named(source: Path, out: Path) -> None:
+def test_other_settings_are_refused_and_named(
+    source: Path, almost: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(almost[0], tmp_path / "out"))
     before = contents(out)
     with pytest.raises(InputError, match=r"a packing with other settings: samples_per_shard 3, no"):
         pack(open_source(source), out, PackOptions(samples_per_shard=4))

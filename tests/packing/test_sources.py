@@ -1,10 +1,12 @@
 """Each row of a caption table becomes one pair, or one line that says why not."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,36 +14,8 @@ from hypothesis import strategies as st
 from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.image_store import stem
-from medclip_oc.packing.sources import Pair, Reject, key_of, unfit_id
-
-Read = Callable[..., list[Pair | Reject]]
-
-
-def write(folder: Path, text: str, images: tuple[str, ...] = (), split: str = "train") -> Path:
-    """A one-split source: the table as given, and an (unopened) file for each image."""
-    (folder / f"{split}_captions.csv").write_text(text)
-    for name in images:
-        path = folder / f"{split}_images" / split / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return folder
-
-
-def read(folder: Path) -> list[Pair | Reject]:
-    source = open_source(folder, ["train"])
-    found = list(source.records("train"))
-    assert len(found) == source.count("train")
-    return found
-
-
-def test_finds_the_image(tmp_path: Path) -> None:
-    names = ["a.jpg", "b.jpeg", "c.png", "d.JPG", "e.PNG", "f.jpg", "f.png"]
-    cells = ["a", "b", "c", "d", "e", "f.png"]  # the extension in the table chooses
-    table = "ID,Caption\n" + "".join(f"{cell},heart\n" for cell in cells)
-    pairs = [each for each in read(write(tmp_path, table, tuple(names))) if isinstance(each, Pair)]
-    assert [pair.id for pair in pairs] == list("abcdef")
-    assert [pair.image.name for pair in pairs] == [*names[:5], "f.png"]
-
+from medclip_oc.packing.sources import Reject, key_of, unfit_id
+from tests.support.tiny_dataset import jpeg, pairs_of, records_of, write_split
 
 CELLS = ["0001", "0001.jpg", "images/0001.jpg", "images\\0001.JPG", "ROOT/images/0001.jpg"]
 CELLS += ["file://ROOT/images/0001.jpg", "~/images/0001", "file://ROOT/im%61ges/0001.png"]
@@ -61,41 +35,26 @@ def test_finds_the_image_of_a_path(
     root, columns = image_root and tmp_path / image_root, {"image": "file", "caption": "text"}
     source = open_table(tmp_path / "t.csv", columns, image_root=root)
     found, missing, empty = source.records("train")
-    assert isinstance(found, Pair)
     assert found.image.name == "0001.jpg"
-    assert isinstance(missing, Reject)
     assert "3: no '0002', whatever its ending (--image-root says where paths" in missing.detail
     assert missing.detail.endswith(f" or {tmp_path}/images")
     assert isinstance(empty, Reject)
 
 
-def test_ids_with_odd_characters_get_a_safe_key(tmp_path: Path) -> None:
-    """UIDs have dots, MIMIC's ids have folders; both keep their name in the sample's JSON."""
-    text = "ID,Caption\n1.2.840,one\ns5/x,two\ns5_x,three\n"
-    pairs = read(write(tmp_path, text, ("1.2.840.jpg", "s5_x.png", "s5/x.jpg")))
-    assert [pair.id for pair in pairs] == ["1.2.840", "s5/x", "s5_x"]
-    keys = [pair.key for pair in pairs if isinstance(pair, Pair)]
-    assert [*(key[:-10] for key in keys[:2]), keys[2]] == ["1_2_840-", "s5_x-", "s5_x"]
-
-
-def test_of_equal_ids_the_first_usable_row_counts(tmp_path: Path) -> None:
-    text = "ID,Caption\na,\na.jpg,heart\na,heart again\nb,lung\n"
-    found = read(write(tmp_path, text, ("a.jpg", "b.jpg")))
-    outcome = [each.reason if isinstance(each, Reject) else each.caption for each in found]
-    assert outcome == ["caption empty", "heart", "duplicate id", "lung"]
-
-
 def test_concepts(tmp_path: Path) -> None:
-    write(tmp_path, "ID,Caption\na,one\nb,two\nc,three\n", ("a.jpg", "b.jpg", "c.jpg"))
+    def facts() -> list[Mapping[str, Any]]:
+        return [pair.facts for pair in pairs_of(open_source(tmp_path, ["train"]), "train")]
+
+    images = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), b"")
+    write_split(tmp_path, "train", "ID,Caption\na,one\nb,two\nc,three\n", images)
     table = tmp_path / "train_concepts.csv"
     table.write_text("ID,CUIs\nb,\na.jpg,C0040405; C0007776;\n")
-    facts = [each.facts for each in read(tmp_path) if isinstance(each, Pair)]
-    assert [each.get("concepts") for each in facts] == [["C0040405", "C0007776"], [], None]
+    assert [each.get("concepts") for each in facts()] == [["C0040405", "C0007776"], [], None]
     table.write_text("ID,CUIs\na,C1,C2\n")  # a broken one is found as early
     with pytest.raises(InputError, match=r"train_concepts.csv: line 2: more fields"):
         open_source(tmp_path, ["train"]).count("train")
     table.unlink()
-    assert all(not each.facts for each in read(tmp_path) if isinstance(each, Pair))
+    assert facts() == [{}] * 3
 
 
 BOTH = ("C1;C0040405", "C1,C0040405", "C1|C0040405", "C1 C0040405", "C1\tC0040405;")
@@ -113,27 +72,57 @@ def test_concepts_are_split_by_whatever_is_between_and_what_holds_no_cui_is_refu
     columns = {"image": "i", "caption": "t", "concepts": "c"}
     [found] = open_table(tmp_path / "t.jsonl", columns).records("train")
     if cell in ODD:
-        assert isinstance(found, Reject)
         assert found.reason == "malformed row"
         assert "wanted are CUIs such as C0040405" in found.detail
     else:
-        assert isinstance(found, Pair)
         assert found.facts == {"concepts": [] if cell in NONE else ["C1", "C0040405"]}
 
 
-def test_missing_parts_are_named(tmp_path: Path) -> None:
-    text = "ID,Caption\na,one\n"
-    write(tmp_path, text, ("a.jpg",))
+def test_a_table_whose_paths_are_the_ids(tmp_path: Path) -> None:
+    (tmp_path / "p1" / "s.2").mkdir(parents=True)
+    for name in "ab":
+        (tmp_path / "p1" / "s.2" / f"{name}.jpg").touch()
+    rows = "".join(f"p1/s.2/{name}.jpg,x\n" for name in "abca")
+    (tmp_path / "t.csv").write_text(f"image,text\n{rows}")
+    source = open_table(tmp_path / "t.csv", {"image": "image", "caption": "text"})
+    assert source.splits == ("train",)
+    first, second, missing, again = source.records("train")
+    assert (first.id, second.id) == ("p1/s.2/a", "p1/s.2/b")
+    assert first.key.startswith("p1_s_2_a-")
+    assert (missing.reason, again.reason) == ("image missing", "duplicate id")
+    assert "line 5: line 2 has this id (--id-column" in again.detail
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+BYTES = [{"bytes": jpeg(n), "path": None} for n in range(2)]
+IMAGES: dict[str, tuple[Any, list[str]]] = {  # of an image column, and the ids or details they give
+    "bytes": ([jpeg(0), jpeg(1)], ["t-1", "t-2"]),
+    "structs without paths": (pa.array(BYTES, STRUCT), ["t-1", "t-2"]),
+    "nulls": (pa.array([None, BYTES[1]], STRUCT), ["row 1: no id", "t-2"]),
+    "lists": ([[jpeg(0)] * 2] * 2, [f"row {n}: several images in one cell" for n in (1, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_in_a_table_need_no_id_column(tmp_path: Path, name: str) -> None:
+    images, expected = IMAGES[name]
+    for file in ("t.parquet", "test.parquet"):
+        pq.write_table(pa.table({"image": images, "text": ["a", "b"]}), tmp_path / file)
+    table = open_table(tmp_path / "t.parquet", {"image": "image", "caption": "text"})
+    for source, start in ((table, "t"), (open_source(tmp_path / "test.parquet"), "test")):
+        records = records_of(source, source.splits[0])
+        for record, wanted in zip(records, expected, strict=True):
+            told = record.detail if isinstance(record, Reject) else record.id
+            assert told.startswith(wanted.replace("t-", f"{start}-"))
+
+
+def test_a_source_or_a_split_that_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no such source folder"):
         open_source(tmp_path / "nowhere", ["train"])
-    with pytest.raises(InputError, match=r"valid_captions.csv: no such file.*--splits"):
-        open_source(tmp_path)
-    write(tmp_path, text, split="valid")
-    with pytest.raises(InputError, match=r"valid_images.*valid: no such image folder or zip"):
-        open_source(tmp_path, ["train", "valid"])
-    (tmp_path / "valid").touch()
-    with pytest.raises(InputError, match=r"valid: no such image folder"):
-        open_source(tmp_path, ["train", "valid"])
+    write_split(tmp_path, "train", "ID,Caption\na,one\n", {"a.jpg": b""})
+    image = tmp_path / "train_images" / "train" / "a.jpg"
+    with pytest.raises(InputError, match=r"a.jpg: a folder or a .parquet file is wanted"):
+        open_source(image)
     for splits in (["validation"], ["train", "Test"], list[str]()):
         with pytest.raises(InputError, match="allowed are train, valid, test"):
             open_source(tmp_path, splits)

@@ -14,7 +14,8 @@ from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.verify import verify
 from tests.support.fault_injection import DAMAGES, replace
-from tests.support.tiny_dataset import jpeg, write_kaggle
+from tests.support.image_files import turned
+from tests.support.tiny_dataset import picture, write_kaggle
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write_kaggle(tmp_path_factory.mktemp("source"), {"train": 8, "valid": 3})
     (source / "train_images/train/train_0001.jpg").write_bytes(b"none")
     (source / "valid_images/valid/valid_0000.jpg").unlink()
-    turned = jpeg(2)[:2] + bytes.fromhex(
-        "ffe100224578696600004d4d002a00000008000101120003000000010006000000000000"
-    )
-    (source / "train_images/train/train_0002.jpg").write_bytes(turned + jpeg(2)[2:])
+    (source / "train_images/train/train_0002.jpg").write_bytes(turned("JPEG", 6, picture(2)))
     out = tmp_path_factory.mktemp("made") / "shards"
     report = pack(open_source(source, ["train", "valid"]), out, PackOptions(samples_per_shard=3))
     assert report.reencoded == {"EXIF orientation 6": 1}

@@ -140,10 +140,6 @@ def phantom(number: int) -> Image.Image:
     return Image.fromarray(drawn.pixels)
 
 
-def encoded(image: Image.Image, kind: str = "JPEG", quality: int = 90) -> bytes:
-    return file(image, kind, quality=quality)
-
-
 def cropped(image: Image.Image, *edges: float) -> Image.Image:
     """From left, top to right, bottom: 0 to 1."""
     box = np.multiply(edges, image.size * 2).round().astype(int).tolist()
@@ -155,7 +151,7 @@ def brighter(image: Image.Image, factor: float) -> Image.Image:
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "re-encoded": lambda image: Image.open(io.BytesIO(encoded(image, quality=40))),
+    "re-encoded": lambda image: Image.open(io.BytesIO(file(image, "JPEG", quality=40))),
     "as colour": lambda image: image.convert("RGB"),
     "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
     "stretched": lambda image: image.resize((256, 256)),

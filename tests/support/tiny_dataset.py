@@ -3,7 +3,6 @@
 And shards as webdataset reads them, without any code of ours.
 """
 
-import csv
 import gc
 import io
 import json
@@ -17,6 +16,7 @@ import webdataset
 from PIL import Image
 
 from medclip_oc.data.shards import Sample
+from medclip_oc.packing.sources import Pair, Reject, Source
 
 QUARTERS = ("upper left", "upper right", "lower left", "lower right")
 
@@ -68,20 +68,38 @@ def write_pairs(path: Path, numbers: range, concepts: dict[int, list[str]] | Non
     return write_tar(path, members)
 
 
+def write_split(folder: Path, split: str, table: str | bytes, images: dict[str, bytes]) -> Path:
+    """A split of a folder in the Kaggle ROCOv2 layout; returns the folder."""
+    pictures = folder / f"{split}_images" / split
+    pictures.mkdir(parents=True)
+    for name, data in images.items():
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).write_bytes(data)
+    content = table if isinstance(table, bytes) else table.encode()
+    (folder / f"{split}_captions.csv").write_bytes(content)
+    return folder
+
+
 def write_kaggle(folder: Path, counts: dict[str, int]) -> Path:
-    """A folder in the Kaggle ROCOv2 layout."""
+    """A folder of drawn images in that layout, each with what it shows."""
     seed = 0
     for split, count in counts.items():
-        images = folder / f"{split}_images" / split
-        images.mkdir(parents=True)
-        with (folder / f"{split}_captions.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["ID", "Caption"])
-            for n in range(count):
-                (images / f"{split}_{n:04}.jpg").write_bytes(jpeg(seed))
-                writer.writerow([f"{split}_{n:04}", caption(seed)])
-                seed += 1
+        seeds = {f"{split}_{n:04}": seed + n for n in range(count)}
+        table = ["ID,Caption", *(f'{key},"{caption(n)}"' for key, n in seeds.items())]
+        images = {f"{key}.jpg": jpeg(n) for key, n in seeds.items()}
+        write_split(folder, split, "\n".join(table) + "\n", images)
+        seed += count
     return folder
+
+
+def records_of(source: Source, split: str) -> list[Pair | Reject]:
+    found = list(source.records(split))
+    assert len(found) == source.count(split)
+    return found
+
+
+def pairs_of(source: Source, split: str) -> list[Pair]:
+    return [record for record in records_of(source, split) if isinstance(record, Pair)]
 
 
 _LONG = "deep/" * 30 + "é" * 60
