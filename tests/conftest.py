@@ -11,7 +11,7 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.fault_injection import write_faulty_source
-from tests.support.tiny_dataset import write_kaggle
+from tests.support.tiny_dataset import write_shards
 from tests.support.tiny_models import TINY
 
 if TYPE_CHECKING:
@@ -48,12 +48,11 @@ def tiny() -> ModelConfig:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as training leaves it, of random weights."""
-    from medclip_oc.models import checkpoint, factory
+    from medclip_oc.models import factory
+    from tests.support import reference
 
-    clip, file = factory.build(tiny, seed=3), tmp_path_factory.mktemp("checkpoint") / "best.pt"
-    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description, "config": {}}
-    checkpoint.save(file, content)
-    return file
+    file = tmp_path_factory.mktemp("checkpoint") / "best.pt"
+    return Path(reference.save(factory.build(tiny, seed=3), file))
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +67,8 @@ def rocov2_mini() -> Path:
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard folder of 48 training, 12 validation and 12 test pairs."""
-    folder = tmp_path_factory.mktemp("packed")
-    source = write_kaggle(folder / "source", {"train": 48, "valid": 12, "test": 12})
-    pack(open_source(source), folder / "shards", PackOptions(samples_per_shard=20), workers=1)
-    return folder / "shards"
+    counts = {"train": 48, "valid": 12, "test": 12}
+    return write_shards(tmp_path_factory.mktemp("packed"), counts, samples_per_shard=20)
 
 
 @pytest.fixture(scope="session")

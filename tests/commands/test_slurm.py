@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import records, settings, write
+from tests.support.cli import ROOT, records, settings, write
 from tests.support.slurm import Slurm, Unavailable
 
-ROOT = Path(__file__).parents[2]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"}
 
 

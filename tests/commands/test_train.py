@@ -133,16 +133,6 @@ def test_tasks_of_an_interactive_shell(packed: Path, tmp_path: Path, monkeypatch
     assert "SLURM_NTASKS is 4, but this is" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_overwriting_removes_only_the_run(packed: Path, tmp_path: Path) -> None:
-    tree = settings(packed, tmp_path / "run", train__epochs=1)
-    file = write(tree, tmp_path / "config.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == 0
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert call(train.main, TrainCommand, "--config", file, "--run.overwrite") == 0
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
-    assert [r["step"] for r in records(tmp_path / "run") if "loss" in r] == [1, 2, 3]
-
-
 @pytest.mark.slow
 def test_a_fault_on_one_rank_ends_all(packed: Path, tmp_path: Path) -> None:
     """A pair that only one rank meets: that rank speaks, the other doesn't hang or complain."""

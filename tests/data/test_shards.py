@@ -15,14 +15,12 @@ import pytest
 from medclip_oc.data import index, shards
 from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.errors import InputError, ShardChanged, WorkError
-from medclip_oc.packing.formats import open_source
-from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.fault_injection import HARD_LINKS, ODD_TARS, pair, read_odd_tar, tar_of
 from tests.support.tiny_dataset import (
     OTHER_SAMPLES,
     OTHER_TOOLS,
-    write_kaggle,
     write_pairs,
+    write_shards,
     write_tar,
 )
 
@@ -31,10 +29,7 @@ from tests.support.tiny_dataset import (
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard folder: 7 training pairs in 3 tars, 2 validation pairs in one."""
     folder = tmp_path_factory.mktemp("made")
-    write_kaggle(folder / "source", {"train": 7, "valid": 2})
-    source = open_source(folder / "source", ["train", "valid"])
-    pack(source, folder / "shards", PackOptions(samples_per_shard=3))
-    return folder / "shards"
+    return write_shards(folder, {"train": 7, "valid": 2}, samples_per_shard=3)
 
 
 @pytest.fixture

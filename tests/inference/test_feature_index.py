@@ -12,11 +12,9 @@ import pytest
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, ShardChanged
 from medclip_oc.inference import feature_index, search
-from medclip_oc.packing.formats import open_source
-from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.verify import verify
 from tests.support.fault_injection import mutated
-from tests.support.tiny_dataset import write_kaggle, write_pairs
+from tests.support.tiny_dataset import write_pairs, write_shards
 from tests.support.tiny_models import unit_vectors
 
 ROWS = unit_vectors(20, 16, 1)
@@ -36,9 +34,8 @@ def answers(folder: Path) -> Any:
 
 @pytest.mark.slow
 def test_an_index_that_is_damaged_gives_the_right_pairs_or_one_line(tmp_path: Path) -> None:
-    packed, foreign, index = tmp_path / "packed", tmp_path / "foreign", tmp_path / "index"
-    source = write_kaggle(tmp_path / "source", {"train": 7, "valid": 2})
-    pack(open_source(source, ["train", "valid"]), packed, PackOptions(samples_per_shard=3))
+    foreign, index = tmp_path / "foreign", tmp_path / "index"
+    packed = write_shards(tmp_path, {"train": 7, "valid": 2}, samples_per_shard=3)
     foreign.mkdir()
     for n in range(3):
         write_pairs(foreign / f"{n}.tar", range(2 * n, 2 * n + 2))

@@ -14,16 +14,13 @@ from medclip_oc import report
 from medclip_oc.config.evaluation import ReportConfig
 from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.errors import InputError
-from medclip_oc.packing.formats import open_source
-from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import plots, run_files, run_page
 from tests.support import cli
 from tests.support.cli import NASTY, Reader
-from tests.support.tiny_dataset import write_kaggle
 
 CHARTS = ["Loss", "Learning rate", "Temperature", "Pairs per second", "Validation recall, per cent"]
 AFTER = ("R@10", "Rank of the right one")
-IDS = [f"test_{n:04}" for n in range(20)]
+IDS = [f"train_{n:04}" for n in range(20)]
 
 SHOWN = ["43.2\u00a0%", "[42.8,\u00a043.6]", "77 bootstrap draws", "54.3\u00a0%", "65.4\u00a0%"]
 SHOWN += ["Copies as one: 19 images, 20 captions", "6\u00a0of\u00a08", "78.7\u00a0%"]
@@ -59,7 +56,7 @@ def record(shards: str, text: str = NASTY, baseline: str = "start") -> dict[str,
     return whole | {
         "checkpoint": "best.pt",
         "data": shards,
-        "split": "test",
+        "split": "train",
         "duplicates": "keep",
         "merged": whole | {"images": 19} | both(0.5432),
         "pools": [small | {"pool": 5, "draws": 33}, small | {"pool": 6, "draws": 44}],
@@ -67,14 +64,6 @@ def record(shards: str, text: str = NASTY, baseline: str = "start") -> dict[str,
         "slices": [{"name": text, "concept": "C1", "images": 8, "texts": 80} | both(0.777)],
         "baseline": {"name": baseline, **whole, "difference": both(0.1234)},
     }
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reported")
-    source = write_kaggle(folder / "source", {"test": 20})
-    pack(open_source(source, ["test"]), folder / "shards", PackOptions(), workers=1)
-    return folder / "shards"
 
 
 def write_run(folder: Path, shards: Path) -> Path:
@@ -105,16 +94,16 @@ def change_record(run: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder, whose charts aren't drawn as PNGs."""
     monkeypatch.setattr(plots, "save_png", lambda _, folder: folder / "chart.png")
-    return write_run(tmp_path / "run <1>", shards)
+    return write_run(tmp_path / "run <1>", packed)
 
 
 def test_everything_is_on_the_page(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "run", shards)
+    run = write_run(tmp_path / "run", packed)
     assert call("--run", run) == 0
     page = Reader((run / "report.html").read_text())
     for text in SHOWN:
@@ -159,7 +148,7 @@ def test_the_examples_are_those_of_their_ranks(run: Path) -> None:
         *(("Median", 10, "10"), ("Median", 11, "09")),
         *(("Worst", 20, "00"), ("Worst", 19, "01")),
     ]
-    assert {one["first"] for one in chosen} == {"test_0000"}
+    assert {one["first"] for one in chosen} == {"train_0000"}
 
 
 def test_bins_hold_every_rank_once() -> None:
@@ -177,7 +166,7 @@ def test_long_series_are_averaged() -> None:
 
 
 def test_pairs_and_evaluations_that_are_not_there(
-    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The page is made, and says it; --data names the pairs' new place."""
     (run / "metrics.jsonl").unlink()
@@ -188,10 +177,10 @@ def test_pairs_and_evaluations_that_are_not_there(
     assert "img" not in page.tags
     for text in ("no such shard folder", "no metrics.jsonl", "43.2\u00a0%"):
         assert text in page.text
-    assert call("--run", run, "--data", shards) == 0
+    assert call("--run", run, "--data", packed) == 0
     assert "img" in Reader((run / "report.html").read_text()).tags
     assert call("--run", run, "--data", tmp_path / "gone") == 2
-    write_run(tmp_path / "new", shards)
+    write_run(tmp_path / "new", packed)
     shutil.rmtree(tmp_path / "new" / "evaluations")
     assert call("--run", tmp_path / "new") == 0
     text = Reader((tmp_path / "new" / "report.html").read_text()).text

@@ -16,6 +16,8 @@ import webdataset
 from PIL import Image
 
 from medclip_oc.data.shards import Sample
+from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.sources import Pair, Reject, Source
 
 QUARTERS = ("upper left", "upper right", "lower left", "lower right")
@@ -100,6 +102,14 @@ def records_of(source: Source, split: str) -> list[Pair | Reject]:
 
 def pairs_of(source: Source, split: str) -> list[Pair]:
     return [record for record in records_of(source, split) if isinstance(record, Pair)]
+
+
+def write_shards(folder: Path, counts: dict[str, int], samples_per_shard: int) -> Path:
+    """A shard folder of `folder / "source"`, which is written first."""
+    source = open_source(write_kaggle(folder / "source", counts), list(counts))
+    options = PackOptions(samples_per_shard=samples_per_shard)
+    pack(source, folder / "shards", options, workers=1)
+    return folder / "shards"
 
 
 _LONG = "deep/" * 30 + "é" * 60

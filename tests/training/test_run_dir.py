@@ -35,10 +35,12 @@ def test_two_trainings_in_one_folder(
     os.kill(pid, signal.SIGKILL)
     assert fork_server.answer() == [-signal.SIGKILL]
     assert (run / "in_use").exists()
+    (run / "notes.txt").write_text("mine")
     words = ["--run.overwrite", "--train.epochs", "1"]
     assert call(train.main, TrainCommand, "--config", config, *words) == 0
     assert [r["step"] for r in records(run) if "loss" in r] == [1, 2, 3]
     assert not (run / "in_use").exists()
+    assert (run / "notes.txt").read_text() == "mine"
 
 
 def hold(path: Path) -> None:
