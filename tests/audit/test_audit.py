@@ -21,7 +21,7 @@ from medclip_oc.packing.pack import pack
 from medclip_oc.runtime import progress
 from tests.support.cli import Reader, call
 from tests.support.fault_injection import rejected
-from tests.support.image_files import brighter, cropped, file, phantom
+from tests.support.image_files import CHANGES, file, phantom
 from tests.support.tiny_dataset import write_split
 
 NASTY = 'left <script>alert("x")</script> & <b>right</b> lung, seen from the front with contrast'
@@ -60,8 +60,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "same-pixels.bmp": (file(plain[19], "BMP"), NASTY),
         "encoded.jpg": (file(plain[20], "JPEG", quality=50), "finding number0 here and0 there0"),
         "resized.png": (file(plain[21].resize((120, 120)), "PNG"), "c d"),
-        "bright.png": (file(brighter(plain[22], 1.2), "PNG"), "e f"),
-        "cropped.png": (file(cropped(plain[23], 0.02, 0.02, 0.98, 0.98), "PNG"), "g h"),
+        "bright.png": (file(CHANGES["brighter"](plain[22]), "PNG"), "e f"),
+        "cropped.png": (file(CHANGES["cropped"](plain[23]), "PNG"), "g h"),
         "of-valid.png": (pngs[12], "D C"),
         "inside.jpg": (file(plain[3], "JPEG", quality=90), LONG.replace("word7 ", "other ")),
     }

@@ -231,10 +231,7 @@ ODD_TARS: dict[str, tuple[bytes, list[str] | str]] = {
     "twice": (tar_of(*_A, _A[0]), "a.jpg: duplicate file name"),
     "apart": (tar_of(_B[0], *_A, _B[1]), ["a", "2 entries"]),
     "links": (tar_of(*_A, member("b.jpg", type=b"2"), _B[1]), ["a", "1 entries"]),
-    "joined": (
-        tar_of(*_A, *_B) * 2,
-        "ends at byte 4,096, 19,968 too early: cut, damaged, or ",
-    ),
+    "joined": (tar_of(*_A, *_B) * 2, "ends at byte 4,096, 19,968 too early: cut, damaged, or "),
     "damaged": (tar_of(*_A, *_B).replace(b"b.jpg", b"b.jpx"), "ends at byte 2,048, 9,728 too"),
     "cut": (tar_of(*_A, *_B)[:2048], "ends at byte 2,048, without the zeros that end a tar: cut"),
     "zeros": (bytes(20480), "ends at byte 0, 19,968 too early: cut"),

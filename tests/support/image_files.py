@@ -146,17 +146,13 @@ def cropped(image: Image.Image, *edges: float) -> Image.Image:
     return image.crop(box)
 
 
-def brighter(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(factor)
-
-
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "re-encoded": lambda image: Image.open(io.BytesIO(file(image, "JPEG", quality=40))),
     "as colour": lambda image: image.convert("RGB"),
     "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
     "stretched": lambda image: image.resize((256, 256)),
-    "darker": lambda image: brighter(image, 0.8),
-    "brighter": lambda image: brighter(image, 1.2),
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
     "less contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.7),
     "cropped": lambda image: cropped(image, 0.02, 0.02, 0.98, 0.98),
     "cropped at a corner": lambda image: cropped(image, 0.03, 0, 1, 0.98),
