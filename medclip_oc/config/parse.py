@@ -72,8 +72,7 @@ def parse(config_class: type[T], arguments: Sequence[str] | None = None, prog: s
     required = [key for key, (_, default) in settings.items() if default is MISSING]
     if missing := [option(key) for key in required if key not in values]:
         raise InputError(f"{', '.join(missing)}: required, but not given")
-    config: T = fields.build(config_class, values)
-    return config
+    return fields.build(config_class, values)
 
 
 def _split(arguments: Sequence[str], settings: Collection[str]) -> list[tuple[str, list[str]]]:

@@ -17,44 +17,25 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def device_of(name: str) -> torch.device:
-    """The device that "auto" (CUDA where there is a GPU), "cpu" or "cuda" stands for.
-
-    Raises:
-        InputError: CUDA was asked for where there is none.
-    """
+    """What "auto" (CUDA where there is a GPU), "cpu" or "cuda" means; InputError: no CUDA here."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse fp16 on the CPU, which is slow at it and loses range.
-
-    Raises:
-        InputError: says what to take.
-    """
+    """Refuse (InputError) fp16 on the CPU, which is slow at it and loses range."""
     if precision == "fp16" and device.type != "cuda":
         raise InputError("precision: fp16 needs CUDA; on the CPU use bf16 or fp32")
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
     """Makes contexts of mixed precision ("bf16", "fp16") for forwards; of none for "fp32"."""
-    context: Callable[[], AbstractContextManager[Any]] = get_autocast(
-        _OPEN_CLIP_NAMES[precision], device.type
-    )
-    return context
+    return get_autocast(_OPEN_CLIP_NAMES[precision], device.type)
 
 
 def check_finite(features: Tensor, name: str) -> None:
-    """Refuse features that can't be compared.
-
-    Args:
-        features: of any shape.
-        name: whose they are: "image" or "text".
-
-    Raises:
-        WorkError: NaN or infinity among them.
-    """
+    """Refuse (WorkError) features of any shape that hold NaN or infinity; `name`: image, text."""
     if not features.isfinite().all():
         raise WorkError(f"{name} features hold NaN or infinity: nothing can be ranked")
 

@@ -228,14 +228,13 @@ def errors_together() -> Iterator[None]:
     """What fails in the `with` block of any rank fails on every rank, with the words of the first
     of them: nobody is left waiting. Every rank must come here.
     """
-    error: InputError | Stopped | WorkError | None = None
+    kinds, error = (InputError, Stopped, WorkError), None
     try:
         yield
-    except (InputError, Stopped, WorkError) as caught:
+    except kinds as caught:
         if not dist.is_initialized():
             raise
         error = caught
-    kinds = (InputError, Stopped, WorkError)
     kind = next((base for base in kinds if isinstance(error, base)), None)
     for first_kind, message in all_gather_objects((kind, str(error))):
         if first_kind is not None:

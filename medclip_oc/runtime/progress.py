@@ -34,9 +34,10 @@ class Progress(tqdm):
         lines: bool = True,
     ) -> None:
         self._terminal = sys.stderr.isatty()
-        how: dict[str, Any] = {} if self._terminal else {"bar_format": _LINE, "leave": False}
+        how: dict[str, Any] = {}
         if not self._terminal:
-            how |= {"delay": LINE_SECONDS, "mininterval": LINE_SECONDS, "miniters": 1}
+            how = {"delay": LINE_SECONDS, "mininterval": LINE_SECONDS, "miniters": 1}
+            how |= {"bar_format": _LINE, "leave": False}
         hidden = not shown or not (self._terminal or lines)
         name = f" {unit}"
         super().__init__(total=total, unit=name, desc=title, initial=done, disable=hidden, **how)

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
@@ -62,7 +61,7 @@ def ordered_map(
     stream, pending = iter(items), deque[Any]()
     try:
         while group := list(islice(stream, batch)):
-            pending.append(pool.submit(partial(_batch, function), group))
+            pending.append(pool.submit(_batch, function, group))
             if len(pending) >= 2 * workers:
                 yield from pending.popleft().result()
         while pending:

@@ -39,12 +39,7 @@ class Plan:
 
 
 def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size: int) -> Plan:
-    """Derive a run's steps, or say why the numbers don't go together.
-
-    Raises:
-        InputError: a global batch that the ranks can't share equally, or fewer pairs than one
-            global batch, or a warm-up longer than the run.
-    """
+    """Derive a run's steps, or say (InputError) why the numbers don't go together."""
     batch = settings.global_batch_size
     if over := batch % world_size:
         raise InputError(
@@ -129,11 +124,7 @@ def model(
 
 
 def cached_step(clip: Clip, config: Config, world: World) -> CachedStep:
-    """The step that the settings ask for, with loss scaling for fp16.
-
-    Raises:
-        InputError: the loss needs a bias that the model lacks.
-    """
+    """The step of the settings; InputError: the loss needs a bias that the model lacks."""
     settings, loss = config.train, config.loss
     if loss.name == "siglip":
         clip.towers.train_bias()

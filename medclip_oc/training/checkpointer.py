@@ -15,6 +15,7 @@ is loaded after them. Images and captions draw from generators of (seed, epoch, 
 there is nothing to save.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from ..config.schema import CheckpointConfig, Config
 from ..contrastive.micro_batched_tower import RandomState
@@ -56,11 +57,7 @@ class OptimizerState:
         return {"state": state, "averaged": len(state), "shapes": shapes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the averages over.
-
-        Raises:
-            ValueError: they are of other parameters.
-        """
+        """Take the averages over; ValueError: they are of other parameters."""
         shapes = self.state_dict()["shapes"]
         if state["shapes"] != shapes:
             raise ValueError(
@@ -72,14 +69,11 @@ class OptimizerState:
 
 @dataclass
 class Progress:
-    """How far a run is, besides its parts."""
+    """How far a run is, besides its parts: the steps done, and `best` and `validated` as above."""
 
     step: int = 0
-    """Steps done."""
     best: float = float("-inf")
-    """Highest validation metric so far."""
     validated: bool = True
-    """Whether the validation that is due after this step was done."""
     scores: dict[str, float] = field(default_factory=dict)
     """Of the last validation."""
 
@@ -88,8 +82,8 @@ class Progress:
         """That of a checkpoint; None: of a run that begins."""
         if content is None:
             return cls()
-        best, validated = content["training"]["best"], content["training"]["validated"]
-        return cls(int(content["step"]), float(best), bool(validated), dict(content["metrics"]))
+        training = content["training"]
+        return cls(content["step"], training["best"], training["validated"], content["metrics"])
 
 
 def capture(
@@ -142,12 +136,16 @@ def parameter_bytes(clip: Clip) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
-def room(config: Config, clip: Clip, folder: Path) -> str:
-    """What the run's checkpoints take on the disk of `folder`, for the log.
+def room(config: Config, clip: Clip) -> str:
+    """What the run's checkpoints take on the disk, for the log; their folder may not be there yet.
 
     Raises:
-        InputError: that isn't there.
+        InputError: the disk has no room for them, or can't be written.
     """
+    folder = Path(config.run.folder).absolute()
+    folder = next(path for path in (folder, *folder.parents) if path.is_dir())
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"run.folder: {folder} can't be written; choose another folder")
     whole, trained = parameter_bytes(clip)
     ema, adapters = config.ema.decay is not None, config.lora.rank is not None
     state = whole + 2 * trained + ema * trained + adapters * whole  # AdamW has two averages
@@ -214,7 +212,8 @@ class Checkpointer:
         if not self.settings.background:
             self._write(content, best, since)
             return
-        content = tree_map(_copy, content)
+        # in host memory, which no later step changes
+        content = tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), content)
         paused = time.perf_counter() - since
         # one thread for one state: no idle one stands by while loader processes are forked
         with_thread = futures.ThreadPoolExecutor(1, "checkpoint")
@@ -227,11 +226,7 @@ class Checkpointer:
         return error if isinstance(error, WorkError) else None
 
     def wait(self) -> None:
-        """Return when the last state is on the disk.
-
-        Raises:
-            WorkError: it can't be.
-        """
+        """Return when the last state is on the disk; WorkError: it can't be."""
         self._writing.result()
 
     def close(self) -> None:
@@ -255,8 +250,3 @@ class Checkpointer:
             f"{now - began:.2f} s; the training paused for "
             f"{now - since if paused is None else paused:.2f} s"
         )
-
-
-def _copy(value: Any) -> Any:
-    """The same in host memory, which no later step changes."""
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -32,18 +32,12 @@ from . import build
 LIMIT = 1e-5
 """Largest relative error of a parameter's gradient in fp32."""
 _CHUNKS = 4
-
-
 Measured = tuple[float, dict[str, Tensor], str]
 """Loss, gradients by parameter, and what it cost, of one step."""
 
 
 def check(config: Config) -> int:
-    """Compare, print, and return 0 if the cached step is exact in fp32.
-
-    Raises:
-        WorkError: it is not; names the parameter.
-    """
+    """Compare, print, return 0; WorkError: the step isn't exact in fp32 (names the parameter)."""
     train = config.train
     with distributed.process_group(config.run.device) as world:
         say = partial(print, flush=True) if world.main else lambda line: None
@@ -62,22 +56,20 @@ def check(config: Config) -> int:
             f"{world.device.type}, in chunks of {images} images and {texts} texts, "
             f"{train.keep_chunks} kept, against one plain batch on one process"
         )
-        worst: list[tuple[float, str]] = []
         for precision in dict.fromkeys([train.precision, "fp32"]):
             changed = replace(
                 train, precision=precision, micro_batch_size=images, text_micro_batch_size=texts
             )
-            worst = compare(clip, batch, replace(config, train=changed), world)
-    error, name = max(worst, default=(0.0, ""))
+            error, name = compare(clip, batch, replace(config, train=changed), world)
     if error >= LIMIT:
         raise WorkError(f"selfcheck: {name}: relative error {error:.1e} in fp32, above {LIMIT:g}")
     say(f"holds: every relative error is under {LIMIT:g} in fp32")
     return 0
 
 
-def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tuple[float, str]]:
+def compare(clip: Clip, batch: Batch, config: Config, world: World) -> tuple[float, str]:
     """A cached step on all ranks, on the main one the plain step that it must equal, and what was
-    found, printed: (error, parameter), the worst of each part of the model; [] on other ranks.
+    found, printed; returns the worst (error, parameter), 0 on other ranks.
     """
     images, tokens, labels = batch["images"], batch["tokens"], Labels.of(batch)
     train = config.train
@@ -93,7 +85,7 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> list[tupl
             cached = measure(step, lambda: step(images, tokens, labels))
         distributed.barrier()
         if not world.main:
-            return []
+            return 0.0, ""
         chunked = draws(step, images, tokens) or bool(live_batch_norms(step.towers))
         sizes = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
         plain = measure(
@@ -144,10 +136,8 @@ def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:
     return loss, gradients, cost
 
 
-def report(
-    cached: Measured, plain: Measured, precision: str, chunked: bool
-) -> list[tuple[float, str]]:
-    """Print what was found; returns (error, parameter), the worst of each part of the model."""
+def report(cached: Measured, plain: Measured, precision: str, chunked: bool) -> tuple[float, str]:
+    """Print what was found, the worst of each part of the model; returns the worst of all."""
     (loss, gradients, cost), (plain_loss, wanted, plain_cost) = cached, plain
     try:
         errors = reference.relative_errors(gradients, wanted)
@@ -166,4 +156,4 @@ def report(
     for part, (relative, name) in sorted(worst.items()):
         print(f"  {part:<12} worst relative error {relative:.1e}  {name}")
     print(f"  cached step  {cost}\n  plain step   {plain_cost}", flush=True)
-    return list(worst.values())
+    return max(worst.values(), default=(0.0, ""))

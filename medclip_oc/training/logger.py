@@ -91,11 +91,7 @@ class RunLog:
 
 
 def wandb_online(settings: LogConfig) -> bool:
-    """Whether records go to wandb's server, after a login there.
-
-    Raises:
-        WorkError: that doesn't work from here.
-    """
+    """Whether records go to wandb's server, after a login there; WorkError: that doesn't work."""
     # wandb's own variable, which a job sets on a node without network
     if settings.wandb != "online" or os.environ.get("WANDB_MODE") == "offline":
         return False

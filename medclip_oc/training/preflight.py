@@ -31,22 +31,10 @@ from ..runtime.progress import rate
 from . import build, checkpointer, logger
 from .build import RunData
 
-# usual peak learning rates: by what trains, lowest and highest
-USUAL_LR: dict[str, tuple[float, float]] = {
-    "adapters (lora.rank)": (2e-5, 2e-3),
-    "one tower or some layers of a pretrained model": (1e-6, 5e-4),
-    "a pretrained model in full": (1e-6, 1e-4),
-    "two towers that never met": (1e-5, 1e-3),
-    "a model from scratch": (5e-5, 5e-3),
-}
-PAIRS_READ = 256
-"""Pairs that are read and decoded, spread over the whole set, by all ranks together."""
-LOSS_PAIRS = 64
-"""Of these, how many a rank takes the starting loss of."""
-LONG_SHARE = 0.10
-"""Captions cut, above which a warning is given: of ROCOv2's 2 % pass 77 tokens."""
-_LOSS_SLACK = 2.0
-"""How far above ln(B) a model that fits may start: confident, and wrong about a new domain."""
+_PAIRS_READ = 256  # and decoded, spread over the whole set, by all ranks together
+_LOSS_PAIRS = 64  # of these, how many a rank takes the starting loss of
+_LONG_SHARE = 0.10  # of captions cut, above which a warning is given: 2 % of ROCOv2's are
+_LOSS_SLACK = 2.0  # above ln(B): a model that fits may be confident, and wrong about a new domain
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ def examine(config: Config, world: World) -> list[str]:
             logger.wandb_online(config.log)
         if clip is not None:
             with noted():
-                disk(config, clip)
+                checkpointer.room(config, clip)
     if data is not None and clip is not None:
         for part in (shared_memory, pairs, speed):
             with noted():
@@ -105,18 +93,19 @@ def examine(config: Config, world: World) -> list[str]:
 
 
 def rates(config: Config) -> Iterator[str]:
-    """The learning rate against what is usual for this way of training."""
+    """The peak learning rate against what is usual for this way of training."""
     model, optim = config.model, config.optim
+    own_weights = model.pretrained is not None or model.arch.startswith(("hf-hub:", "local-dir:"))
     if config.lora.rank is not None:
-        method = "adapters (lora.rank)"
-    elif model.pretrained is None and not model.arch.startswith(("hf-hub:", "local-dir:")):
-        towers = model.pretrained_image or model.pretrained_text
-        method = "two towers that never met" if towers else "a model from scratch"
+        method, low, high = "adapters (lora.rank)", 2e-5, 2e-3
+    elif not own_weights and (model.pretrained_image or model.pretrained_text):
+        method, low, high = "two towers that never met", 1e-5, 1e-3
+    elif not own_weights:
+        method, low, high = "a model from scratch", 5e-5, 5e-3
     elif optim.freeze or (optim.image_last_blocks, optim.text_last_blocks) != (None, None):
-        method = "one tower or some layers of a pretrained model"
+        method, low, high = "one tower or some layers of a pretrained model", 1e-6, 5e-4
     else:
-        method = "a pretrained model in full"
-    low, high = USUAL_LR[method]
+        method, low, high = "a pretrained model in full", 1e-6, 1e-4
     for name in ("lr", "image_lr", "text_lr"):
         lr = getattr(optim, name)
         if lr is not None and not low <= lr <= high:
@@ -125,19 +114,6 @@ def rates(config: Config) -> Iterator[str]:
                 f"{'error' if lr >= 5 * high else 'warning'}: optim.{name}: {lr:g} is not usual "
                 f"for {method}: {effect}; take {low:g} to {high:g}"
             )
-
-
-def disk(config: Config, clip: Clip) -> None:
-    """Room for the run's checkpoints, in a folder that may not be there yet.
-
-    Raises:
-        InputError: there is none.
-    """
-    folder = Path(config.run.folder).absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-    if not os.access(existing, os.W_OK):
-        raise InputError(f"run.folder: {existing} can't be written; choose another folder")
-    checkpointer.room(config, clip, existing)
 
 
 def shared_memory(run: Opened) -> Iterator[str]:
@@ -163,7 +139,7 @@ def pairs(run: Opened) -> Iterator[str]:
         return
     read = loader.training_pairs(source, run.clip, settings, run.config.run.seed)
     read.replace = False  # an unreadable pair is to be seen
-    samples = [read[(0, at)] for at in _spread(len(read), PAIRS_READ, run.world)]
+    samples = [read[(0, at)] for at in _spread(len(read), _PAIRS_READ, run.world)]
     reasons = [str(sample["error"]) for sample in samples if "error" in sample]
     sound = [sample for sample in samples if "images" in sample]
     counts = [len(sound), len(samples), sum(sample["long"] for sample in sound)]
@@ -181,13 +157,13 @@ def pairs(run: Opened) -> Iterator[str]:
             f"stops past data.max_bad_share {settings.max_bad_share:g}: pack again with the decode "
             "check"
         )
-    if settings.long_captions == "truncate" and long / readable > LONG_SHARE:
+    if settings.long_captions == "truncate" and long / readable > _LONG_SHARE:
         yield (
             f"warning: data.long_captions: {long / readable:.0%} of the captions are longer than "
             f"{read.captions.context} tokens and would be cut; take `sentences`, or a model with "
             "a longer context"
         )
-    sound = sound[:LOSS_PAIRS]
+    sound = sound[:_LOSS_PAIRS]
     if run.config.loss.name == "clip" and len(sound) > 1:
         images, tokens = (torch.stack([s[name] for s in sound]) for name in ("images", "tokens"))
         yield from loss(images, tokens, run)

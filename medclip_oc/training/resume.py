@@ -242,11 +242,7 @@ def _shown(value: Any) -> str:
 def _compare(
     content: dict[str, Any], file: Path, config: Config, data: RunData, allow: Sequence[str]
 ) -> list[str]:
-    """Compare settings, shards and steps with those of a state; returns lines for the log.
-
-    Raises:
-        InputError: what matters has changed, and nobody allowed it.
-    """
+    """Lines for the log on what has changed; InputError: it matters, and nobody allowed it."""
     changed = differences(content["config"], config)
     before, may_differ = content["training"]["fingerprints"], set(allow)
     for key, now in data.fingerprints.items():

@@ -101,13 +101,9 @@ class RunFolder:
         return bool((self.metrics.is_file() and self.metrics.stat().st_size) or self.states())
 
     def prepare(self, *, clear: bool) -> None:
-        """Make the folders, or have them ready for a run that resumes.
+        """Make the folders, or have them ready for a run that resumes; or OSError.
 
-        Args:
-            clear: remove an earlier run's own files, and nothing else.
-
-        Raises:
-            OSError: the place can't be written; so with `hold`.
+        `clear` removes an earlier run's own files, and nothing else.
         """
         if clear:
             for own in (self.path / name for name in _OWN):
@@ -119,11 +115,7 @@ class RunFolder:
         (self.path / "environment.txt").write_text(environment(), encoding="utf-8")
 
     def keep(self, step: int, newest: int) -> None:
-        """Name the state after `step` last.pt, and remove all but the newest ones.
-
-        Raises:
-            WorkError: the folder is gone or can't be written.
-        """
+        """Name the state after `step` last.pt, and remove all but the newest ones; or WorkError."""
         with atomic_file(self.last) as link:
             try:
                 os.link(self.state(step), link)

@@ -39,11 +39,7 @@ _SHOWN = "loss {loss:.4g}  lr {lr:.1e}  temperature {temperature:.4g}  {speed} p
 
 
 def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> None:
-    """Run the configured training from where it stands (see resume.start) to its last step.
-
-    Raises:
-        Stopped: a signal came, and the state was saved.
-    """
+    """Run the configured training from where it stands (see resume.start) to its last step."""
     seconds = config.run.timeout_seconds
     with (
         shutdown.stop_requests() as request,
@@ -79,7 +75,7 @@ class Trainer:
         self.clip = build.model(config, world, origin.content, str(origin.file))
         with distributed.errors_together():
             if world.main:
-                origin.lines.append(checkpointer.room(config, self.clip, self.folder.path))
+                origin.lines.append(checkpointer.room(config, self.clip))
         self.cached_step = build.cached_step(self.clip, config, world)
         self.optimizer = optim.adamw(self.clip.towers, config.optim)
         # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)
@@ -331,11 +327,7 @@ class Trainer:
         raise Stopped(f"{words}; the same command resumes it")
 
     def require_finite(self, name: str, value: float) -> None:
-        """Stop a run that is lost.
-
-        Raises:
-            WorkError: the value is infinite or not a number; names the step.
-        """
+        """Stop a run that is lost: a WorkError with the step, where the value isn't finite."""
         if math.isfinite(value):
             return
         states = self.folder.states()
