@@ -10,6 +10,7 @@ from pathlib import Path
 from ..data.index import INDEX
 from ..data.shards import ShardSet
 from ..errors import BadImage, InputError
+from ..imaging.decode import is_dicom
 from ..packing.image_store import EXTENSIONS, is_file, read_file
 
 
@@ -66,6 +67,16 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
     return ImageSet(list(places))
 
 
+def _is_image(path: Path) -> bool:
+    """By its ending; by its first bytes where it has none, as DICOM files from a scanner."""
+    if path.suffix and not path.suffix[1:].isdigit():  # of a UID, such as 1.2.840.1
+        return path.name.lower().endswith(EXTENSIONS)
+    if not is_file(path):
+        return False
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
+
+
 def _files(path: Path, word: str, option: str) -> list[Path]:
     """What a word names on the disk: a file, the images in a folder, or the files of a glob."""
     if is_file(path):
@@ -73,7 +84,7 @@ def _files(path: Path, word: str, option: str) -> list[Path]:
     if path.is_dir():
         names = (str(file.relative_to(path)) for file in path.rglob("*"))
         shown = (name for name in names if "/." not in f"/{name}")  # nothing hidden
-        files = [path / name for name in shown if name.lower().endswith(EXTENSIONS)]
+        files = [path / name for name in shown if _is_image(path / name)]
         problem = f"a folder without images ({', '.join(EXTENSIONS)})"
     else:  # a pattern, which may be absolute
         matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207

@@ -28,7 +28,8 @@ RADIOLOGY = (
 )
 """The built-in templates: of any modality, in the words of captions."""
 _NO_TEXT = re.compile(r"<!doctype html|<html|.*[\0\ud800-\udfff]", re.IGNORECASE | re.DOTALL)
-_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+_NO_LINES = (".yaml", ".yml", ".zip", ".xls", ".docx", ".pdf")
 
 
 class Candidate(NamedTuple):
@@ -96,7 +97,9 @@ def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
         yield from ((text, checked("--texts-file -", text)) for text in lines)
         return
     columns, header = [settings.text_column], None
-    if Path(file).suffix.lower() in _TABLES and Path(file).is_file():
+    if file.lower().endswith(_NO_LINES):
+        raise InputError(f"--texts-file: {file}: wanted are lines of text, or {', '.join(_TABLES)}")
+    if file.lower().removesuffix(".gz").endswith(_TABLES) and Path(file).is_file():
         if label is None and "label" in Table((Path(file),)).names():
             label = "label"
         columns += [label] if label else []

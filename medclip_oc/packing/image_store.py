@@ -18,7 +18,7 @@ from ..runtime.git_lfs import pointer
 
 _ENDINGS = "jpg jpeg jpe jfif png dcm dicom ima tif tiff bmp gif webp jp2 pgm ppm"
 EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS.split())
-"""Of image files, the preferred ones first; capitals count the same."""
+"""Of image files; capitals count the same."""
 MAX_BYTES = 1 << 30
 """Of an image file, unpacked: as the most pixels that --max-pixels allows have in 16-bit colour."""
 
@@ -41,16 +41,16 @@ class Folder:
 
     def find(self, name: str) -> ImageFile | None:
         """The image of that name, whatever its extension; else one whose name differs in capitals
-        or in its Unicode form, where it is the only one.
+        or in its Unicode form. InputError: several, which may be different pictures.
         """
         if image := self._get(name):
             return image
         place, base = os.path.split(name)
         alike = self._names_in(self.path / place).get(_fold(base), [])
         alike = [each for each in alike if stem(each) == stem(base)] or alike
-        if len({stem(each) for each in alike}) != 1:
-            return None
-        return self._get(os.path.join(place, alike[0]))  # noqa: PTH118
+        if len(alike) > 1:
+            raise InputError(f"{name!r} may be {', '.join(sorted(alike)[:4])}; name one of them")
+        return self._get(os.path.join(place, *alike)) if alike else None  # noqa: PTH118
 
     def _get(self, name: str) -> ImageFile | None:
         path = self.path / name
@@ -112,14 +112,9 @@ def _fold(name: str) -> str:
 
 
 def _group(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names that `_fold` makes the same, those of preferred extensions first."""
-    found, order = dict[str, list[str]](), (*EXTENSIONS, "")
-
-    def rank(name: str) -> tuple[int, str]:
-        extension = name[len(stem(name)) :]
-        return order.index(extension.lower()), extension.swapcase()
-
-    for name in sorted(names, key=rank):
+    """Names that `_fold` makes the same."""
+    found = dict[str, list[str]]()
+    for name in names:
         found.setdefault(_fold(name), []).append(name)
     return found
 

@@ -204,7 +204,10 @@ class Source:
         cell = cells.get("image")
         if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
             cell = cell.get("bytes") or cell.get("path") or ""
-        image = part.find_image(name, cell)
+        try:
+            image = part.find_image(name, cell)
+        except InputError as error:
+            return reject("image missing", str(error))
         if image is None:
             places = " or ".join(map(str, part.images))
             missing = f"no {identity}.jpg, .png or other image in {places}"

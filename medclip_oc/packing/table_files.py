@@ -50,7 +50,7 @@ def _whole(path: Path, frame: pd.DataFrame) -> Opened:
     """A table that is in memory; its index counts from 0."""
     names = [str(name) for name in frame if name != PROBLEM]
     if frame.empty or not names:
-        raise InputError(f"{path}: no rows")
+        raise InputError(f"{path}: no rows with named columns")
     frame = frame.assign(**{PROBLEM: frame.get(PROBLEM)}).set_axis(frame.index + 1)
     return names, "row", lambda chosen: iter([frame[[*chosen, PROBLEM]]])
 

@@ -18,7 +18,7 @@ from PIL import Image
 import medclip_oc
 from medclip_oc import zeroshot
 from medclip_oc.config.inference import ZeroshotConfig
-from medclip_oc.inference import prompts
+from medclip_oc.inference import image_inputs, prompts
 from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
 
@@ -134,6 +134,13 @@ def test_images_of_every_kind(ranked: Run, pictures: Path, packed: Path) -> None
     assert len(names(packed / "train-{000000..000001}.tar", pictures / "0.jpg")) == 41
 
 
+def test_dicom_files_of_a_folder_need_no_ending(tmp_path: Path) -> None:
+    for name in ("IM0001", "1.2.840.7", "a.DCM", "README", "1.2.txt"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" * (name != "README"))
+    found = image_inputs.find([str(tmp_path)], None)
+    assert [Path(found.name(n)).name for n in range(len(found))] == ["1.2.840.7", "IM0001", "a.DCM"]
+
+
 TEXT_FILES = {
     "lines.txt": "\ufeffa mass\r\n\r\n  pleural effusion \nNA\n",
     "table.csv": 'id,text\n1,a mass\n2,"pleural effusion"\n3,NA\n',
@@ -246,6 +253,8 @@ MISTAKES = {
     "--texts-file POINTER": "pointer.txt: a Git LFS pointer in place of the file; `git lfs pull`",
     "--texts-file WIDE": r"wide.txt: line 1: 'a\\x00c\\x00': .* not text in UTF-8",
     "--texts-file GOUT": "no column 'text or caption'; found 'id', .*; --text-column and --label-",
+    "--texts-file ARRAY": "array.json: no rows with named columns",
+    "--texts-file LIST": "list.yaml: wanted are lines of text, or .csv, .tsv",
     "--templates NOTES": r"no {} in 'not an image'",
     "--templates chest": "no such file, and not `radiology`",
     "--labels GOUT": "line 3: 'gout' is no candidate; those are a,",
@@ -265,6 +274,8 @@ def files(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "gout.csv").write_text("id,label\n0,a\n1,gout\n")
     (folder / "pointer.txt").write_text("version https://git-lfs.github.com/spec/v1\nsize 123\n")
     (folder / "wide.txt").write_text("ac", encoding="utf-16-le")
+    (folder / "array.json").write_text('["a", "b"]')
+    (folder / "list.yaml").write_text("- a\n- b\n")
     (folder / "others.csv").write_text("id,label\nx,a\n")
     made = {file.stem.upper(): file for file in folder.iterdir()}
     return {**made, "NOTES": pictures / "notes.txt", "BLANK": " "}

@@ -18,11 +18,12 @@ from tests.support.tiny_dataset import jpeg
 ENDINGS = (".jpe", ".jfif", ".JPG", ".Png", ".pgm", ".bmp", ".webp", ".dicom", ".DCM", ".ima", "")
 LOOKED_UP = [  # what is asked for, what there is, what is found
     *(("IM.1", [f"IM.1{ending}", "IM.1.txt", "IM.json"], f"IM.1{ending}") for ending in ENDINGS),
-    ("a.jpg", ["a.dcm", "a.png", "A.jpg"], "a.png"),
+    ("a.jpg", ["a.png", "A.jpg"], "a.png"),
+    ("a.jpg", ["a.png", "a.dcm", "A.jpg"], "'a.jpg' may be a.dcm, a.png; name one"),
+    ("a", ["a.JPG", "a.jpg"], "'a' may be a.JPG, a.jpg; name one"),
     ("a.png", ["a.jpg", "a.png"], "a.png"),
-    ("a", ["a.JPG", "a.jpg"], "a.jpg"),
     ("A", ["a.jpeg", "b.jpg"], "a.jpeg"),
-    ("aB", ["ab.jpg", "AB.jpg"], None),  # which?
+    ("aB", ["ab.jpg", "AB.jpg"], "'aB' may be AB.jpg, ab.jpg; name one"),
     ("\u00e9", ["e\u0301.jpg"], "e\u0301.jpg"),
     ("s1/x", ["s1/X.Dcm", "x.jpg"], "X.Dcm"),
     ("s2/x", ["s1/x.jpg", "y.jpg"], None),
@@ -43,6 +44,10 @@ def test_finds_one_image_by_name(
                 archive.writestr(f"train\\{each}", each)
         stores.append(image_store.Archive(tmp_path / "z"))
     for store in stores:
+        if "name one" in (expected or ""):
+            with pytest.raises(InputError, match=expected):
+                store.find(name)
+            continue
         image = store.find(name)
         assert (image and image.name) == expected
         assert not image or image.read().decode().endswith(image.name)
