@@ -19,8 +19,9 @@ def main(settings: EmbedConfig) -> None:
         feature_index.import_faiss()  # it may be missing: better said now than at the end
     split = settings.split or "test"
     world = World(0, 1, device_of(settings.device))
-    shards = loader.open_shards(settings.data, split, world, key=None)
     embedder = open_embedder(settings)
+    key = settings.caption_key or embedder.clip.caption_key
+    shards = loader.open_shards(settings.data, split, world, key, bare=True)
     feature_index.write(
         Path(settings.out),
         (len(shards), embedder.width),
@@ -30,6 +31,7 @@ def main(settings: EmbedConfig) -> None:
             "model": embedder.clip.description["name"],
             "data": settings.data,
             "split": split,
+            "caption_key": key,
             "data_fingerprint": shards.fingerprint,
             "probes": embedder.probes(),
         },

@@ -93,13 +93,15 @@ class MeasureConfig(Settings):
 class EvaluateConfig(ModelSource, MeasureConfig):
     """Retrieval over held-out pairs, both ways: recall, ranks, intervals, concepts."""
 
-    reads = "checkpoint model pretrained data split baseline features_in"
+    reads = "checkpoint model pretrained data split caption_key baseline features_in"
     writes = "json features_out"
 
     data: str | list[str] | None = None
     """Shard folder, brace pattern, glob or list of tars. null: what the run validated on."""
     split: checks.Split | None = None
     """Split of a shard folder. null: test. Tars named one by one are all taken."""
+    caption_key: str | None = None
+    """Where captions lie, see data.caption_key of training. null: where those of the run lay."""
     baseline: str | None = None
     """Another one to compare: a checkpoint; `start`, the weights that the run began from; a tag of
     open_clip (`openai`), or ARCHITECTURE:TAG; or a file of features."""

@@ -93,13 +93,15 @@ class ZeroshotConfig(ModelChoice):
 class EmbedConfig(ModelChoice):
     """Features of a set of pairs, as an index for zeroshot --search."""
 
-    reads = "checkpoint model pretrained data split"
+    reads = "checkpoint model pretrained data split caption_key"
     writes = "out dtype faiss overwrite"
 
     data: str | list[str]
     """Shard folder, brace pattern, glob or list of tars."""
     split: checks.Split | None = None
     """Split of a shard folder. null: test."""
+    caption_key: str | None = None
+    """Where captions lie, see data.caption_key of training. null: where those of the run lay."""
     out: str
     """The index: a new folder."""
     dtype: Literal["float16", "float32"] = "float16"

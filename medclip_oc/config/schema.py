@@ -94,7 +94,7 @@ class DataConfig(Settings, section="data."):
     valid: str | list[str] | None = "shards/rocov2"
     """Pairs to choose the best checkpoint with. null: no validation."""
     caption_key: str = "caption"
-    """Without KEY.txt, a caption lies in the member of this ending, or at this key of KEY.json."""
+    """Ending, or key of KEY.json, that has the captions; this default comes after KEY.txt."""
     workers: Natural = 4
     """Loader processes per rank. 0: load in the training process."""
     weights: list[Positive] | None = None

@@ -44,6 +44,7 @@ _ABSENT = (-1, 0)  # the place of a .txt or .json that a pair hasn't got
 _SPLIT = re.compile(r"^(train|val|test)(?:ing|id|idation)?[^a-z]")  # of the name of a tar
 _MOST_NAMES = 1_000_000  # of a brace pattern
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_OTHERS = "tools/make_shards.py packs a source; gunzip .tar.gz; images alone: zeroshot --images"
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 
@@ -66,18 +67,19 @@ class Shard:
         return len(self.keys)
 
 
-def find(where: str | Sequence[str], split: str, caption_key: str | None) -> list[Shard]:
+def find(where: str | Sequence[str], split: str, caption_key: str, bare: bool) -> list[Shard]:
     """The shards of one set; what they hold besides pairs is said. See `ShardSet.open`."""
     if isinstance(where, str) and os.path.isdir(Path(where).expanduser()):  # noqa: PTH112
-        shards = _of_folder(Path(where).expanduser(), split, caption_key)
+        shards = _of_folder(Path(where).expanduser(), split, caption_key, bare)
     else:
         patterns = [where] if isinstance(where, str) else where
-        shards = _of_tars((path for name in patterns for path in expand(name)), caption_key)
+        shards = _of_tars((path for name in patterns for path in expand(name)), caption_key, bare)
     if not any(map(len, shards)):
-        members = _endings(shards[0].path) if shards else "none"
-        hint = "KEY.jpg and KEY.txt must be neighbours (tar --sort=name), KEY without a dot"
-        other = "set data.caption_key for captions in KEY.json or in members of another ending"
-        raise InputError(f"{short(str(where))}: no readable pair among {members}; {hint}; {other}")
+        ends = shards[:: max(1, len(shards) - 1)]  # images may lie in one tar, texts in another
+        members = " and in another tar ".join(_endings(shard.path) for shard in ends) or "none"
+        hint = "KEY.txt must be beside KEY.jpg, .png or .webp (tar --sort=name), KEY without a dot"
+        hint += "; unpack and pack other images; other captions: data.caption_key, --caption-key"
+        raise InputError(f"{short(str(where))}: no readable pair among {members}; {hint}")
     if skipped := sum(shard.skipped for shard in shards):
         hint = "tar --sort=name brings the members of a pair together"
         say(f"{where}: {skipped:,} entries passed over: no image, or no caption beside it; {hint}")
@@ -86,10 +88,10 @@ def find(where: str | Sequence[str], split: str, caption_key: str | None) -> lis
     return shards
 
 
-def _of_folder(folder: Path, split: str, caption_key: str | None) -> list[Shard]:
+def _of_folder(folder: Path, split: str, caption_key: str, bare: bool) -> list[Shard]:
     """The shards of a split of a shard folder; InputError: as `ShardSet.open`."""
     if not (folder / INDEX).is_file():
-        return _of_tars(_without_index(folder, split), caption_key)
+        return _of_tars(_without_index(folder, split), caption_key, bare)
     shards = _read(folder / INDEX)
     splits = dict.fromkeys(shard.split for shard in shards)
     if split not in splits:
@@ -106,16 +108,19 @@ def _without_index(folder: Path, split: str) -> list[Path]:
         raise InputError(f"{folder}: its packing isn't finished; give that command again")
     tars = sorted(folder.glob("*.tar")) or sorted(folder.glob("*/*.tar"))
     splits = ["".join(_SPLIT.findall(str(tar.relative_to(folder)))) for tar in tars]
+    if not any(splits) and (above := _SPLIT.fullmatch(f"{folder.absolute().name.lower()}/")):
+        splits = [above[1]] * len(tars)
     own = [tar for tar, name in zip(tars, splits, strict=True) if split.startswith(name)]
     if not own:
-        there = f"by its tars' names there are: {', '.join(dict.fromkeys(splits))}"
-        hint = f"no tars; is it a source? tools/make_shards.py --source {folder} --out SHARDS packs"
-        raise InputError(f"{folder}: no split {split!r}: no {INDEX}, {there if tars else hint}")
+        there = f"by names there are: {', '.join(dict.fromkeys(splits))}; a glob of tars takes all"
+        raise InputError(
+            f"{folder}: no split {split!r}: no {INDEX}, {there if tars else f'no tars; {_OTHERS}'}"
+        )
     say(f"{folder}: no {INDEX}; {len(own):,} of its {len(tars):,} tars are read for {split!r}")
     return own
 
 
-def _of_tars(paths: Iterable[Path], caption_key: str | None) -> list[Shard]:
+def _of_tars(paths: Iterable[Path], caption_key: str, bare: bool) -> list[Shard]:
     """The shards named one by one; an index.json beside them serves those that it names."""
     paths = [path.absolute() for path in paths]
     folders = {path.parent for path in paths if (path.parent / INDEX).is_file()}
@@ -123,13 +128,13 @@ def _of_tars(paths: Iterable[Path], caption_key: str | None) -> list[Shard]:
     if foreign := [path for path in paths if path not in known]:
         stats = ((str(path), path.stat()) for path in foreign)
         stamps = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
-        name = hashlib.sha256(json.dumps([caption_key, stamps]).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json.dumps([caption_key, bare, stamps]).encode()).hexdigest()[:16]
         kept = foreign[0].parent / f".index-{name}.json.gz"
         try:
             found = _parse(kept, gzip.decompress(kept.read_bytes()))
         except (OSError, EOFError, zlib.error, InputError):  # absent or damaged
             with ThreadPoolExecutor(_THREADS) as pool:
-                entries = list(pool.map(lambda path: scan(path, caption_key), foreign))
+                entries = list(pool.map(lambda path: scan(path, caption_key, bare), foreign))
             found = [parse_shard(kept.parent, entry) for entry in entries]
             with suppress(OSError, WorkError), atomic_file(kept, shared=True) as partial:
                 content = json.dumps({"version": VERSION, "shards": entries}).encode()
@@ -198,9 +203,10 @@ def expand(pattern: str) -> list[Path]:
     return paths
 
 
-def image_extension(members: dict[str, Any]) -> str | None:
-    """Which of a pair's members is the image."""
-    return next((name for name in IMAGE_EXTENSIONS if members.get(name)), None)
+def endings_of(members: dict[str, Any], key: str) -> tuple[str | None, str | None]:
+    """Which of a pair's members are image and caption; a key that was named precedes KEY.txt."""
+    order = ("txt", key) if key == CAPTION else (key, "txt")
+    return next(filter(members.get, IMAGE_EXTENSIONS), None), next(filter(members.get, order), None)
 
 
 def parse_facts(text: bytes | str) -> dict[str, Any]:
@@ -213,9 +219,15 @@ def parse_facts(text: bytes | str) -> dict[str, Any]:
 
 
 def caption_in(facts: dict[str, Any], key: str) -> str:
-    """The caption in KEY.json, for a pair without KEY.txt; "" where there is no text."""
+    """The caption in KEY.json; "" where there is no text."""
     caption = facts.get(key)
     return caption if isinstance(caption, str) else ""
+
+
+def choose_caption(text: str, facts: dict[str, Any], key: str) -> str:
+    """The caption of a member, or that in KEY.json, which wins where its key was named."""
+    inside = caption_in(facts, key)
+    return inside if inside and key != CAPTION else text or inside
 
 
 def is_blank(caption: str) -> bool:
@@ -287,14 +299,14 @@ def parse_shard(folder: Path, entry: dict[str, Any]) -> Shard:
     return Shard(folder.absolute() / name, split, size, identity, *arrays, skipped, names)
 
 
-def scan(path: Path, caption_key: str | None) -> dict[str, Any]:
+def scan(path: Path, caption_key: str, bare: bool) -> dict[str, Any]:
     """Index a tar by its headers: its entry. As in webdataset, a pair's members follow one another.
     InputError: not a tar, a compressed or damaged one, or one with a member twice in a pair.
     """
     from webdataset.tariterators import group_by_keys  # imports torch, which packing doesn't need
 
     keys, extensions, places, skipped = [], [], [], 0
-    known, names, ending = dict[str, Any](), dict[int, str](), caption_key or CAPTION
+    known, names = dict[str, Any](), dict[int, str]()
 
     def place(_: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         """Offset and size; of a hard link, those of what it links to; None of another link."""
@@ -309,23 +321,22 @@ def scan(path: Path, caption_key: str | None) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             for members in group_by_keys(walk(file, "r:", place)):
-                key, extension = members["__key__"], image_extension(members)
-                text, facts = members.get("txt", members.get(ending)), members.get("json")
-                offset, size = text or facts or (0, 0)
-                caption = os.pread(file.fileno(), size, offset).decode(errors="replace")
-                if text is None:
-                    caption = caption_in(parse_facts(caption), ending)
-                elif "txt" not in members:
-                    names.setdefault(offset, f"{key}.{ending}")
-                if extension is None or (caption_key and is_blank(caption)):
+                key, (extension, ending) = members["__key__"], endings_of(members, caption_key)
+                text, facts = (members.get(name) or _ABSENT for name in (ending, "json"))
+                if ending and ending != "txt":
+                    names.setdefault(text[0], f"{key}.{ending}")
+                parts = (os.pread(file.fileno(), size, max(0, at)) for at, size in (text, facts))
+                caption, content = (part.decode(errors="replace") for part in parts)
+                caption = choose_caption(caption, parse_facts(content), caption_key)
+                if extension is None or (is_blank(caption) and not bare):
                     skipped += 1
                     continue
                 keys.append(key)
                 extensions.append(extension)
-                places.append([*members[extension], *(text or _ABSENT), *(facts or _ABSENT)])
+                places.append([*members[extension], *text, *facts])
         layout = "\n".join(keys).encode() + np.array(places, np.int64).tobytes()
     except (tarfile.TarError, OSError, UnicodeError) as error:
-        problem = pointer(path) or f"not a readable, uncompressed tar: {error}"
+        problem = pointer(path) or f"not a readable, uncompressed tar: {error}; {_OTHERS}"
         raise InputError(f"{path}: {problem}") from None
     except ValueError as error:
         raise InputError(f"{path}: {str(error.args[0]).partition(' in tar file')[0]}") from None

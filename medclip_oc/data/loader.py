@@ -17,6 +17,7 @@ from ..config.schema import Config, DataConfig
 from ..errors import InputError, Stopped, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed
+from ..runtime.distributed import World
 from .augment import Preprocess, TrainingTransform
 from .dataset import Batch, LoadedBatch, Pairs, StepSampler, load_batches, step_batches
 from .index import CAPTION
@@ -35,7 +36,7 @@ class TrainingData:
 
 
 def open_shards(
-    where: str | list[str], split: str, world: distributed.World, key: str | None = CAPTION
+    where: str | list[str], split: str, world: World, key: str = CAPTION, bare: bool = False
 ) -> ShardSet:
     """`ShardSet.open` with this `caption_key` on every rank; the main one first makes the index.
     InputError: on every rank, if any can't.
@@ -45,19 +46,23 @@ def open_shards(
     shards: ShardSet | None = None
     for turn in (world.main, not world.main):
         with distributed.errors_together():
-            shards = ShardSet.open(where, split, key) if turn else shards
+            shards = ShardSet.open(where, split, key, bare) if turn else shards
     assert shards is not None
     return shards
 
 
-def open_training(settings: DataConfig, seed: int, world: distributed.World) -> TrainingData:
+def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData:
     """Find the training pairs; InputError: as `ShardSet.open`, weights that don't fit the sets, a
     stream with weights or without `data.samples_per_epoch`.
     """
     weights, epoch = settings.weights, settings.samples_per_epoch
     if is_stream(settings.train):
         return _open_stream(settings, seed)
-    shards = open_shards(settings.train, "train", world, settings.caption_key)
+    shards = open_shards(settings.train, "train", world, key := settings.caption_key)
+    looked_at = range(0, len(shards), len(shards) // 1000 + 1)
+    if key != CAPTION and not any(map(shards.has_key, looked_at)):
+        reason = f"{len(looked_at):,} pairs tried have no KEY.{key}, nor that key in KEY.json"
+        raise InputError(f"data.caption_key: {reason}; leave it out for KEY.txt")
     if weights is not None and len(weights) != len(shards.sizes):
         raise InputError(
             f"data.weights: {len(weights)} numbers for {len(shards.sizes)} set(s) joined by :: in "
@@ -115,7 +120,7 @@ class TrainingBatches:
     loaded: Iterator[LoadedBatch]
     settings: DataConfig
     """Of it `max_bad_share`, of the pairs seen or of an epoch's, whichever are more."""
-    world: distributed.World
+    world: World
     log: Callable[[str], None]  # takes a line for the user, the same on every rank
     steps: int  # batches to come
     pairs_per_step: int  # G
@@ -192,7 +197,7 @@ def training_batches(
     data: TrainingData,
     clip: Clip,
     config: Config,
-    world: distributed.World,
+    world: World,
     log: Callable[[str], None],
     *,
     steps: int,

@@ -42,7 +42,7 @@ from webdataset.tariterators import group_by_keys
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
-from .index import CAPTION, caption_in, expand_braces, image_extension, is_blank, parse_facts, short
+from .index import CAPTION, choose_caption, endings_of, expand_braces, is_blank, parse_facts, short
 from .sampler import permuted
 from .shards import SETS, Sample, read_caption
 from .tars import walk
@@ -182,11 +182,11 @@ def read_tar(
         # a link has no content: what it links to is gone by
         files = walk(stream, "r|*", lambda tar, one: one.isfile() and tar.extractfile(one).read())
         for members in group_by_keys(files):
-            key, extension = members["__key__"], image_extension(members)
+            key, (extension, ending) = members["__key__"], endings_of(members, caption_key)
             try:
                 facts = parse_facts(members.get("json") or b"")
-                text = members.get("txt", members.get(caption_key))
-                caption = read_caption(text) if text else caption_in(facts, caption_key)
+                text = read_caption(members.get(ending) or b"")
+                caption = choose_caption(text, facts, caption_key)
                 if extension is None or is_blank(caption):
                     raise ValueError("no caption" if extension else "no image")
             except ValueError as error:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from .index import CAPTION, IMAGE_EXTENSIONS, RESTORE, Shard, caption_in, find, parse_facts
+from .index import CAPTION, IMAGE_EXTENSIONS, RESTORE, Shard, choose_caption, find, parse_facts
 from .tars import BLOCK, has_extended_member
 
 SETS = "::"  # stands between sets that are read as one
@@ -56,8 +56,8 @@ class ShardSet:
         fingerprint: hash of the index; ties a checkpoint to its data.
     """
 
-    def __init__(self, sets: Sequence[Sequence[Shard]], caption_key: str | None = None) -> None:
-        self._sets, self._caption_key = sets, caption_key or CAPTION
+    def __init__(self, sets: Sequence[Sequence[Shard]], caption_key: str = CAPTION) -> None:
+        self._sets, self._caption_key = sets, caption_key
         self._shards = [shard for shards in sets for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in self._shards])  # (S,), S shards
         self.sizes = [sum(map(len, shards)) for shards in sets]
@@ -67,7 +67,7 @@ class ShardSet:
 
     @classmethod
     def open(
-        cls, where: str | Sequence[str], split: str, caption_key: str | None = CAPTION
+        cls, where: str | Sequence[str], split: str, caption_key: str = CAPTION, bare: bool = False
     ) -> "ShardSet":
         """Find the shards and their index. What foreign ones hold besides pairs is said on stderr.
 
@@ -75,7 +75,8 @@ class ShardSet:
             where: a shard folder; or a brace pattern, a glob, a tar; or several of those joined by
                 `::`; or a list of tars, globs and patterns.
             split: the folder's split to take. Shards named one by one are all taken.
-            caption_key: see `DataConfig`. None: images without a caption are taken as well.
+            caption_key: see `DataConfig`.
+            bare: images without a caption are taken as well.
 
         Raises:
             InputError: nothing there, a shard missing or of another size than its index says, an
@@ -84,7 +85,7 @@ class ShardSet:
         names = where.split(SETS) if isinstance(where, str) else [where]
         if "" in names:
             raise InputError(f"{where}: no set on one side of {SETS}")
-        return cls([find(name, split, caption_key) for name in names], caption_key)
+        return cls([find(name, split, caption_key, bare) for name in names], caption_key)
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -124,7 +125,7 @@ class ShardSet:
         image, text, content = (tar.read(*member) for member in members)
         facts = parse_facts(content)
         try:
-            caption = read_caption(text) or caption_in(facts, self._caption_key)
+            caption = choose_caption(read_caption(text), facts, self._caption_key)
         except ValueError as error:
             raise InputError(f"{path.name}: {key}: {error}") from None
         return Sample(key, image, extension, caption, facts)
@@ -133,6 +134,11 @@ class ShardSet:
         """KEY.json of a pair alone."""
         path, *_, members = self._find(position)
         return parse_facts(self._open_tar(path).read(*members[2]))
+
+    def has_key(self, position: int) -> bool:
+        """Whether a pair has what `caption_key` names: a member, or a text in KEY.json."""
+        name, key = self._find(position)[3][1][0], self._caption_key
+        return name.endswith(f".{key}") or choose_caption("", self.facts(position), key) != ""
 
     def _find(self, position: int) -> tuple[Path, str, str, list[tuple[str, int, int]]]:
         """Shard, key and image extension of a pair; name, offset and size of its members there."""

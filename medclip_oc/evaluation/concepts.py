@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..config.evaluation import MeasureConfig
 from ..config.vocabulary import DIRECTIONS, MODALITIES
-from ..errors import InputError
 from ..runtime import distributed
 from . import top_k
 from .features import Embedded
@@ -183,12 +182,9 @@ def find_slices(concepts: np.ndarray | None, named: dict[str, str]) -> list[Slic
 
 
 def resolve(names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
-    """The CUI of each name (or CUI, in any case) that pairs have; InputError: they have none.
-
-    What they have is `known`: CUI or name in lower case -> CUI.
+    """The CUI of each name (or CUI, in any case) that pairs have, which is `known`: CUI or name in
+    lower case -> CUI.
     """
-    if names and not known:
-        raise InputError(f"--slices: {names[0]}: the pairs have no concepts (CUIs)")
     present = set(known.values())
     titles = {title.lower(): cui for title, cui in MODALITIES.items() if cui in present} | known
     return {name: titles[name.lower()] for name in names if name.lower() in titles}

@@ -108,7 +108,7 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
         baseline_name=settings.baseline or "",
     )
     if embedded.concepts is None:
-        lines.append("no concepts (CUIs) with these pairs: no figures by concept or modality")
+        lines.append("no concepts (CUIs) with these pairs: no figures by concept, modality, slice")
     elif absent := [name for name in settings.slices if name not in named]:
         lines.append(concepts.unknown(absent, known, embedded.concepts))
     if not embedded.hashed:
@@ -153,7 +153,7 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
         about["data_fingerprint"] = hashlib.sha256("\n".join(model.ids).encode()).hexdigest()
     else:
         split = _split(settings, where)
-        key = (trained or {}).get("data", {}).get("caption_key", CAPTION)
+        key = settings.caption_key or (trained or {}).get("data", {}).get("caption_key", CAPTION)
         shards = loader.open_shards(where, split, world, key)
         about |= {"data": where, "split": split, "data_fingerprint": shards.fingerprint}
         if isinstance(model, Embedded):  # they must be of the same pairs

@@ -58,7 +58,7 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
         is_folder = (path / INDEX).is_file() or any(path.glob("*.tar"))
         has_folder |= is_folder
         if is_folder or word.endswith(".tar"):
-            shards = ShardSet.open(word, split or "test", caption_key=None)
+            shards = ShardSet.open(word, split or "test", bare=True)
             places |= dict.fromkeys((shards, n) for n in range(len(shards)))
         else:
             places |= dict.fromkeys(_files(path, word, option))

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from ..config.inference import AppConfig
+from ..data.index import CAPTION
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..imaging.jpeg import Picture
@@ -128,7 +129,8 @@ def _shards_of(index: Index | None) -> tuple[ShardSet | None, str]:
     if index is None:
         return None, ""
     try:
-        shards = ShardSet.open(index.about["data"], index.about["split"], caption_key=None)
+        key = index.about.get("caption_key", CAPTION)  # absent from early ones
+        shards = ShardSet.open(index.about["data"], index.about["split"], key, bare=True)
     except InputError as error:
         return None, f"no pictures: {error}"
     if shards.fingerprint != index.about["data_fingerprint"]:

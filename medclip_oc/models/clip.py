@@ -136,6 +136,7 @@ class Clip:
     towers: Towers
     tokenizer: Callable[[list[str]], Tensor]  # M texts -> (M, L) int64
     description: dict[str, Any]  # what a checkpoint says of the model: plain values
+    caption_key: str = "caption"  # see `DataConfig`, of the run that made it
 
     def __post_init__(self) -> None:
         *geometry, _to_tensor, _normalize = self.open_clip_preprocess().transforms

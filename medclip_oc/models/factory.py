@@ -85,7 +85,10 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
         model = _create(name, preprocess, content["state_dict"], where)
         built = _plain(model.visual.preprocess_cfg)
         description.check_equal(f"{where}: made with", preprocess, f"{name} is built with", built)
-        return _assemble(model, about, settings, where)
+        clip = _assemble(model, about, settings, where)
+        trained = (content.get("config") or {}).get("data", {})
+        clip.caption_key = trained.get("caption_key", clip.caption_key)
+        return clip
 
 
 def load(path: str | Path) -> Clip:

@@ -57,7 +57,7 @@ _LAYOUTS = {
 _ROCOV2 = ("kaggle", "flat", "zenodo")  # forms that differ in the place of the images only
 _NO_FORM = (
     "no captions there: no {0}_captions.csv, {0}-*.parquet, {0}/metadata.csv, captions.csv "
-    "or {0}/X.txt beside X.jpg; another table: --table (zeroshot, embed: images alone will do)"
+    "or {0}/X.txt beside X.jpg; another table: --table (images alone: zeroshot --images)"
 )
 _COLUMNS = ("id", "caption", "image", "split", "concepts")
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"

@@ -23,13 +23,18 @@ def text(record: Record) -> str:
     parts = [_lines(table) for table in shown["retrieval"]]
     if record.get("merged") and not has_copies(record):
         parts.insert(1, "no image and no caption of this pool is there twice")
-    parts += ["\n".join([_lines(table), *CONCEPT_FIGURES]) for table in shown["concepts"]]
+    parts += ["\n".join([_lines(table), *explained(table)]) for table in shown["concepts"]]
     parts += [_lines(table) for table in shown["baseline"]]
     if "slices" in record:
         slices = {each["name"]: each for each in record["slices"]}
         title = "R@10 of queries of one kind, among all candidates"
         parts.append(_lines({"title": title, **recalls("", slices, "images", ("R@10",))}))
     return "\n\n".join(parts).replace("\u00a0", " ")
+
+
+def explained(table: Table) -> list[str]:
+    """What each figure of a table by concepts says."""
+    return [line for line in CONCEPT_FIGURES if line.partition("@")[0] in str(table["rows"])]
 
 
 def tables(record: Record) -> dict[str, list[Table]]:

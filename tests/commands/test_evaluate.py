@@ -207,8 +207,6 @@ MISTAKES = {
     "--features-in TURNED --data SHARDS": "--features-in: pair 0 is test_0023, but test_0000 is",
     "--checkpoint BEST --baseline TURNED": "--baseline: pair 0 is test_0023, but test_0000 is",
     "--checkpoint BEST --pools 5,25": "--pools: 25 pairs, but the set holds only 24",
-    "--features-in PLAIN --slices CT": "--slices: CT: the pairs have no concepts",
-    "--checkpoint BEST --data OTHER --slices lung": "--slices: lung: the pairs have no concepts",
     "--checkpoint BEST --features-out /proc/no/x.npz": "/proc/no/x.npz: can't be written",
     "--checkpoint BEST --data configs::x.tar": "mixes shard folders, which have splits, and tars",
     "--checkpoint BEST --data EMPTY --split test": "empty.tar is not a shard folder with splits",
@@ -225,6 +223,12 @@ MISTAKES = {
     "--features-in PLAIN --data SHARDS --baseline start": "--baseline start: needs --checkpoint",
     "--features-in PLAIN --baseline ViT-B-16:openai": "a model needs the pairs; name them with",
 }
+
+
+@pytest.mark.parametrize("words", ["--features-in PLAIN", "--checkpoint BEST --data OTHER"])
+def test_slices_without_concepts(words: str, files: dict[str, object], capsys: Any) -> None:
+    assert run(*(files.get(word, word) for word in words.split()), "--slices", "CT") == 0
+    assert "no concepts (CUIs) with these pairs: no figures by concept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", MISTAKES)

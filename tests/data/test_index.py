@@ -44,11 +44,31 @@ FOLDERS: list[Any] = [
     ({"train/0": A, "validation/0": B}, "train", "caption", ["words a"]),
     ({"trainees": A}, "test", "caption", ["words a"]),
     ({"train-0": A, "val-0": B}, "test", "caption", "no split 'test': .* there are: train, val"),
-    ({}, "train", "caption", "no index.json, no tars; is it a source. tools/make_"),
+    ({}, "train", "caption", "no index.json, no tars; tools/make_shards.py packs a source"),
     ({"0": entry("a", "json", caption="x")}, "train", "caption", ["x"]),
     ({"0": entry("a", "json", text="x") | B}, "train", "text", ["x", "words b"]),
     ({"0": entry("a", "said") | entry("b", "Said")}, "train", "said", ["words a", "words b"]),
+    (
+        {"0": entry("a", "said", x=1) | {"a.txt": b"x"} | B},
+        "train",
+        "said",
+        ['{"x": 1}', "words b"],
+    ),
+    ({"0": entry("a", "json", said="y") | {"a.txt": b"x"}}, "train", "said", ["y"]),
+    ({"0": entry("a", "json", said="y") | {"a.txt": b"x"}}, "train", "caption", ["x"]),
     ({"0": entry("a", "json", caption=5)}, "train", "caption", "1 .json; .* data.caption_key"),
+    (
+        {"0": {"a.dcm": b"", "a.txt": b"x"}},
+        "train",
+        "caption",
+        "1 .dcm, .*unpack and pack other images",
+    ),
+    (
+        {"0": {"a.jpg": b"x"}, "1": {"a.txt": b"x"}},
+        "train",
+        "caption",
+        "jpg and in another tar 1 .txt",
+    ),
     ({"0": LONE}, "train", "caption", "no readable pair among 2 .jpg;"),
     ({"0": LONE | entry("c", "json", caption="x")}, "train", None, ["", "", "x"]),
     ({"0": LONE | {"a.txt": b"x", "b.txt": b"y"}}, "train", "caption", "2 .txt; .* --sort=name"),
@@ -67,10 +87,10 @@ def test_a_folder_of_another_tools_tars(case: Any, tmp_path: Path, capsys: Any) 
     for _ in ("walked through", "by what was kept"):
         if isinstance(expected, str):
             with pytest.raises(InputError, match=expected) as caught:
-                ShardSet.open(str(tmp_path), split, key)
+                ShardSet.open(str(tmp_path), split, key or "caption", bare=key is None)
             assert len(str(caught.value).replace(str(tmp_path), "")) < 260
             continue
-        shards = ShardSet.open(str(tmp_path), split, key)
+        shards = ShardSet.open(str(tmp_path), split, key or "caption", bare=key is None)
         samples = [shards.read(n) for n in range(len(shards))]
         assert [sample.caption for sample in samples] == expected
         assert [one for one in samples if one.caption] == [s for s in streamed if s in samples]

@@ -82,6 +82,7 @@ def test_sets_are_drawn_from_by_weight_or_all_pairs_alike(clip: Clip, sets: str)
         ({"weights": [1.0]}, "data.weights: 1 numbers for 2 set"),
         ({"weights": [0.0, 1.0]}, "data.weights: .* is not above 0"),
         ({"weights": [1.0, 99.0]}, "set 1 gets less than one of an epoch's 36 pairs"),
+        ({"caption_key": "nosuch"}, "data.caption_key: .* pairs tried have no KEY.nosuch, nor"),
         ({"train": "nowhere"}, "nowhere: no such shard folder"),
         (STREAM | {"samples_per_epoch": None}, "data.samples_per_epoch: needed"),
         (STREAM | {"weights": [1.0]}, "data.weights: a stream can't be weighted"),

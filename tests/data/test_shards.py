@@ -177,6 +177,9 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
     tarfile.open(tmp_path / "packed.tar", "w:gz").close()
     (tmp_path / "lfs.tar").write_text("version https://git-lfs.github.com/spec/v1\n")
     os.mkfifo(tmp_path / "fifo.tar")
+    (tmp_path / "val").mkdir()
+    write_tar(tmp_path / "val" / "0.tar", {"a.jpg": b"image", "a.txt": b"text"})
+    (tmp_path / "t.csv").write_text("image,caption")
     for where, split, message in (
         (f"{tmp_path}/nowhere", "train", "nowhere: no such shard folder"),
         (f"{tmp_path}/none-*.tar", "train", "no file matches"),
@@ -185,7 +188,9 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
         (f"{tmp_path}/empty.tar", "train", "no readable pair"),
         ([], "train", "no readable pair"),
         (f"{tmp_path}/text.tar", "train", "text.tar: not a readable, uncompressed tar"),
-        (f"{tmp_path}/packed.tar", "train", "packed.tar: not a readable, uncompressed tar"),
+        (f"{tmp_path}/packed.tar", "train", "packed.tar: not a readable, uncompressed .*gunzip"),
+        (f"{tmp_path}/t.csv", "train", "t.csv: .* tar: .*; tools/make_shards.py packs a source"),
+        (f"{tmp_path}/val", "test", "no split 'test': .* there are: val; a glob of tars takes all"),
         (f"{tmp_path}/lfs.tar", "train", "lfs.tar: a Git LFS pointer"),
         (f"{tmp_path}/fifo.tar", "train", "fifo.tar: not a regular file"),
         (f"{made}::{tmp_path}/nowhere", "train", "nowhere: no such shard folder"),
@@ -262,7 +267,7 @@ def test_foreign_tars_are_walked_through_once(
     """As long as what that found can be kept, is whole, and the tars are the same."""
     walked, real = list[str](), index.scan
     monkeypatch.setattr(
-        index, "scan", lambda path, key: walked.append(path.name) or real(path, key)
+        index, "scan", lambda path, *how: walked.append(path.name) or real(path, *how)
     )
     for n in range(20):
         write_pairs(tmp_path / f"{n:02}.tar", range(2 * n, 2 * n + 2))

@@ -169,6 +169,13 @@ def test_images_without_captions_are_enough(
     assert "has none, only images" in search(index, "--search", "a", "--find", "captions", code=2)
     words = ("--checkpoint", tiny_checkpoint, "--texts", "a", "--images", tar)
     assert call(zeroshot.main, ZeroshotConfig, *words) == 0
+    content = checkpoint.load(tiny_checkpoint) | {"config": {"data": {"caption_key": "said"}}}
+    torch.save(content, tmp_path / "said.pt")
+    where = ("--data", write_tar(tmp_path / "1.tar", {"a.jpg": jpeg(1), "a.said": b"x"}))
+    for words in ((tmp_path / "said.pt",), (tiny_checkpoint, "--caption-key", "said")):
+        words = ("--checkpoint", *words, *where, "--overwrite", "--out", index)
+        assert call(embed.main, EmbedConfig, *words) == 0
+        assert Index(index).pair(0)["caption"] == "x"
 
 
 def test_another_model_is_refused(

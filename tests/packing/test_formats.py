@@ -274,7 +274,7 @@ LAID_OUT = [  # the form, or what is said; tables and texts; images
     ("table", {"metadata.csv": "path,text,split\na,heart,train\nb,lung,training\n"}, "a.png b.png"),
     ("flat", {"R/train_captions.csv": f"ID,Caption\n{ROWS}"}, "a.txt R/train/a.jpg R/train/b"),
     ("data sets in R, S; name one", {"R/captions.csv": "", "S/captions.csv": ""}, ""),
-    ("no captions there: .*zeroshot, embed: images", {}, "s/a.dcm"),
+    ("no captions there: .*images alone: zeroshot --images", {}, "s/a.dcm"),
     ("no captions there: no train_captions.csv.*--tab", {}, "x.jpg"),
     ("valid_captions.csv: no such file.*--splits", {"train_captions.csv": HEAD}, "train/a.jpg"),
     ("valid_images.*valid: no such image folder or zip", NO_IMAGES, "train_images/train/a.jpg"),

@@ -108,6 +108,7 @@ def test_everything_is_on_the_page(
     page = Reader((run / "report.html").read_text())
     for text in SHOWN:
         assert text in page.text, text
+    assert "relevant recall@K: how" not in page.text  # which the record hasn't
     html = (run / "report.html").read_text()
     pictures = [value for name, value in page.attributes if name == "src"]
     assert len(pictures) == 36  # both directions, three kinds, three examples, two sides
