@@ -3,6 +3,7 @@
 B pairs per rank, G pairs over all ranks, C pairs of a forward, D embedding size, L context length.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,14 +91,15 @@ def gradients(towers: nn.Module) -> dict[str, Tensor]:
 def relative_errors(
     gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """||g - ref|| / max(||ref||, 1e-4 ||all ref||) of each parameter; ValueError: only one side has
-    a gradient of some.
+    """||g - ref|| / max(||ref||, 1e-4 ||all ref||) of each parameter, inf of a NaN; ValueError: only
+    one side has a gradient of some.
     """
     if gradients.keys() != reference.keys():
         odd = sorted(gradients.keys() ^ reference.keys())
         raise ValueError(f"only one side has a gradient of {', '.join(odd[:3])}")
     floor = 1e-4 * torch.stack([g.norm() for g in reference.values()]).norm()
     return {
-        name: float((gradients[name] - g).norm() / torch.maximum(g.norm(), floor))
+        name: math.inf if math.isnan(error) else error  # a NaN would lose each comparison
         for name, g in reference.items()
+        for error in [float((gradients[name] - g).norm() / torch.maximum(g.norm(), floor))]
     }

@@ -142,6 +142,17 @@ def test_fuzz(tmp_path: Path) -> None:
     assert not any("\n" in line for line in told)
 
 
+def test_a_list_of_arrays_that_hides_some(tmp_path: Path) -> None:
+    """By one bit: the length of a comment, which the zip's list skips."""
+    file = tmp_path / "x.npz"
+    features.save(file, embedded(), ALONE)
+    data = bytearray(file.read_bytes())
+    data[data.rindex(b"image_hash.npy") - 13] ^= 16
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="damaged, or not a readable"):
+        features.load(file, ALONE)
+
+
 def test_bad_files(tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     with pytest.raises(InputError, match="no such file"):

@@ -59,20 +59,26 @@ def test_a_sound_step(
     assert "holds: every relative error is under 1e-05" in out
 
 
+@pytest.mark.parametrize(("factor", "error"), [(2.0, "1.0e+00"), (float("nan"), "inf")])
 def test_a_wrong_step(
-    packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: pytest.MonkeyPatch
+    packed: Path,
+    tmp_path: Path,
+    capsys: Shown,
+    monkeypatch: pytest.MonkeyPatch,
+    factor: float,
+    error: str,
 ) -> None:
-    """open_clip's own fault: a temperature whose gradient is counted twice."""
+    """open_clip's own fault: a temperature whose gradient is counted twice. Or it is no number."""
 
     def wrong(*args: Any, **options: Any) -> Any:
         share, gradients = loss.contrast(*args, **options)
-        return share, gradients._replace(scale=2 * gradients.scale)
+        return share, gradients._replace(scale=factor * gradients.scale)
 
     monkeypatch.setattr(grad_cache, "contrast", wrong)
     assert check(packed, tmp_path) == 1
     shown = capsys.readouterr()
     message = one_line(shown.err)
-    assert "selfcheck: clip.logit_scale: relative error 1.0e+00 in fp32, above 1e-05" in message
+    assert f"selfcheck: clip.logit_scale: relative error {error} in fp32, above 1e-05" in message
     assert "holds" not in shown.out
 
 
