@@ -91,8 +91,8 @@ def gradients(towers: nn.Module) -> dict[str, Tensor]:
 def relative_errors(
     gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """||g - ref|| / max(||ref||, 1e-4 ||all ref||) of each parameter, inf of a NaN; ValueError: only
-    one side has a gradient of some.
+    """||g - ref|| / max(||ref||, 1e-4 ||all ref||) of each parameter, inf of a NaN.
+    ValueError: only one side has a gradient of some.
     """
     if gradients.keys() != reference.keys():
         odd = sorted(gradients.keys() ^ reference.keys())

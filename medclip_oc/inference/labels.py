@@ -21,9 +21,9 @@ class Labels:
     """True candidates of a set of images, and the probabilities that these got.
 
     Args:
-        file: a table with `image` (or `id`, `file`, `path`) and `label` (or `class`). An image is
-            named by its path or the end of that, such as `normal/a.png` or `a.png`; the extension
-            may be absent. Failing that, the file name decides, where it is unique.
+        file: a table with `image` (or `id`, `file`, `path`, `filename`) and `label` (or `class`).
+            An image is named by its path or the end of that, such as `normal/a.png` or `a.png`; the
+            extension may be absent. Failing that, the file name decides, where it is unique.
         names: of the M candidates.
         images: N images.
 
@@ -71,7 +71,7 @@ def _read(file: str, names: Sequence[str]) -> dict[str, int]:
     """Image -> index of its true candidate."""
     indices = {name: index for index, name in enumerate(names)}
     labels: dict[str, int] = {}
-    columns = ["image|id|file|path", "label|class"]
+    columns = ["image|id|file|path|filename|file_name", "label|class"]
     for where, [named, label] in read_table("--labels", file, columns):
         image = str(PurePosixPath(named.replace("\\", "/")))  # without ./
         if label not in indices:

@@ -29,7 +29,7 @@ REFUSED = {
 
 
 def labels_of(rows: str, folder: Path) -> dict[int, str]:
-    (folder / "labels.csv").write_text("image,label\n" + rows)
+    (folder / "labels.csv").write_text("filename,label\n" + rows)
     labels = Labels(str(folder / "labels.csv"), ["a", "b"], IMAGES)
     labels.add([0, 1, 2], np.arange(3))
     assert labels.missing == 3 - len(labels._rows)
