@@ -9,6 +9,13 @@ from .checks import Bound, Count, Settings
 
 Form = Literal["auto", "kaggle", "flat", "zenodo", "imageclef", "roco1", "parquet"]
 Concepts = Literal["all", "manual", "none"]
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "validate", "dev"),
+    "test": ("test", "testing"),
+}
+"""What people call them."""
+SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
@@ -31,8 +38,8 @@ class MakeShardsConfig(Settings):
     format: Form = "auto"
     """Form of the source. auto: told by looking."""
     splits: list[str] | None = None
-    """Which splits to pack. null: train, valid and test; of a table those that it has, or train
-    where it has no --split-column."""
+    """Which splits to pack. null: train, valid and test; of a table those that its column split,
+    its files' names or its paths tell, or train."""
     concepts: Concepts = "all"
     """Which concept ids (CUIs) to join. manual: those checked by hand (*_concepts_manual.csv)."""
     table: str | list[str] | None = None
@@ -79,6 +86,7 @@ class MakeShardsConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.splits = self.splits and [SPLIT_OF.get(each.lower(), each) for each in self.splits]
         if self.verify:
             self._refuse("--verify", VERIFY, only=True)
         elif (self.source is None) == (self.table is None):

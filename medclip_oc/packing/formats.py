@@ -4,15 +4,17 @@ ROCOv2 is kaggle, flat, zenodo and parquet (Hugging Face); ROCO v1 is roco1; ima
 Face's too; listed is one table for all splits; beside has a text file with each image.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from ..config.packing import Concepts, Form, MakeShardsConfig
+from ..config.packing import SPLIT_WORDS, Concepts, Form, MakeShardsConfig
 from ..errors import InputError
 from ..runtime.progress import print_line
 from .image_store import Archive, Folder
-from .sources import FACTS, SPLIT_WORDS, SPLITS, Part, Source, by_id, parse_split
+from .sources import FACTS, SPLITS, Part, Source, by_id, split_told
 from .tables import Row, Table
 
 
@@ -52,7 +54,6 @@ _LAYOUTS = {
     ),
     "imagefolder": _Layout(("{split}/metadata.[cj]*",), ("{split}",), columns=_USUAL),
     "listed": _Layout(("captions.csv", "metadata.csv", "metadata.jsonl"), columns=_USUAL),
-    "beside": _Layout(("{split}/*.txt",), ("{split}",)),
 }
 _ROCOV2 = ("kaggle", "flat", "zenodo")  # forms that differ in the place of the images only
 _NO_FORM = (
@@ -63,18 +64,22 @@ _COLUMNS = ("id", "caption", "image", "split", "concepts")
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
 
 
+@dataclass(frozen=True)
 class TextFiles(Table):
     """Captions in files that are called as their images are: `x.txt` is that of `x.jpg`."""
 
+    home: Path = Path()  # where the paths of the images start
+
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """As of a table with the columns ID and Caption."""
+        """As of a table with the columns image, which is its path, and caption."""
         for path in self.paths:
             try:
                 text, problem = path.read_text("utf-8-sig"), None
             except (OSError, UnicodeDecodeError):
                 text, problem = "", "unreadable, or not UTF-8"
-            cells = {"ID": path.stem, "Caption": text}
-            yield Row(path.name, path.stem, [cells[name] for name in columns], problem)
+            name = path.relative_to(self.home).with_suffix("").as_posix()
+            cells = {"image": name, "caption": text}
+            yield Row(f"{name}.txt", name, [cells[each] for each in columns], problem)
 
 
 def from_settings(config: MakeShardsConfig) -> Source:
@@ -113,6 +118,11 @@ def open_source(
     kind = _recognise(folder, chosen) if form == "auto" else form
     if not kind:
         inner = [each for each in sorted(folder.glob("*/")) if _recognise(each, chosen)]
+        texts = () if inner else sorted(folder.rglob("*.[tT][xX][tT]"))
+        beside = TextFiles(tuple(texts), ("image", "caption"), folder)
+        if any(map(Folder(folder).find, (row.name for row in beside.rows([])))):
+            columns = {"image": "image", "caption": "caption"}
+            return open_table(beside, columns, splits=splits)
         if len(inner) != 1:
             there = f"data sets in {', '.join(each.name for each in inner)}; name one of these"
             raise InputError(f"{folder}: {there if inner else _NO_FORM.format(chosen[0])}")
@@ -120,8 +130,7 @@ def open_source(
         return open_source(inner[0], splits, form, concepts)
     if kind == "listed":
         table = next(_matches(folder, "train", _LAYOUTS[kind].captions))
-        columns = _USUAL | ({"split": "split"} if "split" in Table((table,)).names() else {})
-        return open_table(table, columns, splits=splits)
+        return open_table(table, _USUAL, splits=splits)
     parts = [_part(folder, split, kind, concepts) for split in chosen]
     names = {}
     if kind != "parquet" and concepts != "none" and (folder / _MAPPING).is_file():
@@ -131,7 +140,7 @@ def open_source(
 
 
 def open_table(
-    paths: Path | Sequence[Path],
+    paths: Path | Sequence[Path] | TextFiles,
     columns: Mapping[str, str],
     *,
     image_root: Path | None = None,
@@ -140,39 +149,73 @@ def open_table(
 ) -> Source:
     """A source that is one table with the columns that the user names.
 
+    Without a split column, one so called tells it, or the files' names, or the images' folders.
+
     Args:
         paths: its file, or files, or a folder of Parquet files.
         columns: see `Part`; image and caption are among them.
         image_root: where image paths start; else in the table's folder, or in `images` there.
-        splits: which ones to read; without a split column, the one that all rows go to. None:
-            those that the table has, or train.
+        splits: which ones to read; where nothing tells, the one that all rows go to. None: those
+            that are told, or train.
         kept: columns whose text goes into each pair's facts.
     """
+    files, named = list[Path](), dict[str, list[Path]]()
     paths = [paths] if isinstance(paths, Path) else paths
-    files = list[Path]()
-    for path in paths:
-        files += sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        if not (files and files[-1].is_file()):
-            raise InputError(f"{path}: no such table, and no folder of .parquet files")
-    table, home = Table(tuple(files)), paths[0] if paths[0].is_dir() else paths[0].parent
-    root = image_root or home
+    if isinstance(paths, TextFiles):
+        table, home = cast(Table, paths), paths.home
+    else:
+        for path in paths:
+            files += sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+            if not (files and files[-1].is_file()):
+                raise InputError(f"{path}: no such table, and no folder of .parquet files")
+        table, home = Table(tuple(files)), paths[0] if paths[0].is_dir() else paths[0].parent
+        for path in files:
+            words = re.split("[^a-z]+", path.stem.lower())
+            inside = path.parent.name if files[1:] or path not in paths else ""
+            named.setdefault(split_told([inside, *words]) or "train", []).append(path)
+    root, columns, folders = image_root or home, dict(columns), set[str | None]()
     if own := ", ".join(name for name in kept if name in FACTS.split()):
         raise InputError(f"--keep-columns: {own}: each pair's JSON has its own; rename the column")
     next(table.rows([*columns.values(), *kept]), None)  # each of them is there
-    if splits is None:
-        splits = _splits_in(table, columns["split"]) if "split" in columns else ("train",)
-    chosen = _check_splits(splits)
-    if "split" not in columns:
-        if len(chosen) > 1:
-            raise InputError("--splits: a table without --split-column goes to one split; name one")
-        for name in (name for name in table.names() if name.lower() in ("split", "subset")):
-            used = f"all rows go to {chosen[0]} (--split-column {name} reads its column)"
-            print_line(f"warning: {table}: {used}")
     if not root.is_dir():
         raise InputError(f"{root}: no such image folder (--image-root)")
+    called = [name for name in table.names() if name.lower() in ("split", "subset")]
+    if "split" not in columns:
+        if told := [name for name in called if _told(table, name) - {None}]:
+            columns["split"] = told[0]
+        elif set(named) <= {"train"}:
+            folders = _told(table, columns["image"])
+            if len(folders) > 1 and None not in folders:
+                columns["split"] = columns["image"]
+    if splits is None:
+        there = _told(table, columns["split"]) if "split" in columns else named
+        splits = [split for split in SPLITS if split in there] or ["train"]
+    chosen = _check_splits(splits)
+    tables = dict.fromkeys(chosen, table)
+    if "split" not in columns and len(named) > 1:
+        tables = {split: Table(tuple(each)) for split, each in named.items()}
+        if absent := [split for split in chosen if split not in named]:
+            raise InputError(f"--splits: {absent[0]}: no table's name tells this split")
+    elif "split" not in columns:
+        if len(chosen) > 1:
+            raise InputError("--splits: a table without --split-column goes to one split; name one")
+        if called or folders - {None, *chosen}:
+            why = f"its column {called[0]} has none" if called else "some images lie in others"
+            print_line(f"warning: {table}: all rows go to the split {chosen[0]} ({why})")
     places = dict.fromkeys([root, home, home / "images"])
     images = [Folder(place) for place in places if place.is_dir()]
-    return Source("table", [Part(split, table, columns, images, kept=kept) for split in chosen])
+    parts = [Part(split, tables[split], columns, images, kept=kept) for split in chosen]
+    return Source("table", parts)
+
+
+def _told(table: Table, column: str) -> set[str | None]:
+    """The splits that the cells of a column tell; None: one tells none."""
+    told = set[str | None]()
+    for row in table.rows([column]):
+        if not isinstance(row.values[0], str):
+            return {None}  # images, which aren't to be read for this
+        told.add(split_told(re.split(r"[/\\]", row.values[0])))
+    return told
 
 
 def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
@@ -181,13 +224,6 @@ def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
         given = ", ".join(wrong) or "none"
         raise InputError(f"--splits: {given}; allowed are {', '.join(SPLITS)}, blanks between")
     return tuple(dict.fromkeys(splits))
-
-
-def _splits_in(table: Table, column: str) -> list[str]:
-    """The splits that a table has rows of, in the usual order."""
-    rows = table.rows([column])
-    present = {parse_split(table, row.location, column, row.values[0]) for row in rows}
-    return [split for split in SPLITS if split in present]
 
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:
@@ -243,7 +279,6 @@ def _part(folder: Path, split: str, form: str, concepts: Concepts) -> Part:
         missing = f"no table of manual concepts of {split} (form {form})"
         raise InputError(f"{folder}: {missing}; --concepts all or none does without")
     table = Table((captions[0],), None if layout.header else ("ID", "Caption"))
-    table = TextFiles(tuple(captions)) if form == "beside" else table
     return Part(
         split,
         table,

@@ -22,18 +22,13 @@ from urllib.parse import unquote
 
 import pandas as pd
 
+from ..config.packing import SPLIT_OF
 from ..data.index import is_blank
 from ..errors import InputError
 from .image_store import Archive, Folder, ImageFile, stem
 from .tables import Number, Row, Table
 
 SPLITS = ("train", "valid", "test")
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev"),
-    "test": ("test", "testing"),
-}
-"""What people call them."""
 FACTS = "id split width height mode sha256 concepts concept_names license reencoded resized_from"
 """Of a sample's JSON."""
 
@@ -175,8 +170,9 @@ class Source:
         self, part: Part, row: Row, cells: Mapping[str, Any], taken: dict[str, str]
     ) -> Pair | Reject:
         name, caption, is_path = cells["id"], cells["caption"], "id" not in part.columns
-        if is_path and isinstance(name, dict):  # {bytes, path}
-            name = name.get("path") or name.get("bytes")
+        if is_path and isinstance(name, dict):  # {bytes, path}; all paths may be "image.png"
+            path, data = name.get("path"), name.get("bytes")
+            name = data if data and (not path or key_of(stem(str(path).strip())) in taken) else path
         if is_path and isinstance(name, bytes):
             name = row.name
         name = name.strip() if isinstance(name, str) else ""
@@ -191,17 +187,18 @@ class Source:
             return reject("malformed row", f"the caption is a {kind}, not text")
         if isinstance(cells.get("image"), list):
             return reject("malformed row", "several images in one cell; give each its own row")
-        identity = stem(name)
+        identity, cell = stem(name), cells.get("image")
+        caption = unicodedata.normalize("NFC", caption).strip()
+        if is_blank(caption):
+            return reject("caption empty", "no text but blanks")
+        if is_path and (cell in (None, "", []) or not name):
+            return reject("image missing", "no image in the row")
         if unfit := unfit_id(identity, is_path=is_path):
             return reject("unsafe id", unfit)
         key = key_of(identity)
         if key in taken:
             hint = " (--id-column names a column that tells them apart)" * is_path
             return reject("duplicate id", f"{taken[key]} has this id{hint}")
-        caption = unicodedata.normalize("NFC", caption).strip()
-        if is_blank(caption):
-            return reject("caption empty", "no text but blanks")
-        cell = cells.get("image")
         if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
             cell = cell.get("bytes") or cell.get("path") or ""
         try:
@@ -270,11 +267,16 @@ def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
 
 def parse_split(table: Table, location: str, column: str, word: Any) -> str:
     """The split that a cell of a table means; InputError: none that is known."""
-    meant = {each: split for split, words in SPLIT_WORDS.items() for each in words}
-    if split := meant.get(str(word).strip().lower()):
+    if split := split_told(re.split(r"[/\\]", str(word))):
         return split
-    allowed = ", ".join(meant)
-    raise InputError(f"{table}: {location}: {column} is {word!r}; allowed are {allowed}")
+    allowed, shown = ", ".join(SPLIT_OF), str(word)[:60]
+    raise InputError(f"{table}: {location}: {column} is {shown!r}; allowed are {allowed}")
+
+
+def split_told(words: Sequence[str]) -> str | None:
+    """The split that a word means, or a folder of a path, the innermost first."""
+    found = (SPLIT_OF.get(word.strip().lower()) for word in reversed(words))
+    return next(filter(None, found), None)
 
 
 # ----------------------------------------------------------------------------------- ids and texts

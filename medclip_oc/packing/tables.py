@@ -5,6 +5,7 @@ JSON, has a problem of its own; the rows after it are read as usual.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,14 +53,18 @@ class Table:
             columns: names; upper and lower case count the same where that is unique. "a|b" takes
                 the column a, or else b.
         """
-        for path in self.paths:
+        labels = [path.stem for path in self.paths]
+        if len({*labels}) < len(labels):  # x/0000.parquet, y/0000.parquet
+            base = os.path.commonpath([path.absolute().parent for path in self.paths])
+            labels = [os.path.relpath(path.with_suffix(""), base) for path in self.paths]
+        for path, label in zip(self.paths, labels, strict=True):
             names, unit, read = self._open(path)
-            where = f"{path.name} {unit}" if len(self.paths) > 1 else unit
+            where = f"{label}{path.suffix} {unit}" if len(self.paths) > 1 else unit
             for frame in read([_chosen(path, names, column) for column in columns]):
                 cells = frame.iloc[:, :-1].itertuples(index=False, name=None)
                 for n, values, problem in zip(frame.index, cells, frame[PROBLEM], strict=True):
                     wrong = problem if isinstance(problem, str) else None
-                    yield Row(f"{where} {n}", f"{path.stem}-{n}", [*map(_plain, values)], wrong)
+                    yield Row(f"{where} {n}", f"{label}-{n}", [*map(_plain, values)], wrong)
 
     def digest(self) -> str:
         """Hash of the content."""
@@ -84,8 +89,10 @@ def _chosen(path: Path, names: Sequence[str], column: str) -> str:
             raise InputError(f"{path}: {same.count(name)} columns are called {name!r}; rename one")
         if name in same or len(same) == 1:
             return name if name in same else same[0]
-    listed = shorten(", ".join(map(repr, names)), 160, placeholder=" ...")
-    raise InputError(f"{path}: no column {column.replace('|', ' or ')!r}; found {listed}")
+    listed = shorten(", ".join(map(repr, names)), 110, placeholder=" ...")
+    way = f"; name yours: --table {path.name} --image-column X --caption-column Y"
+    way *= "image|" in column or "caption|" in column  # those that a form of --source has
+    raise InputError(f"{path}: no column {column.replace('|', ' or ')!r}; found {listed}{way}")
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source, open_table
@@ -248,7 +249,7 @@ HEAD = "path,report,subset\na,b,train\n"
 COLUMNS, SUBSET = {"image": "path", "caption": "report"}, {"split": "subset"}
 WRONG: list[tuple[str, dict[str, str], dict[str, Any], str]] = [
     (f"{HEAD}a,b,holdout\n", SUBSET, {}, "line 3: subset is 'holdout'; allowed are train, t"),
-    (HEAD, {}, {"splits": ["train", "test"]}, "name one"),
+    ("path,report\na,b\n", {}, {"splits": ["train", "test"]}, "name one"),
     (HEAD, SUBSET, {"splits": ["test"]}, "t.csv: no rows whose subset is test"),
     (HEAD, {}, {"image_root": Path("/nowhere")}, "no such image folder"),
 ]
@@ -269,9 +270,21 @@ NO_IMAGES = {f"{split}_captions.csv": HEAD for split in SPLITS}
 NO_PARQUET = {f"{split}.parquet": "PAR1 no" for split in SPLITS}
 LAID_OUT = [  # the form, or what is said; tables and texts; images
     ("imagefolder", {"train/metadata.csv": f"file_name,text\n{ROWS}"}, "train/a.jpg train/b.jpg"),
-    ("beside", {"train/a.txt": "heart\n", "train/b.txt": "\ufefflung"}, "train/a.jpg train/b.DCM"),
+    ("table", {"train/a.txt": "heart\n", "train/b.txt": "\ufefflung"}, "train/a.jpg train/b.DCM"),
     ("table", {"captions.csv": f"id,caption\n{ROWS}"}, "images/a.jpg images/b.PNG"),
-    ("table", {"metadata.csv": "path,text,split\na,heart,train\nb,lung,training\n"}, "a.png b.png"),
+    (
+        "table",
+        {"train/p/a.txt": "heart", "train/b.txt": "lung", "val/c.txt": ""},
+        "train/p/a train/b",
+    ),
+    ("table", {"p/a.txt": "heart", "b.TXT": "lung"}, "p/a.jpg b.jpg"),
+    ("table", {"metadata.csv": "path,text,Split\na,heart,train\nb,lung,training\n"}, "a.png b.png"),
+    (
+        "table",
+        {"metadata.csv": f"path,text\ntrain/{ROWS}test/c,x".replace("b", "train/b")},
+        "train/a train/b",
+    ),
+    ("no column 'file_name.* --table captions.csv", {"captions.csv": "uid,findings\n1,x\n"}, ""),
     ("flat", {"R/train_captions.csv": f"ID,Caption\n{ROWS}"}, "a.txt R/train/a.jpg R/train/b"),
     ("data sets in R, S; name one", {"R/captions.csv": "", "S/captions.csv": ""}, ""),
     ("no captions there: .*images alone: zeroshot --images", {}, "s/a.dcm"),
@@ -307,7 +320,7 @@ def test_layouts_are_told_by_looking(
 def test_several_tables_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files or a folder; their columns are kept as text; a column of splits is said."""
     for n in range(2):
-        cells = {"image": [jpeg(n)], "text": ["x"], "Split": ["val"], "finding": ["mass"], "n": [n]}
+        cells = {"image": [jpeg(n)], "text": ["x"], "Split": ["7"], "finding": ["mass"], "n": [n]}
         (tmp_path / "default").mkdir(exist_ok=True)
         pq.write_table(pa.table({**cells, "list": [["a"]]}), tmp_path / "default" / f"{n}.parquet")
     columns, kept = {"image": "image", "caption": "text"}, ["finding", "n", "list"]
@@ -317,12 +330,21 @@ def test_several_tables_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[st
         pairs = pairs_of(source, "train")
         assert [pair.id for pair in pairs] == ["0-1", "1-1"]
         assert pairs[1].facts == {"finding": "mass", "n": "1", "list": '["a"]'}
-        said = f"warning: {files[0]}: all rows go to train (--split-column Split reads its column)"
+        said = f"warning: {files[0]}: all rows go to the split train (its column Split has none)"
         assert capsys.readouterr().err.strip() == said
     assert source.fingerprints() != open_table(files, columns).fingerprints()
     capsys.readouterr()
-    assert open_table(files, {**columns, "split": "Split"}).splits == ("valid",)
-    assert capsys.readouterr().err == ""
+    names = ("x/0", "y/0"), ("validate-0", "test-0"), ("val/0", "testing/0")
+    for pair, splits in zip(names, (("train",), *[("valid", "test")] * 2), strict=True):
+        for file, name in zip(files, pair, strict=True):
+            path = tmp_path / pair[0].replace("/", "-") / f"{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, path)
+        source = open_table(tmp_path / pair[0].replace("/", "-"), columns)
+        found = [pair.id for split in splits for pair in pairs_of(source, split)]
+        assert (source.splits, len(found)) == (splits, 2)
+    config = MakeShardsConfig("o", table="t", image_column="i", caption_column="c", splits=["Val"])
+    assert config.splits == ["valid"]
     for name, message in (("license", "columns: license: each pair's"), ("x", "no column 'x'")):
         with pytest.raises(InputError, match=message):
             open_table(files, columns, kept=[name])

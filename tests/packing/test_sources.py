@@ -98,7 +98,8 @@ BYTES = [{"bytes": jpeg(n), "path": None} for n in range(2)]
 IMAGES: dict[str, tuple[Any, list[str]]] = {  # of an image column, and the ids or details they give
     "bytes": ([jpeg(0), jpeg(1)], ["t-1", "t-2"]),
     "structs without paths": (pa.array(BYTES, STRUCT), ["t-1", "t-2"]),
-    "nulls": (pa.array([None, BYTES[1]], STRUCT), ["row 1: no id", "t-2"]),
+    "nulls": (pa.array([None, BYTES[1]], STRUCT), ["row 1: no image in the row", "t-2"]),
+    "structs of one path": (pa.array([{**it, "path": "x"} for it in BYTES], STRUCT), ["x", "t-2"]),
     "lists": ([[jpeg(0)] * 2] * 2, [f"row {n}: several images in one cell" for n in (1, 2)]),
 }
 
