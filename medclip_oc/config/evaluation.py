@@ -45,7 +45,7 @@ class ModelSource(ComputeConfig):
             )
         elif self.pretrained is None and not own:
             raise InputError(
-                f"--pretrained: required with --model {self.model}: random weights rank by luck"
+                f"--pretrained: required with --model {self.model} (a folder is local-dir:FOLDER)"
             )
 
 

@@ -18,7 +18,7 @@ import zipfile
 from argparse import Namespace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from numpy import dtype
@@ -26,12 +26,14 @@ from numpy._core.multiarray import scalar
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..config.fields import shorten
 from ..errors import DamagedCheckpoint, InputError
 from ..runtime.atomic import atomic_file
 from ..runtime.git_lfs import pointer
 from . import description, torchscript
 
 FORMAT = "medclip_oc/1"
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # of weights; the first counts
 _PACKAGES = ("medclip_oc", "torch", "torchvision", "open_clip_torch")
 # What others write beside the weights: the best score, the arguments. Nothing of it runs.
 _HARMLESS: list[Any] = [Namespace, dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
@@ -124,6 +126,12 @@ def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
         raise DamagedCheckpoint(f"{path}: {problem}") from error
 
 
+def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
+    """Whether it maps names to tensors."""
+    pairs = content.items() if isinstance(content, dict) else ()
+    return bool(pairs) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in pairs)
+
+
 def check_weights(state: object, where: str | Path) -> None:
     """Refuse a state dict of the file `where` that torch would cast in silence, or take as it is.
 
@@ -131,10 +139,10 @@ def check_weights(state: object, where: str | Path) -> None:
         InputError: no mapping of names to tensors; a weight that is no floating-point number, or
             not finite; a `logit_scale` that no model is trained with.
     """
-    pairs = list(state.items()) if isinstance(state, dict) else []
-    if not pairs or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in pairs):
-        raise InputError(f"{where}: holds no state dict (a mapping of names to tensors)")
-    for name, tensor in pairs:
+    if not is_state_dict(state):
+        held = shorten(list(state) if isinstance(state, dict) else state)
+        raise InputError(f"{where}: holds {held}, no state dict (bare or as {', '.join(WRAPPERS)})")
+    for name, tensor in state.items():
         if _WHOLE.match(name):
             continue
         plain = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in _DTYPES

@@ -22,7 +22,7 @@ from ..config.schema import ModelConfig
 from ..errors import InputError, WorkError
 from ..runtime.progress import print_line
 from . import description, transformers_clip
-from .pretrained import resolve
+from .pretrained import lacking, resolve
 
 _PARTS = {
     ("blocks.", "layer1.", "conv_stem."): "an image tower alone, for model.pretrained_image",
@@ -87,9 +87,11 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any], dict[str, Any]
 
 def _described(arch: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a hub's model or a folder says of itself: in open_clip's way, or as a CLIPModel."""
-    processor = dict[str, Any]()
+    processor, names = dict[str, Any](), ("open_clip_config.json", "config.json")
+    if (folder := folder_of(arch)) and not any((folder / name).exists() for name in names):
+        raise lacking(folder, "open_clip_config.json or a CLIPModel's config.json, and weights")
     try:
-        file, content = _json_of(arch, "open_clip_config.json", "config.json")
+        file, content = _json_of(arch, *names)
         if file.name == "config.json":
             with suppress(FileNotFoundError):  # then as OpenAI's
                 _, processor = _json_of(arch, "preprocessor_config.json")
@@ -215,7 +217,7 @@ def hint(state: Mapping[str, Tensor]) -> str:
     conv, words = sizes.get("visual.conv1.weight"), sizes.get("token_embedding.weight")
     places = sizes.get("visual.positional_embedding")
     if not conv or not words or not places:
-        return ""
+        return f"; it holds {', '.join([*state][:2])}, ..."
     side = round((places[0] - 1) ** 0.5) * conv[-1]
     vision = {"width": conv[0], "patch_size": conv[-1], "image_size": side}.items()
     names = [
@@ -224,7 +226,8 @@ def hint(state: Mapping[str, Tensor]) -> str:
         if vision <= own["vision_cfg"].items() and own["text_cfg"].get("width") == words[1]
     ]
     names.sort(key=len)
-    return f"; of its sizes are {', '.join(names[:3])}: set model.arch" if names else ""
+    known = f"of its sizes are {', '.join(names[:3])}: set model.arch" if names else ""
+    return f"; {known or f'it holds a ViT of {dict(vision)}, text width {words[1]}'}"
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..runtime.progress import print_line
 from . import averaging, checkpoint, transformers_clip
 
 # What a CLIP tower has no place for: classifier, unused pooler, index buffers.
 # What wraps a model while it trains: DDP, torch.compile, Lightning, a class of one's own.
-_WRAPPED = re.compile(r"^((module|_orig_mod|model|clip)\.)+")
+_WRAPPED = re.compile(r"^((module|_orig_mod|model|clip|clip_model|net)\.)+")
 _LEFT_OUT = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
 
 
@@ -61,8 +62,11 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 def state_of(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The state dict in what the file `path` holds; as `load_weights`."""
     state = content
-    for key in ("state_dict", "model_state_dict", "model"):
+    for key in checkpoint.WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
+            sets = [str(k) for k, v in state.items() if checkpoint.is_state_dict(v)]
+            if len(sets) > 1:
+                print_line(f"{path}: holds weights as {', '.join(sets)[:99]}; taken: {key}")
             state = state[key]
     checkpoint.check_weights(state, path)
     plain = {_WRAPPED.sub("", name): value for name, value in state.items()}
@@ -74,16 +78,22 @@ def state_of(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 def file_in(folder: Path) -> Path:
     """Its one file of weights, or that of open_clip's own name; an InputError if there is none."""
-    names = sorted(file.name for file in folder.iterdir())
-    weights = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt"))]
+    kinds = (".safetensors", ".bin", ".pth", ".pt")
+    weights = sorted(file.name for file in folder.glob("*") if file.suffix in kinds)
     # a copy of the hub may hold the same weights in other forms
     usual = ("open_clip_", "model.safetensors", "pytorch_model.bin")  # the latter transformers'
     ranks = {name: [name.startswith(start) for start in usual] for name in weights}
     weights.sort(key=lambda name: (ranks[name], ".safetensors" in name), reverse=True)
     if weights and (len(weights) == 1 or any(ranks[weights[0]])):
         return folder / weights[0]
-    wanted, there = "open_clip_model.safetensors or one other file of weights", weights or names
-    raise InputError(f"local-dir:{folder}: wanted is {wanted}; there: {', '.join(there[:5])}")
+    raise lacking(folder, "open_clip_model.safetensors or one other file of weights", weights)
+
+
+def lacking(folder: Path, wanted: str, held: list[str] | None = None) -> InputError:
+    """The error where `local-dir:` names what no model can be loaded from."""
+    names = held or sorted(file.name for file in folder.glob("*"))
+    there = ", ".join(names[:5]) or ("nothing" if folder.is_dir() else "no folder")
+    return InputError(f"local-dir:{folder}: wanted is {wanted}; there: {there}")
 
 
 def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> dict[str, Any]:
@@ -91,9 +101,10 @@ def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> dict[str, Any]
     about: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag)
     if not about:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
-        raise InputError(
-            f"model.pretrained: {tag!r} is neither a file nor a tag of {arch} ({tags})"
-        )
+        problem = f"is neither a file nor a tag of {arch} ({textwrap.shorten(tags, 100)})"
+        if Path(tag).is_dir():
+            problem = f"is a folder; name its file of weights, or the model as local-dir:{tag}"
+        raise InputError(f"model.pretrained: {tag!r} {problem}")
     theirs, ours = bool(about.get("quick_gelu")), bool(definition.get("quick_gelu"))
     if theirs != ours:
         words = {True: "QuickGELU", False: "GELU"}
@@ -199,6 +210,6 @@ def _load(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     }
     for problem, names in problems.items():
         if names:
-            shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+            shown = ", ".join(names[:2]) + (" ..." if len(names) > 2 else "")
             raise InputError(f"{where}: {len(names)} of {len(own)} tensors {problem}: {shown}")
     module.load_state_dict({name: state[name] for name in own})

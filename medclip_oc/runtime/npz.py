@@ -53,8 +53,11 @@ def read(
             there = {name: [each for each in names[name] if each in arrays.files] for name in names}
             found = {name: arrays[own[0]] for name, own in there.items() if own}
         texts = [t for a in found.values() if a.dtype.kind == "U" for t in a.ravel().tolist()]
-    except Exception:  # of any kind: numpy and zipfile read what others wrote
-        raise InputError(f"{path}: damaged, or not a readable .npz: make it again") from None
+    except Exception as error:  # of any kind: numpy and zipfile read what others wrote
+        problem = "damaged, or not a readable .npz: make it again"
+        if "Object arrays" in str(error):
+            problem = "holds Python objects: save ids by .astype(str), other arrays as numbers"
+        raise InputError(f"{path}: {problem}") from None
     if missing := [name for name in wanted if name not in found and name not in optional]:
         raise InputError(f"{path}: lacks {', '.join(missing)}; it holds {shorten(arrays.files)}")
     size = len(np.atleast_1d(next(iter(found.values()))))

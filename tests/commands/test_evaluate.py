@@ -213,7 +213,7 @@ MISTAKES = {
     "--ks 1": "--checkpoint: required; or --model, or --features-in",
     "--model ViT-B-16 --pretrained x --features-in PLAIN": "or --features-in, one of the two",
     "--model ViT-B-16 --checkpoint BEST": "names its own model; give one of the two",
-    "--model ViT-B-16": "--pretrained: required with --model ViT-B-16",
+    "--model ViT-B-16": "--pretrained: required with --model ViT-B-16 (a folder is local-",
     "--model ViT-B-16 --pretrained x": "--pretrained: 'x' is neither a file nor a tag of ViT-B-16",
     "--model local-dir:FOLDER": "--data: name the pairs, such as shards/rocov2",
     "--model local-dir:FOLDER --data SHARDS --baseline start": "start: needs --checkpoint",

@@ -87,7 +87,7 @@ BAD = {
     ),
     "huge": ({"concepts": np.array([[1], [2**40], [0]])}, "concepts: only UMLS numbers"),
     "beyond float32": ({"image_features": np.full((3, 4), 1e300)}, "row 0 is zero, or holds"),
-    "objects": ({"ids": np.array(["a", {}, "b"], dtype=object)}, r"not a readable \.npz"),
+    "objects": ({"ids": np.array(["a", {}, "b"], dtype=object)}, r"save ids by \.astype\(str\)"),
 }
 
 

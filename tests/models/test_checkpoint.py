@@ -86,7 +86,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
         ("w", torch.tensor([1, torch.inf]), "w holds NaN or infinite numbers"),
         ("logit_scale", torch.tensor(torch.nan), "logit_scale holds NaN or"),
         ("logit_scale", torch.tensor(1e4), "logit_scale, the log of .* is 10000; at most 10"),
-        ("logit_scale", 3.0, "holds no state dict"),
+        ("logit_scale", 3.0, "holds .*, no state dict"),
     ],
 )
 def test_no_number_is_cast_or_taken_that_no_model_has(
@@ -112,7 +112,7 @@ def test_weights_of_others(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, safe)
     assert list(pretrained.load_weights(safe)) == ["w"]
     torch.save({"epoch": 3}, file)
-    with pytest.raises(InputError, match="holds no state dict"):
+    with pytest.raises(InputError, match=r"holds .*, no state dict"):
         pretrained.load_weights(file)
     for data, message in (
         (b"12345678rest", "damaged or not a safetensors file; copy or download it again"),

@@ -160,6 +160,7 @@ def test_a_bias_that_the_loss_cancels_is_not_trained(tmp_path: Path) -> None:
 
 
 RN50 = {"arch": "RN50", "definition": None}
+B32 = {"arch": "ViT-B-32", "definition": None}
 COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
 
 
@@ -172,11 +173,16 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({"definition": {"embed_dim": 3}}, "model.definition.vision_cfg: is missing"),
         ({"arch": "RN50"}, "'RN50' is open_clip's own"),
         ({"definition": {**TINY, "vision_cfg": {"foo": 1}}}, "vision_cfg.foo: no such setting"),
-        ({"arch": "local-dir:/nowhere", "definition": None}, "nowhere: could not .*No such"),
+        ({"arch": "local-dir:/nowhere", "definition": None}, "wanted is .* there: no folder"),
         ({"arch": "ViT-B-61", "definition": None}, "'ViT-B-61' is not .*; did you mean ViT-B-16"),
         ({"arch": "hf-hub:a/b", "pretrained": "openai"}, "leave pretrained out"),
         ({**RN50, "pretrained": "openai"}, "RN50 uses GELU, but .*QuickGELU; use RN50-quickgelu"),
+        ({"arch": "local-dir:/nowhere"}, "wanted is open_clip_model.* there: no folder"),
+        ({"arch": f"local-dir:{__file__}"}, "wanted is open_clip_model.* there: no folder"),
+        ({"arch": f"local-dir:{__file__}", "definition": None}, "and weights; there: no folder"),
         ({**RN50, "pretrained": "nope"}, r"neither a file nor a tag of RN50 \(openai"),
+        ({**RN50, "pretrained": "/"}, "'/' is a folder; name .* or the model as local-dir:/"),
+        ({**B32, "pretrained": "nope"}, r"neither a file nor a tag of ViT-B-32 \(.{,100}\)$"),
         ({"preprocess": {"means": 1}}, "preprocess.means: no such setting"),
         ({"definition": {**TINY, "vision_cfg": {"patch_dropout": 1.5}}}, "dropout: should be le"),
         ({"pretrained_text": "somewhere"}, "only a Hugging Face text tower"),

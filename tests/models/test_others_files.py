@@ -60,6 +60,8 @@ FORMS: dict[str, Any] = {
     "Lightning": lambda s: BESIDE | {"state_dict": {f"model.{n}": t for n, t in s.items()}},
     "model_state_dict": lambda s: BESIDE | {"model_state_dict": s},
     "model": lambda s: BESIDE | {"model": {f"clip.{n}": t for n, t in s.items()}},
+    "a module's": lambda s: {f"clip_model.{n}": t for n, t in s.items()},
+    "net": lambda s: {"net": {f"net.{n}": t for n, t in s.items()}, "ema": s},
     "float16": lambda s: {n: t.half() for n, t in s.items()},
     "CLIPModel": clip_model,
     "Lightning of a CLIPModel": lambda s: {f"model.{n}": t for n, t in clip_model(s).items()},
@@ -67,7 +69,9 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", [*FORMS, "OpenAI's TorchScript", "CLIPModel.safetensors"])
-def test_every_tensor_is_loaded(form: str, weights: dict[str, Tensor], tmp_path: Path) -> None:
+def test_every_tensor_is_loaded(
+    form: str, weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "w.pt"
     if form in FORMS:
         torch.save(FORMS[form](weights), file)
@@ -80,11 +84,15 @@ def test_every_tensor_is_loaded(form: str, weights: dict[str, Tensor], tmp_path:
     built = factory.build(ModelConfig("others-test", str(file), QUICK)).towers.clip.state_dict()
     for name, tensor in built.items():
         assert tensor.equal(weights[name].half().float() if half else weights[name]), name
+    told = f"{file}: holds weights as net, ema; taken: net\n"
+    assert capsys.readouterr().err == (told if form == "net" else "")
 
 
 WRONG: list[tuple[Any, str]] = [
     (nn.Linear(2, 2), r"pickled Python objects \(torch\.nn\.modules\.linear\.Linear\), .*If you t"),
     ({"a.w": torch.ones(1), "model.a.w": torch.ones(1)}, "holds several models; save one's"),
+    ({"a": {"w": torch.ones(1)}, "b": 1}, r"holds \['a', 'b'\], no state dict .*model, net\)"),
+    ({"teacher.w": torch.ones(1)}, r"missing: .* \.\.\.; it holds teacher\.w"),
     ({"blocks.0.attn.qkv.weight": torch.ones(1)}, "an image tower alone, for model.pretrained_im"),
     ({"bert.encoder.layer.0.x": torch.ones(1)}, "a text tower alone, whose folder model.pretrain"),
     ({"visual_encoder.cls_token": torch.ones(1)}, "a model of another kind, such as BLIP"),
@@ -105,8 +113,12 @@ def test_weights_of_another_architecture_name_it() -> None:
     state = {name: torch.empty(size, device="meta") for name, size in shapes.items()}
     names = "ViT-B-32, coca_ViT-B-32, ViT-B-32-quickgelu"
     assert definition.hint(state) == f"; of its sizes are {names}: set model.arch"
+    state["token_embedding.weight"] = torch.empty(1, 8, device="meta")
+    sizes = "{'width': 768, 'patch_size': 32, 'image_size': 224}, text width 8"
+    assert definition.hint(state) == f"; it holds a ViT of {sizes}"
     del state["token_embedding.weight"]
-    assert definition.hint(state) == ""
+    names = "visual.conv1.weight, visual.positional_embedding"
+    assert definition.hint(state) == f"; it holds {names}, ..."
 
 
 CONFIG: dict[str, Any] = {
