@@ -128,6 +128,8 @@ def test_the_cards_lines_run(
     card = (out / "README.md").read_text()
     assert "| what lies in this folder | 1.00000 (0 of 3 below 0.9999) | 1.00000 (0 of 4" in card
     assert ("| that, with weights of 8 bits | 0.9" in card) == bool(quantize)
+    assert "## How to use it, from the folder in which out lies\n" in card
+    assert ("# or AutoTokenizer; CLIPTokenizer leaves" in card) == (form == "hf")
     modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
     assert modes == {(folder / "0.jpg").stat().st_mode}
     [lines] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
