@@ -104,6 +104,9 @@ class Part:
             columns.pop("image", None)
         for row in self.captions.rows(list(columns.values())):
             cells = dict(zip(columns, row.values, strict=True))
+            for what in ("id", "image"):  # a list of one is that one
+                if isinstance(cells.get(what), list) and len(cells[what]) == 1:
+                    [cells[what]] = cells[what]
             if "split" not in cells or self.split == parse_split(
                 self.captions, row.location, columns["split"], cells["split"]
             ):
@@ -187,10 +190,10 @@ class Source:
             return reject("malformed row", f"the caption is a {kind}, not text")
         if isinstance(cells.get("image"), list):
             return reject("malformed row", "several images in one cell; give each its own row")
-        identity, cell = stem(name), cells.get("image")
         caption = unicodedata.normalize("NFC", caption).strip()
         if is_blank(caption):
             return reject("caption empty", "no text but blanks")
+        identity, cell = stem(name), cells.get("image")
         if is_path and (cell in (None, "", []) or not name):
             return reject("image missing", "no image in the row")
         if unfit := unfit_id(identity, is_path=is_path):

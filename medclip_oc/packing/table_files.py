@@ -27,6 +27,7 @@ _CHUNK = 1000  # rows of text that are in memory at once
 _PARQUET_CHUNK, _PARQUET_BYTES = 64, 1 << 26  # fewer, because they may hold images
 _MOST_LETTERS = 1 << 24  # of a cell of CSV; a quote left open runs on until then
 PROBLEM = "\0problem"  # no key of JSON
+_NO_TEXT = re.compile(rb"PK\x03\x04|\xd0\xcf\x11\xe0|ARROW1|\xff{4}|PAR1|\xff\xfe|\xfe\xff")
 
 Frames = Iterator[pd.DataFrame]
 """Some rows of the chosen columns and, last, PROBLEM: what is wrong with each, if it is text. The
@@ -58,8 +59,14 @@ def _whole(path: Path, frame: pd.DataFrame) -> Opened:
 @contextmanager
 def _open_text(path: Path) -> Iterator[TextIO]:
     """A text file. What goes wrong while it is read is an InputError that names the line."""
-    unpack: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    unpack: Any = open
     try:
+        with path.open("rb") as raw:
+            start = raw.read(6)
+        if _NO_TEXT.match(start):
+            kind = "Excel, zip, Arrow, Parquet or UTF-16 by its first bytes"
+            raise InputError(f"{path}: {kind}; save the table as CSV in UTF-8")
+        unpack = gzip.open if start.startswith(b"\x1f\x8b") else open
         with unpack(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield file
     except UnicodeDecodeError:
@@ -151,6 +158,9 @@ def _broken_line(path: Path, separator: str) -> int:
 def _json_lines(path: Path) -> Opened:
     """Its columns are the keys of the first lines; one that a line hasn't got is empty there."""
     with _open_text(path) as file:
+        if file.read(1) == "[":
+            return _json_file(path)
+        file.seek(0)
         frame = next(map(_json_frame, _batches(file)), pd.DataFrame())
     if names := [str(name) for name in frame if name != PROBLEM]:
         return names, "line", partial(_json_frames, path)
@@ -179,15 +189,15 @@ def _json_frame(lines: pd.Series) -> pd.DataFrame:
 
 
 def _json_file(path: Path) -> Opened:
-    """An array of objects; or objects by split, as R2Gen has them (a row for each of a list in
-    `image_path`); or COCO's images, joined with their annotations; or JSON lines.
+    """An array of objects; or objects by split, as R2Gen has them; or COCO's images, joined with
+    their annotations; or JSON lines. A list in `image_path` is a row for each.
     """
     with _open_text(path) as file:
         text = file.read()
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if str(error).startswith("Extra data"):
+        if str(error).startswith("Extra data") and text[:1] != "[":
             return _json_lines(path)
         raise InputError(f"{path}: not JSON: {error}") from None
     try:
@@ -200,7 +210,11 @@ def _json_file(path: Path) -> Opened:
         else:
             parts = [_records(records, split=split) for split, records in tree.items()]
             frame = pd.concat(parts, ignore_index=True)
-            frame = frame.explode("image_path") if "image_path" in frame else frame
+        if "image_path" in frame:  # a study's second image is another pair
+            frame = frame.explode("image_path")
+            if "id" in frame:
+                places = zip(frame["id"], frame.groupby(level=0).cumcount(), strict=True)
+                frame["id"] = [f"{name}-{n}" if n else name for name, n in places]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path}: no table: wanted is an array of objects, an object a line, {{split: array}} "
@@ -226,8 +240,9 @@ def _excel(path: Path) -> Opened:
         if len(filled) != 1:
             raise ValueError(f"{len(filled)} sheets have cells")
     except Exception as error:  # openpyxl isn't there, or raises whatever it trips over
+        reason = "pip install openpyxl" if isinstance(error, ImportError) else str(error)
         advice = "save the sheet that counts as CSV in UTF-8"
-        raise InputError(f"{path}: not readable ({error!s:.120}); {advice}") from None
+        raise InputError(f"{path}: not readable ({reason:.120}); {advice}") from None
     names = [str(name).strip() for name in filled[0].iloc[0]]
     return _whole(path, filled[0][1:].set_axis(names, axis=1))
 

@@ -1,6 +1,7 @@
 """Each row of a caption table becomes one pair, or one line that says why not."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.errors import InputError
 from medclip_oc.packing.formats import open_source, open_table
 from medclip_oc.packing.image_store import stem
@@ -100,6 +102,7 @@ IMAGES: dict[str, tuple[Any, list[str]]] = {  # of an image column, and the ids 
     "structs without paths": (pa.array(BYTES, STRUCT), ["t-1", "t-2"]),
     "nulls": (pa.array([None, BYTES[1]], STRUCT), ["row 1: no image in the row", "t-2"]),
     "structs of one path": (pa.array([{**it, "path": "x"} for it in BYTES], STRUCT), ["x", "t-2"]),
+    "lists of one": ([[jpeg(0)], [jpeg(1)]], ["t-1", "t-2"]),
     "lists": ([[jpeg(0)] * 2] * 2, [f"row {n}: several images in one cell" for n in (1, 2)]),
 }
 
@@ -115,6 +118,43 @@ def test_images_in_a_table_need_no_id_column(tmp_path: Path, name: str) -> None:
         for record, wanted in zip(records, expected, strict=True):
             told = record.detail if isinstance(record, Reject) else record.id
             assert told.startswith(wanted.replace("t-", f"{start}-"))
+
+
+def test_several_tables_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files or a folder; their columns are kept as text; a column of splits is said."""
+    for n in range(2):
+        cells = {"image": [jpeg(n)], "text": ["x"], "Split": ["7"], "finding": ["mass"], "n": [n]}
+        (tmp_path / "default").mkdir(exist_ok=True)
+        pq.write_table(pa.table({**cells, "list": [["a"]]}), tmp_path / "default" / f"{n}.parquet")
+    columns, kept = {"image": "image", "caption": "text"}, ["finding", "n", "list"]
+    files = sorted((tmp_path / "default").iterdir())
+    for paths in (files, tmp_path, [tmp_path]):
+        source = open_table(paths, columns, kept=kept)
+        pairs = pairs_of(source, "train")
+        assert [pair.id for pair in pairs] == ["0-1", "1-1"]
+        assert pairs[1].facts == {"finding": "mass", "n": "1", "list": '["a"]'}
+        said = f"warning: {files[0]}: all rows go to the split train (its column Split has none)"
+        assert capsys.readouterr().err.strip() == said
+    assert source.fingerprints() != open_table(files, columns).fingerprints()
+    capsys.readouterr()
+    names = ("x/0", "y/0"), ("validate-0", "test-0"), ("val/0", "testing/0")
+    for pair, splits in zip(names, (("train",), *[("valid", "test")] * 2), strict=True):
+        for file, name in zip(files, pair, strict=True):
+            path = tmp_path / pair[0].replace("/", "-") / f"{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, path)
+        source = open_table(tmp_path / pair[0].replace("/", "-"), columns)
+        found = [pair.id for split in splits for pair in pairs_of(source, split)]
+        assert (source.splits, len(found)) == (splits, 2)
+    config = MakeShardsConfig("o", table="t", image_column="i", caption_column="c", splits=["Val"])
+    assert config.splits == ["valid"]
+    for name, message in (("license", "columns: license: each pair's"), ("x", "no column 'x'")):
+        with pytest.raises(InputError, match=message):
+            open_table(files, columns, kept=[name])
+    (tmp_path / "empty").mkdir()
+    for path in ("nowhere.csv", "empty"):
+        with pytest.raises(InputError, match=f"{path}: no such table, and no folder of .parquet"):
+            open_table(tmp_path / path, columns)
 
 
 def test_a_source_or_a_split_that_there_is_not(tmp_path: Path) -> None:

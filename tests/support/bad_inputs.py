@@ -166,7 +166,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {  # the whole table is refused, in
     "header alone": (HEAD, "test_captions.csv: no rows under the header"),
     "a column missing": ("ID,Text\na,heart\n", "no column 'Caption'; found 'ID', 'Text'"),
     "LFS": ("version https://git-lfs.github.com/v1\n", "a Git LFS pointer in place .*git lfs pull"),
-    "UTF-16": (f"{HEAD}a,heart\n".encode("utf-16"), "line 1 .* not UTF-8; save"),
+    "UTF-16": (f"{HEAD}a,heart\n".encode("utf-16"), "UTF-16 by its first bytes; save"),
     "UTF-16 without mark": (f"{HEAD}a,heart\n".encode("utf-16-le"), "NUL bytes: UTF-16"),
     "half a surrogate pair": (HEAD.encode() + b"a,\xed\xa0\x80\n", "line 2 .* is not UTF-8"),
     "Latin-1 after a caption of two lines": (
