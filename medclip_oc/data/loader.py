@@ -140,10 +140,8 @@ class TrainingBatches:
         self._state = {**state, "named": set(state["named"])}
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches.
-
-        Raises:
-            InputError, Stopped, WorkError: on every rank, with the same words, whichever met it.
+        """The batches. InputError, Stopped, WorkError: on every rank, with the same words,
+        whichever met it.
         """
         for step in range(self.steps):  # not to the end: a late error would be alone
             seen = self.start + (step + 1) * self.pairs_per_step

@@ -128,10 +128,8 @@ class ShardStream:
             yield share
 
     def lane(self, number: int, lanes: int, start: int = 0) -> Iterator[Streamed]:
-        """The endless stream of one of so many lanes, without its first `start` pairs.
-
-        Raises:
-            WorkError: a shard can't be read, or not one of a whole round holds a pair.
+        """The endless stream of one of so many lanes, without its first `start` pairs. WorkError: a
+        shard can't be read, or not one of a whole round holds a pair.
         """
         place, empty, passed_over = number, 0, list[str]()
         while True:
@@ -173,9 +171,7 @@ def read_tar(
     url: str, cache: Path | None, passed_over: list[str], caption_key: str = CAPTION
 ) -> Iterator[Sample]:
     """The pairs of a tar, front to back; `passed_over` takes a line for each entry that is none.
-
-    Raises:
-        WorkError: the URL can't be opened, its command fails, or the tar is cut.
+    WorkError: the URL can't be opened, its command fails, or the tar is cut.
     """
     stream = _open(url, cache)
     try:

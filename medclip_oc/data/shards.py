@@ -113,12 +113,8 @@ class ShardSet:
         return f"{path.name}: {key}"
 
     def read(self, position: int) -> Sample:
-        """One pair.
-
-        Raises:
-            IndexError: the position is not in 0..len-1.
-            ShardChanged: the shard isn't the one that its index describes, or went away.
-            InputError: the caption is no text.
+        """One pair. IndexError: the position is not in 0..len-1. ShardChanged: the shard isn't the
+        one that its index describes, or went away. InputError: the caption is no text.
         """
         path, key, extension, members = self._find(position)
         tar = self._open_tar(path)

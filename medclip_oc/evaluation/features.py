@@ -141,11 +141,9 @@ def save(path: Path, embedded: Embedded, world: distributed.World) -> None:
 
 
 def load(path: Path, world: distributed.World) -> Embedded:
-    """Read a file, check whether it can be ranked, and keep this rank's share.
-
-    Raises:
-        InputError: see `npz.read`; an id comes twice, a concept is none of UMLS's numbers, or
-            features are not finite or zero.
+    """Read a file, check whether it can be ranked, and keep this rank's share. InputError: see
+    `npz.read`; an id comes twice, a concept is none of UMLS's numbers, or features are not finite
+    or zero.
     """
     arrays = npz.read(path, _ARRAYS, ("ids", *_FACTS), _ALIASES)
     ids = list(map(str, arrays.get("ids", range(len(arrays["image_features"])))))

@@ -49,10 +49,7 @@ class Labels:
 
     def report(self, out: TextIO, file: str | None) -> None:
         """Write the figures of `classification.measure` to a file where one is named; print them.
-
-        Raises:
-            InputError: no image with a label could be read.
-            WorkError: the file can't be written.
+        InputError: no image with a label could be read. WorkError: the file can't be written.
         """
         if not self._rows:
             raise InputError("--labels: no image with a label can be read")

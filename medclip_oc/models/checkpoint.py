@@ -65,10 +65,8 @@ def save(path: Path, content: dict[str, Any]) -> int:
 
 
 def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
-    """Read a checkpoint that `save` wrote, onto the CPU; see `read`.
-
-    Raises:
-        InputError: the file is missing, damaged, not a checkpoint of ours, or holds pickled code.
+    """Read a checkpoint that `save` wrote, onto the CPU; see `read`. InputError: the file is
+    missing, damaged, not a checkpoint of ours, or holds pickled code.
     """
     content = read(path, verify=verify)
     if not is_ours(content):
@@ -134,10 +132,8 @@ def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
 
 def check_weights(state: object, where: str | Path) -> None:
     """Refuse a state dict of the file `where` that torch would cast in silence, or take as it is.
-
-    Raises:
-        InputError: no mapping of names to tensors; a weight that is no floating-point number, or
-            not finite; a `logit_scale` that no model is trained with.
+    InputError: no mapping of names to tensors; a weight that is no floating-point number, or not
+    finite; a `logit_scale` that no model is trained with.
     """
     if not is_state_dict(state):
         held = shorten(list(state) if isinstance(state, dict) else state)

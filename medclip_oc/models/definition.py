@@ -53,11 +53,8 @@ def weights_of(arch: str, pretrained: str | None, *towers: str | None) -> str:
 
 def identify(settings: ModelConfig) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Name to register under, the full open_clip model config with references unresolved, and the
-    preprocessing that a hub's model or a folder brings.
-
-    Raises:
-        InputError: no such architecture, or a definition that isn't one.
-        WorkError: its configuration can't be downloaded.
+    preprocessing that a hub's model or a folder brings. InputError: no such architecture, or a
+    definition that isn't one. WorkError: its configuration can't be downloaded.
     """
     arch, definition = settings.arch, deepcopy(settings.definition)
     preprocess = dict[str, Any]()

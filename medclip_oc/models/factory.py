@@ -27,11 +27,9 @@ _OF_HUB = ("open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bi
 
 
 def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
-    """Build the model the settings name, on the CPU, in float32.
-
-    Raises:
-        InputError: an unknown architecture or tag, weights that don't fit, or a bad definition.
-        WorkError: weights that can't be downloaded.
+    """Build the model the settings name, on the CPU, in float32. InputError: an unknown
+    architecture or tag, weights that don't fit, or a bad definition. WorkError: weights that can't
+    be downloaded.
     """
     torch.manual_seed(seed)
     asked = settings.preprocess or {}

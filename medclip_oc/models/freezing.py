@@ -56,11 +56,9 @@ def places(towers: Towers) -> dict[str, Place]:
 
 
 def freeze(towers: Towers, settings: OptimConfig) -> None:
-    """Take the gradient from all parameters that the settings leave as they are.
-
-    Raises:
-        InputError: a regular expression that matches nothing, more blocks than there are, or
-            nothing of either tower is left to train.
+    """Take the gradient from all parameters that the settings leave as they are. InputError: a
+    regular expression that matches nothing, more blocks than there are, or nothing of either tower
+    is left to train.
     """
     by_name = places(towers)
     frozen = set[str]()

@@ -76,11 +76,8 @@ class RunData:
 
 
 def open_data(config: Config, world: World) -> RunData:
-    """Find the pairs and work out the steps; what is cheapest to refuse comes first.
-
-    Raises:
-        InputError: fp16 or `keep_chunks: auto` without CUDA, shards that can't be opened, numbers
-            that don't fit.
+    """Find the pairs and work out the steps; what is cheapest to refuse comes first. InputError:
+    fp16 or `keep_chunks: auto` without CUDA, shards that can't be opened, numbers that don't fit.
     """
     devices.check_precision(config.train.precision, world.device)
     if config.train.keep_chunks == "auto" and world.device.type != "cuda":
@@ -104,10 +101,8 @@ def model(
     config: Config, world: World, content: dict[str, Any] | None = None, file: str = ""
 ) -> Clip:
     """The model on its device, with what doesn't train frozen and any adapters in place: that of a
-    checkpoint's content (`file` is its name), or as `model` in the configuration says.
-
-    Raises:
-        InputError: the model can't be built, has no such parts, or can't take such adapters.
+    checkpoint's content (`file` is its name), or as `model` in the configuration says. InputError:
+    the model can't be built, has no such parts, or can't take such adapters.
     """
     if content is None:
         clip = factory.build(config.model, seed=config.run.seed)

@@ -138,9 +138,7 @@ def parameter_bytes(clip: Clip) -> tuple[int, int]:
 
 def room(config: Config, clip: Clip) -> str:
     """What the run's checkpoints take on the disk, for the log; their folder may not be there yet.
-
-    Raises:
-        InputError: the disk has no room for them, or can't be written.
+    InputError: the disk has no room for them, or can't be written.
     """
     folder = Path(config.run.folder).absolute()
     folder = next(path for path in (folder, *folder.parents) if path.is_dir())

@@ -51,10 +51,8 @@ def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> No
 
 class Trainer:
     """A training run on this rank: what it works with, and how far it is. When `opened` is closed,
-    the last checkpoint and the last records get to the disk.
-
-    Raises:
-        InputError: data, model, settings or an earlier run in the folder don't allow the run.
+    the last checkpoint and the last records get to the disk. InputError: data, model, settings or
+    an earlier run in the folder don't allow the run.
     """
 
     def __init__(
@@ -115,12 +113,9 @@ class Trainer:
     # ------------------------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """The steps that are left: a step, its record, validation, saving, stopping.
-
-        Raises:
-            Stopped: a signal came, and the state was saved.
-            WorkError: the loss or the weights are no longer finite, or a checkpoint can't be
-                written.
+        """The steps that are left: a step, its record, validation, saving, stopping. Stopped: a
+        signal came, and the state was saved. WorkError: the loss or the weights are no longer
+        finite, or a checkpoint can't be written.
         """
         progress, last = self.progress, self.plan.steps
         if not progress.validated:  # a signal came in the middle of it
@@ -209,10 +204,8 @@ class Trainer:
 
     def agree(self) -> tuple[bool, bool]:
         """Whether any rank is asked to stop, and whether a state is due; the same on every rank.
-
-        Raises:
-            WorkError: the state before could not be written, or the folder is no longer this
-                run's; on every rank.
+        WorkError: the state before could not be written, or the folder is no longer this run's; on
+        every rank.
         """
         failure = self.checkpointer.error() or self.folder.lost()
         due_here = self.checkpointer.due(self.progress.step)
