@@ -273,15 +273,15 @@ LAID_OUT = [  # the form, or what is said; tables and texts; images
     ("table", {"captions.csv": f"id,caption\n{ROWS}"}, "images/a.jpg images/b.PNG"),
     (
         "table",
-        {"train/p/a.txt": "heart", "train/b.txt": "lung", "val/c.txt": ""},
-        "train/p/a train/b",
+        {"train/p/a.txt": "heart", "train/b.txt": "lung", "val/c.txt": "x"},
+        "train/p/a train/b val/c",
     ),
     ("table", {"p/a.txt": "heart", "b.TXT": "lung"}, "p/a.jpg b.jpg"),
     ("table", {"metadata.csv": "path,text,Split\na,heart,train\nb,lung,training\n"}, "a.png b.png"),
     (
         "table",
         {"metadata.csv": f"path,text\ntrain/{ROWS}test/c,x".replace("b", "train/b")},
-        "train/a train/b",
+        "train/a train/b test/c",
     ),
     ("no column 'file_name.* --table captions.csv", {"captions.csv": "uid,findings\n1,x\n"}, ""),
     ("flat", {"R/train_captions.csv": f"ID,Caption\n{ROWS}"}, "a.txt R/train/a.jpg R/train/b"),
