@@ -199,8 +199,9 @@ def open_table(
     elif "split" not in columns:
         if len(chosen) > 1:
             raise InputError("--splits: a table without --split-column goes to one split; name one")
-        if called or folders - {None, *chosen}:
-            why = f"its column {called[0]} has none" if called else "some images lie in others"
+        why = f"its column {called[0]} has none" if called else ""
+        why = why or "some images lie in others" * bool(folders - {None, *chosen})
+        if why := why or "as it is called" * (tuple(named) == chosen != ("train",)):
             print_line(f"warning: {table}: all rows go to the split {chosen[0]} ({why})")
     places = dict.fromkeys([root, home, home / "images"])
     images = [Folder(place) for place in places if place.is_dir()]

@@ -270,7 +270,9 @@ def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
 
 def parse_split(table: Table, location: str, column: str, word: Any) -> str:
     """The split that a cell of a table means; InputError: none that is known."""
-    if split := split_told(re.split(r"[/\\]", str(word))):
+    words = re.split(r"[/\\]", str(word))
+    split = split_told(words)
+    if split and not (words[1:] and split_told(words[-1:])):  # "train/val" is neither, nor a path
         return split
     allowed, shown = ", ".join(SPLIT_OF), str(word)[:60]
     raise InputError(f"{table}: {location}: {column} is {shown!r}; allowed are {allowed}")

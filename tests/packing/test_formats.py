@@ -247,6 +247,7 @@ def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:
 HEAD = "path,report,subset\na,b,train\n"
 COLUMNS, SUBSET = {"image": "path", "caption": "report"}, {"split": "subset"}
 WRONG: list[tuple[str, dict[str, str], dict[str, Any], str]] = [
+    (f"{HEAD}a,b,train/val\n", SUBSET, {}, "line 3: subset is 'train/val'; allowed are train"),
     (f"{HEAD}a,b,holdout\n", SUBSET, {}, "line 3: subset is 'holdout'; allowed are train, t"),
     ("path,report\na,b\n", {}, {"splits": ["train", "test"]}, "name one"),
     (HEAD, SUBSET, {"splits": ["test"]}, "t.csv: no rows whose subset is test"),

@@ -146,6 +146,13 @@ def test_several_tables_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[st
         source = open_table(tmp_path / pair[0].replace("/", "-"), columns)
         found = [pair.id for split in splits for pair in pairs_of(source, split)]
         assert (source.splits, len(found)) == (splits, 2)
+    capsys.readouterr()
+    shutil.copy(files[0], tmp_path / "my_test_table.parquet")
+    assert open_table(tmp_path / "my_test_table.parquet", columns).splits == ("test",)
+    assert "all rows go to the split test (its column Split has none)" in capsys.readouterr().err
+    (tmp_path / "dev.csv").write_text("image,text\na.png,x\n")
+    assert open_table(tmp_path / "dev.csv", columns).splits == ("valid",)
+    assert "all rows go to the split valid (as it is called)" in capsys.readouterr().err
     config = MakeShardsConfig("o", table="t", image_column="i", caption_column="c", splits=["Val"])
     assert config.splits == ["valid"]
     for name, message in (("license", "columns: license: each pair's"), ("x", "no column 'x'")):
