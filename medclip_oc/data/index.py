@@ -44,7 +44,7 @@ _ABSENT = (-1, 0)  # the place of a .txt or .json that a pair hasn't got
 _SPLIT = re.compile(r"^(train|val|test)(?:ing|id|idation)?[^a-z]")  # of the name of a tar
 _MOST_NAMES = 1_000_000  # of a brace pattern
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_OTHERS = "tools/make_shards.py packs a source; gunzip .tar.gz; images alone: zeroshot --images"
+_OTHERS = "a source? make_shards packs it; gunzip .tar.gz; images alone: zeroshot --images"
 _THREADS = 16  # tars walked through at once: on a shared disk, the time is in waiting
 
 

@@ -44,7 +44,7 @@ FOLDERS: list[Any] = [
     ({"train/0": A, "validation/0": B}, "train", "caption", ["words a"]),
     ({"trainees": A}, "test", "caption", ["words a"]),
     ({"train-0": A, "val-0": B}, "test", "caption", "no split 'test': .* there are: train, val"),
-    ({}, "train", "caption", "no index.json, no tars; tools/make_shards.py packs a source"),
+    ({}, "train", "caption", "no index.json, no tars; a source. make_shards packs it"),
     ({"0": entry("a", "json", caption="x")}, "train", "caption", ["x"]),
     ({"0": entry("a", "json", text="x") | B}, "train", "text", ["x", "words b"]),
     ({"0": entry("a", "said") | entry("b", "Said")}, "train", "said", ["words a", "words b"]),

@@ -189,7 +189,7 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
         ([], "train", "no readable pair"),
         (f"{tmp_path}/text.tar", "train", "text.tar: not a readable, uncompressed tar"),
         (f"{tmp_path}/packed.tar", "train", "packed.tar: not a readable, uncompressed .*gunzip"),
-        (f"{tmp_path}/t.csv", "train", "t.csv: .* tar: .*; tools/make_shards.py packs a source"),
+        (f"{tmp_path}/t.csv", "train", "t.csv: .* tar: .*; a source. make_shards packs it"),
         (f"{tmp_path}/val", "test", "no split 'test': .* there are: val; a glob of tars takes all"),
         (f"{tmp_path}/lfs.tar", "train", "lfs.tar: a Git LFS pointer"),
         (f"{tmp_path}/fifo.tar", "train", "fifo.tar: not a regular file"),
