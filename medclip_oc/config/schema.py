@@ -125,8 +125,10 @@ class TrainConfig(Settings, section="train."):
     """Pairs contrasted with each other per optimizer step, over all ranks."""
     micro_batch_size: Count = 128
     """Pairs embedded at once on one rank: sets the memory, not the result."""
-    epochs: Count = 10
-    """Passes over the training pairs."""
+    epochs: Positive = 10
+    """Passes over the training pairs; a fraction ends within one."""
+    max_steps: Count | None = None
+    """End after this many optimizer steps, before the epochs do. null: with the epochs."""
     precision: checks.Precision = "bf16"
     """bf16 (CPU and CUDA), fp16 with loss scaling (CUDA), fp32."""
     text_micro_batch_size: Count | None = None
@@ -135,6 +137,11 @@ class TrainConfig(Settings, section="train."):
     """Chunks whose graph is kept in place of a second forward. auto (CUDA): all that fit."""
     compile: bool = False
     """Run the towers through torch.compile: slow first steps, then faster ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs == int(self.epochs):
+            self.epochs = int(self.epochs)  # as it was given: 10, not 10.0
 
 
 @dataclass

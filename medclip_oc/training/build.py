@@ -2,6 +2,7 @@
 nowhere else: the training, `--doctor` and `--selfcheck` see the same ones.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,19 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
         raise InputError(
             f"train.global_batch_size: {batch} pairs per step, but data.train holds only {pairs}"
         )
-    steps = settings.epochs * pairs // batch
+    passes, longest = settings.epochs, settings.max_steps
+    steps = round(passes * pairs) // batch  # 0.07 * 100 is a little over 7
+    if not steps:
+        raise InputError(
+            f"train.epochs: {passes:g} of {pairs} pairs is less than one step of {batch}; take "
+            f"{math.ceil(100 * batch / pairs) / 100:g} or more"
+        )
+    if longest is not None and longest > steps:
+        raise InputError(
+            f"train.max_steps: {longest}, but train.epochs: {passes:g} ends after {steps} steps; "
+            f"take {math.ceil(longest * batch / pairs)} epochs, or fewer steps"
+        )
+    steps = longest or steps
     warmup = max(1, steps // 10) if warmup_steps is None else warmup_steps
     if warmup > steps:
         raise InputError(
@@ -149,8 +162,11 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
     rows = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
     chunks, text_chunks = (-(-share // size) for size in rows)
     texts = f", {text_chunks} of texts" if text_chunks != chunks else ""
-    unused = train.epochs * plan.pairs - plan.steps * plan.global_batch
+    unused = round(train.epochs * plan.pairs) - plan.steps * plan.global_batch
     left = f"; the last {unused:,} pairs of the last epoch are left out" if unused else ""
+    if train.max_steps is not None:
+        done = plan.steps / plan.steps_per_epoch
+        left = f"; train.max_steps ends the run after {done:.2f} of {train.epochs:g} epochs"
     lines = [
         f"{model.arch} from {weights}, {trained / 1e6:.1f} M trainable parameters, "
         f"{train.precision}, {world.size} process(es) on {world.device.type}",

@@ -259,9 +259,10 @@ def _compare(
         raise InputError(f"{file} was made with other settings: {listed}; {advice}")
     step, steps = content["step"], data.plan.steps
     if step > steps:
+        key = "train.epochs" if config.train.max_steps is None else "train.max_steps"
         raise InputError(
-            f"train.epochs: the run ends after {steps} steps, but {file} is {step} steps old; give "
-            "more epochs, or begin anew (--run.overwrite)"
+            f"{key}: the run ends after {steps} steps, but {file} is {step} steps old; give more, "
+            "or begin anew (--run.overwrite)"
         )
     epoch = content["position"] / data.plan.pairs
     if not any(key.startswith("data.") for key in changed) and abs(content["epoch"] - epoch) > 1e-6:

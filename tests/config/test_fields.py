@@ -25,7 +25,7 @@ BAD_FILES = {
     "optim: {lr: null}": ": optim.lr: null is not a number",
     "optim: {lr: .nan}": ": optim.lr: nan is not a number",
     "optim: {betas: [0.9]}": ": optim.betas: [0.9] is not 2 numbers",
-    "train: {epochs: 1.0}": ": train.epochs: 1.0 is not a whole number",
+    "train: {micro_batch_size: 1.0}": ": train.micro_batch_size: 1.0 is not a whole number",
     "train: {keep_chunks: m}": ": train.keep_chunks: 'm' is not a whole number or one of auto",
     "loss: {name: triplet}": ": loss.name: 'triplet' is not one of clip, siglip",
     "run: {folder: 5}": ": run.folder: 5 is not text",

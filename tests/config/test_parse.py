@@ -33,6 +33,7 @@ def test_defaults_then_yaml_then_words_wherever_they_stand(tmp_path: Path) -> No
         config = parse(Config, *words)
         assert (config.optim.lr, config.optim.eps, config.run.seed) == (2e-3, 1e-7, 3)
         assert (config.train.epochs, config.train.global_batch_size) == (2, 1024)
+        assert isinstance(config.train.epochs, int), "a whole number, as before, in the run folder"
 
 
 def test_a_number_below_zero_is_no_option() -> None:
@@ -123,7 +124,8 @@ BAD_WORDS = {
     "x": "'x': unexpected; did you mean --data.train x?",
     "x.yaml": "'x.yaml': unexpected; did you mean --config x.yaml?",
     "a/last.pt": "'a/last.pt': unexpected; did you mean --resume a/last.pt?",
-    "--train.epochs 1.5": "--train.epochs: '1.5' is not a whole number",
+    "--run.seed 1.5": "--run.seed: '1.5' is not a whole number",
+    "--train.epochs 0": "train.epochs: 0.0 is not above 0",
     "--run.overwrite maybe": "--run.overwrite: 'maybe' is not true or false",
     "--optim.betas": "--optim.betas: takes one value or more, and none is given",
     "--optim.clip_norm x": "--optim.clip_norm: 'x' is not a number or null",

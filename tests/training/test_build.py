@@ -20,9 +20,9 @@ SIZES: dict[str, Any] = {
 
 
 def planned(
-    warmup: int | None = None, pairs: int = 47, world: int = 2, epochs: int = 3
+    warmup: int | None = None, pairs: int = 47, world: int = 2, epochs: float = 3, **settings: int
 ) -> build.Plan:
-    return build.plan(TrainConfig(**SIZES, epochs=epochs), warmup, pairs, world)
+    return build.plan(TrainConfig(**SIZES, epochs=epochs, **settings), warmup, pairs, world)
 
 
 def test_a_plan_by_hand() -> None:
@@ -30,6 +30,11 @@ def test_a_plan_by_hand() -> None:
     assert planned().steps_per_epoch == 2.35
     assert planned(epochs=40).warmup_steps == 9, "a tenth of 94"
     assert planned(warmup=7).warmup_steps == 7
+    assert planned(epochs=2.5).steps == 5, "of 117.5 pairs"
+    assert planned(epochs=0.58, pairs=100).steps == 2, "58 pairs, though 0.58 * 100 is below 58"
+    assert planned(epochs=0.07, pairs=2000).steps == 7
+    shorter = planned(epochs=40, max_steps=20)
+    assert (shorter.steps, shorter.warmup_steps) == (20, 2), "warm-up and schedule follow"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,9 @@ def test_a_plan_by_hand() -> None:
         ({"world": 3}, "20 can't be shared equally by 3 processes; .*that can: 18 or 21"),
         ({"world": 21}, "that can: 21 or 21"),
         ({"pairs": 19}, "20 pairs per step, but data.train holds only 19"),
+        ({"epochs": 0.41}, "train.epochs: 0.41 of 47 pairs is less .* of 20; take 0.43 or more"),
+        ({"max_steps": 8}, "max_steps: 8, but train.epochs: 3 ends after 7 .*; take 4 epochs"),
+        ({"max_steps": 3, "warmup": 4}, "optim.warmup_steps: 4 is more than the run's 3 steps"),
         ({"warmup": 8}, "optim.warmup_steps: 8 is more than the run's 7 steps"),
     ],
 )
@@ -75,6 +83,11 @@ def test_what_the_log_says_of_a_run() -> None:
         "of the run)",
     ]
     assert last.startswith("batch norm is live: ")
+    config.train.max_steps = 4
+    assert (
+        "(2.4 per epoch; train.max_steps ends the run after 1.70 of 3 epochs)"
+        in (build.describe(clip, config, planned(max_steps=4), two)[1])
+    )
     config.train = TrainConfig(global_batch_size=20, micro_batch_size=20, epochs=1)
     *_, last = build.describe(clip, config, planned(pairs=20, epochs=1), alone)
     assert last.startswith("each step contrasts 20 pairs: 20 per rank in 1 chunk(s); warm-up")

@@ -164,8 +164,12 @@ REFUSED = {
         "--resume.allow train.global_batch_size: a run can't resume with another one"
     ),
     "--resume.allow optim.lrr": "optim.lrr: no such setting; did you mean",
+    "--train.max_steps 5": "train.max_steps null, now 5; resume all .*allow train.max_steps",
+    "--train.max_steps 5 --resume.allow train.max_steps": (
+        "train.max_steps: the run ends after 5 steps, but .*9.pt is 9 steps old; give more,"
+    ),
     "--train.epochs 1 --resume.allow train.epochs": (
-        "train.epochs: the run ends after 3 steps, but .*9.pt is 9 steps old; give more epochs"
+        "train.epochs: the run ends after 3 steps, but .*9.pt is 9 steps old; give more,"
     ),
     "--resume never": "holds an earlier run; resume it .--resume auto.",
     "--resume BEST": "best.pt: holds a model, and no training state",
