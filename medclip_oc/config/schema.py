@@ -223,6 +223,8 @@ class ValidConfig(Settings, section="valid."):
     """Validate after this many epochs. The end of the run is always validated."""
     every_steps: Count | None = None
     """Validate after this many steps, besides."""
+    at_start: bool | None = None
+    """Validate before the first step too. null: where the model starts from weights."""
     metric: Annotated[str, Bound(f"one of {', '.join(METRICS)}", METRICS.__contains__)] = METRICS[0]
     """mean_recall (of R@1, R@5, R@10, both directions), or one as text_to_image/R@1 or .../mrr."""
     decode: checks.Decode = "exact"

@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=1, le=2**20)]  # the largest vocabulary of open_
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2, strict=False)]
 Three = Field(min_length=3, max_length=3, strict=False)  # a tuple will do too
@@ -122,7 +123,7 @@ _CONFIG = {  # of its run: what is read besides being compared with that of anot
 }
 CHECKPOINT = open_mapping(
     {"state_dict": dict[str, Any], "model": _DESCRIPTION, "config?": open_mapping(_CONFIG) | None}
-    | {"step?": Natural, "position?": Natural, "epoch?": Positive, "versions?": dict[str, str]}
+    | {"step?": Natural, "position?": Natural, "epoch?": NotNegative, "versions?": dict[str, str]}
 )
 
 

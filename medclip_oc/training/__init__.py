@@ -4,7 +4,7 @@
 2. `build` makes data, plan, model and cached step; `optimizer` the groups and their rates.
 3. `checkpointer` puts optimizer, data, adapters, averages and random numbers where they stood.
 4. `trainer` takes a step over each global batch; `logger` writes its loss, rate and speed.
-5. Where it is due, `trainer` measures retrieval on the validation pairs; the best model is best.pt.
+5. Where it is due, `validation` measures retrieval; the best model, or the start, is best.pt.
 6. Where it is due, or a signal came, `checkpointer` captures all of it and writes it.
 7. After the last step there are last.pt, best.pt, and a log line that says so.
 

@@ -15,6 +15,7 @@ is loaded after them. Images and captions draw from generators of (seed, epoch, 
 there is nothing to save.
 """
 
+import math
 import os
 import shutil
 import time
@@ -84,6 +85,12 @@ class Progress:
             return cls()
         training = content["training"]
         return cls(content["step"], training["best"], training["validated"], content["metrics"])
+
+    def take(self, scores: dict[str, float], metric: str) -> bool:
+        """Note what a validation gave; returns whether it is the best so far."""
+        score, before = scores.get(metric, -math.inf), self.best
+        self.scores, self.validated, self.best = scores, True, max(score, before)
+        return score > before
 
 
 def capture(
@@ -181,7 +188,7 @@ class Checkpointer:
         main: bool,
     ) -> None:
         self.folder, self.settings, self.log, self.main = folder, settings, log, main
-        self.step = 0
+        self.step = -1
         self._writing: futures.Future[None] = futures.Future()
         self._writing.set_result(None)
         self._saved_at = time.monotonic()

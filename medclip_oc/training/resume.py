@@ -17,7 +17,7 @@ from ..config import fields
 from ..config.schema import Config
 from ..errors import DamagedCheckpoint, InputError, Stopped
 from ..models import checkpoint, description
-from ..models.description import Natural, Positive
+from ..models.description import Natural, NotNegative
 from ..runtime import distributed
 from ..runtime.distributed import World
 from .build import RunData
@@ -25,14 +25,14 @@ from .run_dir import RunFolder
 
 # settings, and groups of them, that change no figure
 _FREE: tuple[str, ...] = ("run.folder", "run.device", "run.overwrite", "run.timeout_seconds")
-_FREE += ("data.workers", "data.cache_folder", "log.", "checkpoint.")
+_FREE += ("data.workers", "data.cache_folder", "valid.at_start", "log.", "checkpoint.")
 _SHAPED = ("exp_avg", "exp_avg_sq", "step")  # what AdamW has of a parameter
 _PARAMETER: Any = description.open_mapping(dict.fromkeys(_SHAPED, Any))
 _STATE = description.open_mapping(
     {
         "step": Natural,
         "position": Natural,
-        "epoch": Positive,
+        "epoch": NotNegative,
         "metrics": dict[str, Any],
         "config": {"train": {"global_batch_size": int, "precision": str}},
         "training": {
@@ -182,11 +182,12 @@ def _check_whole(content: dict[str, Any], where: str) -> None:
     step, position, size = content["step"], content["position"], config["train.global_batch_size"]
     if step * size != position:
         raise InputError(f"{where}: step {step} of {size} pairs, yet position {position}")
+    scaled |= step == 0  # of step 0 there are none
     _check_averages(parts["optimizer"], step, scaled, f"{where}: optimizer")
 
 
 def _check_averages(optimizer: dict[str, Any], step: int, scaled: bool, where: str) -> None:
-    """Refuse averages that AdamW can't have then; scaling leaves out some steps."""
+    """Refuse averages that AdamW can't have then, or lack of them."""
     state, shapes = optimizer["state"], optimizer["shapes"]
     averaged = optimizer.get("averaged", len(state))  # not said by states of before
     if not (state or scaled) or len(state) != averaged or not state.keys() <= {*range(len(shapes))}:

@@ -21,19 +21,18 @@ from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
 from ..errors import InputError, Stopped, WorkError
-from ..evaluation import metrics, retrieval
 from ..models import checkpoint, lora
 from ..models.averaging import Ema
-from ..reporting import results
 from ..runtime import distributed, shutdown
 from ..runtime.distributed import World
 from ..runtime.progress import Progress, rate
 from ..runtime.shutdown import StopRequest
-from . import build, checkpointer, resume
+from . import build, checkpointer, resume, validation
 from . import optimizer as optim
 from .checkpointer import Checkpointer
 from .logger import RunLog
 from .run_dir import RunFolder
+from .validation import Validation
 
 _SHOWN = "loss {loss:.4g}  lr {lr:.1e}  temperature {temperature:.4g}  {speed} pairs/s"
 
@@ -70,6 +69,8 @@ class Trainer:
         self.plan = self.data.plan
         origin = resume.start(source, allow, config, self.folder, self.data, world, opened)
         self.progress = checkpointer.Progress.of(origin.content)
+        if origin.content is None:
+            self.progress.validated = not validation.measures_start(config)
         self.clip = build.model(config, world, origin.content, str(origin.file))
         with distributed.errors_together():
             if world.main:
@@ -79,10 +80,6 @@ class Trainer:
         # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)
         self.schedule = cosine_lr(self.optimizer, 1.0, self.plan.warmup_steps, self.plan.steps)
         self.ema = None if config.ema.decay is None else Ema(self.clip.towers, config.ema.decay)
-        self.valid = None
-        if self.data.valid is not None:
-            decode = config.valid.decode
-            self.valid = loader.evaluation_pairs(self.data.valid, self.clip, decode=decode)
         if world.main:
             fields.save_yaml(config, self.folder.config)
         self.log = RunLog(self.folder.path, config, self.progress, opened, main=world.main)
@@ -92,8 +89,9 @@ class Trainer:
             say(line)
         self.checkpointer = Checkpointer(self.folder, config.checkpoint, say, main=world.main)
         opened.callback(self.checkpointer.close)
+        stop, train, valid = self.asked_to_stop, self.data.train, self.data.valid
+        self.validation = Validation(config, self.clip, valid, world, self.log, stop)
         steps, start = self.plan.steps, self.progress.step * self.plan.global_batch
-        stop, train = self.asked_to_stop, self.data.train
         self.batches = loader.training_batches(
             train, self.clip, config, world, say, steps=steps, start=start, stop=stop
         )
@@ -118,7 +116,7 @@ class Trainer:
         finite, or a checkpoint can't be written.
         """
         progress, last = self.progress, self.plan.steps
-        if not progress.validated:  # a signal came in the middle of it
+        if not progress.validated:  # step 0, or a signal came in the middle of it
             self.validate()
         with Progress(
             last, "steps", "training", progress.step, shown=self.world.main, lines=False
@@ -137,7 +135,7 @@ class Trainer:
                     self.log.message(f"step {step}/{last}  {shown}")
                     counted_from, since = step, time.perf_counter()
 
-                if self.validation_due(step):
+                if validation.due(self.config.valid, self.plan, step):
                     self.validate()
                     counted_from, since = step, time.perf_counter()
 
@@ -152,15 +150,16 @@ class Trainer:
 
     def outcome(self) -> str:
         """Where the result lies, and what comes next."""
+        validates = self.data.valid is not None
         best, last = self.folder.best, self.folder.last
         score = f"best valid/{self.config.valid.metric} {self.progress.best:.4f}"
-        why = "no validation data" if self.valid is None else f"{score} came before this folder"
+        why = f"{score} came before this folder" if validates else "no validation data"
         told, file = f"{last} ({why}, so no best.pt)", last
-        if self.valid is not None and best.exists():
+        if validates and best.exists():
             told, file = f"{score} in {best}", best
         elif not last.exists():
             return f"no step was left ({why}, so no best.pt)"
-        data = " --data SHARDS" if self.valid is None else ""
+        data = "" if validates else " --data SHARDS"
         return f"{told}; next: python -m medclip_oc.evaluate --checkpoint {file}{data}"
 
     def loaded(self) -> Iterator[Batch]:
@@ -219,61 +218,29 @@ class Trainer:
 
     # ------------------------------------------------------------------------------- validation
 
-    def validation_due(self, step: int) -> bool:
-        """After the last step, and as often as the configuration says."""
-        steps, epochs = self.config.valid.every_steps, self.config.valid.every_epochs
-        if step == self.plan.steps or (steps is not None and step % steps == 0):
-            return True
-        period = self.plan.steps_per_epoch * (epochs or math.inf)
-        return step // period > (step - 1) // period
-
     def validate(self) -> None:
         """Measure retrieval on the validation pairs, and save; best.pt too, if it's the best yet.
 
         So with the running average of the weights, if there is one: ema.pt.
         """
-        progress = self.progress
+        progress, step = self.progress, self.progress.step
         progress.validated = False
         self.checkpointer.wait()  # loader processes are not to be forked while it is written
         try:
-            scores = self.measure("valid")
-            if self.ema is not None:
+            scores = self.validation.measure(step)
+            if self.ema is not None and step:  # before the first step it is the weights
                 with self.ema.in_place():
-                    average = self.content(self.measure("valid_ema"))
+                    average = self.content(self.validation.measure(step, "valid_ema"))
                     if self.world.main:
                         checkpoint.save(self.folder.average, average)
         except (InputError, WorkError) as error:
-            self.save()  # none of the training is lost
-            self.checkpointer.wait()
-            raise type(error)(f"step {progress.step}: data.valid: {error}") from error
+            if step:
+                self.save()  # none of the training is lost
+                self.checkpointer.wait()
+            raise type(error)(f"step {step}: data.valid: {error}") from error
         except Stopped:
             self.stop()
-        progress.scores, progress.validated = scores, True
-        score = scores.get(self.config.valid.metric, -math.inf)
-        better = score > progress.best
-        progress.best = max(progress.best, score)
-        self.save(best=better)
-
-    def measure(self, name: str) -> dict[str, float]:
-        """Retrieval with the weights as they are, logged under `name`; {} without pairs."""
-        if self.valid is None:
-            return {}
-        step, config = self.progress.step, self.config
-        record = retrieval.evaluate(
-            self.clip,
-            self.valid,
-            self.world,
-            batch_size=config.train.micro_batch_size,
-            workers=config.data.workers,
-            precision=config.train.precision,
-            stop=self.asked_to_stop,
-        ).record
-        scores = metrics.flat(record)
-        self.log.record(step, {f"{name}/{key}": value for key, value in scores.items()})
-        average = " of the average" if name == "valid_ema" else ""
-        pairs = f"validation{average} over {record['pool']:,} pairs"
-        self.log.message(f"step {step}: {pairs}, {results.brief(record)}")
-        return scores
+        self.save(best=progress.take(scores, self.config.valid.metric))
 
     # ------------------------------------------------------------------------ saving, stopping
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from math import cos, pi
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ import torch
 
 from medclip_oc import train
 from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, TrainCommand, ValidConfig
+from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data import dataset
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import WorkError
@@ -102,20 +101,6 @@ def test_what_another_folder_has_is_not_named(finished: Path, tmp_path: Path) ->
     assert re.search("done: no step was left .best .* came before this folder, so no best.pt", log)
 
 
-def test_when_it_validates() -> None:
-    def steps(total: int, per_epoch: float, **valid: Any) -> list[int]:
-        run = SimpleNamespace(
-            config=Config(valid=ValidConfig(**valid)),
-            plan=SimpleNamespace(steps=total, steps_per_epoch=per_epoch),
-        )
-        return [n for n in range(1, total + 1) if Trainer.validation_due(run, n)]  # type: ignore
-
-    assert steps(10, 2.5) == [3, 5, 8, 10]
-    assert steps(10, 2.5, every_epochs=2) == [5, 10]
-    assert steps(7, 2.5, every_epochs=None) == [7]
-    assert steps(7, 2.5, every_epochs=None, every_steps=3) == [3, 6, 7]
-
-
 def test_without_validation_nothing_is_best(packed: Path, tmp_path: Path) -> None:
     changes = {"data__valid": None, "train__epochs": 1, "log": {"every_steps": 2}}
     config = configure(packed, tmp_path, "run", **changes)
@@ -163,13 +148,14 @@ def test_a_signal_to_one_rank_stops_all_with_everything_saved(
 
 
 @pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize(("last", "step"), [(2, 0), (5, 3)])
 def test_a_signal_in_the_middle_of_a_validation(
-    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last: int, step: int, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left after the batch, and done again by the run that resumes; nothing else changes."""
     from medclip_oc.evaluation import features
 
-    quick = {"train__epochs": 2, "valid": {"every_epochs": 1}, "checkpoint": {"every_steps": 5}}
+    quick = {"train__epochs": 2, "valid": {"at_start": True}, "checkpoint": {"every_steps": 5}}
     whole = configure(packed, tmp_path, "whole", **quick)
     assert call(train.main, TrainCommand, "--config", whole) == 0
     cut = configure(packed, tmp_path, "cut", **quick)
@@ -178,15 +164,15 @@ def test_a_signal_in_the_middle_of_a_validation(
     def interrupting(*words: Any, **named: Any) -> Iterator[Any]:
         for loaded in load_batches(*words, **named):
             batches.append(len(loaded.batch["index"]))
-            if len(batches) == 5:  # of three a validation: the second one's second
+            if len(batches) == last:  # of three a validation: the second
                 os.kill(os.getpid(), signal.SIGTERM)
             yield loaded
 
     monkeypatch.setattr(features, "load_batches", interrupting)
     assert call(train.main, TrainCommand, "--config", cut) == 75
-    assert len(batches) == 5
+    assert len(batches) == last
     state = checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")
-    assert not state["training"]["validated"]
+    assert (state["step"], state["training"]["validated"]) == (step, False)
     assert call(train.main, TrainCommand, "--config", cut) == 0
     assert measured(tmp_path / "whole") == measured(tmp_path / "cut")
     for name in ("last", "best"):
