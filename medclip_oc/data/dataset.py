@@ -271,7 +271,8 @@ def load_batches(
         timeout=PATIENCE_SECONDS if workers else 0,
     )
     try:
-        batches = iter(loader)
+        with shutdown.held_back():
+            batches = iter(loader)
     except OSError as error:  # of a semaphore, or a fork
         raise WorkError(f"{_NO_ROOM} ({error.strerror})") from None
     while True:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torch.utils.data._utils import worker
 
 from medclip_oc.config.schema import DataConfig
 from medclip_oc.data import dataset, loader
@@ -19,6 +20,7 @@ from medclip_oc.data.sampler import Order, Place
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import factory
+from medclip_oc.runtime import shutdown
 from tests.support.reference import global_batches
 from tests.support.tiny_dataset import jpeg, write_pairs, write_tar
 
@@ -240,3 +242,19 @@ def test_runs_of_sentences() -> None:
         assert any(words([runs[part]])[0].equal(tokens) for part in allowed)
     assert len(found) >= 4
     assert {range(2), range(2, 3)} < found
+
+
+@FORKS
+def test_a_loader_process_outlives_signals_from_its_first_moment(
+    shards: ShardSet, clip: factory.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = worker._worker_loop
+
+    def signalled(*args: Any) -> None:
+        for number in shutdown.SIGNALS:
+            os.kill(os.getpid(), number)
+        begin(*args)
+
+    monkeypatch.setattr(worker, "_worker_loop", signalled)
+    (batch,) = batches(loader.evaluation_pairs(shards, clip), [[(0, 0)]], workers=1)
+    assert len(batch["index"]) == 1

@@ -135,8 +135,9 @@ def test_a_signal_to_one_rank_stops_all_with_everything_saved(
         pids = fork_server.begin(config, 2, 2)
         for pid in (*children(pids[1]), pids[1]):
             os.kill(pid, number)
-        assert fork_server.answer() == [75, 75]
+        codes = fork_server.answer()
         said = "".join((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
+        assert codes == [75, 75], said
         assert said.count("\ntrain: ") + said.startswith("train: ") == 1
         assert "and saved; the same command resumes it" in said
         step = measured(run)[-1]["step"]
