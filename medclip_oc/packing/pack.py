@@ -255,11 +255,11 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
         return pair.reject(error.reason, error.detail)
     facts = {"id": pair.id, "split": pair.split, "width": stored.width, "height": stored.height}
     facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest()}
-    more = {**pair.facts, "reencoded": stored.reencoded, "resized_from": stored.resized_from}
-    if options.image_format:  # for readers that want all samples alike: the same keys in each
-        size = stored.resized_from or [stored.width, stored.height]
-        more |= {"reencoded": stored.reencoded or "", "resized_from": size}
-    facts |= {name: it for name, it in more.items() if it is not None or options.image_format}
+    # the same keys in each sample, as readers want them that take a table's columns from the first
+    known = {n: [] if it is None and n != "license" else it for n, it in pair.facts.items()}
+    facts |= {**known, "reencoded": stored.reencoded or ""}
+    if options.resize is not None:
+        facts["resized_from"] = stored.resized_from or (stored.width, stored.height)
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
     members = stored.data, pair.caption.encode(), about

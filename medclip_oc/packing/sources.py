@@ -145,6 +145,7 @@ class Source:
     def __post_init__(self) -> None:
         self._by_split = {part.split: part for part in self.parts}
         self.splits = tuple(self._by_split)
+        self._with_concepts = any(p.concepts or p.columns.get("concepts") for p in self.parts)
 
     def count(self, split: str) -> int:
         """Rows of a split. Reads its tables whole, so that a broken one is found at the start.
@@ -223,12 +224,12 @@ class Source:
         return Pair(identity, key, part.split, image, caption, facts)
 
     def _facts(self, part: Part, identity: str, cells: Mapping[str, Any]) -> dict[str, Any]:
-        facts, known = dict[str, Any](), part.cuis_by_id
+        facts = dict[str, Any]()
         for name in part.kept:
             kept = cells[_KEPT + name]
             facts[name] = kept if isinstance(kept, str) else json.dumps(kept, default=str)
-        if known is not None or "concepts" in cells:
-            listed = cells.get("concepts") if known is None else known.get(identity)
+        if self._with_concepts:
+            listed = (part.cuis_by_id or {}).get(identity, cells.get("concepts"))
             cuis = facts["concepts"] = None if listed is None else parse_cuis(listed)
             if self.concept_names:
                 facts["concept_names"] = cuis and [self.concept_names.get(cui) for cui in cuis]

@@ -16,7 +16,7 @@ from medclip_oc.packing import tar_writer
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.fault_injection import contents, rejected
-from tests.support.tiny_dataset import stock
+from tests.support.tiny_dataset import picture, stock, write_kaggle
 
 SPLITS = ["train", "valid"]
 
@@ -49,23 +49,26 @@ def test_facts_and_bytes(faulty_source: Path, faulty_packed: Path) -> None:
         "mode": "L",
         "sha256": hashlib.sha256(data).hexdigest(),
         "concepts": ["C0040405", "C0007776"],
+        "reencoded": "",
     }
-    assert "concepts" not in second.facts  # not known, which is not the same as none
+    assert second.facts["concepts"] == []  # the table doesn't know it
 
 
-def test_of_one_image_format_all_samples_have_the_same_facts(
-    faulty_source: Path, tmp_path: Path
-) -> None:
-    """Hugging Face's datasets take the keys, and their types, from the first samples."""
-    source = open_source(faulty_source, ["train"])
-    pack(source, tmp_path, PackOptions(image_format="jpg"))
-    train = ShardSet.open(str(tmp_path), "train")
-    first, second = (train.facts(n) for n in range(2))
-    assert first["concepts"] == ["C0040405", "C0007776"]
-    for n in range(len(train)):
-        assert train.facts(n).keys() == first.keys()
-    unknown = {"concepts": None, "reencoded": "", "resized_from": [48, 40]}
-    assert unknown.items() <= second.items()
+@pytest.mark.parametrize("resize", [None, 30])
+def test_all_samples_have_the_same_facts(resize: int | None, tmp_path: Path) -> None:
+    """Hugging Face's datasets take the keys, and their types, from the first samples. Here one
+    image is re-encoded, and the valid split has no table of concepts.
+    """
+    source = write_kaggle(tmp_path / "source", {"train": 2, "valid": 1})
+    (source / "train_concepts.csv").write_text("ID,CUIs\ntrain_0000,C0040405\n")
+    picture(1).convert("CMYK").save(source / "train_images" / "train" / "train_0001.jpg")
+    pack(open_source(source, ["train", "valid"]), tmp_path, PackOptions(resize=resize))
+    sets = [ShardSet.open(str(tmp_path), split) for split in ("train", "valid")]
+    facts = [shards.facts(n) for shards in sets for n in range(len(shards))]
+    assert [each["concepts"] for each in facts] == [["C0040405"], [], []]
+    assert [each["reencoded"] == "" for each in facts] == [not resize, False, not resize]
+    assert {tuple(each) for each in facts} == {tuple(facts[0])}
+    assert facts[0].get("resized_from") == (resize and [48, 40])
 
 
 def test_folder_follows_the_contract(faulty_packed: Path) -> None:
