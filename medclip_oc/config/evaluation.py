@@ -43,9 +43,10 @@ class ModelSource(ComputeConfig):
             raise InputError(
                 f"--model {self.model}: {self.checkpoint} names its own model; give one of the two"
             )
-        elif self.pretrained is None and not own:
+        elif not own and (self.pretrained is None or "/" in self.model):
             raise InputError(
-                f"--pretrained: required with --model {self.model} (a folder is local-dir:FOLDER)"
+                f"--model {self.model}: give an architecture with --pretrained, or without it "
+                "local-dir:FOLDER or hf-hub:ORG/NAME, which have weights of their own"
             )
 
 

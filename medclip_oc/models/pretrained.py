@@ -25,7 +25,7 @@ from . import averaging, checkpoint, transformers_clip
 # What a CLIP tower has no place for: classifier, unused pooler, index buffers.
 # What wraps a model while it trains: DDP, torch.compile, Lightning, a class of one's own.
 _WRAPPED = re.compile(r"^((module|_orig_mod|model|clip|clip_model|net)\.)+")
-_LEFT_OUT = re.compile(r"(classifier|fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
+_LEFT_OUT = re.compile(r"(classifier|_?fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
 
 
 def resolve(reference: str, where: str = "") -> str:
@@ -152,7 +152,9 @@ def load_image_tower(visual: nn.Module, reference: str) -> None:
     tower: nn.Module = getattr(visual, "trunk", visual)  # timm's stands in a trunk
     if tower is not visual and "_conv_stem.weight" in state:
         # EfficientNet-PyTorch has timm's tensors in the same order, then those of the classifier
-        state = dict(zip(tower.state_dict(), state.values(), strict=False))
+        names = [*tower.state_dict()]
+        names += [*state][len(names) :]
+        state = dict(zip(names, state.values(), strict=False))
     state = {n.removeprefix("visual.").removeprefix("trunk."): t for n, t in state.items()}
     _load(tower, state, reference)
 
@@ -212,4 +214,6 @@ def _load(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
         if names:
             shown = ", ".join(names[:2]) + (" ..." if len(names) > 2 else "")
             raise InputError(f"{where}: {len(names)} of {len(own)} tensors {problem}: {shown}")
+    if dropped := [n for n in state if n not in own and "position_ids" not in n]:
+        print_line(f"{where}: left out, as CLIP has no place for it: {', '.join(dropped)[:150]}")
     module.load_state_dict({name: state[name] for name in own})

@@ -304,7 +304,8 @@ def test_mistakes_are_one_line(
 
 PARTS_MISSING = {
     "--checkpoint c --images a": "--texts: give at least one, or --texts-file",
-    "--model ViT-B-32": "--pretrained: required with --model ViT-B-32 (a folder is local-",
+    "--model ViT-B-32": "--model ViT-B-32: give an architecture with --pretrained, or",
+    "--model org/x --pretrained y": "--model org/x: give an architecture with --pretrained, or wi",
     "--checkpoint c --pretrained openai": "--pretrained: 'openai' is not used",
     "--checkpoint c --search a": "--index: required for a search",
     "--checkpoint c --index d": "--index: give --search TEXT or --search-image",

@@ -25,13 +25,17 @@ WARM = {**TINY, "vision_cfg": timm_tower("tf_efficientnet_lite0")}
 WARM["text_cfg"] = {**HF, "hf_model_name": SENTENCES}
 
 
-def test_bare_timm_weights_fit_or_are_refused(tmp_path: Path) -> None:
+def test_bare_timm_weights_fit_or_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The file that open_clip takes without a word and without loading a tensor."""
     file, own = tmp_path / "vit.pt", timm.create_model("test_vit").state_dict()
     settings = ModelConfig(arch="timm-test", definition=TIMM, pretrained_image=str(file))
     torch.save(own, file)
     trunk = factory.build(settings).towers.clip.visual.trunk.state_dict()
     assert all(tensor.equal(own[name]) for name, tensor in trunk.items())
+    left_out = "left out, as CLIP has no place for it: head.weight, head.bias"
+    assert capsys.readouterr().err == f"{file}: {left_out}\n"
     without = {name: tensor for name, tensor in own.items() if name != "norm.weight"}
     for state, message in (
         (without, r" 1 of \d+ tensors missing: norm.weight"),

@@ -63,7 +63,7 @@ def test_alphas() -> None:
             alphas(wrong)
 
 
-def test_choice() -> None:
+def test_choice_and_table() -> None:
     rows = [
         {"alpha": 0.0, "data": 0.1, "probe": 0.9},
         {"alpha": 0.5, "data": 0.46, "probe": 0.8},
@@ -74,6 +74,12 @@ def test_choice() -> None:
     assert choose(rows, 0.05)["alpha"] == 0.8
     alone = [{name: row[name] for name in ("alpha", "data")} for row in rows]
     assert choose(alone, 0.1)["alpha"] == 0.8
+    measure, names, *lines = interpolate.table(rows, rows[1]).splitlines()
+    assert measure == "mean recall (of R@1, R@5 and R@10, both ways):"
+    assert (names, lines[1]) == (
+        "   alpha      data     probe",
+        "     0.5    46.0 %    80.0 %  <- chosen",
+    )
 
 
 @pytest.fixture(scope="module")
