@@ -30,9 +30,9 @@ def main(settings: ZeroshotConfig) -> None:
     ranked = ranking.embed_candidates(embedder, candidates, limit)
     bad = ranking.write_rows(embedder, images, ranked, writer, top=settings.top, labels=labels)
     if labels is not None:
-        if labels.missing:
-            left_out = f"{labels.missing:,} images have no row in {settings.labels}"
-            print(f"warning: {left_out}: not counted", file=sys.stderr)
+        if labels.missing or labels.unused:
+            counts = f"{labels.missing:,} images have no row, {labels.unused:,} rows have no image"
+            print(f"warning: {settings.labels}: {counts}: not counted", file=sys.stderr)
         # the rows of a table are for people, all others for programs
         labels.report(sys.stdout if settings.format == "table" else sys.stderr, settings.figures)
     if bad:

@@ -55,9 +55,9 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
     has_folder = False
     for word in words:
         path = Path(word).expanduser()
-        is_folder = (path / INDEX).is_file() or any(path.glob("*.tar"))
+        is_folder = (path / INDEX).is_file() or any(path.glob("*.tar*"))
         has_folder |= is_folder
-        if is_folder or word.endswith(".tar"):
+        if is_folder or word.endswith((".tar", ".tar.gz", ".tgz")):
             shards = ShardSet.open(word, split or "test", bare=True)
             places |= dict.fromkeys((shards, n) for n in range(len(shards)))
         else:

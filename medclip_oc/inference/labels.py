@@ -28,7 +28,7 @@ class Labels:
         images: N images.
 
     Attributes:
-        missing: images without a label: they don't count.
+        missing, unused: images without a row, rows without an image: they don't count.
 
     Raises:
         InputError: no such table, a label that is no candidate, an image with two labels, a row
@@ -40,6 +40,7 @@ class Labels:
         matched = _match(file, labels, [images.name(n) for n in range(len(images))])
         self._labels = {n: labels[row] for n, row in matched.items()}
         self.missing = len(images) - len(self._labels)
+        self.unused = len(labels) - len({*matched.values()})
         self._rows: list[tuple[int, np.ndarray]] = []
 
     def add(self, positions: Sequence[int], probabilities: np.ndarray) -> None:
@@ -88,7 +89,7 @@ def _match(file: str, rows: Collection[str], names: Sequence[str]) -> dict[int, 
         places = {path: n for n, path in enumerate(paths)}
         matched = {places[path_of[name]]: row_of[name] for name in row_of.keys() & path_of}
     if not matched:
-        pair = f"{shorten(next(iter(rows), ''))}, {shorten(names[0])}"
+        pair = f"{shorten(next(iter(rows), ''))}, {shorten(names[0])}; write paths or file names"
         raise InputError(f"--labels: {file}: none of its rows names an image of --images: {pair}")
     image_of = dict[str, str]()
     for n, row in matched.items():

@@ -14,8 +14,8 @@ from ..config.packing import SPLIT_WORDS, Concepts, Form, MakeShardsConfig
 from ..errors import InputError
 from ..runtime.progress import print_line
 from .image_store import Archive, Folder
-from .sources import FACTS, SPLITS, Part, Source, by_id, split_told
-from .tables import Row, Table
+from .sources import FACTS, SPLITS, Part, Source, split_told
+from .tables import Row, Table, by_id
 
 
 class _Layout(NamedTuple):
@@ -57,8 +57,8 @@ _LAYOUTS = {
 }
 _ROCOV2 = ("kaggle", "flat", "zenodo")  # forms that differ in the place of the images only
 _NO_FORM = (
-    "no captions there: no {0}_captions.csv, {0}-*.parquet, {0}/metadata.csv, captions.csv "
-    "or {0}/X.txt beside X.jpg; another table: --table (images alone: zeroshot --images)"
+    "no captions there: no {0}_captions.csv, {0}-*.parquet, {0}/metadata.csv, captions.csv or "
+    "{0}/X.txt by X.jpg; a table: --table (images alone: zeroshot --images; tars: packed already)"
 )
 _COLUMNS = ("id", "caption", "image", "split", "concepts")
 _MAPPING, _LICENSE = "cui_mapping.csv", "license_information.csv"
@@ -114,7 +114,7 @@ def open_source(
         split = _split_of_file(folder, chosen)
         return Source("parquet", [_parquet_part([folder], folder.parent, split, concepts)])
     if not folder.exists():
-        raise InputError(f"{folder}: no such source folder")
+        raise InputError(f"{folder}: no such source folder (patterns aren't expanded)")
     kind = _recognise(folder, chosen) if form == "auto" else form
     if not kind:
         inner = [each for each in sorted(folder.glob("*/")) if _recognise(each, chosen)]
@@ -167,44 +167,43 @@ def open_table(
         for path in paths:
             files += sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
             if not (files and files[-1].is_file()):
-                raise InputError(f"{path}: no such table, and no folder of .parquet files")
+                raise InputError(f"{path}: no such table, or folder of .parquet files (no pattern)")
         table, home = Table(tuple(files)), paths[0] if paths[0].is_dir() else paths[0].parent
         for path in files:
             words = re.split("[^a-z]+", path.stem.lower())
             inside = path.parent.name if files[1:] or path not in paths else ""
             named.setdefault(split_told([inside, *words]) or "train", []).append(path)
-    root, columns, folders = image_root or home, dict(columns), set[str | None]()
     if own := ", ".join(name for name in kept if name in FACTS.split()):
         raise InputError(f"--keep-columns: {own}: each pair's JSON has its own; rename the column")
     next(table.rows([*columns.values(), *kept]), None)  # each of them is there
-    if not root.is_dir():
-        raise InputError(f"{root}: no such image folder (--image-root)")
+    if not (root := image_root or home).is_dir():
+        raise InputError(f"{root}: no such image folder (--image-root); a zip is to be unpacked")
+    images = [Folder(at) for at in dict.fromkeys([root, home, home / "images"]) if at.is_dir()]
     called = [name for name in table.names() if name.lower() in ("split", "subset")]
-    if "split" not in columns:
-        if told := [name for name in called if _told(table, name) - {None}]:
-            columns["split"] = told[0]
-        elif set(named) <= {"train"}:
-            folders = _told(table, columns["image"])
-            if len(folders) > 1 and None not in folders:
-                columns["split"] = columns["image"]
+    asked, folders = [columns["split"]] if "split" in columns else called, set[str | None]()
+    told = {name: each for name in asked if (each := _told(table, name)) - {None}}
+    if not (told or "split" in columns) and set(named) <= {"train"}:
+        folders = _told(table, columns["image"])
+        if len(folders) > 1 and None not in folders:
+            told = {columns["image"]: folders}
+    column, there = next(iter(told.items()), (columns.get("split"), {*named}))
     if splits is None:
-        there = _told(table, columns["split"]) if "split" in columns else named
         splits = [split for split in SPLITS if split in there] or ["train"]
     chosen = _check_splits(splits)
     tables = dict.fromkeys(chosen, table)
-    if "split" not in columns and len(named) > 1:
+    if column:
+        columns = {**columns, "split": column}
+    elif len(named) > 1:
         tables = {split: Table(tuple(each)) for split, each in named.items()}
         if absent := [split for split in chosen if split not in named]:
             raise InputError(f"--splits: {absent[0]}: no table's name tells this split")
-    elif "split" not in columns:
-        if len(chosen) > 1:
-            raise InputError("--splits: a table without --split-column goes to one split; name one")
+    elif len(chosen) > 1:
+        raise InputError("--splits: a table without --split-column goes to one split; name one")
+    else:
         why = f"its column {called[0]} has none" if called else ""
         why = why or "some images lie in others" * bool(folders - {None, *chosen})
         if why := why or "as it is called" * (tuple(named) == chosen != ("train",)):
             print_line(f"warning: {table}: all rows go to the split {chosen[0]} ({why})")
-    places = dict.fromkeys([root, home, home / "images"])
-    images = [Folder(place) for place in places if place.is_dir()]
     parts = [Part(split, tables[split], columns, images, kept=kept) for split in chosen]
     return Source("table", parts)
 
@@ -241,7 +240,7 @@ def _recognise(folder: Path, splits: Sequence[str]) -> str:
 def _split_of_file(path: Path, splits: Sequence[str]) -> str:
     """The split that a single Parquet file holds: told by its name, or the only one wanted."""
     if path.suffix.lower() != ".parquet":
-        raise InputError(f"{path}: a folder or a .parquet file is wanted; for a table use --table")
+        raise InputError(f"{path}: a folder or a .parquet file is wanted; unpack a zip; or --table")
     named = [split for split in splits if path.name.startswith(SPLIT_WORDS[split])]
     if not named and len(splits) > 1:
         raise InputError(f"{path}: which split is it? Name one with --splits")

@@ -8,7 +8,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import NamedTuple
@@ -39,18 +39,27 @@ class Folder:
         self.path = path
         self._names_in: Callable[[Path], dict[str, list[str]]] = lru_cache(256)(_files_in)
 
-    def find(self, name: str) -> ImageFile | None:
+    def find(self, name: str, within: Callable[[str], bool] | None = None) -> ImageFile | None:
         """The image of that name, whatever its extension; else one whose name differs in capitals
-        or in its Unicode form. InputError: several, which may be different pictures.
+        or in its Unicode form. InputError: several, which may be different pictures. `within`: look
+        in all folders, for paths of which this is true.
         """
         if image := self._get(name):
             return image
         place, base = os.path.split(name)
-        alike = self._names_in(self.path / place).get(_fold(base), [])
-        alike = [each for each in alike if stem(each) == stem(base)] or alike
+        names = self._names_in(self.path / place).get(fold(base), [])
+        alike = [os.path.join(place, each) for each in names]  # noqa: PTH118
+        if within:
+            alike = [*filter(within, self._below.get(fold(base), []))]
+        for part in (str, stem):
+            alike = [each for each in alike if part(Path(each).name) == part(base)] or alike
         if len(alike) > 1:
             raise InputError(f"{name!r} may be {', '.join(sorted(alike)[:4])}; name one of them")
-        return self._get(os.path.join(place, *alike)) if alike else None  # noqa: PTH118
+        return self._get(alike[0]) if alike else None
+
+    @cached_property
+    def _below(self) -> dict[str, list[str]]:
+        return _group(str(path.relative_to(self.path)) for path in self.path.rglob("[!.]*"))
 
     def _get(self, name: str) -> ImageFile | None:
         path = self.path / name
@@ -106,16 +115,16 @@ def stem(name: str) -> str:
     return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
 
 
-def _fold(name: str) -> str:
-    """What names of one image have in common."""
-    return unicodedata.normalize("NFC", stem(name)).casefold()
+def fold(path: str) -> str:
+    """What the file names of one image have in common."""
+    return unicodedata.normalize("NFC", stem(path.rpartition("/")[2])).casefold()
 
 
 def _group(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names that `_fold` makes the same."""
+    """Paths whose file names `fold` makes the same."""
     found = dict[str, list[str]]()
     for name in names:
-        found.setdefault(_fold(name), []).append(name)
+        found.setdefault(fold(name), []).append(name)
     return found
 
 

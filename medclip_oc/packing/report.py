@@ -74,5 +74,7 @@ class PackReport:
         line += "; see rejects.csv" * bool(self.rejected)
         folder = shlex.quote(str(out))
         sets = f"--data.train {folder} --data.valid {folder if self.packed['valid'] else 'null'}"
-        training = f"\nnext: python -m medclip_oc.train --config vitb16 {sets}"
-        return line + training * (self.packed["train"] > 0)
+        after = f"train --config vitb16 {sets}"
+        if not self.packed["train"]:
+            after = f"evaluate --checkpoint FILE --data {folder} --split {next(iter(self.packed))}"
+        return f"{line}\nnext: python -m medclip_oc.{after}"

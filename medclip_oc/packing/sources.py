@@ -14,19 +14,18 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 from urllib.parse import unquote
 
-import pandas as pd
-
 from ..config.packing import SPLIT_OF
 from ..data.index import is_blank
 from ..errors import InputError
-from .image_store import Archive, Folder, ImageFile, stem
-from .tables import Number, Row, Table
+from .image_store import Archive, Folder, ImageFile, fold, stem
+from .tables import Number, Row, Table, by_id
 
 SPLITS = ("train", "valid", "test")
 FACTS = "id split width height mode sha256 concepts concept_names license reencoded resized_from"
@@ -38,7 +37,9 @@ _UNSAFE = re.compile(r'[./\\:*?"<>|]')
 _MAX_KEY_BYTES, _DIGEST_LETTERS = 200, 10
 _MAX_TOLD = 500  # letters of an id, and of a detail, in rejects.csv
 _KEPT = "kept "
-_CUI = re.compile(r"\bC\d{1,9}\b")
+_CUI = re.compile(r"\bC\d{7}\b", re.IGNORECASE)
+_NAMED = re.compile(rf"{_CUI.pattern}(['\"]?\s*:[^;,|]*)?", re.IGNORECASE)  # C0040405:X-ray
+_NO_PATH = re.compile("(https?|ftp|s3|gs)://|data:image|/9j/|iVBORw0KGgo")
 _BETWEEN = re.compile(r"[\s;,|'\"()\[\]{}]|\b(nan|none|null)\b", re.IGNORECASE)
 
 
@@ -126,12 +127,28 @@ class Part:
         return by_id(self.license, "ID", columns).map(str.strip).to_dict("index")
 
     def find_image(self, name: str, cell: Any) -> ImageFile | None:
-        """The image of a row: in the cell, or where the cell says, or by its id."""
+        """The image of a row: in the cell, or where that says, or by its id. Else at the path's
+        end, without folders that all rows share; or of its file name, if no other row or file has
+        it, and no folder is another split's.
+        """
         if isinstance(cell, bytes):
             return ImageFile(name, partial(bytes, cell))
-        wanted = as_path(str(cell).strip()) if "image" in self.columns else name
-        found = (place.find(wanted) for place in self.images if wanted)
-        return next(filter(None, found), None)
+        path = as_path(str(cell).strip()) if "image" in self.columns else name
+        parts = path.split("/")
+        ends = ("/".join(parts[n:]) for n in range(len(parts)) if not n or n <= self._ends[0])
+        found = (place.find(end) for end in ends for place in self.images if path)
+        if (image := next(filter(None, found), None)) or self._ends[1][fold(path)] != 1:
+            return image
+        return self.images[0].find(path, lambda at: split_told(at.split("/")) in (None, self.split))
+
+    @cached_property
+    def _ends(self) -> tuple[int, Counter[str]]:
+        """How many folders all paths (or ids) of the table begin with; paths of a file name."""
+        column = self.columns.get("image") or self.columns["id"]
+        cells = (row.values[0] for row in self.captions.rows([column]))
+        paths = {as_path(cell.strip()) for cell in cells if cell and isinstance(cell, str)}
+        shared = os.path.commonprefix([path.split("/")[:-1] for path in paths])  # noqa: RUF071
+        return len(shared), Counter(map(fold, paths))
 
 
 @dataclass(eq=False)
@@ -214,7 +231,9 @@ class Source:
             missing = f"no {identity}.jpg, .png or other image in {places}"
             if "image" in part.columns:
                 hint = " (--image-root says where paths start)" * (self.form == "table")
-                missing = f"no {str(cell)[:80]!r}, whatever its ending{hint}, in {places}"
+                missing = f"no {str(cell)[:80]!r}, whatever its ending or folder{hint}, in {places}"
+                if _NO_PATH.match(str(cell)):
+                    missing = f"{str(cell)[:40]!r} is a URL or in base64; save images as files"
             return reject("image missing", missing if cell != "" else "no image in the row")
         try:
             facts = self._facts(part, identity, cells)
@@ -253,20 +272,6 @@ class Source:
         tables.update(json.dumps(self.concept_names, sort_keys=True).encode())
         images = json.dumps(places).encode(errors="surrogateescape")
         return {"tables": tables.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
-
-
-def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table that is to be joined, by id (without extension); of equal ids the first.
-    InputError: the table is broken; names the line.
-    """
-    ids, cells = list[str](), list[list[str]]()
-    for row in table.rows([id_column, *columns]):
-        if row.problem:
-            raise InputError(f"{table}: {row.location}: {row.problem}")
-        ids.append(stem(row.values[0].strip()))
-        cells.append(row.values[1:])
-    frame = pd.DataFrame(cells, index=ids, columns=list(columns), dtype=object)
-    return frame.loc[~frame.index.duplicated()]
 
 
 def parse_split(table: Table, location: str, column: str, word: Any) -> str:
@@ -323,8 +328,8 @@ def as_path(text: str) -> str:
 
 
 def parse_cuis(listed: Any) -> list[str]:
-    """Concept ids in a list or a text, whatever separates them; ValueError: anything else there."""
+    """Concept ids in a list or a text, perhaps named (C0040405:CT); ValueError: anything else."""
     text = " ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
-    if _BETWEEN.sub("", _CUI.sub("", text)):
+    if _BETWEEN.sub("", _NAMED.sub("", text)):
         raise ValueError(f"concepts {text[:60]!r}: wanted are CUIs such as C0040405")
-    return _CUI.findall(text)
+    return [cui.upper() for cui in _CUI.findall(text)]

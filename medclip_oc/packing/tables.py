@@ -13,8 +13,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from ..errors import InputError
-from .image_store import check_fetched
+from .image_store import check_fetched, stem
 from .journal import file_hash
 from .table_files import PROBLEM, Opened, open_file, read_lines
 
@@ -79,6 +81,18 @@ class Table:
 
     def __str__(self) -> str:
         return str(self.paths[0])
+
+
+def by_id(table: Table, id_column: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table that is to be joined, by id (without extension); of equal ids the first.
+    InputError: the table is broken; names the line.
+    """
+    rows = [*table.rows([id_column, *columns])]
+    if bad := next((row for row in rows if row.problem), None):
+        raise InputError(f"{table}: {bad.location}: {bad.problem}")
+    ids, cells = [stem(row.values[0].strip()) for row in rows], [row.values[1:] for row in rows]
+    frame = pd.DataFrame(cells, index=ids, columns=[*columns], dtype=object)
+    return frame.loc[~frame.index.duplicated()]
 
 
 def _chosen(path: Path, names: Sequence[str], column: str) -> str:

@@ -34,7 +34,7 @@ def verify(folder: Path, *, workers: int = 1, decode: bool = True) -> list[str]:
     """
     if not (folder / INDEX).is_file():
         reason = "its packing isn't finished" if (folder / JOURNAL).exists() else f"no {INDEX}"
-        raise InputError(f"{folder}: no shard folder to verify: {reason}")
+        raise InputError(f"{folder}: no shard folder to verify: {reason}; pack it (again)")
     index = read_head(folder / INDEX)
     found, entries = list[str](), index["shards"]
     with Progress(len(entries), "shards", "verify") as progress:

@@ -192,7 +192,7 @@ def test_modalities(tmp_path: Path) -> None:
     pairs = {"train": {f"{n}.jpg": (file(phantom(n), "JPEG"), "x") for n in range(6)}}
     folder = write(tmp_path / "source", pairs)
     (folder / "train_concepts.csv").write_text(
-        "ID,CUIs\n0,C0040405;C1\n1,C1306645\n2,C0032743;C0040405\n3,C1;C2\n4,\n"
+        "ID,CUIs\n0,C0040405;C0000001\n1,C1306645\n2,C0032743;C0040405\n3,C0000001;C0000002\n4,\n"
     )
     (folder / "cui_mapping.csv").write_text("CUI,Canonical name\nC0040405,CT of this release\n")
     concepts = look(folder, "train").report["concepts"]

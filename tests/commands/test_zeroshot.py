@@ -211,7 +211,7 @@ def test_labels_give_figures(ranked: Run, pictures: Path, tmp_path: Path) -> Non
     words = ["--images", pictures, "--texts", *TEXTS, "--labels", table]
     rows, said = ranked(*words, "--figures", out)
     figures = json.loads(out.read_text())
-    assert "1 images have no row" in said
+    assert "labels.csv: 1 images have no row, 1 rows have no image: not counted" in said
     assert f"written to {out}\n" in said
     assert "4 images with a label: accuracy" in said
     assert figures["images"] == 4
@@ -245,6 +245,7 @@ def test_corrupt_images_and_how_they_are_embedded(ranked: Run, tmp_path: Path) -
 MISTAKES = {
     "--images EMPTY": "a folder without images",
     "--images NOTES": r"notes.txt: undecodable \(not one of",
+    "--images PACKED.TAR": "packed.tar.gz: not a readable, uncompressed tar: .*; gunzip .tar.gz",
     "--images nowhere/*.jpg": r"nowhere/\*.jpg: no file matches",
     "--split test": "--split test: --images names no shard folder",
     "--texts a BLANK": "--texts: number 2 is empty",
@@ -276,6 +277,7 @@ def files(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     (folder / "wide.txt").write_text("ac", encoding="utf-16-le")
     (folder / "array.json").write_text('["a", "b"]')
     (folder / "list.yaml").write_text("- a\n- b\n")
+    (folder / "packed.tar.gz").write_text("no tar")
     (folder / "others.csv").write_text("id,label\nx,a\n")
     made = {file.stem.upper(): file for file in folder.iterdir()}
     return {**made, "NOTES": pictures / "notes.txt", "BLANK": " "}

@@ -23,7 +23,7 @@ FOUND = {  # rows of image and label -> which of IMAGES has which label
 }
 REFUSED = {
     "0.png,a\n": "0.png is the end of '/data/well/0.png' and '/data/sick/0.png': write more of it",
-    "x/0.png,a\n": "none of its rows names an image of --images: 'x/0.png', '/data/well/0.png'",
+    "x/0.png,a\n": "an image of --images: 'x/0.png', '/data/well/0.png'; write paths or file names",
     "well/0.png,a\nwell\\0.png,b\n": "well/0.png has another label before",
 }
 
@@ -33,6 +33,7 @@ def labels_of(rows: str, folder: Path) -> dict[int, str]:
     labels = Labels(str(folder / "labels.csv"), ["a", "b"], IMAGES)
     labels.add([0, 1, 2], np.arange(3))
     assert labels.missing == 3 - len(labels._rows)
+    assert labels.unused == rows.count("\n") - len(labels._rows)
     return {int(place): "ab"[label] for label, place in labels._rows}
 
 

@@ -251,7 +251,7 @@ WRONG: list[tuple[str, dict[str, str], dict[str, Any], str]] = [
     (f"{HEAD}a,b,holdout\n", SUBSET, {}, "line 3: subset is 'holdout'; allowed are train, t"),
     ("path,report\na,b\n", {}, {"splits": ["train", "test"]}, "name one"),
     (HEAD, SUBSET, {"splits": ["test"]}, "t.csv: no rows whose subset is test"),
-    (HEAD, {}, {"image_root": Path("/nowhere")}, "no such image folder"),
+    (HEAD, {}, {"image_root": Path("/nowhere")}, "no such image folder .*a zip is to be unpacked"),
 ]
 
 
@@ -289,6 +289,7 @@ LAID_OUT = [  # the form, or what is said; tables and texts; images
     ("data sets in R, S; name one", {"R/captions.csv": "", "S/captions.csv": ""}, ""),
     ("no captions there: .*images alone: zeroshot --images", {}, "s/a.dcm"),
     ("no captions there: no train_captions.csv.*--tab", {}, "x.jpg"),
+    ("no captions there: .*tars: packed already", {}, "train-000000.tar index.json"),
     ("valid_captions.csv: no such file.*--splits", {"train_captions.csv": HEAD}, "train/a.jpg"),
     ("valid_images.*valid: no such image folder or zip", NO_IMAGES, "train_images/train/a.jpg"),
     ("/valid: no such image folder", {**NO_IMAGES, "valid": ""}, "train_images/train/a.jpg"),

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from collections import Counter
 from itertools import chain, repeat
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,6 +16,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing import tar_writer
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
+from medclip_oc.packing.report import PackReport
 from tests.support.fault_injection import contents, rejected
 from tests.support.tiny_dataset import picture, stock, write_kaggle
 
@@ -160,3 +162,9 @@ def test_real_data_is_packed_whole(
         for position, (key, _) in enumerate(wanted):
             [original] = (folder / f"{split}_images" / split).glob(f"{key}.*")
             assert shard_set.read(position).image == original.read_bytes()
+
+
+@pytest.mark.parametrize(("split", "command"), [("test", "evaluate --"), ("train", "train --")])
+def test_the_next_step_fits_what_was_packed(split: str, command: str) -> None:
+    report = PackReport(read=Counter({split: 1}), packed=Counter({split: 1}))
+    assert f"\nnext: python -m medclip_oc.{command}" in report.closing("o", "flat")

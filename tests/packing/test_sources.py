@@ -38,9 +38,36 @@ def test_finds_the_image_of_a_path(
     source = open_table(tmp_path / "t.csv", columns, image_root=root)
     found, missing, empty = source.records("train")
     assert found.image.name == "0001.jpg"
-    assert "3: no '0002', whatever its ending (--image-root says where paths" in missing.detail
+    assert "3: no '0002', whatever its ending or folder (--image-root" in missing.detail
     assert missing.detail.endswith(f" or {tmp_path}/images")
     assert isinstance(empty, Reject)
+
+
+ENDS = [  # cells; files; which file each finds, or why none
+    ("/h/p1/v.jpg /h/p2/v.jpg /h/p3/v", "p1/v.jpg p2/v.png", ["p1/v", "p2/v", "no '/h/p3/v'"]),
+    ("d1 d2.jpg d3", "p/s1/d1.jpg p/D2.JPG", ["p/s1/d1.jpg", "p/D2.JPG", "no 'd3'"]),
+    ("/home/d1.jpg d2", "a/d1.jpg b/d1.png .d2", ["a/d1.jpg", "no 'd2'"]),
+    ("d1", "a/d1.jpg b/d1.png", ["'d1' may be a/d1.jpg, b/d1.png; name one"]),
+    ("a/d1.jpg b/d1.png", "c/d1.jpg", ["no 'a/d1.jpg'", "no 'b/d1.png'"]),
+    ("train/d1.jpg d2", "test/d1.jpg train/d2", ["no 'train/d1.jpg'", "train/d2"]),
+    ("http://h/1.png /9j/4AA", "1", ["1", "'/9j/4AA' is a URL or in base64; save"]),
+    ("s3://h/2 data:image/png;b", "1", ["'s3://h/2' is a URL", "'data:image/png;b' is a"]),
+]
+
+
+@pytest.mark.parametrize(("cells", "files", "expected"), ENDS)
+def test_finds_the_image_at_the_end_of_a_path(
+    tmp_path: Path, cells: str, files: str, expected: list[str]
+) -> None:
+    for name in files.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "t.csv").write_text("file,text\n" + "".join(f"{it},x\n" for it in cells.split()))
+    source = open_table(tmp_path / "t.csv", {"image": "file", "caption": "text"})
+    for record, wanted in zip(source.records("train"), expected, strict=True):
+        is_reject = isinstance(record, Reject)
+        told = record.detail.partition(": ")[2] if is_reject else record.image.read().decode()
+        assert told.startswith(wanted)
 
 
 def test_concepts(tmp_path: Path) -> None:
@@ -59,13 +86,19 @@ def test_concepts(tmp_path: Path) -> None:
     assert facts() == [{}] * 3
 
 
-BOTH = ("C1;C0040405", "C1,C0040405", "C1|C0040405", "C1 C0040405", "C1\tC0040405;")
-BOTH_LISTED = ("['C1', 'C0040405']", "['C1' 'C0040405']", ["C1", "nan", "C0040405"])
+BOTH = "C1306645", "C0040405"
+BETWEEN = (";", ",", "|", " ", "\t", ":X-ray;", ": Plain x-ray ")
+SPELLINGS = [
+    *(between.join(BOTH) for between in BETWEEN),
+    *(str([*BOTH]), "['C1306645' 'C0040405']", ["C1306645", "nan", "C0040405"]),
+    *("c1306645;C0040405:CT scan;", "{'C1306645': 'X-ray', 'C0040405': 'CT'}"),
+]
 NONE = ("", "[]", [], "nan", "None", ["nan"])
-ODD = ("heart failure", "C1 (CT)", "C1C2", "7", ["CT"], "c0040405", "nano")
+ODD = ("heart failure", "C0040405 (CT)", "C0040405C0040405", "7", ["CT"], "C40405", "nano")
+ODD += ("C0040405:X-ray, CT", "CT:C0040405")
 
 
-@pytest.mark.parametrize("cell", [*BOTH, *BOTH_LISTED, *NONE, *ODD])
+@pytest.mark.parametrize("cell", [*SPELLINGS, *NONE, *ODD])
 def test_concepts_are_split_by_whatever_is_between_and_what_holds_no_cui_is_refused(
     tmp_path: Path, cell: Any
 ) -> None:
@@ -77,7 +110,7 @@ def test_concepts_are_split_by_whatever_is_between_and_what_holds_no_cui_is_refu
         assert found.reason == "malformed row"
         assert "wanted are CUIs such as C0040405" in found.detail
     else:
-        assert found.facts == {"concepts": [] if cell in NONE else ["C1", "C0040405"]}
+        assert found.facts == {"concepts": [] if cell in NONE else [*BOTH]}
 
 
 def test_a_table_whose_paths_are_the_ids(tmp_path: Path) -> None:
@@ -160,16 +193,20 @@ def test_several_tables_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[st
             open_table(files, columns, kept=[name])
     (tmp_path / "empty").mkdir()
     for path in ("nowhere.csv", "empty"):
-        with pytest.raises(InputError, match=f"{path}: no such table, and no folder of .parquet"):
+        with pytest.raises(
+            InputError, match=f"{path}: no such table, or folder of .parquet files .no pattern"
+        ):
             open_table(tmp_path / path, columns)
 
 
 def test_a_source_or_a_split_that_there_is_not(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere: no such source folder"):
+    with pytest.raises(InputError, match=r"nowhere: no such source folder \(patterns aren't"):
         open_source(tmp_path / "nowhere", ["train"])
     write_split(tmp_path, "train", "ID,Caption\na,one\n", {"a.jpg": b""})
     image = tmp_path / "train_images" / "train" / "a.jpg"
-    with pytest.raises(InputError, match=r"a.jpg: a folder or a .parquet file is wanted"):
+    with pytest.raises(
+        InputError, match=r"a.jpg: a folder or a .parquet file is wanted; unpack a zip"
+    ):
         open_source(image)
     for splits in (["validation"], ["train", "Test"], list[str]()):
         with pytest.raises(InputError, match="allowed are train, valid, test"):
