@@ -11,6 +11,7 @@ from .runtime import command
 
 def main(settings: ReportConfig) -> None:
     """Write the page, and its charts as pictures."""
+    from .data.index import CAPTION
     from .data.shards import ShardSet
     from .imaging.decode import decode
     from .reporting import html, run_page
@@ -21,7 +22,8 @@ def main(settings: ReportConfig) -> None:
 
     def read_pairs(ids: set[str], record: dict[str, Any]) -> tuple[run_page.Pairs, list[str]]:
         try:
-            shards = ShardSet.open(data or record["data"], record.get("split") or "test")
+            split, key = record.get("split") or "test", record.get("caption_key", CAPTION)
+            shards = ShardSet.open(data or record["data"], split, key)
         except InputError as error:
             if data:
                 raise

@@ -121,8 +121,8 @@ class ExportConfig(Settings):
 
     checkpoint: str
     """A checkpoint written by training."""
-    to: Literal["open_clip", "onnx", "hf"]
-    """For open_clip's `local-dir:`; ONNX graphs; or, of CLIP's own towers, transformers (hf)."""
+    to: Literal["open_clip", "onnx", "hf", "adapters"]
+    """For open_clip (`local-dir:`), ONNX, transformers (hf: CLIP's towers); or LoRA's adapters."""
     out: str
     """A new folder."""
     images: list[str] = field(default_factory=list)

@@ -156,6 +156,7 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
         key = settings.caption_key or (trained or {}).get("data", {}).get("caption_key", CAPTION)
         shards = loader.open_shards(where, split, world, key)
         about |= {"data": where, "split": split, "data_fingerprint": shards.fingerprint}
+        about |= {"caption_key": key} if key != CAPTION else {}
         if isinstance(model, Embedded):  # they must be of the same pairs
             retrieval.check_ids(shards.ids(), model.ids, "--features-in")
     return Source(model, shards, trained, about)

@@ -8,15 +8,16 @@ from typing import Any
 from PIL import Image
 
 from ..config.inference import ExportConfig
+from ..data.index import CAPTION
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..imaging import decode
 from ..inference import image_inputs
 from ..models import checkpoint, factory
 from ..runtime.atomic import atomic_folder
-from . import model_card, parity, to_hf, to_onnx, to_open_clip
+from . import model_card, parity, to_adapters, to_hf, to_onnx, to_open_clip
 
-_FORMATS: dict[str, Any] = {"open_clip": to_open_clip, "onnx": to_onnx, "hf": to_hf}
+_FORMATS = {"open_clip": to_open_clip, "onnx": to_onnx, "hf": to_hf, "adapters": to_adapters}
 _NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript", "tokenizers"), "hf": ("transformers",)}
 """Packages of the extra of that name."""
 _TEXTS = [
@@ -29,16 +30,10 @@ _MOST_CAPTIONS = 200
 
 
 def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
-    """Write a checkpoint as a folder for another program.
-
-    Returns:
-        The numbers of images and texts that both sides embedded, and the largest difference of
-        their normalised features.
-
-    Raises:
-        InputError: the folder is there already, a package is missing, the model has no counterpart
-            in the format, or there is nothing to compare features on.
-        WorkError: the features differ, or the folder can't be written. It is not there then.
+    """Write a checkpoint as a folder for another program; returns the numbers of images and texts
+    that both sides embedded, and the largest difference of their normalised features. InputError:
+    the folder is there, a package is missing, the model has no counterpart in the format, or there
+    is nothing to compare on. WorkError: features differ, or it can't be written; it isn't there.
     """
     out, form, file = Path(settings.out), settings.to, Path(settings.checkpoint)
     if out.exists() and not (settings.overwrite and (out / "README.md").is_file()):
@@ -51,14 +46,15 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
     pictures, texts = _pairs(settings, content)
     ours = parity.Side.of_open_clip(model, clip.open_clip_preprocess(), clip.tokenizer)
     expected = ours.features(pictures, texts)
+    exported = content if form == "adapters" else clip
     with atomic_folder(out, replace=settings.overwrite) as partial:
         try:
-            _FORMATS[form].write(clip, partial)
+            _FORMATS[form].write(exported, partial)
         except Exception as error:
             if "(os error " in str(error):  # of a full disk, as safetensors and tokenizers say it
                 raise WorkError(f"{out}: can't be written ({error})") from error
             raise
-        theirs = _FORMATS[form].read(clip, partial)
+        theirs = _FORMATS[form].read(exported, partial)
         alike = theirs._replace(preprocess=ours.preprocess, tokenizer=ours.tokenizer)
         difference = parity.check(expected, alike.features(pictures, texts), f"--to {form}")
         sides = {"what lies in this folder": theirs}
@@ -83,11 +79,11 @@ def _pairs(settings: ExportConfig, content: dict[str, Any]) -> tuple[list[Image.
     if settings.images:
         images, texts = image_inputs.find(settings.images, None), _TEXTS
     else:
-        shard_folders = (content.get("config") or {}).get("data", {}).get("valid")
+        data = (content.get("config") or {}).get("data", {})
         try:
-            if not shard_folders:
+            if not data.get("valid"):
                 raise InputError("the checkpoint names no validation pairs")
-            shards = ShardSet.open(shard_folders, "valid")
+            shards = ShardSet.open(data["valid"], "valid", data.get("caption_key", CAPTION))
         except InputError as error:
             raise InputError(f"--images: name some to compare features on ({error})") from None
         images = image_inputs.ImageSet([(shards, n) for n in range(len(shards))])

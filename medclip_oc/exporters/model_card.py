@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..config.vocabulary import DIRECTIONS
+from ..data.index import CAPTION
 from ..data.shards import SETS, ShardSet
 from ..errors import InputError, WorkError
 from ..models import checkpoint, definition
@@ -29,6 +30,7 @@ def render(content: dict[str, Any], file: Path, form: str, out: Path, close: Any
         "model_card.md.j2",
         model={**checkpoint.described_facts(about["definition"]), **about},
         facts=_facts(content),
+        config=content.get("config"),
         close=close or {},
         form=form,
         evaluations=[each for each in evaluations if each.name.startswith(f"{file.stem}-")],
@@ -67,7 +69,8 @@ def _facts(content: dict[str, Any]) -> dict[str, str]:
         pairs = round(content["position"] / content["epoch"])
         facts["training pairs in an epoch"] = f"{pairs:,}"
         with suppress(InputError, WorkError):  # the shards are gone
-            shards = ShardSet.open(data.get("train") or [], "train")
+            key = data.get("caption_key", CAPTION)
+            shards = ShardSet.open(data.get("train") or [], "train", key)
             if len(shards) == pairs:
                 found = Counter(_licence(shards.facts(n).get("license")) for n in range(pairs))
                 shown = (f"{name} ({count:,})" for name, count in found.most_common())

@@ -106,9 +106,7 @@ def greedy(
     """The greedy soup (Wortsman et al. 2022b, algorithm 1).
 
     Best first, a model joins if the mean with it scores no less (on held-out data) than without.
-
-    Returns:
-        numbers of the models that joined, and the score of each model alone.
+    Returns the numbers of the models that joined, and the score of each model alone.
     """
     alone = [score(state) for state in states]
     order = sorted(range(len(states)), key=lambda number: -alone[number])

@@ -87,15 +87,9 @@ def is_ours(content: object) -> bool:
 def read(path: str | Path, *, mmap: bool = False, verify: bool = False) -> Any:
     """What a torch or .safetensors file holds: tensors and plain values.
 
-    Args:
-        path: the file.
-        mmap: leave its tensors on disk until they are used.
-        verify: compare all of it with its CRCs, which `torch.load` doesn't do; needless where
-            another rank has.
-
-    Raises:
-        DamagedCheckpoint: it is cut, or a byte of it has changed.
-        InputError: it is missing, or holds pickled code.
+    `mmap` leaves its tensors on disk until they are used; `verify` compares all of it with its
+    CRCs, which `torch.load` doesn't do (needless where another rank has). DamagedCheckpoint: it is
+    cut, or a byte of it has changed. InputError: it is missing, or holds pickled code.
     """
     if not Path(path).is_file():
         inside = "a folder; name a file, such as checkpoints/best.pt in a run's"

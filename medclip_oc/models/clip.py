@@ -196,10 +196,8 @@ def tokenizer_of(name: str, where: str = "model") -> Callable[[list[str]], Tenso
 
 def token_counter(arch: str) -> tuple[Callable[[str], int], int]:
     """What counts a text's tokens, start and end included, as the tokenizer of an architecture does
-    before it cuts them; and the context length, beyond which it cuts.
-
-    Raises:
-        InputError, WorkError: no such architecture, or as `tokenizer_of`.
+    before it cuts them; and the context length, beyond which it cuts. InputError, WorkError: no
+    such architecture, or as `tokenizer_of`.
     """
     definition.identify(ModelConfig(arch=arch))
     tokenizer: Any = tokenizer_of(arch)

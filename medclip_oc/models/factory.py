@@ -66,15 +66,10 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
 
 
 def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = None) -> Clip:
-    """Build the model that a checkpoint describes, with its weights.
+    """Build the model that a checkpoint's content describes, with its weights.
 
-    Args:
-        content: what `checkpoint.load` returned.
-        where: the file's name, for errors.
-        settings: how it is trained, where training resumes; as `build` would.
-
-    Raises:
-        InputError: weights, preprocessing or tokenizer are not those of the description.
+    `where` is the file's name, for errors; `settings`, how it is trained, where training resumes,
+    as `build` would. InputError: weights, preprocessing or tokenizer are not the description's.
     """
     about = checkpoint.description_of(content, where)
     name, preprocess = about["name"], about["preprocess"]
@@ -111,15 +106,11 @@ def named(arch: str, weights: str | None) -> Clip:
 
 
 def baseline_clip(name: str, trained: dict[str, Any] | None) -> Clip:
-    """A model to compare a checkpoint with.
+    """A model to compare a checkpoint with; InputError: nothing of that name.
 
-    Args:
-        name: a checkpoint; a file of weights of the run's architecture; `start`, the weights that
-            its run began from; an open_clip tag; ARCHITECTURE:TAG; or `hf-hub:ORG/NAME`.
-        trained: the configuration of its run. None: there is no checkpoint.
-
-    Raises:
-        InputError: nothing of that name.
+    `name` is a checkpoint; a file of weights of the run's architecture; `start`, the weights that
+    its run began from; an open_clip tag; ARCHITECTURE:TAG; or `hf-hub:ORG/NAME`. `trained` is the
+    configuration of its run; None: there is no checkpoint.
     """
     is_file = Path(name).is_file() or name.endswith(".pt")
     if is_file and checkpoint.is_ours(checkpoint.read(name, mmap=True)):

@@ -20,7 +20,7 @@ from ..errors import InputError
 from . import averaging
 from .clip import Towers
 
-_INSIDE = ".parametrizations."
+INSIDE = ".parametrizations."
 
 
 class LowRank(nn.Module):
@@ -83,7 +83,7 @@ def plain_state(towers: Towers) -> dict[str, Tensor]:
     """The state dict of open_clip's plain model, any adapters merged."""
     merged: dict[str, Tensor] = {}
     for name, value in towers.clip.state_dict().items():
-        owner, inside, rest = name.partition(_INSIDE)
+        owner, inside, rest = name.partition(INSIDE)
         if not inside:
             merged[name] = value
         elif rest.endswith(".original"):
@@ -100,7 +100,7 @@ class Adapters:
 
     def __init__(self, towers: Towers) -> None:
         state: dict[str, Tensor] = towers.clip.state_dict()  # in the towers' own memory
-        self.tensors = {name: value for name, value in state.items() if _INSIDE in name}
+        self.tensors = {name: value for name, value in state.items() if INSIDE in name}
 
     def state_dict(self) -> dict[str, Tensor]:
         """By names in the adapted model."""

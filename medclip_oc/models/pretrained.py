@@ -32,9 +32,7 @@ def resolve(reference: str, where: str = "") -> str:
     """The path of what `package:NAME/PATH` names inside an installed package; others as they are.
 
     The reference, not the path, goes into checkpoints, so they open on another machine.
-
-    Raises:
-        InputError: no such package, or it holds no such thing.
+    InputError: no such package, or it holds no such thing.
     """
     scheme, _, rest = reference.partition(":")
     if scheme != "package":
@@ -120,9 +118,7 @@ def fill(model: Any, weights: averaging.State, where: str, resize: bool) -> None
     """Load a whole open_clip model, with what open_clip converts on the way.
 
     It stretches position tables without a word; here, where `resize` asks for another image size.
-
-    Raises:
-        InputError: tensors are missing, have another shape, or belong nowhere.
+    InputError: tensors are missing, have another shape, or belong nowhere.
     """
     state: dict[str, Tensor] = dict(weights)
     with suppress(AttributeError, KeyError):  # a model of another kind
@@ -140,13 +136,9 @@ def fill(model: Any, weights: averaging.State, where: str, resize: bool) -> None
 def load_image_tower(visual: nn.Module, reference: str) -> None:
     """Load an image classifier's weights into `visual` (an open_clip image tower), in place.
 
-    Args:
-        visual: the image tower.
-        reference: a file, or `package:NAME/FILE`, with the names of open_clip's tower, a bare timm
-            model, or EfficientNet-PyTorch.
-
-    Raises:
-        InputError: as `load_weights`; tensors are missing, have another shape, or belong nowhere.
+    `reference` is a file, or `package:NAME/FILE`, with the names of open_clip's tower, a bare timm
+    model, or EfficientNet-PyTorch. InputError: as `load_weights`; tensors are missing, have another
+    shape, or belong nowhere.
     """
     state = load_weights(resolve(reference))
     tower: nn.Module = getattr(visual, "trunk", visual)  # timm's stands in a trunk
@@ -163,10 +155,7 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
     """Load a Hugging Face encoder's weights into `text` (an open_clip HFTextEncoder), in place.
 
     Its pooling and projection are left as they are. `reference` is a folder, a hub name, or
-    `package:NAME/FOLDER`.
-
-    Raises:
-        InputError: a tower of another kind, no such weights, or they don't fit.
+    `package:NAME/FOLDER`. InputError: a tower of another kind, no such weights, or they don't fit.
     """
     from transformers import AutoModel
     from transformers.utils import logging

@@ -63,14 +63,9 @@ def pack(
 
     A finished folder of the same source and options stays as it is, unless `overwrite`.
     `workers` are processes that read and decode or, where nothing is to be decoded, threads that
-    read. They change the time only.
-
-    Returns:
-        The counts; read = packed + rejected holds for each split.
-
-    Raises:
-        InputError: a broken table, or other shards there already.
-        WorkError: not a single pair of a split could be packed, or the disk or a worker failed.
+    read; they change the time only. Of the counts returned read = packed + rejected holds for each
+    split. InputError: a broken table, or other shards there. WorkError: no pair of a split could be
+    packed, or the disk or a worker failed.
     """
     check_folder(out, options, overwrite=overwrite)
     rows = {split: source.count(split) for split in source.splits}

@@ -49,11 +49,9 @@ class Table:
         return self._open(self.paths[0])[0]
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """The chosen cells of every row, in order; InputError: no table, or a column absent.
-
-        Args:
-            columns: names; upper and lower case count the same where that is unique. "a|b" takes
-                the column a, or else b.
+        """The cells of every row in these columns, in order; upper and lower case of a name count
+        the same where that is unique, and "a|b" takes the column a, or else b. InputError: no
+        table, or a column absent.
         """
         labels = [path.stem for path in self.paths]
         if len({*labels}) < len(labels):  # x/0000.parquet, y/0000.parquet

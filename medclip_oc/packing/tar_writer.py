@@ -32,10 +32,8 @@ class Packed(NamedTuple):
 def write_shards(
     folder: Path, split: str, pairs: Iterator[Packed], samples_per_shard: int, first_number: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Write `{split}-{000000..N}.tar` from a number on.
-
-    Yields:
-        The index entry of each tar once it is complete; no pair beyond it is fetched by then.
+    """Write `{split}-{000000..N}.tar` from a number on; yields the index entry of each tar once it
+    is complete, and no pair beyond it is fetched by then.
     """
     for number in count(first_number):
         first = next(pairs, None)

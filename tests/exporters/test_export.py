@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from PIL import Image
 import medclip_oc
 from medclip_oc import export, zeroshot
 from medclip_oc.config.inference import ExportConfig, ZeroshotConfig
-from medclip_oc.config.schema import ModelConfig
+from medclip_oc.config.schema import LoraConfig, ModelConfig
 from medclip_oc.exporters import to_open_clip
-from medclip_oc.models import checkpoint, factory
+from medclip_oc.models import checkpoint, factory, lora
 from tests.support.cli import call
 from tests.support.reference import HF, RESNET, timm
 from tests.support.tiny_dataset import jpeg
@@ -65,8 +66,20 @@ def checkpoint_of(kind: str, folder: Path, valid: Path | None = None) -> Path:
     file = folder / kind / "checkpoints" / "best.pt"
     if file.exists():
         return file
-    settings = {"definition": DEFINITIONS[kind], "preprocess": PREPROCESS}
-    clip = factory.build(ModelConfig(arch=f"export-{kind}", **settings), seed=2)
+    settings = {"definition": DEFINITIONS.get(kind), "preprocess": PREPROCESS}
+    if kind == "LoRA":
+        before = ModelConfig("export-ViT", str(checkpoint_of("ViT", folder)))
+    else:
+        before = ModelConfig(arch=f"export-{kind}", **settings)
+    clip, more = factory.build(before, seed=2), dict[str, Any]()
+    config: dict[str, Any] = {"data": {"train": "shards/rocov2", "valid": valid and str(valid)}}
+    if kind == "LoRA":
+        lora.insert(clip.towers, LoraConfig(rank=2, alpha=6.0))
+        for name, parameter in clip.towers.named_parameters():
+            if name.endswith((".0.b", "logit_scale")):
+                torch.nn.init.normal_(parameter, std=0.1)
+        more["training"] = {"parts": {"adapters": lora.Adapters(clip.towers).state_dict()}}
+        config |= {"model": asdict(before), "lora": {"rank": 2, "alpha": 6.0}, "run": {"seed": 2}}
     for name, buffer in clip.towers.clip.named_buffers():
         if name.endswith("running_var"):  # as training leaves it
             buffer.fill_(1.5)
@@ -77,10 +90,11 @@ def checkpoint_of(kind: str, folder: Path, valid: Path | None = None) -> Path:
     for name in ("best-test", "last-test"):
         (folder / kind / "evaluations" / f"{name}.json").write_text(json.dumps(record))
     content = {
-        "state_dict": clip.towers.clip.state_dict(),
+        "state_dict": lora.plain_state(clip.towers),
         "model": clip.description,
-        "config": {"data": {"train": "shards/rocov2", "valid": valid and str(valid)}},
+        "config": config,
         "step": 7,
+        **more,
     }
     checkpoint.save(file, content)
     return file
@@ -100,6 +114,7 @@ EXPORTS = [
     ("open_clip", "ViT-quickgelu"),
     ("hf", "ViT"),
     ("hf", "ViT-quickgelu"),
+    ("adapters", "LoRA"),
     *(pytest.param("open_clip", kind, marks=SLOW) for kind in ("ModifiedResNet", "timm-and-HF")),
     *(pytest.param("onnx", kind, marks=SLOW) for kind in ("ViT-quickgelu", "timm-and-HF")),
 ]
@@ -136,12 +151,14 @@ def test_the_cards_lines_run(
     images = f"[Image.open(n).convert('RGB') for n in {[f'{folder}/{n}.jpg' for n in range(3)]}]  #"
     changed = lines.replace("[Image.new(", images).replace("texts = ", f"texts = {TEXTS} + ")
     monkeypatch.chdir(tmp_path)
+    shutil.copy(checkpoint_of("ViT", folder), "best.pt")  # what adapters are put on
     for code in (lines, changed):
         after: dict[str, Any] = {}
         exec(code, after)
         logits = logits_of(file, after["images"], after["texts"])
         # image processors resize otherwise than open_clip: nearly the same
-        assert np.asarray(after["logits"]) == pytest.approx(logits, abs=0.02)
+        slack = 1e-5 if form == "adapters" else 0.02
+        assert np.asarray(after["logits"]) == pytest.approx(logits, abs=slack)
     assert after["logits"].shape == (3, 5)
     if form == "open_clip":
         words = ["--images", folder / "*.jpg", "--texts", *TEXTS, "--format", "json"]
@@ -244,6 +261,8 @@ def test_mistakes(folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     assert "--overwrite replaces" in error_of(*images, "--overwrite", out=folder)
     error = error_of(*images, kind="ModifiedResNet", form="hf")
     assert "export-ModifiedResNet has no counterpart in CLIPModel: its image tower is a" in error
+    error = error_of(*images, form="adapters")
+    assert "--to adapters: wanted is last.pt (best.pt is merged) of a run with lora.rank" in error
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     error = error_of(*images, form="onnx")
     assert "needs onnxruntime: pip install 'medclip_oc[onnx]'" in error

@@ -48,7 +48,8 @@ def test_says_what_is_known_without_a_path(
     tmp_path: Path, model: dict[str, Any], weights: str
 ) -> None:
     """Names, counts and licences, as long as the shards are those of the run."""
-    config = {"model": model, "data": {"train": str(tmp_path / "*.tar"), "valid": None}}
+    data = {"train": str(tmp_path / "*.tar"), "valid": None, "caption_key": "said"}
+    config = {"model": model, "data": data}
     scores = dict.fromkeys(("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr"), 1.0)
     record = dict.fromkeys((*DIRECTIONS, "chance"), scores) | {"pool": 1, "images": 1, "texts": 1}
     (tmp_path / "evaluations").mkdir()
@@ -63,7 +64,7 @@ def test_says_what_is_known_without_a_path(
     ):
         for n, licence in enumerate(licences):
             facts = json.dumps({"license": licence}).encode()
-            write_tar(tmp_path / f"{n}.tar", {"a.jpg": jpeg(n), "a.txt": b"a", "a.json": facts})
+            write_tar(tmp_path / f"{n}.tar", {"a.jpg": jpeg(n), "a.said": b"a", "a.json": facts})
         content["position"] = int(2.5 * pairs)
         card = model_card.render(content, file, "onnx", tmp_path / "out")
         assert f"- weights before: {weights}" in card
