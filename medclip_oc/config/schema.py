@@ -53,6 +53,10 @@ class ModelConfig(Settings, section="model."):
     """Weights of a Hugging Face text tower: a folder, a hub name, or `package:NAME/FOLDER`."""
     image_size: Count | None = None
     """Side of the input in pixels, where it differs from the architecture's."""
+    context_length: Count | None = None
+    """Tokens of a caption, where more than the architecture's; positions after 20 are stretched."""
+    patch_dropout: checks.ShareBelowOne | None = None
+    """Share of a ViT's patches that a training step leaves out. null: the architecture's."""
     freeze_batch_norm: bool = True
     """Batch-norm statistics stay as they are; the cached step is then exact."""
     grad_checkpointing: bool = False
@@ -99,6 +103,10 @@ class DataConfig(Settings, section="data."):
     """Loader processes per rank. 0: load in the training process."""
     weights: list[Positive] | None = None
     """How often each set joined by `::` is drawn from, relative to the others. null: by size."""
+    balance: checks.Name | None = None
+    """Field of KEY.json (`modality`), or concept (`C0040405`), whose groups come more evenly."""
+    balance_strength: checks.Share = 0.5
+    """A group of n pairs is drawn by n ** (1 - this). 0: as often as it comes. 1: groups alike."""
     samples_per_epoch: Count | None = None
     """Pairs that count as an epoch. null: as many as there are; a stream needs a number."""
     decode: checks.Decode = "fast"

@@ -19,6 +19,7 @@ from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
 from .augment import Preprocess, TrainingTransform
+from .balance import balanced_order
 from .dataset import Batch, LoadedBatch, Pairs, StepSampler, load_batches, step_batches
 from .index import CAPTION
 from .remote import ShardStream, is_stream
@@ -33,6 +34,7 @@ class TrainingData:
     source: ShardSet | ShardStream
     order: Order | ShardStream  # which pair comes when; a stream has its own order
     pairs_per_epoch: int
+    note: str = ""  # for the log
 
 
 def open_shards(
@@ -52,8 +54,8 @@ def open_shards(
 
 
 def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData:
-    """Find the training pairs; InputError: as `ShardSet.open`, weights that don't fit the sets, a
-    stream with weights or without `data.samples_per_epoch`.
+    """Find the training pairs; InputError: as `ShardSet.open` and `balanced_order`, weights that
+    don't fit the sets, a stream with weights or without `data.samples_per_epoch`.
     """
     weights, epoch = settings.weights, settings.samples_per_epoch
     if is_stream(settings.train):
@@ -63,6 +65,11 @@ def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData
     if key != CAPTION and not any(map(shards.has_key, looked_at)):
         reason = f"{len(looked_at):,} pairs tried have no KEY.{key}, nor that key in KEY.json"
         raise InputError(f"data.caption_key: {reason}; leave it out for KEY.txt")
+    if settings.balance is not None:
+        if weights is not None:
+            raise InputError("data.balance: not with data.weights; leave out one of them")
+        order, note = balanced_order(shards, settings, seed, world)
+        return TrainingData(shards, order, order.pairs_per_epoch, note)
     if weights is not None and len(weights) != len(shards.sizes):
         raise InputError(
             f"data.weights: {len(weights)} numbers for {len(shards.sizes)} set(s) joined by :: in "
@@ -79,8 +86,9 @@ def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData
 
 
 def _open_stream(settings: DataConfig, seed: int) -> TrainingData:
-    if settings.weights is not None:
-        raise InputError("data.weights: a stream can't be weighted; read the shards from a disk")
+    for name in ("weights", "balance"):
+        if getattr(settings, name) is not None:
+            raise InputError(f"data.{name}: a stream can't be weighted; read shards from a disk")
     if settings.samples_per_epoch is None:
         raise InputError(f"data.samples_per_epoch: needed, because {settings.train} is a stream")
     cache = None
@@ -208,6 +216,8 @@ def training_batches(
     again. `stop` as in `load_batches`. InputError: a stream begun with another global batch size.
     """
     size, source, shards = config.train.global_batch_size, data.source, ShardSet([])
+    if data.note:
+        log(data.note)
     if isinstance(source, ShardSet):
         shards = source
     elif start:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 Place = tuple[int, int]  # (pass, index of the pair in its shard set)
+Numbers = int | np.ndarray
 
 _ROUNDS = 8
 _LEAST_BITS = 6  # below that, a Feistel network knows few permutations
@@ -19,40 +20,35 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def permuted(
-    seed: int, epoch: int | np.ndarray, size: int, offsets: np.ndarray, *, stream: int = 0
+    seed: int, epoch: Numbers, size: Numbers, offsets: np.ndarray, *, stream: Numbers = 0
 ) -> np.ndarray:
     """Elements of the permutation of range(size) that belongs to (seed, epoch, stream).
 
     An alternating Feistel network over the next power of two, walked until the result lies in the
     range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
 
-    Args:
-        seed: of the run, not negative.
-        epoch: one for all offsets, or one for each.
-        size: N, at least 1.
-        offsets: places in the permutation, in 0..N-1.
-        stream: tells apart the permutations that one run needs.
-
-    Returns:
-        int64 in 0..N-1, in the shape of `offsets`.
+    `offsets` are places in it, 0..N-1, where `size` is N, at least 1. `epoch`, `size` and `stream`
+    (which tells apart the permutations that one run needs) are one for all offsets, or one for
+    each. Returns int64 in 0..N-1, in the shape of `offsets`.
     """
     shape = np.shape(offsets)
     values = np.array(offsets, dtype=np.uint64).ravel()
     start = np.full(values.shape, seed, dtype=np.uint64)
-    keys = _mix(_mix(_mix(start) + np.uint64(stream)) + np.asarray(epoch).astype(np.uint64))
-    bits = max(_LEAST_BITS, (size - 1).bit_length())
+    streams, epochs = (np.asarray(numbers).astype(np.uint64) for numbers in (stream, epoch))
+    keys = _mix(_mix(_mix(start) + streams) + epochs)
+    sizes = np.broadcast_to(size, values.shape).astype(np.uint64)
+    bits = np.frexp(sizes - np.uint64(1))[1].clip(_LEAST_BITS).astype(np.uint64)  # of N - 1
     outside = np.arange(len(values))
     while len(outside):
-        values[outside] = _feistel(values[outside], keys[outside], bits)
-        outside = outside[values[outside] >= size]
+        values[outside] = _feistel(values[outside], keys[outside], bits[outside])
+        outside = outside[values[outside] >= sizes[outside]]
     return values.astype(np.int64).reshape(shape)
 
 
-def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+def _feistel(values: np.ndarray, keys: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """A permutation of range(2 ** bits), another one for each key: uint64 in, uint64 out."""
-    low = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << int(low)) - 1)
-    high_mask = np.uint64((1 << (bits - int(low))) - 1)
+    low = bits // 2
+    low_mask, high_mask = (1 << low) - 1, (1 << (bits - low)) - 1
     left, right = values >> low, values & low_mask
     for number in range(_ROUNDS):
         keys = keys + _GOLDEN
@@ -83,6 +79,7 @@ class Order:
         seed: of the run.
         weights: how often each set is drawn from, relative to the others, each above 0.
         pairs_per_epoch: positions that make an epoch; N where it isn't given.
+        members: (N,) the indices of the sets' pairs, set by set; where not given, 0..N-1.
     """
 
     def __init__(
@@ -92,8 +89,9 @@ class Order:
         seed: int,
         weights: Sequence[float] | None = None,
         pairs_per_epoch: int | None = None,
+        members: np.ndarray | None = None,
     ) -> None:
-        self.seed, self.sizes = seed, np.array(sizes, dtype=np.int64)
+        self.seed, self.sizes, self.members = seed, np.array(sizes, dtype=np.int64), members
         self.starts = np.cumsum([0, *sizes])  # (sets + 1,)
         self.pairs_per_epoch = pairs_per_epoch or int(self.starts[-1])
         self.shares_of_sets = None if weights is None else _shares(weights, self.pairs_per_epoch)
@@ -115,12 +113,9 @@ class Order:
         sets = np.searchsorted(bounds, slots, side="right")
         drawn = epochs * self.shares_of_sets[sets] + slots - (bounds - self.shares_of_sets)[sets]
         passes, offsets = np.divmod(drawn, self.sizes[sets])
-        indices = np.empty_like(offsets)
-        for number in np.unique(sets):
-            own, size = sets == number, int(self.sizes[number])
-            order = permuted(self.seed, passes[own], size, offsets[own], stream=int(number) + 1)
-            indices[own] = self.starts[number] + order
-        return passes, indices
+        order = permuted(self.seed, passes, self.sizes[sets], offsets, stream=sets + 1)
+        indices = self.starts[sets] + order
+        return passes, indices if self.members is None else self.members[indices]
 
     def shares(self, start: int, steps: int, size: int, own: range) -> Iterator[list[Place]]:
         """One rank's part of each of `steps` global batches of `size` pairs, from the position

@@ -71,16 +71,11 @@ class ShardSet:
     ) -> "ShardSet":
         """Find the shards and their index. What foreign ones hold besides pairs is said on stderr.
 
-        Args:
-            where: a shard folder; or a brace pattern, a glob, a tar; or several of those joined by
-                `::`; or a list of tars, globs and patterns.
-            split: the folder's split to take. Shards named one by one are all taken.
-            caption_key: see `DataConfig`.
-            bare: images without a caption are taken as well.
-
-        Raises:
-            InputError: nothing there, a shard missing or of another size than its index says, an
-                index of another version, no readable pair.
+        `where` is a shard folder, whose `split` is taken; or a brace pattern, a glob, a tar; or
+        several of those joined by `::`; or a list of tars, globs and patterns. Shards named one by
+        one are all taken. `caption_key` as in `DataConfig`; `bare` takes images without a caption.
+        InputError: nothing there, a shard missing or of another size than its index says, an index
+        of another version, no readable pair.
         """
         names = where.split(SETS) if isinstance(where, str) else [where]
         if "" in names:

@@ -71,8 +71,7 @@ def check_alike(states: Mapping[str, State]) -> None:
     (first, start), *others = states.items()
     shapes = {(key, value.shape) for key, value in start.items()}
     for name, state in others:
-        odd = shapes ^ {(key, value.shape) for key, value in state.items()}
-        if odd:
+        if odd := shapes ^ {(key, value.shape) for key, value in state.items()}:
             raise InputError(f"{first} and {name} are not of one model: {min(odd)[0]} differs")
 
 

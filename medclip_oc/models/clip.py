@@ -55,15 +55,9 @@ class Towers(nn.Module):
     def forward(
         self, images: Tensor | None, tokens: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Embed one or both sides.
-
-        Args:
-            images: (B, 3, H, W) uint8, or None.
-            tokens: (B, L) int64, or None.
-
-        Returns:
-            features (B, D) of both, normalised float32, None where the input was; and the inverse
-            temperature (), which multiplies the cosines.
+        """Embed one or both sides: (B, 3, H, W) uint8 and (B, L) int64, or None -> features (B, D)
+        of both, normalised float32, None where the input was; and the inverse temperature (), which
+        multiplies the cosines.
         """
         image_features = None if images is None else self.embed_images(images)
         text_features = None if tokens is None else self.embed_texts(tokens)
@@ -79,10 +73,8 @@ class Towers(nn.Module):
         return None if bias is None else bias.reshape(())
 
     def image_blocks(self, *, stem: bool = True) -> list[nn.Module]:
-        """The image tower's blocks in the order in which they run, each feeding the next alone.
-
-        With stem, its layers come first. Empty for a tower of another build than open_clip's own
-        and timm's usual ones.
+        """The image tower's blocks in the order in which they run, each feeding the next alone;
+        with stem, its layers first. Empty where it is neither open_clip's nor one of timm's usual.
         """
         visual = self.clip.visual
         return _blocks(getattr(visual, "trunk", visual), stem=stem)

@@ -79,6 +79,12 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any], dict[str, Any]
     if settings.image_size not in (None, definition["vision_cfg"].get("image_size")):
         definition["vision_cfg"]["image_size"] = settings.image_size
         name = f"{name}-{settings.image_size}px"
+    length, own = settings.context_length, definition["text_cfg"].get("context_length", 77)
+    if length is not None and length != own:
+        if length < own:
+            raise InputError(f"model.context_length: {length} is less than the {own} of {arch}")
+        definition["text_cfg"]["context_length"] = length
+        name = f"{name}-{length}tokens"
     return name, definition, preprocess
 
 
@@ -171,6 +177,11 @@ def register(name: str, definition: dict[str, Any], where: str = "model.definiti
             remedy = f"put its config.json into {description.TEXT_MODEL}/ of the folder"
             raise unreachable(f"{where}: hf_model_name: {tower}", error, remedy) from error
         description.check(description.TEXT_TOWER, about, f"{where}: {tower}/config.json: ")
+        length, limit = text.get("context_length", 77), about.get("max_position_embeddings", 2**20)
+        if "roberta" in about["model_type"]:  # its positions begin after that of the padding
+            limit -= about.get("pad_token_id", 1) + 1
+        if length > limit:
+            raise InputError(f"{where}: context_length: {length}; {tower} has {limit} positions")
     config = {**definition, "text_cfg": text}
     if open_clip.get_model_config(name) != config:
         with tempfile.TemporaryDirectory() as folder:

@@ -105,6 +105,7 @@ CLIP_PROCESSOR = open_mapping(
 )
 TEXT_TOWER = open_mapping(
     {"model_type": Literal[tuple(arch_dict)], "auto_map?": None, "num_labels?": Count}
+    | {"max_position_embeddings?": Count, "pad_token_id?": Natural}
     | {f"{n}_layers?": Layers for n in ("num", "num_hidden", "num_decoder", "encoder", "decoder")}
     | {f"{name}attn_implementation?": Literal["eager", "sdpa", None] for name in ("", "_")}
 )
@@ -115,9 +116,10 @@ _DESCRIPTION = open_mapping(
     | {"tokens?": list[int] | None, "files?": dict[_FILE, bytes]}
     | {"quick_gelu?": bool, "tokenizer?": str, "context_length?": Count}
 )
+_SIZES = dict.fromkeys(("image_size?", "context_length?"), Count | None)
 _PRETRAINED = {f"pretrained{tower}?": Reference | None for tower in ("", "_image", "_text")}
 _CONFIG = {  # of its run: what is read besides being compared with that of another run
-    "model?": {"arch": str, "image_size?": Count | None} | _PRETRAINED,
+    "model?": {"arch": str, "patch_dropout?": Share | None} | _SIZES | _PRETRAINED,
     "data?": {"train?": Shards, "valid?": Shards},
     "run?": {"seed": Natural},
 }

@@ -6,7 +6,7 @@ how the checkpoint is opened.
 
 import json
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .clip import Clip, Towers, tokenizer_of
 from .description import PREPROCESS_KEYS
 
 _PROBE = "Chest X-ray: 3.5 cm mass, pleural effusion"  # its tokens tell a tokenizer from others
+_NO_PATCHES = "model.patch_dropout: is for ViTs (open_clip's, most of timm's), not for"
 _OF_HUB = ("open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 """Where a hub's weights are; of the first open_clip takes a .safetensors, if it is there."""
 
@@ -41,6 +42,8 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     name, config, preprocess = definition.identify(settings)
     definition.register(name, config)
     file, known = _weights(settings, config)
+    about = {"arch": settings.arch, "name": name, "definition": config}
+    about |= checkpoint.described_facts(config)
     state, where = None, "model.definition"
     if file:
         content, where = checkpoint.read(file, mmap=True, verify=True), str(file)
@@ -49,19 +52,15 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
         state = pretrained.state_of(content, file)
         if config.get("init_logit_bias") is not None:  # a CLIP may go on as a SigLIP
             state.setdefault("logit_bias", torch.tensor(float(config["init_logit_bias"])))
+        if settings.context_length is not None:
+            about["stretched"] = pretrained.stretch_positions(state, settings.context_length)
     preprocess = preprocess | known | asked
-    model = _create(name, preprocess, state, where, settings.image_size is not None)
+    model = _create(name, preprocess, state, where, settings)
     if settings.pretrained_image:
         pretrained.load_image_tower(model.visual, settings.pretrained_image)
     if settings.pretrained_text:
         pretrained.load_text_tower(getattr(model, "text", model), settings.pretrained_text)
-    about = {
-        "arch": settings.arch,
-        "name": name,
-        "definition": config,
-        "preprocess": _plain(model.visual.preprocess_cfg),
-        **checkpoint.described_facts(config),
-    }
+    about["preprocess"] = _plain(model.visual.preprocess_cfg)
     return _assemble(model, about, settings, "model")
 
 
@@ -75,7 +74,8 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
     name, preprocess = about["name"], about["preprocess"]
     with definition.unpacked(about, where) as config:
         definition.register(name, config, where)
-        model = _create(name, preprocess, content["state_dict"], where)
+        fixed = replace(settings or ModelConfig(), image_size=None)  # the weights fit as they are
+        model = _create(name, preprocess, content["state_dict"], where, fixed)
         built = _plain(model.visual.preprocess_cfg)
         description.check_equal(f"{where}: made with", preprocess, f"{name} is built with", built)
         clip = _assemble(model, about, settings, where)
@@ -180,22 +180,26 @@ def _weights(settings: ModelConfig, config: dict[str, Any]) -> tuple[Path | None
 
 
 def _create(
-    name: str, preprocess: dict[str, Any], state: State | None, where: str, resize: bool = False
+    name: str, preprocess: dict[str, Any], state: State | None, where: str, settings: ModelConfig
 ) -> Any:
     """open_clip's model with the weights of the file `where`, or with random ones."""
     forced = {key: value for key, value in preprocess.items() if key != "size"}
+    how = {"force_preprocess_cfg": forced, "force_patch_dropout": settings.patch_dropout}
+    resize = settings.image_size is not None
     # "meta" has shapes and no values: sizes are compared before memory is taken for them
     for device in ("cpu",) if state is None else ("meta", "cpu"):
         # "meta" warns that loading has no effect
         with definition.quiet(), torch.device(device), warnings.catch_warnings(action="ignore"):
             try:
                 # a Hugging Face text tower gets its weights from model.pretrained_text, checked
-                model = open_clip.create_model(
-                    name, device=device, force_preprocess_cfg=forced, pretrained_text=False
-                )
+                model = open_clip.create_model(name, device=device, pretrained_text=False, **how)
             except Exception as error:  # open_clip's are of many kinds
                 reason = definition.first_lines(error)
+                if "patch_drop_rate" in reason:  # a tower of timm's without patches
+                    raise InputError(f"{_NO_PATCHES} {name}") from error
                 raise InputError(f"{where}: {name} can't be built ({reason})") from error
+            if settings.patch_dropout and "PatchDropout" not in str(model.visual):
+                raise InputError(f"{_NO_PATCHES} {name}")
             if state is not None:
                 try:
                     pretrained.fill(model, state, f"{where} doesn't fit {name}", resize)
@@ -210,8 +214,11 @@ def _preprocess_of_checkpoint(
     """What a checkpoint of ours was trained with, if that and its model are what is asked for."""
     path = str(settings.pretrained)
     theirs = checkpoint.description_of(content, path)
+    held, length = theirs["definition"], config["text_cfg"].get("context_length")
+    if settings.context_length is not None and length:  # which may differ
+        held = held | {"text_cfg": held["text_cfg"] | {"context_length": length}}
     holds, asks = f"model.pretrained: {path} holds {theirs['name']}", "the configuration asks for"
-    description.check_equal(holds, theirs["definition"], f"{asks} {name}", config)
+    description.check_equal(holds, held, f"{asks} {name}", config)
     made_with = {key: theirs["preprocess"].get(key) for key in PREPROCESS_KEYS}
     asked = made_with | _plain(settings.preprocess or {})
     description.check_equal(f"model.preprocess: {path} was trained with", made_with, asks, asked)

@@ -93,9 +93,8 @@ def plain_state(towers: Towers) -> dict[str, Tensor]:
 
 
 class Adapters:
-    """What training resumes from: the adapters, and the matrices that they change, unmerged.
-
-    A merged checkpoint can't be taken apart again.
+    """What training resumes from: the adapters, and the matrices that they change, unmerged; a
+    merged checkpoint can't be taken apart again.
     """
 
     def __init__(self, towers: Towers) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
+import torch.nn.functional as F
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
@@ -22,9 +24,10 @@ from ..errors import InputError
 from ..runtime.progress import print_line
 from . import averaging, checkpoint, transformers_clip
 
-# What a CLIP tower has no place for: classifier, unused pooler, index buffers.
+_KEPT = 20  # positions of a text tower that is stretched
 # What wraps a model while it trains: DDP, torch.compile, Lightning, a class of one's own.
 _WRAPPED = re.compile(r"^((module|_orig_mod|model|clip|clip_model|net)\.)+")
+# What a CLIP tower has no place for: classifier, unused pooler, index buffers.
 _LEFT_OUT = re.compile(r"(classifier|_?fc|head\.fc|head)\.(weight|bias)$|pooler\.|.*position_ids")
 
 
@@ -131,6 +134,21 @@ def fill(model: Any, weights: averaging.State, where: str, resize: bool) -> None
     if resize:
         resize_pos_embed(state, model)
     _load(model, state, where)
+
+
+def stretch_positions(state: dict[str, Tensor], length: int) -> str:
+    """Stretch the position table (L, width) of open_clip's text tower, in place, where a context is
+    to be longer: the first 20 positions stay, which see nearly all training, and the others are
+    interpolated linearly (Long-CLIP, Zhang et al. 2024). Returns what was done, in words.
+    """
+    for name in ("positional_embedding", "text.positional_embedding"):
+        table = state.get(name)
+        if table is not None and table.dim() == 2 and _KEPT < len(table) < length:
+            rest = table[_KEPT:].T[None].float()  # (1, width, L - 20)
+            rest = F.interpolate(rest, length - _KEPT, mode="linear", align_corners=True)
+            state[name] = torch.cat([table[:_KEPT], rest[0].T.to(table.dtype)])  # (length, width)
+            return f"the first {_KEPT} of {len(table)} positions stay, others stretch to {length}"
+    return ""
 
 
 def load_image_tower(visual: nn.Module, reference: str) -> None:

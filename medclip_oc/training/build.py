@@ -176,6 +176,8 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
         f"chunk(s){texts}; warm-up {plan.warmup_steps:,} steps "
         f"({plan.warmup_steps / plan.steps:.0%} of the run)",
     ]
+    if stretched := clip.description.get("stretched"):
+        lines.append(f"model.context_length: {stretched}, linearly (Long-CLIP)")
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and "RANK" not in os.environ:
         lines.append(

@@ -277,5 +277,5 @@ def _compare(
 
 def _is_fixed(key: str) -> bool:
     """Whether the weights, or the count of steps, depend on it."""
-    free = ("model.freeze_batch_norm", "model.grad_checkpointing")
+    free = ("model.freeze_batch_norm", "model.grad_checkpointing", "model.patch_dropout")
     return key == "train.global_batch_size" or (key.startswith("model.") and key not in free)

@@ -88,10 +88,11 @@ def test_weighted_sets_get_their_exact_shares(
     sizes: list[int], data: st.DataObject, pairs: int
 ) -> None:
     weights = data.draw(st.lists(st.floats(0.1, 9), min_size=len(sizes), max_size=len(sizes)))
-    order = Order(sizes, seed=5, weights=weights, pairs_per_epoch=pairs)
-    starts = np.cumsum([0, *sizes])
-    epochs = 6
+    starts, epochs = np.cumsum([0, *sizes]), 6
+    members = np.random.default_rng(pairs).permutation(starts[-1])
+    order = Order(sizes, seed=5, weights=weights, pairs_per_epoch=pairs, members=members)
     passes, indices = order.places(np.arange(epochs * pairs))
+    indices = np.argsort(members)[indices]  # as if the sets lay one after the other
     sets = np.searchsorted(starts, indices, side="right") - 1
     for epoch in range(epochs):
         counts = np.bincount(sets[epoch * pairs : (epoch + 1) * pairs], minlength=len(sizes))

@@ -6,6 +6,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -14,7 +15,7 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint, definition, factory
 from medclip_oc.models.clip import Clip
-from tests.support.reference import HF, RESNET, embed, save
+from tests.support.reference import HF, RESNET, embed, save, timm
 from tests.support.tiny_dataset import picture
 from tests.support.tiny_models import TEXT, TINY, VIT
 
@@ -100,6 +101,43 @@ def test_image_size(tmp_path: Path) -> None:
     assert asked.image_size == (64, 64)
 
 
+@pytest.mark.parametrize("vision", [VIT, timm("test_vit")], ids=["open_clip", "timm"])
+def test_patch_dropout_is_of_the_training_alone(tmp_path: Path, vision: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"definition": {**TINY, "vision_cfg": vision}}
+    plain, clip = (build("drop-test", **settings, patch_dropout=share) for share in (None, 0.5))
+    assert embed(clip).equal(embed(plain))
+    assert clip.description == plain.description
+    file = save(clip, tmp_path / "a.pt")
+    resumed = factory.restore(checkpoint.load(file), file, ModelConfig(patch_dropout=0.5))
+    images = torch.rand(2, 3, *clip.image_size)
+    for of, drops in ((clip, True), (resumed, True), (factory.load(file), False)):
+        tower = of.towers.train().clip.visual
+        assert tower(images).equal(tower(images)) != drops
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_context_length(tmp_path: Path, custom: bool) -> None:
+    """The rule in numpy; captions within 20 tokens keep their features; checkpoints have it."""
+    settings: dict[str, Any] = {"definition": {**TINY, "custom_text": custom}, "context_length": 32}
+    plain = build("long-test", **settings)
+    settings |= {"context_length": 48, "pretrained": save(plain, tmp_path / "a.pt")}
+    clip = build("long-test", **settings)
+    assert "the first 20 of 32 positions stay" in clip.description["stretched"]
+    towers = (getattr(of.towers.clip, "text", of.towers.clip) for of in (plain, clip))
+    before, after = (tower.positional_embedding.detach().numpy() for tower in towers)
+    places = [*range(20), *np.linspace(20, 31, 28)]
+    wanted = np.stack([np.interp(places, range(32), column) for column in before.T], axis=1)
+    np.testing.assert_allclose(after, wanted, atol=1e-6)
+    restored = factory.load(save(clip, tmp_path / "b.pt"))
+    assert restored.description == clip.description
+    assert restored.description["name"] == "long-test-48tokens"
+    assert restored.tokenizer(["a " * 99]).count_nonzero() == 48
+    features = [
+        of.towers.embed_texts(of.tokenizer(["mass", "a " * 18])) for of in (restored, plain)
+    ]
+    torch.testing.assert_close(*features, atol=1e-6, rtol=0)
+
+
 def test_a_hub_without_weights_or_with_bad_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +197,7 @@ def test_a_bias_that_the_loss_cancels_is_not_trained(tmp_path: Path) -> None:
         build().towers.train_bias()
 
 
+NO_VIT = {**TINY, "vision_cfg": RESNET}, {**TINY, "vision_cfg": timm("test_efficientnet")}
 RN50 = {"arch": "RN50", "definition": None}
 B32 = {"arch": "ViT-B-32", "definition": None}
 COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
@@ -185,6 +224,10 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({**B32, "pretrained": "nope"}, r"neither a file nor a tag of ViT-B-32 \(.{,100}\)$"),
         ({"preprocess": {"means": 1}}, "preprocess.means: no such setting"),
         ({"definition": {**TINY, "vision_cfg": {"patch_dropout": 1.5}}}, "dropout: should be le"),
+        ({"definition": NO_VIT[0], "patch_dropout": 0.5}, "dropout: is for ViTs .* not for tiny"),
+        ({"definition": NO_VIT[1], "patch_dropout": 0.5}, "dropout: is for ViTs .* not for tiny"),
+        ({"context_length": 31}, "context_length: 31 is less than the 32 of tiny-test"),
+        ({"definition": {**TINY, "text_cfg": HF}, "context_length": 65}, "65; .*/tiny_bert has 64"),
         ({"pretrained_text": "somewhere"}, "only a Hugging Face text tower"),
         ({"preprocess": {"mean": 3}}, "preprocess.mean: should be a valid list .there: 3"),
         ({"preprocess": {"interpolation": "random"}}, "or 'bilinear' .there: 'random'"),

@@ -190,11 +190,7 @@ BIOMED = {**TINY, "text_cfg": {"hf_model_name": "org/bert", "hf_tokenizer_name":
         ("config.json", {"vision_config": {"num_hidden_layers": 3}}, "tensors missing: visual"),
         ("preprocessor_config.json", {"image_mean": 3}, "image_mean: should be a valid list"),
         ("preprocessor_config.json", {"resample": 0}, "resample: should be 2 or 3"),
-        (
-            "open_clip_config.json",
-            {"model_cfg": BIOMED},
-            "org/bert: .* put its config.json",
-        ),
+        ("open_clip_config.json", {"model_cfg": BIOMED}, "org/bert: .* put its config.json"),
     ],
 )
 def test_folders_that_do_not_map(

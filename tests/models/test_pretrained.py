@@ -124,7 +124,7 @@ def test_the_two_real_towers() -> None:
     """ImageNet's EfficientNet-Lite0 and MiniLM: pretrained towers, not a pretrained CLIP."""
     from transformers import AutoModel, AutoTokenizer
 
-    settings = ModelConfig(arch="warm-test", definition=WARM)
+    settings = ModelConfig(arch="warm-test", definition=WARM, context_length=512)
     clip = factory.build(replace(settings, pretrained_image=IMAGE, pretrained_text=SENTENCES))
     # the file lists its tensors in the order of timm's network: same values in the same places
     theirs = torch.load(pretrained.resolve(IMAGE), weights_only=True)

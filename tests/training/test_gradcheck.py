@@ -10,18 +10,14 @@ from medclip_oc import train
 from medclip_oc.config.schema import TrainCommand
 from medclip_oc.contrastive import grad_cache, loss
 from tests.support.cli import call, one_line, settings, torchrun, write
-from tests.support.tiny_models import TEXT, TINY, VIT
+from tests.support.tiny_models import TINY
 
 Shown = pytest.CaptureFixture[str]
 BIASED = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
-DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 SIGLIP = {"model__definition": BIASED, "model__arch": "check-sigmoid", "loss": {"name": "siglip"}}
 KEPT = {"train__keep_chunks": 2, "train__text_micro_batch_size": 3, "train__precision": "bf16"}
-SOFT = {
-    "loss": {"positives": "concepts", "label_smoothing": 0.1},
-    "train__micro_batch_size": 8,
-}
-DRAWS = {"model__definition": DROPOUT, "model__arch": "check-dropout"}
+SOFT = {"loss": {"positives": "concepts", "label_smoothing": 0.1}, "train__micro_batch_size": 8}
+DRAWS = {"model__patch_dropout": 0.5, "model__arch": "check-dropout"}
 
 
 def check(shards: Path, folder: Path, **changes: Any) -> int:
@@ -38,10 +34,7 @@ def check(shards: Path, folder: Path, **changes: Any) -> int:
     [
         (KEPT, "16 of 16 pairs on 1 process.*4 images and 3 texts, 2 kept.*bf16: loss.*embedded"),
         (DRAWS, "chunks of 4 images and 4 texts.*the same chunks, since the model draws random"),
-        (
-            SIGLIP,
-            r"at once.* bias +worst relative error \d\.\de[-+]\d\d  clip\.logit_bias",
-        ),
+        (SIGLIP, r"at once.* bias +worst relative error \d\.\de[-+]\d\d  clip\.logit_bias"),
         (SOFT, "8 of 16 pairs on 1 process.*chunks of 2 images and 2 texts.*embedded at once"),
     ],
     ids=["kept, bf16", "dropout", "siglip", "positives"],
@@ -85,9 +78,7 @@ def test_a_wrong_step(
 @pytest.mark.slow
 def test_two_processes(packed: Path, tmp_path: Path) -> None:
     """Dropout, SigLIP and a text tower of its own chunk size, checked over ranks."""
-    definition = {**DROPOUT, "text_cfg": TEXT, "init_logit_bias": -2.0}
-    tree = settings(packed, tmp_path / "run", model__definition=definition, model__arch="check-two")
-    tree["loss"] = {"name": "siglip"}
+    tree = settings(packed, tmp_path / "run", **SIGLIP, model__patch_dropout=0.5)
     tree["train"] |= {"micro_batch_size": 16, "text_micro_batch_size": 3}
     file = write(tree, tmp_path / "config.yaml")
     done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--selfcheck")

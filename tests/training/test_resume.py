@@ -23,11 +23,10 @@ from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.cli import call, one_line, records
 from tests.support.fault_injection import Payload
 from tests.support.interrupted import ForkServer, configure, measured, same, weights
-from tests.support.tiny_dataset import jpeg, write_kaggle, write_tar
-from tests.support.tiny_models import TINY, VIT
+from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
+from tests.support.tiny_models import TINY
 
 Shown = pytest.CaptureFixture[str]
-DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.5}}
 KEPT = ("state_dict", "training", "metrics")
 
 
@@ -41,7 +40,7 @@ def test_killed_and_resumed_is_never_interrupted(
     kills: int, fork_server: ForkServer, packed: Path, tmp_path: Path
 ) -> None:
     """Two ranks with dropout, killed at random moments: the same weights, state and records."""
-    model = {"arch": "resume-dropout", "definition": DROPOUT}
+    model = {"arch": "resume-dropout", "definition": TINY, "patch_dropout": 0.5}
     configs = [configure(packed, tmp_path, name, model=model) for name in ("whole", "cut")]
     assert fork_server.train(2, tmp_path, "--config", configs[0]) == [0, 0]
     rng, killed = np.random.default_rng(kills), 0
@@ -322,6 +321,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "adapters and average": {"lora": {"rank": 4}, "ema": {"decay": 0.9}},
     "layer decay": {"optim__image_layer_decay": 0.5, "loss": {"positives": "captions"}},
     "frozen images": {"optim__freeze": "image", "ema": {"decay": 0.9}},
+    "balance": {"data__balance": "C0040405", "model__patch_dropout": 0.5},
 }
 
 
@@ -329,9 +329,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "name", [n if "adapters" in n else pytest.param(n, marks=pytest.mark.slow) for n in WAYS]
 )
 def test_going_on_is_bit_for_bit(name: str, packed: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.tar", range(48), {n: ["C0040405"] for n in range(9)})
+
     def run(folder: str, *words: object) -> Path:
         kept = {"checkpoint": {"every_steps": 2, "keep_last": 9}, "train__epochs": 2}
-        file = configure(packed, tmp_path, folder, **kept, **WAYS[name])
+        file = configure(packed, tmp_path, folder, **kept, **WAYS[name], data__train=str(pairs))
         assert call(train.main, TrainCommand, "--config", file, *words) == 0
         return tmp_path / folder
 
