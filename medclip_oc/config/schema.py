@@ -233,10 +233,20 @@ class ValidConfig(Settings, section="valid."):
     """Validate after this many steps, besides."""
     at_start: bool | None = None
     """Validate before the first step too. null: where the model starts from weights."""
+    patience: Count | None = None
+    """End the training after this many validations in a row without gain. null: never."""
     metric: Annotated[str, Bound(f"one of {', '.join(METRICS)}", METRICS.__contains__)] = METRICS[0]
     """mean_recall (of R@1, R@5, R@10, both directions), or one as text_to_image/R@1 or .../mrr."""
     decode: checks.Decode = "exact"
     """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
+
+
+@dataclass
+class WiseConfig(Settings, section="wise."):
+    """After the last step: weights between the start and best.pt (WiSE-FT)."""
+
+    alphas: Literal["auto"] | list[checks.Share] | None = None
+    """Validate at these, from start (0) to best.pt (1); the best is wise.pt. auto: quarters."""
 
 
 @dataclass
@@ -285,6 +295,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     valid: ValidConfig = field(default_factory=ValidConfig)
+    wise: WiseConfig = field(default_factory=WiseConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

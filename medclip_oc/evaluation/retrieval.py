@@ -21,7 +21,7 @@ from .bootstrap import LEVEL, TAILS, bootstrap
 from .candidate_pools import Pool
 from .concepts import Slice, concept_figures
 from .features import Embedded, embed_pairs
-from .metrics import Ranks
+from .metrics import KS, Ranks
 from .ranks import Ties, retrieval_ranks
 
 
@@ -128,9 +128,15 @@ def measure(
         record["slices"] = [_slice(chosen, ranks, pool, settings) for chosen in slices]
     if baseline is not None:
         theirs = pool_ranks(baseline, pool, settings.ties)
+        others = _record(theirs, pool, settings)
         difference = _directions(ranks, settings, theirs)
-        others = _record(theirs, pool, settings) | {"difference": difference}
-        record["baseline"] = {"name": baseline_name, **others}
+        difference["mean_recall"] = record["mean_recall"] - others["mean_recall"]
+        if "intervals" in difference and len(pool.images) == len(pool.links) == len(pool.texts):
+            # each pair's share of six, plus 1: as ranks, whose mean is then bootstrapped in pairs
+            own, its = (1 + np.mean([r <= k for r in d for k in KS], 0) for d in (ranks, theirs))
+            ends = bootstrap(own, KS, settings.interval_draws, settings.seed, its)["mean_rank"]
+            difference["intervals"]["mean_recall"] = ends
+        record["baseline"] = {"name": baseline_name, **others, "difference": difference}
     return Measured(record, pool, ranks, lists)
 
 

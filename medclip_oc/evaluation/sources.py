@@ -77,7 +77,8 @@ class Source:
 
 
 def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str]]:
-    """Evaluate a checkpoint, or a file of features, and write the result into its run folder.
+    """Evaluate a checkpoint, or a file of features, and write the result into its run folder; and
+    that of the start, where it is the baseline.
 
     Returns:
         The figures, and lines about what could not be measured and what was written.
@@ -100,23 +101,25 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     if settings.features_out:  # at once: whatever fails later, they are made
         features.save(Path(settings.features_out), embedded, world)
         lines.append(f"written to {settings.features_out}")
+    slices, name = concepts.find_slices(embedded.concepts, named), settings.baseline or ""
+    theirs = None if baseline is None else source.embed(baseline, settings, world)
     measured = retrieval.measure(
-        embedded,
-        settings,
-        slices=concepts.find_slices(embedded.concepts, named),
-        baseline=None if baseline is None else source.embed(baseline, settings, world),
-        baseline_name=settings.baseline or "",
+        embedded, settings, slices=slices, baseline=theirs, baseline_name=name
     )
+    outcomes = [(measured, file, source.about) for file in files]
+    if theirs is not None and name == "start" and files:
+        file, about = _record_of(source, files[-1].parent, name), {"checkpoint": name}
+        start = retrieval.measure(theirs, settings, slices=slices)
+        outcomes.append((start, file, source.about | about))
     if embedded.concepts is None:
         lines.append("no concepts (CUIs) with these pairs: no figures by concept, modality, slice")
     elif absent := [name for name in settings.slices if name not in named]:
         lines.append(concepts.unknown(absent, known, embedded.concepts))
     if not embedded.hashed:
         lines.append("no hashes with these features: copies are not found")
-    if world.main:
-        for file in files:
-            measured.save(file, embedded.ids, source.about)
-            lines.append(f"written to {file}")
+    for each, file, about in outcomes if world.main else ():
+        each.save(file, embedded.ids, about)
+        lines.append(f"written to {file}")
     return measured, lines
 
 

@@ -85,6 +85,12 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
     return mean([end, start], [alpha, 1 - alpha])
 
 
+def interpolate_into(model: nn.Module, start: State, end: State, alpha: float) -> None:
+    """Give a model the weights at alpha, one tensor at a time."""
+    for name, value in model.state_dict().items():
+        value.copy_(interpolated({name: start[name]}, {name: end[name]}, alpha)[name])
+
+
 @torch.no_grad()
 def mean(states: Sequence[State], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
     """The uniform soup, or one by shares. Whole numbers are those of the first."""

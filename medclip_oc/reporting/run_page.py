@@ -74,6 +74,9 @@ def write(
             "others": results.recalls("evaluation", named, "pool"),
         }
         charts |= _retrieval_charts(first)
+    log = folder / "log.txt"
+    said = log.read_text("utf-8", "replace").rpartition("  done: ")[2] if log.is_file() else ""
+    values["outcome"] = said.partition("\n")[0]
     title = f"Run {folder.resolve().name}"
     page = html.render("run.html.j2", title=title, charts=charts, notes=notes, **values)
     file = folder / "report.html"

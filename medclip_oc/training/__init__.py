@@ -6,7 +6,7 @@
 4. `trainer` takes a step over each global batch; `logger` writes its loss, rate and speed.
 5. Where it is due, `validation` measures retrieval; the best model, or the start, is best.pt.
 6. Where it is due, or a signal came, `checkpointer` captures all of it and writes it.
-7. After the last step there are last.pt, best.pt, and a log line that says so.
+7. After the last step `validation` says what best.pt gained over the start, and saves wise.pt.
 
 Before a run, `preflight` (`--doctor`) looks for what would make it fail or be wasted, and
 `gradcheck` (`--selfcheck`) compares a cached step with one big batch.

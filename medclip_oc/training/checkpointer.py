@@ -6,6 +6,7 @@ Everything that decides how a run continues, as a checkpoint's `training` holds 
     random        where each rank's generators stand, in rank order
     best          highest validation metric so far
     validated     whether the validation that is due after this step was done
+    stale         validations in a row without gain
     fingerprints  of the shards that data.train and data.valid stand for; None for a stream
 
 The step stands beside it in the checkpoint, and with it the place in the schedule and in the data:
@@ -70,26 +71,29 @@ class OptimizerState:
 
 @dataclass
 class Progress:
-    """How far a run is, besides its parts: the steps done, and `best` and `validated` as above."""
+    """How far a run is, besides its parts: the steps done, and what stands above."""
 
     step: int = 0
     best: float = float("-inf")
     validated: bool = True
     scores: dict[str, float] = field(default_factory=dict)
     """Of the last validation."""
+    stale: int = 0
 
     @classmethod
-    def of(cls, content: Mapping[str, Any] | None) -> "Progress":
-        """That of a checkpoint; None: of a run that begins."""
+    def of(cls, content: Mapping[str, Any] | None, *, validated: bool = True) -> "Progress":
+        """That of a checkpoint; None: of a run that begins, and may have step 0 `validated`."""
         if content is None:
-            return cls()
-        training = content["training"]
-        return cls(content["step"], training["best"], training["validated"], content["metrics"])
+            return cls(validated=validated)
+        training, scores = content["training"], content["metrics"]
+        best, stale = training["best"], training.get("stale", 0)  # not said by states of before
+        return cls(content["step"], best, training["validated"], scores, stale)
 
     def take(self, scores: dict[str, float], metric: str) -> bool:
         """Note what a validation gave; returns whether it is the best so far."""
         score, before = scores.get(metric, -math.inf), self.best
         self.scores, self.validated, self.best = scores, True, max(score, before)
+        self.stale = 0 if score > before or not scores else self.stale + 1
         return score > before
 
 
@@ -104,6 +108,7 @@ def capture(
         "random": [{"cpu": cpu, "cuda": cuda} for cpu, cuda in random],
         "best": progress.best,
         "validated": progress.validated,
+        "stale": progress.stale,
         "fingerprints": fingerprints,
     }
 
@@ -154,9 +159,10 @@ def room(config: Config, clip: Clip) -> str:
     whole, trained = parameter_bytes(clip)
     ema, adapters = config.ema.decay is not None, config.lora.rank is not None
     state = whole + 2 * trained + ema * trained + adapters * whole  # AdamW has two averages
-    # best.pt, perhaps ema.pt, and a state more than are kept (or best.pt), which is being written
+    # best.pt, perhaps ema.pt and wise.pt, and what is being written: a state more, or best.pt
     kept = config.checkpoint.keep_last
-    needed = (1 + ema) * whole + ((kept + 1) * state if kept else whole)
+    models = 1 + ema + (config.wise.alphas is not None)
+    needed = models * whole + ((kept + 1) * state if kept else whole)
     # an earlier start's are replaced; two names of one file count once
     files = [file.stat() for file in folder.glob("checkpoints/*.pt")]
     free = shutil.disk_usage(folder).free + sum({f.st_ino: f.st_size for f in files}.values())

@@ -143,7 +143,7 @@ def _stays(record: Mapping[str, Any], progress: Progress) -> bool:
     """Whether a record of an earlier start belongs to what is resumed."""
     validation = any(key.startswith(("valid/", "valid_ema/")) for key in record)
     done = progress.step - (validation and not progress.validated)
-    return bool(record["step"] <= done)
+    return bool(record["step"] <= done) and "wise/alpha" not in record
 
 
 def _append(path: Path, text: str, *, sync: bool = False) -> None:

@@ -25,7 +25,7 @@ from .run_dir import RunFolder
 
 # settings, and groups of them, that change no figure
 _FREE: tuple[str, ...] = ("run.folder", "run.device", "run.overwrite", "run.timeout_seconds")
-_FREE += ("data.workers", "data.cache_folder", "valid.at_start", "log.", "checkpoint.")
+_FREE += ("data.workers", "data.cache_folder", "valid.at_start", "wise.", "log.", "checkpoint.")
 _SHAPED = ("exp_avg", "exp_avg_sq", "step")  # what AdamW has of a parameter
 _PARAMETER: Any = description.open_mapping(dict.fromkeys(_SHAPED, Any))
 _STATE = description.open_mapping(
@@ -43,6 +43,7 @@ _STATE = description.open_mapping(
             "random": list[dict[str, Any]],
             "best": Annotated[float, Field(le=1, allow_inf_nan=True)],  # -inf before the first one
             "validated": bool,
+            "stale?": Natural,
             "fingerprints": dict[str, str | None],
         },
     }

@@ -3,6 +3,7 @@
 RUN/checkpoints/step-00000120.pt   the newest states, to resume from
 RUN/checkpoints/last.pt            the newest of them, under a name that stays
 RUN/checkpoints/best.pt            the best model by the validation metric, without training state
+RUN/checkpoints/wise.pt            the best between the start and best.pt, where asked for
 RUN/interrupted                    the run was told to stop and has saved: start it again
 RUN/in_use                         a process trains here: which, and on which machine
 """
@@ -36,7 +37,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.last, self.best = self.checkpoints / "last.pt", self.checkpoints / "best.pt"
-        self.average = self.checkpoints / "ema.pt"
+        self.average, self.wise = self.checkpoints / "ema.pt", self.checkpoints / "wise.pt"
         self.metrics, self.config = path / "metrics.jsonl", path / "config.yaml"
         self.marker = path / "interrupted"
         # no lock of the system: those don't reach other machines on every shared disk

@@ -6,7 +6,7 @@ G pairs over all ranks.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,9 +68,8 @@ class Trainer:
         self.data = build.open_data(config, world)
         self.plan = self.data.plan
         origin = resume.start(source, allow, config, self.folder, self.data, world, opened)
-        self.progress = checkpointer.Progress.of(origin.content)
-        if origin.content is None:
-            self.progress.validated = not validation.measures_start(config)
+        first = validation.measures_start(config)
+        self.progress = checkpointer.Progress.of(origin.content, validated=not first)
         self.clip = build.model(config, world, origin.content, str(origin.file))
         with distributed.errors_together():
             if world.main:
@@ -90,7 +89,9 @@ class Trainer:
         self.checkpointer = Checkpointer(self.folder, config.checkpoint, say, main=world.main)
         opened.callback(self.checkpointer.close)
         stop, train, valid = self.asked_to_stop, self.data.train, self.data.valid
-        self.validation = Validation(config, self.clip, valid, world, self.log, stop)
+        self.validation = Validation(config, self.clip, valid, world, self.log, self.folder, stop)
+        if config.wise.alphas is not None:
+            say(f"wise.alphas: {len(validation.alphas(config))} validations after the last step")
         steps, start = self.plan.steps, self.progress.step * self.plan.global_batch
         self.batches = loader.training_batches(
             train, self.clip, config, world, say, steps=steps, start=start, stop=stop
@@ -111,18 +112,27 @@ class Trainer:
     # ------------------------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """The steps that are left: a step, its record, validation, saving, stopping. Stopped: a
-        signal came, and the state was saved. WorkError: the loss or the weights are no longer
-        finite, or a checkpoint can't be written.
+        """The steps that are left, and the end. Stopped: a signal came, and the state was saved.
+        WorkError: loss or weights are no longer finite, or a checkpoint can't be written.
         """
+        try:
+            self.take_steps()
+            self.checkpointer.wait()
+            self.log.message(f"done: {self.validation.conclude(self.progress, self.plan.steps)}")
+        except Stopped:
+            self.stop()
+
+    def take_steps(self) -> None:
+        """A step, its record, validation, saving; until the last one, or patience ends."""
         progress, last = self.progress, self.plan.steps
         if not progress.validated:  # step 0, or a signal came in the middle of it
             self.validate()
+        batches = () if self.out_of_patience() else self.batches
         with Progress(
             last, "steps", "training", progress.step, shown=self.world.main, lines=False
         ) as bar:
             counted_from, since = progress.step, time.perf_counter()
-            for step, batch in enumerate(self.loaded(), progress.step + 1):
+            for step, batch in enumerate(batches, progress.step + 1):
                 progress.step = step
                 values = self.optimizer_step(batch)
                 bar.update()
@@ -141,33 +151,16 @@ class Trainer:
 
                 asked_to_stop, save_due = self.agree()
                 if asked_to_stop and step < last:
-                    self.stop()
+                    raise Stopped
                 if save_due and self.checkpointer.step < step:
                     self.save()
+                if self.out_of_patience():
+                    break
 
-        self.checkpointer.wait()
-        self.log.message(f"done: {self.outcome()}")
-
-    def outcome(self) -> str:
-        """Where the result lies, and what comes next."""
-        validates = self.data.valid is not None
-        best, last = self.folder.best, self.folder.last
-        score = f"best valid/{self.config.valid.metric} {self.progress.best:.4f}"
-        why = f"{score} came before this folder" if validates else "no validation data"
-        told, file = f"{last} ({why}, so no best.pt)", last
-        if validates and best.exists():
-            told, file = f"{score} in {best}", best
-        elif not last.exists():
-            return f"no step was left ({why}, so no best.pt)"
-        data = "" if validates else " --data SHARDS"
-        return f"{told}; next: python -m medclip_oc.evaluate --checkpoint {file}{data}"
-
-    def loaded(self) -> Iterator[Batch]:
-        """The batches; a run that is to stop waits in vain for no more of them."""
-        try:
-            yield from self.batches
-        except Stopped:
-            self.stop()
+    def out_of_patience(self) -> bool:
+        """Whether so many validations brought no gain that the schedule's rest is not run."""
+        patience = self.config.valid.patience
+        return patience is not None and self.progress.stale >= patience
 
     def asked_to_stop(self) -> bool:
         """Whether a signal came, to this rank."""
@@ -197,9 +190,8 @@ class Trainer:
         towers.clamp_temperature()
         if self.ema is not None:
             self.ema.update()
-        temperature = 1 / towers.inverse_temperature().item()
-        lr = settings.lr * factor
-        return {"loss": loss, "lr": lr, "temperature": temperature, "grad_norm": norm}
+        known = {"loss": loss, "lr": settings.lr * factor, "grad_norm": norm}
+        return known | {"temperature": 1 / towers.inverse_temperature().item()}
 
     def agree(self) -> tuple[bool, bool]:
         """Whether any rank is asked to stop, and whether a state is due; the same on every rank.
@@ -216,13 +208,8 @@ class Trainer:
                     raise failure
         return asked > 0, due > 0
 
-    # ------------------------------------------------------------------------------- validation
-
     def validate(self) -> None:
-        """Measure retrieval on the validation pairs, and save; best.pt too, if it's the best yet.
-
-        So with the running average of the weights, if there is one: ema.pt.
-        """
+        """Measure retrieval, and save; best.pt too, if it's the best yet; the average as ema.pt."""
         progress, step = self.progress, self.progress.step
         progress.validated = False
         self.checkpointer.wait()  # loader processes are not to be forked while it is written
@@ -238,8 +225,6 @@ class Trainer:
                 self.save()  # none of the training is lost
                 self.checkpointer.wait()
             raise type(error)(f"step {step}: data.valid: {error}") from error
-        except Stopped:
-            self.stop()
         self.save(best=progress.take(scores, self.config.valid.metric))
 
     # ------------------------------------------------------------------------ saving, stopping
@@ -249,8 +234,8 @@ class Trainer:
         since = time.perf_counter()
         total = math.fsum(p.detach().sum().item() for p in self.clip.towers.parameters())
         self.require_finite("sum of the weights", total)
-        fingerprints = self.data.fingerprints
-        training = checkpointer.capture(self.parts, self.progress, fingerprints, self.world)
+        known = self.data.fingerprints
+        training = checkpointer.capture(self.parts, self.progress, known, self.world)
         self.log.flush()
         content = self.content(self.progress.scores) | {"training": training}
         self.checkpointer.save(content, best=best, since=since)
