@@ -133,7 +133,7 @@ class TrainConfig(Settings, section="train."):
     """Pairs contrasted with each other per optimizer step, over all ranks."""
     micro_batch_size: Count = 128
     """Pairs embedded at once on one rank: sets the memory, not the result."""
-    epochs: Positive = 10
+    epochs: int | Positive = 10
     """Passes over the training pairs; a fraction ends within one."""
     max_steps: Count | None = None
     """End after this many optimizer steps, before the epochs do. null: with the epochs."""
@@ -145,11 +145,6 @@ class TrainConfig(Settings, section="train."):
     """Chunks whose graph is kept in place of a second forward. auto (CUDA): all that fit."""
     compile: bool = False
     """Run the towers through torch.compile: slow first steps, then faster ones."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.epochs == int(self.epochs):
-            self.epochs = int(self.epochs)  # as it was given: 10, not 10.0
 
 
 @dataclass
@@ -312,6 +307,8 @@ class TrainCommand(Config):
     """Compare the cached step with one big batch, on these settings and data, and stop."""
     doctor: bool = False
     """Look for what would make this run fail or be wasted, and stop. Exit code 1: an error."""
+    lr_range: bool = False
+    """As --doctor, and if all is well try learning rates for some steps each, and suggest one."""
 
     def config(self) -> Config:
         """The settings alone."""

@@ -8,6 +8,6 @@
 6. Where it is due, or a signal came, `checkpointer` captures all of it and writes it.
 7. After the last step `validation` says what best.pt gained over the start, and saves wise.pt.
 
-Before a run, `preflight` (`--doctor`) looks for what would make it fail or be wasted, and
-`gradcheck` (`--selfcheck`) compares a cached step with one big batch.
+Before a run, `preflight` (`--doctor`) looks for what would make it fail or be wasted, `lr_range`
+(`--lr-range`) tries rates, `gradcheck` (`--selfcheck`) compares a cached step with one big batch.
 """

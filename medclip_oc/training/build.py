@@ -2,7 +2,6 @@
 nowhere else: the training, `--doctor` and `--selfcheck` see the same ones.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -48,22 +47,16 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
             f"the nearest sizes that can: {batch - over or world_size} or "
             f"{batch + world_size - over}"
         )
-    if pairs < batch:
-        raise InputError(
-            f"train.global_batch_size: {batch} pairs per step, but data.train holds only {pairs}"
-        )
     passes, longest = settings.epochs, settings.max_steps
+    if (seen := round(min(1, passes) * pairs)) < batch:
+        raise InputError(
+            f"train.global_batch_size: {batch} pairs per step, but {min(1, passes):g} epoch of "
+            f"data.train holds only {seen}"
+        )
     steps = round(passes * pairs) // batch  # 0.07 * 100 is a little over 7
-    if not steps:
-        raise InputError(
-            f"train.epochs: {passes:g} of {pairs} pairs is less than one step of {batch}; take "
-            f"{math.ceil(100 * batch / pairs) / 100:g} or more"
-        )
     if longest is not None and longest > steps:
-        raise InputError(
-            f"train.max_steps: {longest}, but train.epochs: {passes:g} ends after {steps} steps; "
-            f"take {math.ceil(longest * batch / pairs)} epochs, or fewer steps"
-        )
+        ending = f"train.epochs: {passes:g} ends after {steps} steps; raise that, or take fewer"
+        raise InputError(f"train.max_steps: {longest}, but {ending}")
     steps = longest or steps
     warmup = max(1, steps // 10) if warmup_steps is None else warmup_steps
     if warmup > steps:
@@ -163,10 +156,7 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
     chunks, text_chunks = (-(-share // size) for size in rows)
     texts = f", {text_chunks} of texts" if text_chunks != chunks else ""
     unused = round(train.epochs * plan.pairs) - plan.steps * plan.global_batch
-    left = f"; the last {unused:,} pairs of the last epoch are left out" if unused else ""
-    if train.max_steps is not None:
-        done = plan.steps / plan.steps_per_epoch
-        left = f"; train.max_steps ends the run after {done:.2f} of {train.epochs:g} epochs"
+    left = f"; the last {unused:,} pairs of {train.epochs:g} epochs are left out" if unused else ""
     lines = [
         f"{model.arch} from {weights}, {trained / 1e6:.1f} M trainable parameters, "
         f"{train.precision}, {world.size} process(es) on {world.device.type}",

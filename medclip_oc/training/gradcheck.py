@@ -107,16 +107,12 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> tuple[flo
 
 def draws(step: CachedStep, images: Tensor, tokens: Tensor) -> bool:
     """Whether the towers take random numbers in training."""
-
-    def numbers() -> Tensor:
-        states = RandomState.now(step.world.device)
-        return torch.cat([state for state in states if state is not None])
-
-    before = numbers()
+    before = RandomState.now(step.world.device)
     with torch.no_grad():
         step.images.embed_chunk(images[:1])
         step.texts.embed_chunk(tokens[:1])
-    return not numbers().equal(before)
+    states = zip(before, RandomState.now(step.world.device), strict=True)
+    return any(a is not None and b is not None and not a.equal(b) for a, b in states)
 
 
 def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:

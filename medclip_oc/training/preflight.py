@@ -1,8 +1,8 @@
 """Is this run sound, before it takes days? `python -m medclip_oc.train --config FILE --doctor`.
 
 Looks at the data, the settings, the weights, the machine and what the run will write, on every
-rank, and trains nothing. Each finding is one line with its remedy: an `error` means that the run
-would fail, or be wasted, and the exit code is 1; a `warning` that it may. A sound run has none.
+rank, and trains nothing. Each check ends in a line with "ok", or in its findings with remedies: an
+`error`: the run would fail, or be wasted (exit code 1); a `warning`: it may.
 
 B pairs.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config.schema import Config
 from ..contrastive.loss import clip_loss
+from ..contrastive.micro_batched_tower import statistics_kept
 from ..data import loader
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
@@ -28,7 +29,7 @@ from ..models.clip import Clip
 from ..runtime import devices, distributed
 from ..runtime.distributed import World
 from ..runtime.progress import rate
-from . import build, checkpointer, logger
+from . import build, checkpointer, logger, lr_range
 from .build import RunData
 
 _PAIRS_READ = 256  # and decoded, spread over the whole set, by all ranks together
@@ -47,49 +48,60 @@ class Opened:
     clip: Clip
 
 
-def check(config: Config) -> int:
-    """Examine, print every finding once, and return 1 if there is an error, else 0."""
+def check(config: Config, *, trials: bool = False) -> int:
+    """Examine and, if all is well and they are asked for, try rates; 1: an error was found."""
     with distributed.process_group(config.run.device) as world:
-        every = distributed.all_gather_objects(examine(config, world))
-    findings = list(dict.fromkeys(line.replace("\n", " ") for lines in every for line in lines))
-    if world.main:
-        for line in sorted(findings, key=lambda line: line.startswith("warning")):
-            print(line)
-        if not findings:
-            print(f"doctor: nothing found on {world.size} process(es)")
-    return int(any(line.startswith("error") for line in findings))
+        run = examine(config, world)
+        if trials and run is not None:
+            lr_range.search(config, world, run.data, run.clip)
+    return int(run is None)
 
 
-def examine(config: Config, world: World) -> list[str]:
-    """Every check in turn, but those that need what could not be opened."""
-    findings: list[str] = []
-
-    @contextmanager
-    def noted() -> Iterator[None]:
-        try:
-            yield
-        except (InputError, WorkError) as error:
-            findings.append(f"error: {error}")
-
+def examine(config: Config, world: World) -> Opened | None:
+    """Print each check's findings, or "ok"; return what was opened, or None: there is an error."""
     data: RunData | None = None
     clip: Clip | None = None
-    with noted():
+    found: list[str] = []
+
+    @contextmanager
+    def checked() -> Iterator[list[str]]:
+        lines: list[str] = []
+        try:
+            yield lines
+        except (InputError, WorkError) as error:
+            lines.append(f"error: {error}")
+        of_ranks = distributed.all_gather_objects([line.replace("\n", " ") for line in lines])
+        every = dict.fromkeys(line for own in of_ranks for line in own)
+        findings = [line for line in every if line.startswith(("error", "warning"))]
+        found.extend(findings)
+        for line in (findings or [f"{fact}: ok" for fact in lines]) if world.main else ():
+            print(line, flush=True)
+
+    with checked() as lines:
         data = build.open_data(config, world)
-    with noted():
+        valid = len(data.valid or ())
+        lines.append(f"data: {data.plan.pairs:,} pairs, {valid:,} of validation")
+    with checked() as lines:
         clip = build.model(config, world)
         build.cached_step(clip, config, world)
-    findings.extend(rates(config))
-    if world.main:
-        with noted():
-            logger.wandb_online(config.log)
-        if clip is not None:
-            with noted():
-                checkpointer.room(config, clip)
-    if data is not None and clip is not None:
-        for part in (shared_memory, pairs, speed):
-            with noted():
-                findings.extend(part(Opened(config, world, data, clip)))
-    return findings
+        lines.append(f"model: {config.model.arch}")
+    # on every rank, or on none
+    run = None if found or not (data and clip) else Opened(config, world, data, clip)
+    with checked() as lines:
+        lines.extend([f"learning rate: {config.optim.lr:g}", *rates(config)])
+    with checked() as lines:
+        if world.main and logger.wandb_online(config.log):
+            lines.append("wandb: online")
+    with checked() as lines:
+        if world.main and clip is not None:
+            lines.append(f"disk: {checkpointer.room(config, clip)}")
+    for part in (shared_memory, pairs, speed):
+        if run is not None:
+            with checked() as lines:
+                lines.extend(part(run))
+    if world.main and not found:
+        print(f"doctor: nothing found on {world.size} process(es)")
+    return None if any(line.startswith("error") for line in found) else run
 
 
 def rates(config: Config) -> Iterator[str]:
@@ -124,6 +136,7 @@ def shared_memory(run: Opened) -> Iterator[str]:
     batch = rows * (3 * math.prod(run.clip.image_size) + tokens)
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed = 2 * batch * run.config.data.workers * ranks  # each worker is two batches ahead
+    yield f"shared memory: {needed / 1e6:.0f} MB needed"
     if shares.is_dir() and (free := shutil.disk_usage(shares).free) < needed:
         yield (
             f"error: data.workers: {run.config.data.workers} on {ranks} rank(s) hold up to "
@@ -144,6 +157,7 @@ def pairs(run: Opened) -> Iterator[str]:
     sound = [sample for sample in samples if "images" in sample]
     counts = [len(sound), len(samples), sum(sample["long"] for sample in sound)]
     readable, total, long = distributed.all_reduce_sum(counts, device)
+    yield f"pairs: {total} read, {long} captions cut"
     if not readable:  # what comes after would only say the same
         yield (
             f"error: data.train: none of {total} pairs can be read ({reasons[0]}); see what "
@@ -179,6 +193,7 @@ def loss(images: Tensor, tokens: Tensor, run: Opened) -> Iterator[str]:
     image_features, text_features = (torch.cat(side).float() for side in zip(*parts, strict=True))
     value = clip_loss(image_features, text_features, towers.inverse_temperature()).item()
     chance = math.log(len(images))
+    yield f"loss at start {value:.2f}, chance {chance:.2f}"
     if not value <= chance + _LOSS_SLACK:
         yield (
             f"warning: the loss of {len(images)} pairs starts at {value:.2f}, above "
@@ -204,7 +219,9 @@ def speed(run: Opened) -> Iterator[str]:
             f"error: train.micro_batch_size: {sizes[0]} needs more memory than the GPU has free; "
             f"take {max(1, min(sizes[0], share) // part)}, the result is the same"
         )
-    if isinstance(run.data.train.source, ShardSet) and (given := loader_rate(run)) < taken:
+    given = loader_rate(run) if isinstance(run.data.train.source, ShardSet) else math.inf
+    yield f"speed: step {rate(taken)} pairs/s, loader {rate(given)} pairs/s"
+    if given < taken:
         yield (
             f"warning: data.workers: {run.config.data.workers} give {rate(given)} pairs/s, and a "
             f"step takes {rate(taken)} pairs/s: give more workers, or pack with --resize 256"
@@ -237,7 +254,7 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
     for embed, rows in ((towers.embed_images, blank), (towers.embed_texts, tokens)):
         for _ in range(2):  # the first one warms up
             began = time.perf_counter()
-            with autocast():
+            with autocast(), statistics_kept(towers):
                 with torch.no_grad():
                     embed(rows)
                 value = embed(rows).sum()

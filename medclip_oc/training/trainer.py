@@ -17,6 +17,7 @@ from torch import nn
 
 from ..config import fields
 from ..config.schema import Config
+from ..contrastive.grad_cache import CachedStep
 from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
@@ -46,6 +47,26 @@ def train(config: Config, source: str = "auto", allow: Sequence[str] = ()) -> No
         ExitStack() as opened,
     ):
         Trainer(config, world, request, opened, source, allow).run()
+
+
+def take_step(
+    step: CachedStep, adamw: torch.optim.AdamW, batch: Batch, clip_norm: float | None, factor: float
+) -> tuple[float, float]:
+    """A step at `factor` times the peak rates; loss, and norm of the gradient before clipping."""
+    for group in adamw.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+    towers, scaler = step.towers.train(), step.scaler
+    loss = step(batch["images"], batch["tokens"], Labels.of(batch)).item()
+    if scaler is not None:
+        scaler.unscale_(adamw)
+    norm = nn.utils.clip_grad_norm_(towers.parameters(), clip_norm or math.inf).item()
+    if scaler is not None:  # leaves the step out where scaling overflowed
+        scaler.step(adamw)
+        scaler.update()
+    elif math.isfinite(norm):
+        adamw.step()
+    towers.clamp_temperature()
+    return loss, norm
 
 
 class Trainer:
@@ -168,30 +189,18 @@ class Trainer:
 
     def optimizer_step(self, batch: Batch) -> dict[str, float]:
         """One step over one global batch; returns what is logged of it."""
-        settings, towers, scaler = self.config.optim, self.clip.towers, self.cached_step.scaler
-        towers.train()
+        settings = self.config.optim
         factor = self.schedule(self.progress.step - 1)  # of one rate for all groups
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * group["peak_lr"]
-        loss = self.cached_step(batch["images"], batch["tokens"], Labels.of(batch)).item()
+        loss, norm = take_step(self.cached_step, self.optimizer, batch, settings.clip_norm, factor)
         for line in self.cached_step.notices():
             self.log.message(line)
         self.require_finite("loss", loss)
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        limit = settings.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(towers.parameters(), limit).item()
-        if scaler is None:
+        if self.cached_step.scaler is None:
             self.require_finite("norm of the gradient", norm)
-            self.optimizer.step()
-        else:  # leaves the step out where scaling overflowed
-            scaler.step(self.optimizer)
-            scaler.update()
-        towers.clamp_temperature()
         if self.ema is not None:
             self.ema.update()
         known = {"loss": loss, "lr": settings.lr * factor, "grad_norm": norm}
-        return known | {"temperature": 1 / towers.inverse_temperature().item()}
+        return known | {"temperature": 1 / self.clip.towers.inverse_temperature().item()}
 
     def agree(self) -> tuple[bool, bool]:
         """Whether any rank is asked to stop, and whether a state is due; the same on every rank.

@@ -125,7 +125,7 @@ BAD_WORDS = {
     "x.yaml": "'x.yaml': unexpected; did you mean --config x.yaml?",
     "a/last.pt": "'a/last.pt': unexpected; did you mean --resume a/last.pt?",
     "--run.seed 1.5": "--run.seed: '1.5' is not a whole number",
-    "--train.epochs 0": "train.epochs: 0.0 is not above 0",
+    "--train.epochs 0": "train.epochs: 0 is not above 0",
     "--run.overwrite maybe": "--run.overwrite: 'maybe' is not true or false",
     "--optim.betas": "--optim.betas: takes one value or more, and none is given",
     "--optim.clip_norm x": "--optim.clip_norm: 'x' is not a number or null",

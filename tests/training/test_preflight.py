@@ -1,4 +1,4 @@
-"""`--doctor` finds each planted fault, in one line with its remedy, and nothing in a sound run."""
+"""`--doctor` finds each planted fault, in one line with its remedy, and lists what it looked at."""
 
 import dataclasses
 import math
@@ -95,10 +95,14 @@ def test_planted(fault: str, packed: Path, tmp_path: Path, capsys: Any, monkeypa
     shutil.copytree(packed, shards)
     code = examined(tmp_path, shards, **plant(fault, shards, monkeypatch))
     shown = capsys.readouterr()
-    assert re.match(FOUND[fault], shown.out), shown.out
-    assert shown.out.count("\n") == 1, "nothing else is made up"
-    assert code == shown.out.startswith("error")
+    *checked, found = sorted(shown.out.splitlines(), key=lambda line: not line.endswith(": ok"))
+    assert re.match(FOUND[fault], found), shown.out
+    assert all(line.endswith(": ok") for line in checked), "nothing else is made up"
+    assert code == found.startswith("error")
     assert "Traceback" not in shown.err
+    if fault == "nothing":
+        names = "data, model, learning rate, disk, shared memory, pairs, loss at start, speed"
+        assert re.findall(r"^[a-z ]+[a-z]", "\n".join(checked), re.M) == names.split(", ")
 
 
 @pytest.mark.slow
@@ -109,7 +113,7 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
     done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--doctor")
     assert done.returncode == 1
     assert done.stdout.startswith("error: train.global_batch_size: 15 can't be shared equally by 2")
-    assert done.stdout.count("\n") == 1, done.stdout
+    assert [done.stdout.count(word) for word in ("error", "model: ", "pairs: ")] == [1, 1, 0]
 
 
 def opened(packed: Path, tmp_path: Path) -> preflight.Opened:
@@ -129,18 +133,18 @@ def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any)
     for above_chance, findings in ((1.99, 0), (2.01, 1), (math.nan, 1)):
         value = torch.tensor(math.log(4) + above_chance)
         monkeypatch.setattr(preflight, "clip_loss", lambda *_, value=value: value)
-        assert len(list(preflight.loss(images, tokens, run))) == findings
+        assert len(list(preflight.loss(images, tokens, run))) == 1 + findings
 
     usage, run.config.data.workers = shutil.disk_usage("/"), 3
     for free in (79871, 79872):  # 2 * 3 batches of 4 pairs, of 3 * 32 * 32 + 32 * 8 bytes each
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
-        assert len(list(preflight.shared_memory(run))) == (free == 79871)
+        assert len(list(preflight.shared_memory(run))) == 1 + (free == 79871)
     run.config.data.workers = 0
 
     sizes = list[tuple[int, int]]()
     monkeypatch.setattr(preflight, "step_rate", lambda _, *rows: sizes.append(rows) or 99.0)
     run.config.train.micro_batch_size, run.config.train.text_micro_batch_size = 99, 5
-    assert not list(preflight.speed(run))
+    assert list(preflight.speed(run)) == ["speed: step 99 pairs/s, loader 1,000 pairs/s"]
     assert sizes == [(16, 5)], "a step has no more than 16"
     assert LOADER_RATE(run) > 0  # of the real loader, and of a real step: no more can be promised
     assert STEP_RATE(run, 3, 2) > 0

@@ -163,7 +163,6 @@ REFUSED = {
         "--resume.allow train.global_batch_size: a run can't resume with another one"
     ),
     "--resume.allow optim.lrr": "optim.lrr: no such setting; did you mean",
-    "--train.max_steps 5": "train.max_steps null, now 5; resume all .*allow train.max_steps",
     "--train.max_steps 5 --resume.allow train.max_steps": (
         "train.max_steps: the run ends after 5 steps, but .*9.pt is 9 steps old; give more,"
     ),
