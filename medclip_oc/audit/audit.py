@@ -92,7 +92,7 @@ class Without(Source):
         """As many records as the whole source has."""
         for record in self._source.records(split):
             way = self._dropped.get((split, record.key)) if isinstance(record, Pair) else None
-            yield Reject(record.id, split, "leak", way) if way else record
+            yield Reject(record.id, split, "leak", way, record.rows) if way else record
 
     def fingerprints(self) -> dict[str, str]:
         """Those of the whole source, and a hash of which pairs are `dropped`."""

@@ -53,11 +53,12 @@ def scan(
     with Progress(sum(map(source.count, source.splits)), "images", "audit") as progress:
         for split in source.splits:
             for seen in ordered_map(look, source.records(split), workers):
-                progress.update()
                 if isinstance(seen, Reject):
-                    others.append((split, seen.reason))
+                    others += [(split, seen.reason)] * seen.rows
+                    progress.update(seen.rows)
                 else:
                     usable.append(seen | {"tokens": count_tokens(seen["caption"])})
+                    progress.update(seen["rows"])
     columns = ["split", "reason"]
     return pd.DataFrame(usable, columns=_COLUMNS), pd.DataFrame(others, columns=columns)
 
@@ -82,6 +83,7 @@ def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
         "split": pair.split,
         "id": pair.id,
         "key": pair.key,
+        "rows": pair.rows,  # that were read, for the bar
         "caption": pair.caption,
         "words": word_hashes(pair.caption),
         "cuis": pair.facts.get("concepts"),

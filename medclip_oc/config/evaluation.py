@@ -103,6 +103,8 @@ class EvaluateConfig(ModelSource, MeasureConfig):
     """Split of a shard folder. null: test. Tars named one by one are all taken."""
     caption_key: str | None = None
     """Where captions lie, see data.caption_key of training. null: where those of the run lay."""
+    captions: Literal["first", "all"] = "first"
+    """Of an image's several captions the first, as others measure; or all, each a right answer."""
     baseline: str | None = None
     """Another one to compare: a checkpoint; `start`, the weights that the run began from; a tag of
     open_clip (`openai`), or ARCHITECTURE:TAG; or a file of features."""
@@ -123,6 +125,8 @@ class EvaluateConfig(ModelSource, MeasureConfig):
             # --json writes an .npz of ranks beside it
             free = getattr(self, name) != str(self.json).removesuffix(".json") + ".npz"
             self.require(free, name, "another name than that of --json")
+        in_file = self.features_in or self.features_out
+        self.require(not in_file or self.captions == "first", "captions", "first, as in a file")
         if self.checkpoint is None and (self.model is None) == (self.features_in is None):
             raise InputError("--checkpoint: required; or --model, or --features-in, one of the two")
 

@@ -28,7 +28,7 @@ PACK = "samples_per_shard resize image_format no_decode_check overwrite drop_lea
 class MakeShardsConfig(Settings):
     """Pack radiology images and captions into tar shards."""
 
-    reads = f"source format splits concepts table {TABLE}"
+    reads = f"source format splits concepts table {TABLE} group_by_image"
     writes = "out samples_per_shard resize overwrite audit audit_only"
 
     out: str
@@ -47,8 +47,9 @@ class MakeShardsConfig(Settings):
     several, or a folder of Parquet files."""
     image_column: str | None = None
     """Of the table: path of the image; in Parquet, its bytes will do."""
-    caption_column: str | None = None
-    """Of the table: the caption."""
+    caption_column: str | list[str] | None = None
+    """Of the table: the caption; of several columns, as in `report,impression`, or of a list in a
+    cell, the first text is, and each pair's JSON has all, of which training draws."""
     id_column: str | None = None
     """Of the table: name of the pair. null: the path of the image."""
     split_column: str | None = None
@@ -59,6 +60,8 @@ class MakeShardsConfig(Settings):
     """Of the table: columns whose text goes into each pair's JSON, as in `finding,view`."""
     image_root: str | None = None
     """Where the table's image paths start. null: in the table's folder."""
+    group_by_image: bool = False
+    """Rows with one image become one pair with all their captions, in the place of the first."""
     samples_per_shard: Count = 1000
     """Pairs per tar."""
     max_pixels: Annotated[int, PIXELS] = MAX_PIXELS

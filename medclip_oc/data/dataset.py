@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,15 +27,18 @@ from ..errors import BadImage, InputError, Stopped, WorkError
 from ..imaging.jpeg import Picture
 from ..runtime import shutdown
 from .remote import ShardStream, Streamed
-from .sampler import Order, Place, permuted
+from .sampler import Order, Place, permuted, shuffled
 from .shards import Sample, ShardSet
 
 Transform = Callable[[Picture, np.random.Generator], Tensor]
 """Picture and a source of randomness -> (3, H, W) uint8."""
 Batch = dict[str, Tensor]
 """images uint8 (B, 3, H, W), tokens int64 (B, L), index int64 (B,), caption_hash and image_hash
-int64 (B,), concepts int32 (B, K) padded with 0."""
+int64 (B,), concepts int32 (B, K) padded with 0, captions int64 (B,): how many rows of tokens and
+caption_hash are each pair's, 1 but where all captions are taken."""
 
+Take = Literal["first", "all", "drawn"]
+"""Of a pair's captions; drawn: (seed, pass, index) decides, each once before any comes again."""
 PATIENCE_SECONDS = 10.0
 """How long a batch is waited for, once there is to be a stop; torchrun kills after 30 seconds."""
 _NO_ROOM = (
@@ -133,6 +136,7 @@ class Pairs(Dataset[dict[str, Any]]):
     seed: int = 0  # of the transform's randomness
     decode: Decode = "exact"  # at full size; "fast": JPEGs no finer than the transform needs
     long_captions: LongCaptions = "truncate"  # see `Captions`
+    take: Take = "first"
     replace: bool = False
     """An unreadable pair is replaced by another one, which (seed, pass, index) decides; or else it
     is an error."""
@@ -178,8 +182,12 @@ class Pairs(Dataset[dict[str, Any]]):
             return {"bad": [*bad, f"{item.location}: {error}"]}
 
     def _tensors(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
-        seed = [self.seed, epoch, index]
-        tokens, long = self.captions.tokens(sample.caption, [*seed, 1])
+        seed, further = [self.seed, epoch, index], sample.further
+        captions = [sample.caption, *(further if self.take != "first" else ())]
+        if further and self.take == "drawn":
+            cycle, place = divmod(epoch, len(captions))
+            captions = [captions[shuffled(self.seed, cycle, len(captions), index)[place]]]
+        tokens, long = zip(*(self.captions.tokens(c, [*seed, 1]) for c in captions), strict=True)
         digest, cuis = str(sample.facts.get("sha256")), sample.facts.get("concepts")
         if not _SHA256.fullmatch(digest):  # of the source's image
             digest = hashlib.sha256(sample.image).hexdigest()
@@ -189,12 +197,12 @@ class Pairs(Dataset[dict[str, Any]]):
         picture = Picture(sample.image, exact=self.decode == "exact")
         return {
             "images": self.transform(picture, np.random.default_rng(seed)),  # (3, H, W)
-            "tokens": tokens,  # (L,)
+            "tokens": torch.stack(tokens),  # (k, L), k captions
             "index": index,
-            "caption_hash": _hash(hashlib.sha256(sample.caption.encode()).hexdigest()),
+            "caption_hash": [_hash(hashlib.sha256(c.encode()).hexdigest()) for c in captions],
             "image_hash": _hash(digest),
             "concepts": torch.tensor(concepts, dtype=torch.int32),  # (k,)
-            "long": long,
+            "long": sum(long),
         }
 
 
@@ -227,10 +235,12 @@ def _collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkEr
     samples = [samples[number] for number in chosen]
     batch = {
         "images": torch.stack([s["images"] for s in samples]),  # (B, 3, H, W) uint8
-        "tokens": torch.stack([s["tokens"] for s in samples]),  # (B, L) int64
+        "tokens": torch.cat([s["tokens"] for s in samples]),  # (B, L) int64
+        "caption_hash": torch.tensor([h for s in samples for h in s["caption_hash"]]),  # (B,)
+        "captions": torch.tensor([len(s["caption_hash"]) for s in samples]),  # (B,)
         "concepts": pad_sequence([s["concepts"] for s in samples], batch_first=True),  # (B, K)
     }
-    for name in ("index", "caption_hash", "image_hash"):
+    for name in ("index", "image_hash"):
         batch[name] = torch.tensor([s[name] for s in samples], dtype=torch.int64)  # (B,)
     if get_worker_info() is not None:  # later it would fail in a thread, which nobody hears of
         try:

@@ -37,6 +37,9 @@ VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
 JOURNAL = "unfinished.jsonl"  # of a packing under way
 CAPTION = "caption"  # where, by default, a pair without a .txt has its caption
+CAPTIONS = (
+    "captions"  # of KEY.json: all captions of a pair that has several, as packing writes them
+)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 RESTORE = "restore it, or pack the folder again"
@@ -126,8 +129,8 @@ def _of_tars(paths: Iterable[Path], caption_key: str, bare: bool) -> list[Shard]
     folders = {path.parent for path in paths if (path.parent / INDEX).is_file()}
     known = {shard.path: shard for folder in folders for shard in _read(folder / INDEX)}
     if foreign := [path for path in paths if path not in known]:
-        stats = ((str(path), path.stat()) for path in foreign)
-        stamps = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
+        stats = ((str(path), path.stat()) for path in foreign)  # CAPTIONS: since lists are read
+        stamps = [(CAPTIONS, name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
         name = hashlib.sha256(json.dumps([caption_key, bare, stamps]).encode()).hexdigest()[:16]
         kept = foreign[0].parent / f".index-{name}.json.gz"
         try:
@@ -211,23 +214,25 @@ def endings_of(members: dict[str, Any], key: str) -> tuple[str | None, str | Non
 
 def parse_facts(text: bytes | str) -> dict[str, Any]:
     """KEY.json; {} where it is no JSON object, as other makers' may be."""
-    try:
+    with suppress(ValueError):
         facts = json.loads(text)
-    except ValueError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
+        return facts if isinstance(facts, dict) else {}
+    return {}
 
 
-def caption_in(facts: dict[str, Any], key: str) -> str:
-    """The caption in KEY.json; "" where there is no text."""
-    caption = facts.get(key)
-    return caption if isinstance(caption, str) else ""
+def choose_captions(text: str, facts: dict[str, Any], key: str) -> list[str]:
+    """A pair's captions; [""]: it has none. Those in KEY.json, a text or a list, win where their
+    key was named; else the member's, with all of `captions` if it is the first of these.
+    """
+    inside, several = _texts(facts.get(key)), _texts(facts.get(CAPTIONS))
+    if not text or (inside and key != CAPTION):
+        return inside or [""]
+    return several if several[:1] == [text] else [text]
 
 
-def choose_caption(text: str, facts: dict[str, Any], key: str) -> str:
-    """The caption of a member, or that in KEY.json, which wins where its key was named."""
-    inside = caption_in(facts, key)
-    return inside if inside and key != CAPTION else text or inside
+def _texts(value: Any) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    return [*dict.fromkeys(text for text in texts if isinstance(text, str) and not is_blank(text))]
 
 
 def is_blank(caption: str) -> bool:
@@ -327,7 +332,7 @@ def scan(path: Path, caption_key: str, bare: bool) -> dict[str, Any]:
                     names.setdefault(text[0], f"{key}.{ending}")
                 parts = (os.pread(file.fileno(), size, max(0, at)) for at, size in (text, facts))
                 caption, content = (part.decode(errors="replace") for part in parts)
-                caption = choose_caption(caption, parse_facts(content), caption_key)
+                caption = choose_captions(caption, parse_facts(content), caption_key)[0]
                 if extension is None or (is_blank(caption) and not bare):
                     skipped += 1
                     continue

@@ -20,7 +20,7 @@ from ..runtime import distributed
 from ..runtime.distributed import World
 from .augment import Preprocess, TrainingTransform
 from .balance import balanced_order
-from .dataset import Batch, LoadedBatch, Pairs, StepSampler, load_batches, step_batches
+from .dataset import Batch, LoadedBatch, Pairs, StepSampler, Take, load_batches, step_batches
 from .index import CAPTION
 from .remote import ShardStream, is_stream
 from .sampler import Order
@@ -105,9 +105,11 @@ def _open_stream(settings: DataConfig, seed: int) -> TrainingData:
     return TrainingData(stream, stream, settings.samples_per_epoch)
 
 
-def evaluation_pairs(shards: ShardSet, clip: Clip, *, decode: Decode = "exact") -> Pairs:
+def evaluation_pairs(
+    shards: ShardSet, clip: Clip, *, decode: Decode = "exact", take: Take = "first"
+) -> Pairs:
     """Pairs as open_clip preprocesses them for this model."""
-    return Pairs(shards, Preprocess(clip), clip.tokenizer, decode=decode)
+    return Pairs(shards, Preprocess(clip), clip.tokenizer, decode=decode, take=take)
 
 
 def training_pairs(shards: ShardSet, clip: Clip, settings: DataConfig, seed: int) -> Pairs:
@@ -116,7 +118,7 @@ def training_pairs(shards: ShardSet, clip: Clip, settings: DataConfig, seed: int
     squash = about["resize_mode"] != "shortest"
     transform = TrainingTransform(clip.image_size, about["interpolation"], augment, squash)
     how: dict[str, Any] = {"decode": settings.decode, "long_captions": settings.long_captions}
-    return Pairs(shards, transform, clip.tokenizer, seed=seed, replace=True, **how)
+    return Pairs(shards, transform, clip.tokenizer, seed=seed, take="drawn", replace=True, **how)
 
 
 @dataclass(kw_only=True)

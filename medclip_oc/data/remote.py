@@ -42,7 +42,7 @@ from webdataset.tariterators import group_by_keys
 
 from ..errors import InputError, WorkError
 from ..runtime.atomic import atomic_file
-from .index import CAPTION, choose_caption, endings_of, expand_braces, is_blank, parse_facts, short
+from .index import CAPTION, choose_captions, endings_of, expand_braces, is_blank, parse_facts, short
 from .sampler import permuted
 from .shards import SETS, Sample, read_caption
 from .tars import walk
@@ -182,13 +182,13 @@ def read_tar(
             try:
                 facts = parse_facts(members.get("json") or b"")
                 text = read_caption(members.get(ending) or b"")
-                caption = choose_caption(text, facts, caption_key)
+                caption, *further = choose_captions(text, facts, caption_key)
                 if extension is None or is_blank(caption):
                     raise ValueError("no caption" if extension else "no image")
             except ValueError as error:
                 passed_over.append(f"{short(url)}: {key}: {error}")
                 continue
-            yield Sample(key, members[extension], extension, caption, facts)
+            yield Sample(key, members[extension], extension, caption, facts, tuple(further))
         stream.close()  # OSError: the command failed
     except (OSError, ValueError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         if cache is not None:  # the next run shall fetch it again

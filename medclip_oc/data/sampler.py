@@ -45,6 +45,12 @@ def permuted(
     return values.astype(np.int64).reshape(shape)
 
 
+def shuffled(seed: int, epoch: int, size: int, stream: int) -> np.ndarray:
+    """A permutation of range(size) by the order of hashes; quicker than `permuted` for a few."""
+    key = _mix(_mix(np.array([seed], np.uint64)) + np.uint64(stream)) + np.uint64(epoch)
+    return np.argsort(_mix(_mix(key) + np.arange(size, dtype=np.uint64)))
+
+
 def _feistel(values: np.ndarray, keys: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """A permutation of range(2 ** bits), another one for each key: uint64 in, uint64 out."""
     low = bits // 2

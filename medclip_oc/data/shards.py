@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ShardChanged
-from .index import CAPTION, IMAGE_EXTENSIONS, RESTORE, Shard, choose_caption, find, parse_facts
+from .index import CAPTION, IMAGE_EXTENSIONS, RESTORE, Shard, choose_captions, find, parse_facts
 from .tars import BLOCK, has_extended_member
 
 SETS = "::"  # stands between sets that are read as one
@@ -44,6 +44,7 @@ class Sample:
     caption: str
     facts: dict[str, Any]
     """KEY.json: id, split, width, height, mode, sha256, concepts. {} without that file."""
+    further: tuple[str, ...] = ()  # captions that are as right
 
 
 class ShardSet:
@@ -116,10 +117,10 @@ class ShardSet:
         image, text, content = (tar.read(*member) for member in members)
         facts = parse_facts(content)
         try:
-            caption = choose_caption(read_caption(text), facts, self._caption_key)
+            caption, *further = choose_captions(read_caption(text), facts, self._caption_key)
         except ValueError as error:
             raise InputError(f"{path.name}: {key}: {error}") from None
-        return Sample(key, image, extension, caption, facts)
+        return Sample(key, image, extension, caption, facts, tuple(further))
 
     def facts(self, position: int) -> dict[str, Any]:
         """KEY.json of a pair alone."""
@@ -129,7 +130,7 @@ class ShardSet:
     def has_key(self, position: int) -> bool:
         """Whether a pair has what `caption_key` names: a member, or a text in KEY.json."""
         name, key = self._find(position)[3][1][0], self._caption_key
-        return name.endswith(f".{key}") or choose_caption("", self.facts(position), key) != ""
+        return name.endswith(f".{key}") or choose_captions("", self.facts(position), key) != [""]
 
     def _find(self, position: int) -> tuple[Path, str, str, list[tuple[str, int, int]]]:
         """Shard, key and image extension of a pair; name, offset and size of its members there."""

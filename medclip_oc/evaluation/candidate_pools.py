@@ -1,7 +1,8 @@
 """What is searched in: the images and texts of a pool, and which of them belong together.
 
 A pool is drawn from N pairs, each an image and its caption; P of them. As they are, pair i alone
-links image i and text i, so that a copy of the right caption counts as wrong. Merged, equal images
+links image i and text i, so that a copy of the right caption counts as wrong; where several pairs
+are of one image, all their captions are right for it. Merged, equal images
 are one image and equal captions one text: an image then has every caption that came with it, a
 caption every image. Links are not followed any further.
 """
@@ -22,8 +23,12 @@ class Pool:
     text_of: np.ndarray  # (P,) number of each drawn pair's text
 
 
-def plain(pairs: np.ndarray) -> Pool:
-    """A pool of pairs as they are; `pairs` (P,) int64 ascending, positions in the set."""
+def plain(pairs: np.ndarray, image_of: np.ndarray | None = None) -> Pool:
+    """A pool of pairs as they are; `pairs` (P,) int64 ascending, positions in the set.
+    `image_of` (N,): number of each pair's image, where some have one together.
+    """
+    if image_of is not None:
+        return merged(pairs, image_of, np.arange(len(image_of)))
     own = np.arange(len(pairs))
     return Pool(pairs, pairs, np.stack([own, own], 1), own, own)
 

@@ -56,6 +56,9 @@ class Embedded:
     image_hash: np.ndarray | None  # (N,) int64. None: not known
     caption_hash: np.ndarray | None  # (N,) int64. None: not known
     concepts: np.ndarray | None  # (N, K) int32 UMLS numbers, 0 is none. None: nobody has any
+    image_of: np.ndarray | None = None
+    """(N,) int64, ascending: number of each pair's image, where several captions of an image are
+    pairs of their own. None: no image has several."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,7 +85,7 @@ def embed_pairs(
     precision: str,
     stop: Callable[[], bool] = lambda: False,
 ) -> Embedded:
-    """Embed every pair once; each rank keeps the features of its share.
+    """Embed every pair once, or each caption of it; each rank keeps the features of its share.
 
     `stop` is asked after each batch whether to stop there; see `EvaluateConfig` for the others.
 
@@ -107,17 +110,24 @@ def embed_pairs(
             pixels, tokens = (batch[name].to(world.device) for name in ("images", "tokens"))
             with mixed():
                 image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each
-            images.append(image_features)
+            row = torch.arange(len(pixels)).repeat_interleave(batch["captions"])
+            images.append(image_features[row.to(world.device)])
             texts.append(text_features)
-            hashes.append(torch.stack([batch[name] for name in _FACTS[:2]], 1))  # (B, 2)
-            concepts.append(batch["concepts"])  # (B, K)
+            facts = batch["image_hash"][row], batch["caption_hash"], batch["index"][row]
+            hashes.append(torch.stack(facts, 1))  # (B, 3)
+            concepts.append(batch["concepts"][row])  # (B, K)
             progress.update(len(image_features) * world.size)
             if stop():
                 raise Stopped("stopped by a signal")
-    image_hash, caption_hash = _gather(hashes, world.device).T  # (N,) each
-    numbers = _gather(concepts, world.device).astype(np.int32)  # (N, K)
-    facts = (image_hash, caption_hash, numbers if numbers.any() else None)
-    return Embedded(torch.cat(images), torch.cat(texts), start, pairs.shards.ids(), *facts)
+    image_hash, caption_hash, image_of = _gather(hashes, world.device).T  # (N,) each
+    numbers, ids = _gather(concepts, world.device).astype(np.int32), pairs.shards.ids()  # (N, K)
+    known = (image_hash, caption_hash, numbers if numbers.any() else None)
+    several = image_of if len(image_of) > len(ids) else None
+    if several is not None:
+        captions = np.arange(len(several)) - np.searchsorted(several, several)  # 0 is the first
+        ids = [f"{ids[i]}:{n}" if n else ids[i] for i, n in zip(several, captions, strict=True)]
+        start = int(np.searchsorted(several, start))
+    return Embedded(torch.cat(images), torch.cat(texts), start, ids, *known, several)
 
 
 def _gather(parts: list[Tensor], device: torch.device) -> np.ndarray:

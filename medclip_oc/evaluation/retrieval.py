@@ -94,7 +94,8 @@ def measure(
         slices: see concepts.find_slices.
         baseline: features of another model for the same pairs.
         baseline_name: what the record calls it.
-        nearest: also look for the nearest candidates, and measure them by concepts.
+        nearest: also look for the nearest candidates, and measure them by concepts; not where
+            images have several captions.
 
     Returns:
         A record of metrics.retrieval (the pairs as they are, or copies merged where only that is
@@ -120,7 +121,7 @@ def measure(
     if settings.pool_sizes():
         record["pools"] = [_small_pools(embedded, size, settings) for size in settings.pool_sizes()]
     lists = None
-    if nearest:
+    if nearest and embedded.image_of is None:
         lists, by_concept = concept_figures(embedded, settings)
         if by_concept:
             record["concepts"] = by_concept
@@ -151,7 +152,7 @@ def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
 
 def _pool(embedded: Embedded, pairs: np.ndarray, *, merge: bool) -> Pool:
     if not merge:
-        return candidate_pools.plain(pairs)
+        return candidate_pools.plain(pairs, embedded.image_of)
     if embedded.image_hash is None or embedded.caption_hash is None:
         raise InputError(
             "--duplicates merge: the features come without image_hash and caption_hash"
@@ -201,9 +202,11 @@ def _slice(chosen: Slice, ranks: Ranks, pool: Pool, settings: MeasureConfig) -> 
 
 def _small_pools(embedded: Embedded, size: int, settings: MeasureConfig) -> dict[str, Any]:
     """Figures averaged over random pools, and where the middle 95 % of these lie."""
-    records = []
+    records, owners = [], embedded.image_of
+    owners = np.arange(len(embedded)) if owners is None else owners
     for number in range(settings.pool_draws):
-        pairs = candidate_pools.draw(settings.seed, size, len(embedded), number)
+        chosen = candidate_pools.draw(settings.seed, size, int(owners[-1]) + 1, number)
+        pairs = np.flatnonzero(np.isin(owners, chosen))
         pool = _pool(embedded, pairs, merge=settings.duplicates == "merge")
         ranks = pool_ranks(embedded, pool, settings.ties)
         records.append(metrics.retrieval(ranks, pool, settings.all_ks()))

@@ -48,9 +48,10 @@ class Source:
         """Features of the pairs by a model; or those given."""
         if isinstance(model, Embedded):
             return model
+        how: dict[str, Any] = {"decode": settings.decode, "take": settings.captions}
         return features.embed_pairs(
             model,
-            loader.evaluation_pairs(self.pairs(), model, decode=settings.decode),
+            loader.evaluation_pairs(self.pairs(), model, **how),
             world,
             batch_size=settings.batch_size,
             workers=settings.workers,
@@ -111,7 +112,9 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
         file, about = _record_of(source, files[-1].parent, name), {"checkpoint": name}
         start = retrieval.measure(theirs, settings, slices=slices)
         outcomes.append((start, file, source.about | about))
-    if embedded.concepts is None:
+    if embedded.image_of is not None:
+        lines.append("--captions all: no figures by concept, and no nearest ids")
+    elif embedded.concepts is None:
         lines.append("no concepts (CUIs) with these pairs: no figures by concept, modality, slice")
     elif absent := [name for name in settings.slices if name not in named]:
         lines.append(concepts.unknown(absent, known, embedded.concepts))
@@ -145,7 +148,7 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
             where = (trained or {}).get("data", {}).get("valid") if where is None else where
     assert model is not None  # the settings name one
     if isinstance(model, Clip):
-        about |= {"precision": settings.precision, "decode": settings.decode}
+        about |= {name: getattr(settings, name) for name in ("precision", "decode", "captions")}
     if where is None:
         if isinstance(model, Clip):
             ran = (
@@ -222,6 +225,7 @@ def _record_of(source: Source, folder: Path, name: str) -> Path:
 
     And with the pairs' fingerprint, where a record of other pairs has that name.
     """
+    name += "-all_captions" * (source.about.get("captions") == "all")
     about, own = source.about, (source.trained or {}).get("data", {})
     data, split, where = about.get("data"), about["split"], own.get("valid") or own.get("train")
     if not data or not where or split == "tars" or _folders(data) != _folders(where):

@@ -6,9 +6,10 @@ Face's too; listed is one table for all splits; beside has a text file with each
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from ..config.packing import SPLIT_WORDS, Concepts, Form, MakeShardsConfig
 from ..errors import InputError
@@ -85,14 +86,23 @@ class TextFiles(Table):
 def from_settings(config: MakeShardsConfig) -> Source:
     """The source that the settings of make_shards name; InputError: none that can be read."""
     if config.source is not None:
-        return open_source(config.path("source"), config.splits, config.format, config.concepts)
+        how = config.splits, config.format, config.concepts
+        return replace(open_source(config.path("source"), *how), grouped=config.group_by_image)
     named = ((what, getattr(config, f"{what}_column")) for what in _COLUMNS)
     columns = {what: column for what, column in named if column}
     root = config.path("image_root") if config.image_root else None
     texts = config.table if isinstance(config.table, list) else [config.table or ""]
     paths = [config.path("table", text) for text in texts]
-    kept = [name.strip() for word in config.keep_columns or () for name in word.split(",")]
-    return open_table(paths, columns, image_root=root, splits=config.splits, kept=kept)
+    columns["caption"], *further = _names(config.caption_column)
+    more: dict[str, Any] = {"splits": config.splits, "kept": _names(config.keep_columns)}
+    source = open_table(paths, columns, image_root=root, further=further, **more)
+    return replace(source, grouped=config.group_by_image)
+
+
+def _names(given: str | Sequence[str] | None) -> list[str]:
+    """Columns that the user names, in several words or with commas between."""
+    words = [given] if isinstance(given, str) else given or ()
+    return [name.strip() for word in words for name in word.split(",")]
 
 
 def open_source(
@@ -146,6 +156,7 @@ def open_table(
     image_root: Path | None = None,
     splits: Sequence[str] | None = None,
     kept: Sequence[str] = (),
+    further: Sequence[str] = (),
 ) -> Source:
     """A source that is one table with the columns that the user names.
 
@@ -158,6 +169,7 @@ def open_table(
         splits: which ones to read; where nothing tells, the one that all rows go to. None: those
             that are told, or train.
         kept: columns whose text goes into each pair's facts.
+        further: columns with more captions.
     """
     files, named = list[Path](), dict[str, list[Path]]()
     paths = [paths] if isinstance(paths, Path) else paths
@@ -175,7 +187,7 @@ def open_table(
             named.setdefault(split_told([inside, *words]) or "train", []).append(path)
     if own := ", ".join(name for name in kept if name in FACTS.split()):
         raise InputError(f"--keep-columns: {own}: each pair's JSON has its own; rename the column")
-    next(table.rows([*columns.values(), *kept]), None)  # each of them is there
+    next(table.rows([*columns.values(), *kept, *further]), None)  # each of them is there
     if not (root := image_root or home).is_dir():
         raise InputError(f"{root}: no such image folder (--image-root); a zip is to be unpacked")
     images = [Folder(at) for at in dict.fromkeys([root, home, home / "images"]) if at.is_dir()]
@@ -204,8 +216,8 @@ def open_table(
         why = why or "some images lie in others" * bool(folders - {None, *chosen})
         if why := why or "as it is called" * (tuple(named) == chosen != ("train",)):
             print_line(f"warning: {table}: all rows go to the split {chosen[0]} ({why})")
-    parts = [Part(split, tables[split], columns, images, kept=kept) for split in chosen]
-    return Source("table", parts)
+    part = partial(Part, columns=columns, images=images, kept=kept, further=further)
+    return Source("table", [part(split, tables[split]) for split in chosen])
 
 
 def _told(table: Table, column: str) -> set[str | None]:

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from ..errors import InputError
 from ..runtime.git_lfs import pointer
@@ -27,7 +28,7 @@ class ImageFile(NamedTuple):
     """An image, not yet read."""
 
     name: str  # file name, for messages
-    read: Callable[[], bytes]  # gives the encoded image, in any process; raises OSError
+    read: partial[bytes]  # gives the encoded image, in any process; raises OSError
 
 
 class Folder:
@@ -113,6 +114,13 @@ def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
     bare, dot, extension = name.rpartition(".")
     return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
+
+
+def as_path(text: str) -> str:
+    """A path as tables have it: also `file://...`, `~/...`, and with backslashes."""
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://"))
+    return os.path.expanduser(text.replace("\\", "/"))  # noqa: PTH111 (Path's raises)
 
 
 def fold(path: str) -> str:

@@ -114,7 +114,9 @@ def read_head(path: Path) -> dict[str, Any]:
         if path.name == INDEX:
             for entry in head["shards"]:
                 parse_shard(path.parent, entry)
-            sum([*head["counts"]["read"].values(), *head["counts"]["reencoded"].values()])
+            counts = head["counts"]
+            further = counts.get("further", {}).values()
+            sum([*counts["read"].values(), *counts["reencoded"].values(), *further])
         elif content["journal"] != _FORMAT:
             raise ValueError("journal")
     except InputError:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,9 +63,9 @@ def pack(
 
     A finished folder of the same source and options stays as it is, unless `overwrite`.
     `workers` are processes that read and decode or, where nothing is to be decoded, threads that
-    read; they change the time only. Of the counts returned read = packed + rejected holds for each
-    split. InputError: a broken table, or other shards there. WorkError: no pair of a split could be
-    packed, or the disk or a worker failed.
+    read; they change the time only. Of the counts returned read = packed + further + rejected holds
+    for each split. InputError: a broken table, or other shards there. WorkError: no pair of a split
+    could be packed, or the disk or a worker failed.
     """
     check_folder(out, options, overwrite=overwrite)
     rows = {split: source.count(split) for split in source.splits}
@@ -114,6 +114,7 @@ def _finished(out: Path, head: Mapping[str, Any]) -> PackReport:
     counts = index["counts"]
     report = PackReport(Counter(counts["read"]), reencoded=Counter(counts["reencoded"]))
     report.multi_frame = counts.get("multi_frame", 0)
+    report.further = Counter(counts.get("further", {}))
     report.before = report.read.total()
     for shard in index["shards"]:
         _check_shard(out, shard)
@@ -154,19 +155,21 @@ def _pack(
     with Progress(sum(rows.values()), "images", "pack", report.before) as progress:
         for split in source.splits:
             if split not in ended:
-                records = islice(source.records(split), report.read[split], None)
+                records, left = source.records(split), report.read[split]
+                while left > 0 and (record := next(records, None)):
+                    left -= record.rows
                 results = _prepared(records, options, workers)
                 _write_split(split, results, options.samples_per_shard, journal, report, progress)
             read, packed = report.read[split], report.packed[split]
-            rejected = report.rejected_of(split)
-            if not rows[split] == read == packed + rejected:
+            rejected, further = report.rejected_of(split), report.further[split]
+            if not rows[split] == read == packed + further + rejected:
                 raise WorkError(
                     f"{split}: {rows[split]} rows counted, {read} read, {packed} packed + "
-                    f"{rejected} rejected; did the source change meanwhile?"
+                    f"{further} further + {rejected} rejected; did the source change meanwhile?"
                 )
     reencoded = dict(sorted(report.reencoded.items()))
     counts = {"read": report.read, "reencoded": reencoded, "multi_frame": report.multi_frame}
-    journal.finish(counts)
+    journal.finish(counts | ({"further": report.further} if report.further.total() else {}))
     return report
 
 
@@ -180,15 +183,17 @@ def _write_split(
 ) -> None:
     """Write the shards of a split that aren't there yet; note and count every outcome."""
     line: dict[str, Any] = {"split": split, "shard": None, "read": report.read[split]}
-    line |= {"reencoded": Counter(), "multi_frame": 0, "rejects": []}
+    line |= {"reencoded": Counter(), "multi_frame": 0, "further": 0, "rejects": []}
 
     def accepted() -> Iterator[Packed]:
         for result in results:
-            line["read"] += 1
-            progress.update()
+            line["read"] += result.rows
+            progress.update(result.rows)
             if isinstance(result, Reject):
-                line["rejects"].append([result.id, result.split, result.reason, result.detail])
+                reject = [result.id, result.split, result.reason, result.detail]
+                line["rejects"] += [reject] * result.rows
                 continue
+            line["further"] += result.rows - 1
             if result.reencoded:
                 line["reencoded"][result.reencoded] += 1
             line["multi_frame"] += result.multi_frame
@@ -198,7 +203,7 @@ def _write_split(
         line["shard"] = shard
         journal.write(line)
         report.add(line)
-        line.update(reencoded=Counter(), multi_frame=0, rejects=[])
+        line.update(reencoded=Counter(), multi_frame=0, further=0, rejects=[])
 
     first = report.shards[split]
     for shard in write_shards(journal.folder, split, accepted(), samples_per_shard, first):
@@ -258,7 +263,8 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
     members = stored.data, pair.caption.encode(), about
-    return Packed(pair.key, stored.extension, members, stored.reencoded, stored.multi_frame)
+    about_image = stored.extension, members, stored.reencoded, stored.multi_frame
+    return Packed(pair.key, *about_image, pair.rows)
 
 
 def _ignore_warnings() -> None:

@@ -14,6 +14,8 @@ class PackReport:
     read: Counter[str] = field(default_factory=Counter)
     packed: Counter[str] = field(default_factory=Counter)
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, reason) -> rows
+    further: Counter[str] = field(default_factory=Counter)
+    """Rows whose image an earlier row has: their captions are in its pair."""
     reencoded: Counter[str] = field(default_factory=Counter)
     """Reason -> images that could not keep their bytes."""
     multi_frame: int = 0  # images of which the first of several frames or pages is packed
@@ -26,6 +28,7 @@ class PackReport:
         self.read[line["split"]] = line["read"]
         self.reencoded.update(line["reencoded"])
         self.multi_frame += line.get("multi_frame", 0)
+        self.further[line["split"]] += line.get("further", 0)
         self.rejected.update((split, reason) for _, split, reason, _ in line["rejects"])
         if line["shard"]:
             self.add_shard(line["shard"])
@@ -55,6 +58,8 @@ class PackReport:
             lines.append(row(split, read, packed, rejected, f"{size / 1e6:.1f}", shards))
         for (split, reason), number in sorted(self.rejected.items()):
             lines.append(f"  rejected   {number:>6}  {split}: {reason}")
+        for split, number in (+self.further).items():
+            lines.append(f"  further    {number:>6}  {split}: rows whose image is packed already")
         for reason, number in sorted(self.reencoded.items()):
             lines.append(f"  re-encoded {number:>6}  {reason}")
         if self.multi_frame:

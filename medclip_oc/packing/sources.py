@@ -1,9 +1,9 @@
 """Image-caption pairs where people keep them, one record per row of a caption table.
 
 A source knows its splits, how many rows each has, and yields for each row a `Pair`, or a `Reject`
-that says why it can't be one. Nothing is skipped without a record. Every form of data comes down to
-one `Part` per split: a table of captions, a place that holds the images, tables to join by id
-(formats.py finds them).
+that says why it can't be one; one for several, where rows with one image are grouped. Nothing is
+skipped without a record. Every form of data comes down to one `Part` per split: a table of
+captions, a place that holds the images, tables to join by id (formats.py finds them).
 
 Captions keep their meaning: Unicode NFC, outer blanks trimmed, "NA", "None" and "null" stay text,
 newlines and quotes inside survive.
@@ -13,22 +13,20 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
-from urllib.parse import unquote
 
 from ..config.packing import SPLIT_OF
-from ..data.index import is_blank
 from ..errors import InputError
-from .image_store import Archive, Folder, ImageFile, fold, stem
-from .tables import Number, Row, Table, by_id
+from .image_store import Archive, Folder, ImageFile, as_path, fold, stem
+from .tables import Row, Table, by_id, parse_captions, parse_cuis
 
 SPLITS = ("train", "valid", "test")
-FACTS = "id split width height mode sha256 concepts concept_names license reencoded resized_from"
+FACTS = "id split width height mode sha256 concepts concept_names license captions reencoded "
+FACTS += "resized_from"
 """Of a sample's JSON."""
 
 # The key names tar members: a dot ends webdataset's key, a separator would leave the folder, the
@@ -36,11 +34,8 @@ FACTS = "id split width height mode sha256 concepts concept_names license reenco
 _UNSAFE = re.compile(r'[./\\:*?"<>|]')
 _MAX_KEY_BYTES, _DIGEST_LETTERS = 200, 10
 _MAX_TOLD = 500  # letters of an id, and of a detail, in rejects.csv
-_KEPT = "kept "
-_CUI = re.compile(r"\bC\d{7}\b", re.IGNORECASE)
-_NAMED = re.compile(rf"{_CUI.pattern}(['\"]?\s*:[^;,|]*)?", re.IGNORECASE)  # C0040405:X-ray
+_KEPT, _FURTHER = "kept ", "further "  # before a column's name
 _NO_PATH = re.compile("(https?|ftp|s3|gs)://|data:image|/9j/|iVBORw0KGgo")
-_BETWEEN = re.compile(r"[\s;,|'\"()\[\]{}]|\b(nan|none|null)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,7 @@ class Reject:
     """"malformed row", "unsafe id", "duplicate id", "caption empty", "image missing",
     "image unreadable", "leak", or a `BadImageReason`."""
     detail: str
+    rows: int = 1  # that it stands for
 
     def __post_init__(self) -> None:
         for name in ("id", "detail"):
@@ -71,11 +67,12 @@ class Pair:
     caption: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the source says, for the sample's JSON: `concepts` (CUIs), `concept_names` (beside
-    them), `license` (its columns). Of all rows the same keys; null where it isn't known."""
+    them), `license` (its columns), `captions` (all). Of all rows the same keys; null: not known."""
+    rows: int = 1  # that it stands for
 
     def reject(self, reason: str, detail: str) -> Reject:
         """The record of this pair where its image can't be read or used."""
-        return Reject(self.id, self.split, reason, f"{self.image.name}: {detail}")
+        return Reject(self.id, self.split, reason, f"{self.image.name}: {detail}", self.rows)
 
 
 @dataclass(frozen=True)
@@ -93,18 +90,22 @@ class Part:
     concepts: Table | None = None  # ID and CUIs
     license: Table | None = None  # ID and any columns
     kept: Sequence[str] = ()  # columns of `captions` whose text each pair's facts carry
+    further: Sequence[str] = ()  # columns of it with more captions
 
     def rows(self, *, with_images: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
         """The rows of the split, and their cells by the keys of `columns`, or by _KEPT and name.
         `with_images` off leaves the images in a table unread, and an `id` that comes of them.
         """
         columns = {**self.columns, **{_KEPT + name: name for name in self.kept}}
+        columns |= (further := {_FURTHER + name: name for name in self.further})
         if with_images:
             columns.setdefault("id", columns.get("image", ""))
         else:
             columns.pop("image", None)
         for row in self.captions.rows(list(columns.values())):
             cells = dict(zip(columns, row.values, strict=True))
+            if further:
+                cells["caption"] = [cells["caption"], *map(cells.get, further)]
             for what in ("id", "image"):  # a list of one is that one
                 if isinstance(cells.get(what), list) and len(cells[what]) == 1:
                     [cells[what]] = cells[what]
@@ -158,6 +159,7 @@ class Source:
     form: str  # what kind of source it is, for people
     parts: Sequence[Part]  # one for each split
     concept_names: Mapping[Any, str] = field(default_factory=dict)  # CUI -> name, where known
+    grouped: bool = False  # rows with one image are one record
 
     def __post_init__(self) -> None:
         self._by_split = {part.split: part for part in self.parts}
@@ -178,19 +180,35 @@ class Source:
         return rows
 
     def records(self, split: str) -> Iterator[Pair | Reject]:
-        """One record per row of the caption table.
+        """One record per row of the caption table or, where they are `grouped`, per image.
 
         Of rows with one id, the first with a caption and an image counts. Whether the image can be
         decoded is not seen here.
         """
         part, taken = self._by_split[split], dict[str, str]()  # key -> location of its row
-        for row, cells in part.rows(with_images=True):
-            yield self._record(part, row, cells, taken)
+        groups = self._groups(part) if self.grouped else {}
+        for number, (row, cells) in enumerate(part.rows(with_images=True)):
+            if (captions := groups.get(number)) is None:  # none is grouped, or it can't be packed
+                yield self._record(part, row, cells, taken)
+            elif captions:
+                record = self._record(part, row, cells | {"caption": captions}, taken)
+                yield replace(record, rows=len(captions))
+
+    def _groups(self, part: Part) -> dict[int, list[Any]]:
+        """Number of the first row with an image -> its rows' captions; of a later one -> []."""
+        firsts, groups = dict[Any, int](), dict[int, list[Any]]()
+        for number, (row, cells) in enumerate(part.rows(with_images=True)):
+            if isinstance(pair := self._record(part, row, cells, {}), Pair):
+                place, *name = pair.image.read.args  # a path, or an archive and a name, or bytes
+                place = hashlib.sha256(place).digest() if isinstance(place, bytes) else place
+                groups[number] = []
+                groups[firsts.setdefault((place, *name), number)].append(cells["caption"])
+        return groups
 
     def _record(
         self, part: Part, row: Row, cells: Mapping[str, Any], taken: dict[str, str]
     ) -> Pair | Reject:
-        name, caption, is_path = cells["id"], cells["caption"], "id" not in part.columns
+        name, is_path = cells["id"], "id" not in part.columns
         if is_path and isinstance(name, dict):  # {bytes, path}; all paths may be "image.png"
             path, data = name.get("path"), name.get("bytes")
             name = data if data and (not path or key_of(stem(str(path).strip())) in taken) else path
@@ -203,13 +221,13 @@ class Source:
 
         if row.problem:
             return reject("malformed row", row.problem)
-        if not isinstance(caption, str) or isinstance(caption, Number):
-            kind = "boolean" if caption in ("True", "False") else type(caption).__name__.lower()
-            return reject("malformed row", f"the caption is a {kind}, not text")
+        try:
+            captions = parse_captions(cells["caption"])
+        except ValueError as error:
+            return reject("malformed row", str(error))
         if isinstance(cells.get("image"), list):
             return reject("malformed row", "several images in one cell; give each its own row")
-        caption = unicodedata.normalize("NFC", caption).strip()
-        if is_blank(caption):
+        if not captions:
             return reject("caption empty", "no text but blanks")
         identity, cell = stem(name), cells.get("image")
         if is_path and (cell in (None, "", []) or not name):
@@ -239,8 +257,10 @@ class Source:
             facts = self._facts(part, identity, cells)
         except ValueError as error:
             return reject("malformed row", str(error))
+        if isinstance(cells["caption"], list):
+            facts["captions"] = captions
         taken[key] = row.location
-        return Pair(identity, key, part.split, image, caption, facts)
+        return Pair(identity, key, part.split, image, captions[0], facts)
 
     def _facts(self, part: Part, identity: str, cells: Mapping[str, Any]) -> dict[str, Any]:
         facts = dict[str, Any]()
@@ -261,8 +281,9 @@ class Source:
         tables, places = hashlib.sha256(), list[list[str]]()
         for part in self.parts:
             columns = tuple(map(part.columns.get, ("caption", "id", "image", "split")))
-            read = part.split, columns, part.columns.get("concepts"), *part.kept
-            tables.update(repr(read).encode())
+            more = *part.kept, *(_FURTHER + name for name in part.further)
+            read = part.split, columns, part.columns.get("concepts"), *more
+            tables.update(repr(read).encode() + b"grouped" * self.grouped)
             for table in filter(None, (part.captions, part.concepts, part.license)):
                 tables.update(table.digest().encode())
             path = part.images[0].path
@@ -318,18 +339,3 @@ def key_of(identity: str) -> str:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGEST_LETTERS]
     room = _MAX_KEY_BYTES - len(digest) - 1
     return f"{safe.encode()[:room].decode(errors='ignore').strip()}-{digest}"
-
-
-def as_path(text: str) -> str:
-    """A path as tables have it: also `file://...`, `~/...`, and with backslashes."""
-    if text.startswith("file://"):
-        text = unquote(text.removeprefix("file://"))
-    return os.path.expanduser(text.replace("\\", "/"))  # noqa: PTH111 (Path's raises)
-
-
-def parse_cuis(listed: Any) -> list[str]:
-    """Concept ids in a list or a text, perhaps named (C0040405:CT); ValueError: anything else."""
-    text = " ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
-    if _BETWEEN.sub("", _NAMED.sub("", text)):
-        raise ValueError(f"concepts {text[:60]!r}: wanted are CUIs such as C0040405")
-    return [cui.upper() for cui in _CUI.findall(text)]

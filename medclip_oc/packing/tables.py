@@ -6,19 +6,27 @@ JSON, has a problem of its own; the rows after it are read as usual.
 
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..data.index import is_blank
 from ..errors import InputError
 from .image_store import check_fetched, stem
 from .journal import file_hash
 from .table_files import PROBLEM, Opened, open_file, read_lines
+
+_CUI = re.compile(r"\bC\d{7}\b", re.IGNORECASE)
+_NAMED = re.compile(rf"{_CUI.pattern}(['\"]?\s*:[^;,|]*)?", re.IGNORECASE)  # C0040405:X-ray
+_BETWEEN = re.compile(r"[\s;,|'\"()\[\]{}]|\b(nan|none|null)\b", re.IGNORECASE)
 
 
 class Number(str):
@@ -64,7 +72,7 @@ class Table:
                 cells = frame.iloc[:, :-1].itertuples(index=False, name=None)
                 for n, values, problem in zip(frame.index, cells, frame[PROBLEM], strict=True):
                     wrong = problem if isinstance(problem, str) else None
-                    yield Row(f"{where} {n}", f"{label}-{n}", [*map(_plain, values)], wrong)
+                    yield Row(f"{where} {n}", f"{label}-{n}", [*map(plain, values)], wrong)
 
     def digest(self) -> str:
         """Hash of the content."""
@@ -107,7 +115,7 @@ def _chosen(path: Path, names: Sequence[str], column: str) -> str:
     raise InputError(f"{path}: no column {column.replace('|', ' or ')!r}; found {listed}{way}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers as text, an absent value as ""; bytes, lists and mappings as they are."""
     if isinstance(value, str):
         return value
@@ -116,3 +124,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return Number(int(value))  # pandas' whole numbers of JSON, where one is absent
     return Number(value) if isinstance(value, int | float) else value
+
+
+def parse_captions(cell: Any) -> list[str]:
+    """The captions in a cell, a text or a list: NFC, outer blanks trimmed, without empty ones and
+    repeats; ValueError: anything else there.
+    """
+    if isinstance(cell, list):
+        return [*dict.fromkeys(chain.from_iterable(map(parse_captions, cell)))]
+    text = plain(cell)
+    if not isinstance(text, str) or isinstance(text, Number):
+        kind = "boolean" if text in ("True", "False") else type(text).__name__.lower()
+        raise ValueError(f"the caption is a {kind}, not text")
+    caption = unicodedata.normalize("NFC", text).strip()
+    return [] if is_blank(caption) else [caption]
+
+
+def parse_cuis(listed: Any) -> list[str]:
+    """Concept ids in a list or a text, perhaps named (C0040405:CT); ValueError: anything else."""
+    text = " ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
+    if _BETWEEN.sub("", _NAMED.sub("", text)):
+        raise ValueError(f"concepts {text[:60]!r}: wanted are CUIs such as C0040405")
+    return [cui.upper() for cui in _CUI.findall(text)]

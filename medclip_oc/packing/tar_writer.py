@@ -27,6 +27,7 @@ class Packed(NamedTuple):
     members: tuple[bytes, bytes, bytes]  # image, caption, facts
     reencoded: str | None  # why the image is a new file; None: it is the source's
     multi_frame: bool  # it is the first of several frames or pages
+    rows: int = 1  # of the source, that it stands for
 
 
 def write_shards(

@@ -80,8 +80,9 @@ def _other_files(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _counts(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
-    """Whether read = packed + rejected, split by split."""
-    read, packed = index["counts"]["read"], Counter[str]()
+    """Whether read = packed + further + rejected, split by split."""
+    counts, packed = index["counts"], Counter[str]()
+    read, further = counts["read"], counts.get("further", {})
     for entry in index["shards"]:
         packed[entry["split"]] += entry["samples"]
     try:
@@ -90,9 +91,11 @@ def _counts(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
     except (OSError, ValueError, csv.Error, KeyError):
         return  # it isn't what packing wrote, which its hash has told
     for split in dict.fromkeys([*read, *packed, *rejected]):
-        if read.get(split, 0) != packed[split] + rejected[split]:
-            counts = f"{packed[split]} packed + {rejected[split]} rejected"
-            yield f"{INDEX}: {split}: {counts}; should be {read.get(split, 0)} rows read"
+        more = further.get(split, 0)
+        if read.get(split, 0) != packed[split] + more + rejected[split]:
+            found = f"{packed[split]} packed + " + f"{more} further + " * bool(more)
+            found += f"{rejected[split]} rejected"
+            yield f"{INDEX}: {split}: {found}; should be {read.get(split, 0)} rows read"
 
 
 def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> list[str]:

@@ -40,10 +40,12 @@ def explained(table: Table) -> list[str]:
 def tables(record: Record) -> dict[str, list[Table]]:
     """Tables of all scores: of `retrieval`, by `concepts`, and against the `baseline`."""
     is_merged = record.get("duplicates") == "merge"
-    title = _copies(record) if is_merged else f"pool of {record['pool']:,} pairs"
+    title = f"pool of {record['pool']:,} pairs"
+    if is_merged or record.get("images") != record.get("texts"):
+        title = _sizes(record, "copies as one:" if is_merged else "pool of")
     retrieval, concepts, baseline = [_scores(record, title)], [], []
     if has_copies(record):
-        retrieval.append(_scores(record["merged"], _copies(record["merged"])))
+        retrieval.append(_scores(record["merged"], _sizes(record["merged"], "copies as one:")))
     for pool in record.get("pools", []):
         title = f"pools of {pool['pool']:,} pairs, mean of {pool['draws']:,} random ones"
         title += " (in brackets the middle 95 % of them)"
@@ -91,7 +93,7 @@ def figure(record: Record, direction: str, name: str, ranges: str = "intervals")
 def has_copies(record: Record) -> bool:
     """Whether taking copies as one made a difference."""
     merged = record.get("merged")
-    return merged is not None and not merged["images"] == merged["texts"] == merged["pool"]
+    return merged is not None and any(merged[n] != record[n] for n in ("images", "texts"))
 
 
 def origin(record: Record) -> str:
@@ -109,8 +111,8 @@ def brief(record: Record) -> str:
     return ", ".join(parts)
 
 
-def _copies(record: Record) -> str:
-    return f"copies as one: {record['images']:,} images, {record['texts']:,} captions"
+def _sizes(record: Record, words: str) -> str:
+    return f"{words} {record['images']:,} images, {record['texts']:,} captions"
 
 
 def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:

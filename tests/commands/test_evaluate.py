@@ -17,7 +17,7 @@ from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.cli import call, one_line
-from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
+from tests.support.tiny_dataset import jpeg, write_captions, write_kaggle, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
 CT, XRAY, LUNG = "C0040405", "C1306645", "C0024109"
@@ -83,7 +83,8 @@ def exported(best: Path, folder: Path) -> str:
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
     """A record without where it is from."""
-    origin = "checkpoint model pretrained data split precision decode data_fingerprint features"
+    origin = "checkpoint model pretrained data split precision decode captions features"
+    origin += " data_fingerprint"
     return {name: value for name, value in record.items() if name not in origin.split()}
 
 
@@ -116,6 +117,22 @@ def test_everything_at_once(best: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert arrays["ids"].shape == arrays["image_to_text_rank"].shape == (24,)
     assert arrays["text_to_image_nearest"].shape == (24, 10)
     assert set(arrays["image_to_text_nearest"].ravel()) <= set(arrays["ids"])
+
+
+def test_all_captions_of_an_image(best: Path, tmp_path: Path) -> None:
+    """As if each were a pair, and equal images one; the record has a name of its own."""
+    file, flat = write_captions(tmp_path / "x.tar"), tmp_path / "flat.tar"
+    pairs = {f"{n}.txt": letter.encode() for n, letter in enumerate("abcdefghij")}
+    write_tar(flat, dict(sorted((pairs | {f"{n}.jpg": jpeg(n // 3) for n in range(10)}).items())))
+    best = shutil.copytree(best.parent, tmp_path / "run" / "checkpoints") / "best.pt"
+    words = ("--checkpoint", best, "--batch-size", 3, "--duplicates")
+    merged = measured(*words, "merge", "--data", flat, out=tmp_path / "x.json")
+    words += ("keep", "--data", file, "--captions")
+    record = measured(*words, "all", out=tmp_path / "x.json")
+    assert [record[name] for name in ("captions", "images", "texts")] == ["all", 4, 10]
+    assert figures(record) == figures(merged) | {"duplicates": "keep"}
+    assert measured(*words, "first", out=tmp_path / "y.json")["texts"] == 4
+    assert len(list((tmp_path / "run/evaluations").glob("best-all_captions-*-tars.json"))) == 1
 
 
 def test_the_record_of_other_data_has_their_name(best: Path, shards: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 what can't be read.
 """
 
+import hashlib
 import os
 import warnings
 from collections import Counter
@@ -17,7 +18,7 @@ import torch
 from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.data import loader
 from medclip_oc.data.augment import Preprocess
-from medclip_oc.data.dataset import LoadedBatch
+from medclip_oc.data.dataset import LoadedBatch, _hash
 from medclip_oc.data.loader import TrainingBatches
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, WorkError
@@ -31,7 +32,7 @@ from medclip_oc.runtime.distributed import World
 from tests.support import processes
 from tests.support.image_files import FILES, file
 from tests.support.reference import ONE as ALONE
-from tests.support.tiny_dataset import jpeg, picture, write_pairs, write_tar
+from tests.support.tiny_dataset import jpeg, picture, write_captions, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
 STREAM: dict[str, Any] = {"train": "pipe:cat x", "samples_per_epoch": 9}
@@ -47,7 +48,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def training(
-    clip: Clip, where: str, epochs: int, world: World = ALONE, **data: Any
+    clip: Clip, where: str, epochs: int, world: World = ALONE, start: int = 0, **data: Any
 ) -> tuple[TrainingBatches, list[str]]:
     """Global batches of 4, and what is said about them."""
     config = Config(
@@ -57,7 +58,8 @@ def training(
     )
     pairs = loader.open_training(config.data, 1, world)
     steps, log = epochs * pairs.pairs_per_epoch // 4, list[str]()
-    return loader.training_batches(pairs, clip, config, world, log.append, steps=steps), log
+    how: dict[str, Any] = {"steps": steps, "start": start}
+    return loader.training_batches(pairs, clip, config, world, log.append, **how), log
 
 
 def indices(batches: TrainingBatches) -> list[int]:
@@ -98,6 +100,37 @@ def test_mistakes(sets: str, data: dict[str, Any], message: str) -> None:
 def test_a_stream_is_no_set_to_measure() -> None:
     with pytest.raises(InputError, match="a stream can only be trained on"):
         loader.open_shards("pipe:cat x.tar", "valid", ALONE)
+
+
+HASHES = {_hash(hashlib.sha256(text.encode()).hexdigest()): text for text in "abcdefghij"}
+SEVERAL = [("{0}", "captions", "caption"), ("", "caption", "caption")]
+SEVERAL += [("", "notes", "notes"), ("x", "notes", "notes")]
+"""The .txt (first: as packing has it), the key of a list in KEY.json, and data.caption_key."""
+
+
+def drawn(world: World, clip: Clip, where: str, start: int, data: dict[str, Any]) -> list[str]:
+    """Captions of this rank's batches in six epochs, from a pair on."""
+    batches, _ = training(clip, where, 6, world, start, **data)
+    return ["".join(HASHES[n] for n in batch["caption_hash"].tolist()) for batch in batches]
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_each_epoch_draws_one_of_several_captions(
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[str, str, str]
+) -> None:
+    """Each once before any comes again; resumed and on two ranks the same; streams as well."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file, data = write_captions(tmp_path / "x.tar", *form[:2]), {"caption_key": form[2]}
+    stream = {"samples_per_epoch": 4, "stream_lanes": 1}
+    for where, more in ((f"pipe:cat {file}", stream), (str(file), {})):
+        whole = drawn(ALONE, clip, where, 0, data | more)
+        assert sorted("".join(whole[:3])) == sorted("".join(whole[3:])) == list("abcdefghijjj")
+        assert len({"".join(sorted(batch)) for batch in whole}) > 3  # not all first ones at once
+        assert drawn(ALONE, clip, where, 8, data | more) == whole[2:]
+    ranks = processes.run(drawn, 2, tmp_path, clip, where, 0, data)
+    assert list(map("".join, zip(*ranks, strict=True))) == whole
+    first = loader.evaluation_pairs(ShardSet.open(where, "train", **data), clip)[5, 1]
+    assert HASHES[first["caption_hash"][0]] == "d"
 
 
 # ---------------------------------------------------------------------------------- pixels
@@ -201,15 +234,17 @@ def go_through(
 def features_of(world: World, tar: Path) -> list[torch.Tensor]:
     """Of all pairs of a set, as every rank gets them."""
     clip = factory.build(ModelConfig(arch="loader-test", definition=TINY))
-    pairs = loader.evaluation_pairs(ShardSet.open(str(tar), "valid"), clip)
+    pairs = loader.evaluation_pairs(ShardSet.open(str(tar), "valid"), clip, take="all")
     found = features.embed_pairs(clip, pairs, world, batch_size=4, workers=0, precision="fp32")
-    return [distributed.all_gather_ragged(rows) for rows in (found.images, found.texts)]
+    places = torch.arange(len(found.images)) + found.start
+    return [distributed.all_gather_ragged(rows) for rows in (found.images, found.texts, places)]
 
 
 def everything(world: World, folder: Path) -> dict[str, Any]:
     """What the tests below ask about."""
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    met: dict[str, Any] = {n: features_of(world, folder / f"{n}.tar") for n in ("one", "three")}
+    tars = (folder / f"{name}.tar" for name in ("one", "three", "many"))
+    met: dict[str, Any] = {tar.stem: features_of(world, tar) for tar in tars}
     shard = folder / "cut" / "b.tar"
     met["cut"] = go_through(world, shard.parent, lambda: os.truncate(shard, 9000))
     for share, workers in ((0.2, 1), (0.05, 0)):
@@ -226,6 +261,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_pairs(folder / "one.tar", range(1))
     write_pairs(folder / "three.tar", range(3))
+    write_captions(folder / "many.tar")
     for name in ("cut", "bad", "results"):
         (folder / name).mkdir()
     for number, name in enumerate("abc"):
@@ -242,13 +278,13 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return processes.run(everything, 2, folder / "results", folder)
 
 
-@pytest.mark.parametrize(("name", "pairs"), [("one", 1), ("three", 3)])
+@pytest.mark.parametrize(("name", "pairs"), [("one", 1), ("three", 3), ("many", 10)])
 def test_evaluation_counts_each_pair_once(
     ranks: list[dict[str, Any]], folder: Path, name: str, pairs: int
 ) -> None:
-    """Nothing is padded, and a rank without a pair of its own has them, too."""
+    """Nothing is padded, and a rank without a pair of its own has them, too; and each caption."""
     alone = features_of(ALONE, folder / f"{name}.tar")
-    assert [len(rows) for rows in alone] == [pairs, pairs]
+    assert [len(rows) for rows in alone] == [pairs] * 3
     for rank in ranks:
         torch.testing.assert_close(rank[name], alone)
 

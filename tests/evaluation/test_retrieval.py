@@ -232,3 +232,36 @@ def test_what_can_not_be_measured() -> None:
     with pytest.raises(InputError, match=r"--duplicates merge: .* without image_hash"):
         retrieval.measure(one, MeasureConfig(duplicates="merge"))
     assert not {"concepts", "merged"} & retrieval.measure(one, MeasureConfig()).record.keys()
+
+
+OWNER = np.repeat(np.arange(6), [1, 3, 2, 1, 4, 1])  # the image of each text
+
+
+def captioned(world: World, seed: int) -> list[Any]:
+    """Figures of images with so many captions, of few values, so that many tie."""
+    rows = np.random.default_rng(seed).integers(-1, 2, (2, 12, 3)) + np.array([0.0, 0.0, 4.0])
+    rows[0] = rows[0, np.searchsorted(OWNER, OWNER)]
+    images, texts = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=-1)
+    own = slice(*np.searchsorted(OWNER, features.share(6, world)).tolist())
+    facts = list(map(str, range(12))), OWNER, np.arange(12), None, OWNER
+    one = features.Embedded(images[own], texts[own], own.start, *facts)
+    measured = retrieval.measure(one, MeasureConfig(pools=["2"], pool_draws=3, interval_draws=5))
+    return [json.dumps(measured.record), *map(torch.from_numpy, measured.ranks), images, texts]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_captions_of_an_image_are_right(tmp_path: Path, seed: int) -> None:
+    """By definition on the whole matrix: of an image the best-ranked right text counts."""
+    record, *found, images, texts = captioned(ALONE, seed)
+    scores = (images[np.searchsorted(OWNER, np.arange(6))].double() @ texts.double().T).numpy()
+    right = np.arange(6)[:, None] == OWNER
+    for side, (table, own) in enumerate(((scores, right), (scores.T, right.T))):
+        gaps = table - np.where(own, table, -9).max(1, keepdims=True)
+        above, tied = gaps > ranks.TIE, np.abs(gaps) <= ranks.TIE
+        wanted = 1 + (above & ~own).sum(1) + (tied & ~own).sum(1) / ((tied & own).sum(1) + 1)
+        assert found[side].numpy() == pytest.approx(wanted)
+    chances = [np.mean(13 / (np.bincount(OWNER) + 1)), 3.5]
+    assert json.loads(record)["chance"]["mean_rank"] == pytest.approx(np.mean(chances))
+    for rank in processes.run(captioned, 2, tmp_path, seed):
+        assert json.loads(rank[0]) == json.loads(record)
+        assert all(a.equal(b) for a, b in zip(rank[1:3], found, strict=True))

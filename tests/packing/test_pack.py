@@ -7,18 +7,23 @@ import os
 from collections import Counter
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from medclip_oc.config.packing import MakeShardsConfig
+from medclip_oc.config.parse import parse
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing import tar_writer
-from medclip_oc.packing.formats import open_source
+from medclip_oc.packing.formats import from_settings, open_source
+from medclip_oc.packing.journal import Journal
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.report import PackReport
+from medclip_oc.packing.verify import verify
 from tests.support.fault_injection import contents, rejected
-from tests.support.tiny_dataset import picture, stock, write_kaggle
+from tests.support.tiny_dataset import jpeg, picture, stock, write_kaggle
 
 SPLITS = ["train", "valid"]
 
@@ -168,3 +173,42 @@ def test_real_data_is_packed_whole(
 def test_the_next_step_fits_what_was_packed(split: str, command: str) -> None:
     report = PackReport(read=Counter({split: 1}), packed=Counter({split: 1}))
     assert f"\nnext: python -m medclip_oc.{command}" in report.closing("o", "flat")
+
+
+ROWS = ["a.jpg,one,1", "b.jpg,two,2", "b,two,2", "none.jpg,three,3", "./a.jpg, four,", "a.jpg,,1"]
+TABLE = "\n".join(["image,report,more", *ROWS])
+LISTS = """{"image": "a", "report": ["one", " ", "four", "one"]}\n{"image": "b", "report": "two"}"""
+SEVERAL = [  # table; options; captions of a and b; rows read, further and rejected
+    (TABLE.replace("./", ""), "report", [None, None], [6, 0, 4]),
+    (TABLE.replace("./", ""), "report more", [["one", "1"], ["two", "2"]], [6, 0, 4]),
+    (TABLE, "report --group-by-image", [["one", "four"], ["two"]], [6, 2, 2]),
+    (TABLE, "report,more --group-by-image", [["one", "1", "four"], ["two", "2"]], [6, 3, 1]),
+    (LISTS, "report", [["one", "four"], None], [2, 0, 0]),
+]
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_several_captions_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[Any, ...]
+) -> None:
+    """Killed after the first, resumed, verified, and read by webdataset."""
+    (table, words, captions, counts), out = form, tmp_path / "shards"
+    file = tmp_path / ("t.jsonl" if table.startswith("{") else "t.csv")
+    file.write_text(table)
+    for n, image in enumerate("ab"):
+        (tmp_path / f"{image}.jpg").write_bytes(jpeg(n))
+    given = f"--table {file} --image-column image --out x --caption-column {words}"
+    source, options = from_settings(parse(MakeShardsConfig, given.split())), PackOptions(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack(source, out, options)
+    head, first, *_ = (out / "unfinished.jsonl").read_text().splitlines(keepends=True)
+    (out / "unfinished.jsonl").write_text(head + first)
+    assert 0 < pack(source, out, options).before < counts[0]
+    report = pack(source, out, options)  # of the finished folder
+    assert verify(out) == []
+    assert [report.read["train"], report.further["train"], len(rejected(out))] == counts
+    found = stock([str(path) for path in sorted(out.glob("*.tar"))])
+    assert [pair["txt"] for pair in found] == [b"one", b"two"]
+    assert [json.loads(pair["json"]).get("captions") for pair in found] == captions

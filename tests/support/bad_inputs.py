@@ -191,8 +191,9 @@ LINES: list[tuple[str, str]] = [  # a line of JSON between two sound ones, and t
     ('{"i": "b.PNG"}', "caption empty"),
     ('{"i": "b.PNG", "t": null}', "caption empty"),
     ('{"i": "b.PNG", "t": NaN}', "caption empty"),
-    *((f'{{"i": "b.PNG", "t": {it}}}', "malformed row") for it in ("7", "1.5", "true", "[]", "{}")),
-    ('{"i": "b.PNG", "t": ["x"]}', "malformed row"),
+    *((f'{{"i": "b.PNG", "t": {it}}}', "malformed row") for it in ("7", "1.5", "true", "{}")),
+    *((f'{{"i": "b.PNG", "t": {it}}}', "malformed row") for it in ('["x", 7]', '[["x", {}]]')),
+    *((f'{{"i": "b.PNG", "t": {it}}}', "caption empty") for it in ("[]", '[" ", null]')),
     ('{"i": {"x": 1}, "t": "x"}', "image missing"),
     ('{"t": "x"}', "image missing"),
 ]

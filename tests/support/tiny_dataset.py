@@ -70,6 +70,15 @@ def write_pairs(path: Path, numbers: range, concepts: dict[int, list[str]] | Non
     return write_tar(path, members)
 
 
+def write_captions(path: Path, text: str = "{0}", key: str = "captions") -> Path:
+    """A tar of pairs with the captions a, b, c; d, e, f; g, h, i; j. `text`: of the .txt."""
+    members = {}
+    for n, own in enumerate(("abc", "def", "ghi", "j")):
+        members |= {f"{n}.json": json.dumps({key: [*own, own[0], " "]}).encode()}
+        members |= {f"{n}.jpg": jpeg(n), f"{n}.txt": text.format(*own).encode()}
+    return write_tar(path, members)
+
+
 def write_split(folder: Path, split: str, table: str | bytes, images: dict[str, bytes]) -> Path:
     """A split of a folder in the Kaggle ROCOv2 layout; returns the folder."""
     pictures = folder / f"{split}_images" / split
