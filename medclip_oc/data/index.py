@@ -37,9 +37,7 @@ VERSION = 1
 INDEX, SIZES, REJECTS = "index.json", "sizes.json", "rejects.csv"
 JOURNAL = "unfinished.jsonl"  # of a packing under way
 CAPTION = "caption"  # where, by default, a pair without a .txt has its caption
-CAPTIONS = (
-    "captions"  # of KEY.json: all captions of a pair that has several, as packing writes them
-)
+CAPTIONS = "captions"  # of KEY.json: all of a pair's, where packing found several
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 RESTORE = "restore it, or pack the folder again"
