@@ -171,9 +171,10 @@ def read_tar(
     url: str, cache: Path | None, passed_over: list[str], caption_key: str = CAPTION
 ) -> Iterator[Sample]:
     """The pairs of a tar, front to back; `passed_over` takes a line for each entry that is none.
-    WorkError: the URL can't be opened, its command fails, or the tar is cut.
+    InputError: none has what `caption_key` names. WorkError: the URL can't be opened, its command
+    fails, or the tar is cut.
     """
-    stream = _open(url, cache)
+    stream, named = _open(url, cache), caption_key == CAPTION
     try:
         # a link has no content: what it links to is gone by
         files = walk(stream, "r|*", lambda tar, one: one.isfile() and tar.extractfile(one).read())
@@ -181,6 +182,7 @@ def read_tar(
             key, (extension, ending) = members["__key__"], endings_of(members, caption_key)
             try:
                 facts = parse_facts(members.get("json") or b"")
+                named |= ending == caption_key or caption_key in facts
                 text = read_caption(members.get(ending) or b"")
                 caption, *further = choose_captions(text, facts, caption_key)
                 if extension is None or is_blank(caption):
@@ -200,6 +202,9 @@ def read_tar(
             process.kill()  # or a slow command would be waited for
         with suppress(OSError):
             stream.close()
+    if not named:
+        reason = f"no pair has KEY.{caption_key}, nor that key in KEY.json"
+        raise InputError(f"{short(url)}: data.caption_key: {reason}; leave it out for KEY.txt")
 
 
 def _open(url: str, cache: Path | None) -> Any:

@@ -293,3 +293,8 @@ def test_the_next_of_its_batch_replaces_a_bad_pair(tmp_path: Path, clip: Clip) -
         "p2: undecodable",
         "q: no image",
     ]
+    settings.data.caption_key = "nosuch"
+    with pytest.raises(
+        InputError, match=r"s\.tar: data\.caption_key: no pair has KEY\.nosuch, nor"
+    ):
+        next(loader.open_training(settings.data, 1, ONE).order.lane(0, 1))
