@@ -55,16 +55,19 @@ def likely_causes(records: list[dict[str, Any]], config: Config) -> str:
     key, clip = f"valid/{config.valid.metric}", config.optim.clip_norm or 0
     scores = {r["step"]: r[key] for r in records if key in r and r["step"]}
     worst = min(scores, key=scores.__getitem__)
-    rose = "learning rate ({} {:.3g}, mean {:.3g})"
+    rose, guess = "learning rate ({} {:.3g}, mean {:.3g})", math.log(config.train.global_batch_size)
+    usual = "augmentation, model.preprocess, captions of other images"
+    guesses = f"learning rate, {usual} (loss {loss[-1]:.3g}, guessing has {guess:.3g})"
     rules = {
+        guesses: config.loss.name == "clip" and loss[-1] > 0.99 * guess,
         rose.format("loss", loss[0], loss.mean()): loss.mean() > 1.1 * loss[0],
         rose.format("gradient", norm[0], norm.mean()): norm.mean() > max(2 * norm[0], clip),
         f"too short a warm-up (step {worst} was the worst)": worst <= max(scores) / 10,
         "temperature at its clamp": temperature[-1] < 0.0101,
     }
     found = [words for words, holds in rules.items() if holds]
-    if not any([*rules.values()][:3]):  # OpenAI's models begin at the clamp
-        found.append("augmentation, model.preprocess, captions of other images")
+    if not any([*rules.values()][:4]):  # OpenAI's models begin at the clamp
+        found.append(usual)
     return "; ".join(found)
 
 
