@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, is_dataclass
 from types import NoneType
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import jsonargparse
 
@@ -102,7 +102,9 @@ def _value(name: str, kind: Any, words: list[str]) -> Any:
     if bool in kinds and not words:
         return True  # a bare --log.tensorboard switches it on
     several = bool(origins & {list, tuple})
-    if (several and len(words) > 1) or (words and list in origins and str not in kinds):
+    # one word is a list of one, but for a text or a choice such as auto
+    alone = str in kinds or any(words[:1] == [word] for kind in kinds for word in get_args(kind))
+    if (several and len(words) > 1) or (words and list in origins and not alone):
         return words
     if len(words) != 1:
         count = f"not {len(words)}: {shorten(words)}" if words else "and none is given"

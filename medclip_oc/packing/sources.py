@@ -21,7 +21,7 @@ from typing import Any
 
 from ..config.packing import SPLIT_OF
 from ..errors import InputError
-from .image_store import Archive, Folder, ImageFile, as_path, fold, stem
+from .image_store import EXTENSIONS, Archive, Folder, ImageFile, as_path, fold, stem
 from .tables import Row, Table, by_id, parse_captions, parse_cuis
 
 SPLITS = ("train", "valid", "test")
@@ -35,6 +35,8 @@ _UNSAFE = re.compile(r'[./\\:*?"<>|]')
 _MAX_KEY_BYTES, _DIGEST_LETTERS = 200, 10
 _MAX_TOLD = 500  # letters of an id, and of a detail, in rejects.csv
 _KEPT, _FURTHER = "kept ", "further "  # before a column's name
+_ONE_IMAGE = "several images in one cell; give each its own row"
+_SEVERAL = re.compile(rf"({'|'.join(map(re.escape, EXTENSIONS))})\s*[;,|\s]\s*\S", re.IGNORECASE)
 _NO_PATH = re.compile("(https?|ftp|s3|gs)://|data:image|/9j/|iVBORw0KGgo")
 
 
@@ -138,8 +140,10 @@ class Part:
         parts = path.split("/")
         ends = ("/".join(parts[n:]) for n in range(len(parts)) if not n or n <= self._ends[0])
         found = (place.find(end) for end in ends for place in self.images if path)
-        if (image := next(filter(None, found), None)) or self._ends[1][fold(path)] != 1:
+        if image := next(filter(None, found), None):
             return image
+        if self._ends[1][fold(path)] != 1 or _SEVERAL.search(path):
+            return None
         return self.images[0].find(path, lambda at: split_told(at.split("/")) in (None, self.split))
 
     @cached_property
@@ -226,7 +230,7 @@ class Source:
         except ValueError as error:
             return reject("malformed row", str(error))
         if isinstance(cells.get("image"), list):
-            return reject("malformed row", "several images in one cell; give each its own row")
+            return reject("malformed row", _ONE_IMAGE)
         if not captions:
             return reject("caption empty", "no text but blanks")
         identity, cell = stem(name), cells.get("image")
@@ -236,7 +240,8 @@ class Source:
             return reject("unsafe id", unfit)
         key = key_of(identity)
         if key in taken:
-            hint = " (--id-column names a column that tells them apart)" * is_path
+            ways = "--id-column names what tells them apart, --group-by-image joins them"
+            hint = f" ({ways})" * is_path
             return reject("duplicate id", f"{taken[key]} has this id{hint}")
         if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
             cell = cell.get("bytes") or cell.get("path") or ""
@@ -252,6 +257,8 @@ class Source:
                 missing = f"no {str(cell)[:80]!r}, whatever its ending or folder{hint}, in {places}"
                 if _NO_PATH.match(str(cell)):
                     missing = f"{str(cell)[:40]!r} is a URL or in base64; save images as files"
+                elif _SEVERAL.search(str(cell)):
+                    return reject("malformed row", _ONE_IMAGE)
             return reject("image missing", missing if cell != "" else "no image in the row")
         try:
             facts = self._facts(part, identity, cells)

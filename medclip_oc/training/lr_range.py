@@ -34,7 +34,8 @@ def search(config: Config, world: World, data: build.RunData, clip: Clip) -> Non
     samples = [pairs[(0, n * len(pairs) // count)] for n in range(world.rank, count, world.size)]
     for error in (sample["error"] for sample in samples if "error" in sample):
         raise error
-    images, tokens = (torch.stack([s[name] for s in samples]) for name in ("images", "tokens"))
+    images = torch.stack([s["images"] for s in samples])  # (B, 3, H, W)
+    tokens = torch.cat([s["tokens"] for s in samples])  # (B, L): a caption each
     measure = build.cached_step(clip, replace(config, loss=LossConfig(config.loss.name)), world)
     start = {name: value.to("cpu", copy=True) for name, value in clip.towers.state_dict().items()}
     clip.towers.eval()

@@ -179,7 +179,8 @@ def pairs(run: Opened) -> Iterator[str]:
         )
     sound = sound[:_LOSS_PAIRS]
     if run.config.loss.name == "clip" and len(sound) > 1:
-        images, tokens = (torch.stack([s[name] for s in sound]) for name in ("images", "tokens"))
+        images = torch.stack([s["images"] for s in sound])  # (B, 3, H, W)
+        tokens = torch.cat([s["tokens"] for s in sound])  # (B, L): a caption each
         yield from loss(images, tokens, run)
 
 

@@ -112,7 +112,9 @@ class Trainer:
         stop, train, valid = self.asked_to_stop, self.data.train, self.data.valid
         self.validation = Validation(config, self.clip, valid, world, self.log, self.folder, stop)
         if config.wise.alphas is not None:
-            say(f"wise.alphas: {len(validation.alphas(config))} validations after the last step")
+            count = len(validation.alphas(config))
+            why = "" if count else " (step 0 isn't validated)"
+            say(f"wise.alphas: validations after the last step: {count}{why}")
         steps, start = self.plan.steps, self.progress.step * self.plan.global_batch
         self.batches = loader.training_batches(
             train, self.clip, config, world, say, steps=steps, start=start, stop=stop

@@ -55,7 +55,7 @@ def likely_causes(records: list[dict[str, Any]], config: Config) -> str:
     key, clip = f"valid/{config.valid.metric}", config.optim.clip_norm or 0
     scores = {r["step"]: r[key] for r in records if key in r and r["step"]}
     worst = min(scores, key=scores.__getitem__)
-    rose, guess = "learning rate ({} {:.3g}, mean {:.3g})", math.log(config.train.global_batch_size)
+    guess, rose = math.log(config.train.global_batch_size), "learning rate ({} {:.3g}, then {:.3g})"
     usual = "augmentation, model.preprocess, captions of other images"
     guesses = f"learning rate, {usual} (loss {loss[-1]:.3g}, guessing has {guess:.3g})"
     rules = {
@@ -127,8 +127,9 @@ class Validation:
         records = run_files.records(self.folder.path)
         content = checkpoint.read(self.folder.best, mmap=True)
         if not content["step"]:
+            above = "above it" + ", and no wise.pt" * bool(alphas(self.config))
             why = likely_causes(records, self.config)
-            return f", the start: no gain, as no later validation was above it; likely: {why}"
+            return f", the start: no gain, as no later validation was {above}; likely: {why}"
         first = next((record for record in records if not record["step"]), {})
         swept = self._sweep(step, content, first) if alphas(self.config) else ""
         return swept + self._gain()
@@ -157,13 +158,14 @@ class Validation:
         data, metric = self.config.data, self.config.valid.metric
         what: dict[str, Any] = {"checkpoint": str(self.folder.best), "baseline": "start"}
         what |= self.how | {"decode": self.config.valid.decode}
-        tries: list[Any] = [(data.valid, "test"), (data.train, "test")]
-        for where, split in [*tries, (data.valid, "valid"), (data.valid, None)]:
+        tests: list[Any] = [data.valid, *[data.train] * (data.train != data.valid)]
+        tests = [(where, "test") for where in tests]
+        for where, split in [*tests, (data.valid, "valid"), (data.valid, None)]:
             try:
                 settings = EvaluateConfig(**what, data=where, split=split)
                 record = sources.evaluate(settings, self.world)[0].record
             except InputError as error:  # the run itself is sound
-                self.log.message(f"the start is not compared there: {error}")
+                self.log.message(f"no comparison with the start on {split or 'tars'}: {error}")
                 continue
             return "; " + gained(record, metric, split)
         return ""

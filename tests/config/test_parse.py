@@ -89,11 +89,14 @@ def test_each_type_from_words() -> None:
         *("--optim.betas", "0.8", "0.9", "--optim.clip_norm", "null", "--optim.warmup_steps", "7"),
         *("--run.overwrite", "--log.tensorboard", "false", "--run.folder", "5"),
         *("--model.definition", '{"embed_dim": 24}', "--train.keep_chunks", "auto"),
+        *("--wise.alphas", "auto"),
     )
     assert config.optim.betas == (0.8, 0.9)
     assert (config.optim.clip_norm, config.optim.warmup_steps) == (None, 7)
     assert (config.run.overwrite, config.log.tensorboard) == (True, False)
     assert (config.run.folder, config.train.keep_chunks) == ("5", "auto")
+    assert config.wise.alphas == "auto"
+    assert parse(Config, "--wise.alphas", "0.5").wise.alphas == [0.5]
     assert config.model.definition == {"embed_dim": 24}
     modes = {"": "online", "true": "online", "false": "disabled", "offline": "offline"}
     for word, mode in modes.items():

@@ -51,6 +51,7 @@ ENDS = [  # cells; files; which file each finds, or why none
     ("a/d1.jpg b/d1.png", "c/d1.jpg", ["no 'a/d1.jpg'", "no 'b/d1.png'"]),
     ("train/d1.jpg d2", "test/d1.jpg train/d2", ["no 'train/d1.jpg'", "train/d2"]),
     ("http://h/1.png /9j/4AA", "1", ["1", "'/9j/4AA' is a URL or in base64; save"]),
+    ("b/a.jpg;b/c.jpg b/c.PNG|b/a.jpg", "b/a.jpg b/c.png", ["several images in one cell"] * 2),
     ("s3://h/2 data:image/png;b", "1", ["'s3://h/2' is a URL", "'data:image/png;b' is a"]),
 ]
 

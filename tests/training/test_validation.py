@@ -157,16 +157,16 @@ def test_patience_ends_the_run_and_is_kept_by_its_state(
 
 
 CAUSES = [
-    ((3, 2, 0.06, 0.4), "learning rate (loss 2, mean 2.5)"),
+    ((3, 2, 0.06, 0.4), "learning rate (loss 2, then 2.5)"),
     (
         (6.93, 2, 0.06, 0.4),
         "learning rate, augmentation, model.preprocess, captions of other images "
         "(loss 6.93, guessing has 6.93); "
-        "learning rate (loss 2, mean 4.46)",
+        "learning rate (loss 2, then 4.46)",
     ),
-    ((1.5, 10, 0.06, 0.4), "learning rate (gradient 2, mean 6)"),
+    ((1.5, 10, 0.06, 0.4), "learning rate (gradient 2, then 6)"),
     ((1.5, 2, 0.06, 0.2), "too short a warm-up (step 2 was the worst)"),
-    ((3, 2, 0.01, 0.4), "learning rate (loss 2, mean 2.5); temperature at its clamp"),
+    ((3, 2, 0.01, 0.4), "learning rate (loss 2, then 2.5); temperature at its clamp"),
     (
         (1.5, 2, 0.06, 0.4),
         "augmentation, model.preprocess, captions of other images",
