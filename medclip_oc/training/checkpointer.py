@@ -7,6 +7,7 @@ Everything that decides how a run continues, as a checkpoint's `training` holds 
     best          highest validation metric so far
     validated     whether the validation that is due after this step was done
     stale         validations in a row without gain
+    start_size    of the weights that the run began with, to know them again
     fingerprints  of the shards that data.train and data.valid stand for; None for a stream
 
 The step stands beside it in the checkpoint, and with it the place in the schedule and in the data:
@@ -79,6 +80,8 @@ class Progress:
     scores: dict[str, float] = field(default_factory=dict)
     """Of the last validation."""
     stale: int = 0
+    start_size: float | None = None
+    """See `validation.size`, of the start."""
 
     @classmethod
     def of(cls, content: Mapping[str, Any] | None, *, validated: bool = True) -> "Progress":
@@ -86,8 +89,8 @@ class Progress:
         if content is None:
             return cls(validated=validated)
         training, scores = content["training"], content["metrics"]
-        best, stale = training["best"], training.get("stale", 0)  # not said by states of before
-        return cls(content["step"], best, training["validated"], scores, stale)
+        since = training.get("stale", 0), training.get("start_size")  # older states have neither
+        return cls(content["step"], training["best"], training["validated"], scores, *since)
 
     def take(self, scores: dict[str, float], metric: str) -> bool:
         """Note what a validation gave; returns whether it is the best so far."""
@@ -109,6 +112,7 @@ def capture(
         "best": progress.best,
         "validated": progress.validated,
         "stale": progress.stale,
+        "start_size": progress.start_size,
         "fingerprints": fingerprints,
     }
 

@@ -44,6 +44,7 @@ _STATE = description.open_mapping(
             "best": Annotated[float, Field(le=1, allow_inf_nan=True)],  # -inf before the first one
             "validated": bool,
             "stale?": Natural,
+            "start_size?": float | None,
             "fingerprints": dict[str, str | None],
         },
     }

@@ -92,6 +92,8 @@ class Trainer:
         first = validation.measures_start(config)
         self.progress = checkpointer.Progress.of(origin.content, validated=not first)
         self.clip = build.model(config, world, origin.content, str(origin.file))
+        if origin.content is None:
+            self.progress.start_size = validation.size(lora.plain_state(self.clip.towers))
         with distributed.errors_together():
             if world.main:
                 origin.lines.append(checkpointer.room(config, self.clip))

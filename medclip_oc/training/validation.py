@@ -14,6 +14,7 @@ from ..data.shards import ShardSet
 from ..errors import InputError
 from ..evaluation import metrics, retrieval, sources
 from ..models import averaging, checkpoint, definition, factory
+from ..models.averaging import State
 from ..models.clip import Clip
 from ..reporting import results, run_files
 from ..runtime import distributed
@@ -46,6 +47,12 @@ def alphas(config: Config) -> list[float]:
     """What is validated between start and best.pt; none where the start isn't."""
     given = config.wise.alphas if measures_start(config) else None
     return [0.25, 0.5, 0.75] if given == "auto" else sorted({*(given or ())} - {0.0, 1.0})
+
+
+def size(state: State) -> float:
+    """The sum of the squares of all weights, which tells models apart."""
+    floats = (value for value in state.values() if value.is_floating_point())
+    return math.fsum(value.double().square().sum().item() for value in floats)
 
 
 def likely_causes(records: list[dict[str, Any]], config: Config) -> str:
@@ -114,7 +121,9 @@ class Validation:
         if self.shards and seen[0]:
             told, file = f"{score} in {best}", best
             if measures_start(self.config):
-                told += self._against_start(at) if all(seen) else ", which not every node sees"
+                told += (
+                    self._against_start(progress) if all(seen) else ", which not every node sees"
+                )
         elif not last.exists():
             return f"no step was left ({why}, so no best.pt)"
         if at < steps:
@@ -122,7 +131,7 @@ class Validation:
         data = "" if self.shards else " --data SHARDS"
         return f"{early}{told}; next: python -m medclip_oc.evaluate --checkpoint {file}{data}"
 
-    def _against_start(self, step: int) -> str:
+    def _against_start(self, progress: Progress) -> str:
         """What best.pt gained over the start, and what lies between, in words."""
         records = run_files.records(self.folder.path)
         content = checkpoint.read(self.folder.best, mmap=True)
@@ -131,15 +140,24 @@ class Validation:
             why = likely_causes(records, self.config)
             return f", the start: no gain, as no later validation was {above}; likely: {why}"
         first = next((record for record in records if not record["step"]), {})
-        swept = self._sweep(step, content, first) if alphas(self.config) else ""
+        try:
+            with distributed.errors_together():
+                start = factory.baseline_clip("start", content["config"]).towers.clip.state_dict()
+                if not math.isclose(size(start), progress.start_size or size(start), rel_tol=1e-7):
+                    raise InputError("model.pretrained has other weights than when the run began")
+        except InputError as error:  # the run itself is sound
+            return f"; no comparison with the start: {error}"
+        ends = start, content["state_dict"]
+        swept = self._sweep(progress.step, content, ends, first) if alphas(self.config) else ""
         return swept + self._gain()
 
-    def _sweep(self, step: int, content: dict[str, Any], first: dict[str, float]) -> str:
+    def _sweep(
+        self, step: int, content: dict[str, Any], ends: tuple[State, State], first: dict[str, float]
+    ) -> str:
         """WiSE-FT: the best between the start, whose record is `first`, and best.pt is wise.pt."""
         metric, best, file = self.config.valid.metric, str(self.folder.best), self.folder.wise
-        start = factory.baseline_clip("start", content["config"]).towers.clip.state_dict()
         clip = factory.restore(content, best).on(self.world.device)
-        between, ends = replace(self, clip=clip), (start, content["state_dict"])
+        between = replace(self, clip=clip)
         scores = {0.0: first.get(f"valid/{metric}"), 1.0: content["metrics"][metric]}
         for alpha in (0.0, *alphas(self.config)):
             if scores.get(alpha) is None:

@@ -1,5 +1,6 @@
 """Step 0 and what follows it: which model is best, and what the run says of it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,11 @@ def test_a_signal_in_the_sweep_and_what_was_gained(
     assert ("no gain that can be told from chance: " in said(run)) == (low <= 0 <= high)
     assert call(report.main, ReportConfig, "--run", run) == 0
     assert words in Reader((run / "report.html").read_text()).text
+    torch.save(weights(run), tmp_path / "start.pt")
+    for why in ("model.pretrained has other weights", "model.pretrained: '.*start.pt' is neither"):
+        assert call(train.main, TrainCommand, "--config", config) == 0
+        assert re.search(f"best.pt; no comparison with the start: {why}.*; next: ", said(run))
+        (tmp_path / "start.pt").unlink(missing_ok=True)
 
 
 @pytest.mark.slow
