@@ -126,7 +126,7 @@ class EvaluateConfig(ModelSource, MeasureConfig):
             free = getattr(self, name) != str(self.json).removesuffix(".json") + ".npz"
             self.require(free, name, "another name than that of --json")
         in_file = self.features_in or self.features_out
-        self.require(not in_file or self.captions == "first", "captions", "first, as in a file")
+        self.require(not in_file or self.captions == "first", "captions", "first, as a file has it")
         if self.checkpoint is None and (self.model is None) == (self.features_in is None):
             raise InputError("--checkpoint: required; or --model, or --features-in, one of the two")
 

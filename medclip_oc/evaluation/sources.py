@@ -148,7 +148,8 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
             where = (trained or {}).get("data", {}).get("valid") if where is None else where
     assert model is not None  # the settings name one
     if isinstance(model, Clip):
-        about |= {name: getattr(settings, name) for name in ("precision", "decode", "captions")}
+        about |= {"precision": settings.precision, "decode": settings.decode}
+        about |= {"captions": "all"} if settings.captions == "all" else {}
     if where is None:
         if isinstance(model, Clip):
             ran = (

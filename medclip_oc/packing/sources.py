@@ -168,6 +168,7 @@ class Source:
     def __post_init__(self) -> None:
         self._by_split = {part.split: part for part in self.parts}
         self.splits = tuple(self._by_split)
+        self._lists = False  # of captions, in any row that was counted
         self._with_concepts = any(p.concepts or p.columns.get("concepts") for p in self.parts)
 
     def count(self, split: str) -> int:
@@ -175,7 +176,10 @@ class Source:
         InputError: as `Table.rows`, a row is of an unknown split, or none is of this one.
         """
         part = self._by_split[split]
-        rows = sum(1 for _ in part.rows(with_images=False))
+        rows = 0
+        for _, cells in part.rows(with_images=False):
+            rows += 1
+            self._lists |= isinstance(cells["caption"], list)
         if not rows:
             column = part.columns.get("split")
             which = f"whose {column} is {split} (see --splits)" if column else "under the header"
@@ -254,7 +258,7 @@ class Source:
             missing = f"no {identity}.jpg, .png or other image in {places}"
             if "image" in part.columns:
                 hint = " (--image-root says where paths start)" * (self.form == "table")
-                missing = f"no {str(cell)[:80]!r}, whatever its ending or folder{hint}, in {places}"
+                missing = f"no {str(cell)[:80]!r}, nor one of that file name{hint}, in {places}"
                 if _NO_PATH.match(str(cell)):
                     missing = f"{str(cell)[:40]!r} is a URL or in base64; save images as files"
                 elif _SEVERAL.search(str(cell)):
@@ -264,7 +268,7 @@ class Source:
             facts = self._facts(part, identity, cells)
         except ValueError as error:
             return reject("malformed row", str(error))
-        if isinstance(cells["caption"], list):
+        if self._lists or isinstance(cells["caption"], list):
             facts["captions"] = captions
         taken[key] = row.location
         return Pair(identity, key, part.split, image, captions[0], facts)

@@ -65,8 +65,10 @@ def search(config: Config, world: World, data: build.RunData, clip: Clip) -> Non
     print(f"optim.lr  loss of {count:,} held-out pairs after {steps} steps; {before:.3f} before")
     curve = [(factor * usual, loss) for factor, loss in zip(_FACTORS, losses, strict=True)]
     print("\n".join(f"{lr:<8.2g}  {loss:.3f}" for lr, loss in curve))
-    best, folder = suggestion(losses, before), Path(config.run.folder)
-    advice = "no rate lowers the loss; look at the pairs and the augmentation"
+    # a model that collapsed guesses; a confident start may be above that
+    guess = 0.999 * math.log(count) if config.loss.name == "clip" else math.inf
+    best, folder = suggestion(losses, min(before, guess)), Path(config.run.folder)
+    advice = "no rate lowers the loss below guessing; look at the pairs and the augmentation"
     if best is not None:
         advice = f"take --optim.lr {best * usual:.2g}, {best:.2g} times each rate of the settings"
     figure = plots.lines(f"{folder.name} lr range", {"held-out loss": curve})
@@ -75,12 +77,12 @@ def search(config: Config, world: World, data: build.RunData, clip: Clip) -> Non
     print(f"lr-range: {advice}; the curve is in {plots.save_png(figure, folder.parent)}")
 
 
-def suggestion(losses: list[float], before: float) -> float | None:
+def suggestion(losses: list[float], limit: float) -> float | None:
     """The factor of the lowest loss, by the parabola through it and its neighbours (over the rates'
-    logarithms); None: no loss is below `before`.
+    logarithms); None: no loss is below `limit`.
     """
     place = min(range(len(losses)), key=losses.__getitem__)
-    if losses[place] >= before:
+    if losses[place] >= limit:
         return None
     near, shift = losses[max(0, place - 1) : place + 2], 0.0
     if len(near) == 3 and math.inf not in near and near[0] != near[2]:

@@ -183,7 +183,7 @@ SEVERAL = [  # table; options; captions of a and b; rows read, further and rejec
     (TABLE.replace("./", ""), "report more", [["one", "1"], ["two", "2"]], [6, 0, 4]),
     (TABLE, "report --group-by-image", [["one", "four"], ["two"]], [6, 2, 2]),
     (TABLE, "report,more --group-by-image", [["one", "1", "four"], ["two", "2"]], [6, 3, 1]),
-    (LISTS, "report", [["one", "four"], None], [2, 0, 0]),
+    (LISTS, "report", [["one", "four"], ["two"]], [2, 0, 0]),
 ]
 
 

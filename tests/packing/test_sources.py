@@ -38,7 +38,7 @@ def test_finds_the_image_of_a_path(
     source = open_table(tmp_path / "t.csv", columns, image_root=root)
     found, missing, empty = source.records("train")
     assert found.image.name == "0001.jpg"
-    assert "3: no '0002', whatever its ending or folder (--image-root" in missing.detail
+    assert "3: no '0002', nor one of that file name (--image-root" in missing.detail
     assert missing.detail.endswith(f" or {tmp_path}/images")
     assert isinstance(empty, Reject)
 

@@ -76,6 +76,16 @@ def test_trials_start_alike(ranks: int, changes: Any, packed: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.glob("run*")] == ["run_lr_range.png"]
 
 
+def test_a_collapsed_model_is_no_gain(packed: Path, tmp_path: Path, capsys: Any) -> None:
+    """It guesses, and a start that is too sure of itself is above that."""
+    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
+    config, world = parse.parse(Config, ["--config", str(file)]), World(0, 1, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lr_range, "_FACTORS", [30.0, 100.0])
+        lr_range.search(config, world, build.open_data(config, world), build.model(config, world))
+    assert "lr-range: no rate lowers the loss below guessing; look" in capsys.readouterr().out
+
+
 def test_suggestion_by_hand() -> None:
     suggest, none = lr_range.suggestion, math.inf
     drawn = suggest([9, 8, 7, 6, 2, 4, 9], 10.0)
