@@ -176,16 +176,14 @@ class Source:
         InputError: as `Table.rows`, a row is of an unknown split, or none is of this one.
         """
         part = self._by_split[split]
-        rows = 0
-        for _, cells in part.rows(with_images=False):
-            rows += 1
-            self._lists |= isinstance(cells["caption"], list)
-        if not rows:
+        lists = [isinstance(cells["caption"], list) for _, cells in part.rows(with_images=False)]
+        self._lists |= any(lists)
+        if not lists:
             column = part.columns.get("split")
             which = f"whose {column} is {split} (see --splits)" if column else "under the header"
             raise InputError(f"{part.captions}: no rows {which}")
         _ = part.cuis_by_id, part.license_by_id
-        return rows
+        return len(lists)
 
     def records(self, split: str) -> Iterator[Pair | Reject]:
         """One record per row of the caption table or, where they are `grouped`, per image.
@@ -244,8 +242,7 @@ class Source:
             return reject("unsafe id", unfit)
         key = key_of(identity)
         if key in taken:
-            ways = "--id-column names what tells them apart, --group-by-image joins them"
-            hint = f" ({ways})" * is_path
+            hint = " (--id-column tells them apart, --group-by-image joins them)" * is_path
             return reject("duplicate id", f"{taken[key]} has this id{hint}")
         if isinstance(cell, dict):  # as Hugging Face stores images: {bytes, path}
             cell = cell.get("bytes") or cell.get("path") or ""
