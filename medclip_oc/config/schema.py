@@ -53,7 +53,7 @@ class ModelConfig(Settings, section="model."):
     """Weights of a Hugging Face text tower: a folder, a hub name, or `package:NAME/FOLDER`."""
     image_size: Count | None = None
     """Side of the input in pixels, where it differs from the architecture's."""
-    context_length: Count | None = None
+    context_length: Annotated[int, Bound("1 to 4096", lambda n: 1 <= n <= 4096)] | None = None
     """Tokens of a caption, where more than the architecture's; positions after 20 are stretched."""
     patch_dropout: checks.ShareBelowOne | None = None
     """Share of a ViT's patches that a training step leaves out. null: the architecture's."""

@@ -113,7 +113,9 @@ class Trainer:
         opened.callback(self.checkpointer.close)
         stop, train, valid = self.asked_to_stop, self.data.train, self.data.valid
         self.validation = Validation(config, self.clip, valid, world, self.log, self.folder, stop)
-        if config.wise.alphas is not None:
+        if valid is None and (config.valid.patience or config.wise.alphas is not None):
+            say("data.valid is null: valid.patience and wise.alphas have no effect")
+        elif config.wise.alphas is not None:
             count = len(validation.alphas(config))
             why = "" if count else " (step 0 isn't validated)"
             say(f"wise.alphas: validations after the last step: {count}{why}")

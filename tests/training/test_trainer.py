@@ -103,12 +103,14 @@ def test_what_another_folder_has_is_not_named(finished: Path, tmp_path: Path) ->
 
 def test_without_validation_nothing_is_best(packed: Path, tmp_path: Path) -> None:
     changes = {"data__valid": None, "train__epochs": 1, "log": {"every_steps": 2}}
+    changes["valid"] = {"patience": 1}
     config = configure(packed, tmp_path, "run", **changes)
     assert call(train.main, TrainCommand, "--config", config) == 0
     assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3]
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
     log = (tmp_path / "run" / "log.txt").read_text()
     assert re.search("last.pt .no validation .*evaluate --checkpoint .*last.pt --data SHARDS", log)
+    assert "data.valid is null: valid.patience and wise.alphas have no effect" in log
 
 
 # ------------------------------------------------------------------------------------- signals
