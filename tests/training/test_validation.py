@@ -162,6 +162,26 @@ def test_patience_ends_the_run_and_is_kept_by_its_state(
         assert measured(run) == once
 
 
+GAINS = [  # difference, its interval, and what is said of them
+    (0.02, (0.01, 0.03), "mean_recall +0.0200 [+0.0100, +0.0300] over the start on 7 test pairs"),
+    (0.01, (-0.01, 0.03), "no gain that can be told from chance: mean_recall +0.0100 [-0.0100, "),
+    (-0.02, (-0.03, -0.01), "no gain: mean_recall -0.0200 [-0.0300, -0.0100] over the start"),
+    (0.0, None, "no gain that can be told from chance: mean_recall +0.0000 over the start on 7 "),
+]
+
+
+@pytest.mark.parametrize(("gain", "ends", "expected"), GAINS)
+def test_what_a_gain_is_called(gain: float, ends: Any, expected: str) -> None:
+    both: dict[str, Any] = {way: {} for way in DIRECTIONS}
+    difference = both | {"mean_recall": gain}
+    if ends is not None:
+        difference["intervals"] = both | {"mean_recall": ends}
+    record = {"pool": 7, "baseline": {"difference": difference}}
+    assert validation.gained(record, "mean_recall", "test").startswith(expected)
+    chose = validation.gained(record, "mean_recall", "valid")
+    assert chose.endswith("7 valid pairs, the pairs that chose the checkpoint")
+
+
 CAUSES = [
     ((3, 2, 0.06, 0.4), "learning rate (loss 2, then 2.5)"),
     (
