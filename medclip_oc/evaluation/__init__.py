@@ -4,5 +4,5 @@
 counts who comes before the right candidate, on all ranks together; `retrieval` puts the record
 together from `metrics` (recall, median rank, ...), `candidate_pools` (who is a candidate, and right
 for whom), `bootstrap` (intervals) and `concepts` (relevance by UMLS concepts, from `top_k`).
-`classification` judges a zero-shot classifier by its labels.
+`classification` judges by labels what tells one class of an image, `findings` what tells several.
 """

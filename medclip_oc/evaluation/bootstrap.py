@@ -8,8 +8,9 @@ R@K has Wilson's interval where every draw gives the same, or where the queries 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from .metrics import scores_of
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 _AT_ONCE = 2_000_000
+_WEIGHTS = 2**19  # of images that stand in memory at once: a sum over them stays in the cache
 
 
 def bootstrap(
@@ -63,3 +65,38 @@ def wilson(share: float, n: int) -> list[float]:
     z2 = NormalDist().inv_cdf(TAILS[1]) ** 2
     middle, half = share + z2 / (2 * n), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n)
     return [max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))]
+
+
+def draw_weights(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of n images is drawn, of n with replacement: (n, some of the draws) int32.
+
+    The first (n, 1) are ones: all images as they are.
+    """
+    yield np.ones((n, 1), np.int32)
+    rng = np.random.default_rng(seed)
+    step = max(1, _WEIGHTS // n)
+    for start in range(0, draws, step):
+        chosen = rng.integers(0, n, (min(step, draws - start), n))
+        counts = [np.bincount(each, minlength=n) for each in chosen]
+        yield np.ascontiguousarray(np.stack(counts, 1), np.int32)
+
+
+def record(names: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
+    """Figures and intervals by name, of (names, 1 + draws) scores as `draw_weights` yields them.
+
+    A figure that is NaN is None; a draw that is NaN doesn't count.
+    """
+    figures, intervals = dict[str, Any](), dict[str, list[float]]()
+    for name, (figure, *drawn) in zip(names, scores.tolist(), strict=True):
+        figures[name] = None if math.isnan(figure) else figure
+        if known := [value for value in drawn if not math.isnan(value)]:
+            intervals[name] = np.quantile(known, TAILS).tolist()
+    return {**figures, "intervals": intervals}
+
+
+def cell(figures: dict[str, Any], name: str) -> str:
+    """One of a record's figures for people, with its interval: "0.912 [0.880, 0.941]"."""
+    value, ends = figures[name], figures["intervals"].get(name)
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    return f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")

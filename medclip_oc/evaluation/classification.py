@@ -1,11 +1,11 @@
-"""How well a zero-shot classifier does, given the truth. N images, M classes. Pure functions.
+"""How well a classifier does, given the truth. N images, M classes. Pure functions.
 
-- accuracy: the share of images whose best candidate is the true one.
+- accuracy: the share of images whose best candidate is the true one; Wilson's interval.
 - balanced accuracy: the mean over the classes that occur of their recall, so that each class
   counts the same, however many images it has.
 - AUROC of a class: how probable it is that an image of the class gets a higher probability for it
-  than one of another class; ties count half (Hanley and McNeil 1982). None: it has no image, or
-  there is no other.
+  than one of another class, see `findings`. None: it has no image, or there is no other.
+- calibration error: as in `findings`, of the best candidate's probability.
 """
 
 from collections.abc import Sequence
@@ -14,36 +14,61 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from . import bootstrap
+from .findings import Ordered, calibration_error, mean
 
-def measure(names: Sequence[str], truth: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+
+def measure(
+    names: Sequence[str],
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
     """All figures.
 
     Args:
         names: of the M candidates; "none of these" may be one that is never true.
         truth: (N,) int64, index of the true one.
         probabilities: (N, M).
+        draws: bootstrap draws behind each interval. 0: no intervals.
+        seed: of the draws.
 
     Returns:
-        images; accuracy; balanced_accuracy; auroc, the mean of the classes' (None: no class has
-        one); classes: of each true or predicted class its images, recall, auroc; confusion: the
-        classes' names, and counts with a row for each true class and a column for each predicted.
+        task; images; accuracy; balanced_accuracy; auroc, the mean of the classes' (None: no class
+        has one); calibration_error; intervals; classes: of each true or predicted class its images,
+        recall, auroc, intervals; confusion: the classes' names, and counts with a row for each true
+        class and a column for each predicted.
     """
-    predicted = probabilities.argmax(1)
-    size = len(names)
+    predicted, size, total = probabilities.argmax(1), len(names), len(truth)
     counts = np.bincount(truth * size + predicted, minlength=size * size).reshape(size, size)
-    totals = counts.sum(1)
-    shown = np.flatnonzero(totals + counts.sum(0)).tolist()
-    recalls = {m: float(counts[m, m] / totals[m]) for m in np.flatnonzero(totals).tolist()}
-    areas = {m: auroc(probabilities[:, m], truth == m) for m in recalls}
-    known = [area for area in areas.values() if area is not None]
+    shown = np.flatnonzero(counts.sum(0) + counts.sum(1)).tolist()
+    is_class = truth[:, None] == shown  # (N, C) of the classes shown
+    right = is_class & (predicted == truth)[:, None]
+    orders = [Ordered(is_class[:, c], probabilities[:, m]) for c, m in enumerate(shown)]
+    parts = []
+    for weights in bootstrap.draw_weights(total, draws, seed):
+        drawn, hits = (weights.T.astype(float) @ each for each in (is_class, right))
+        areas = np.stack([each.scores(weights)[0] for each in orders], 1)
+        parts.append(np.stack([hits / np.where(drawn > 0, drawn, np.nan), areas]))
+    scores = np.concatenate(parts, 1)  # (2, 1 + draws, C)
+    accuracy = float((predicted == truth).mean())
+
+    found = bootstrap.record(("balanced_accuracy", "auroc"), mean(scores, np.ones(len(shown))))
+    if draws:
+        found["intervals"] |= {"accuracy": bootstrap.wilson(accuracy, total)}
+    found["intervals"] |= {"level": bootstrap.LEVEL, "draws": draws}
     return {
-        "images": len(truth),
-        "accuracy": float((predicted == truth).mean()),
-        "balanced_accuracy": float(np.mean(list(recalls.values()))),
-        "auroc": float(np.mean(known)) if known else None,
+        "task": "classification",
+        "images": total,
+        "accuracy": accuracy,
+        **found,
+        "calibration_error": calibration_error(probabilities.max(1), predicted == truth),
         "classes": {
-            names[m]: {"images": int(totals[m]), "recall": recalls.get(m), "auroc": areas.get(m)}
-            for m in shown
+            names[m]: {"images": int(counts[m].sum())}
+            | bootstrap.record(("recall", "auroc"), scores[..., c])
+            for c, m in enumerate(shown)
         },
         "confusion": {
             "classes": [names[m] for m in shown],
@@ -52,28 +77,20 @@ def measure(names: Sequence[str], truth: np.ndarray, probabilities: np.ndarray) 
     }
 
 
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Area under the ROC curve of (N,) scores, where (N,) bool says which are of the class."""
-    number, others = int(positive.sum()), int((~positive).sum())
-    if not number or not others:
-        return None
-    ranks = pd.Series(scores).rank().to_numpy()  # equal scores share the mean of their ranks
-    return float((ranks[positive].sum() - number * (number + 1) / 2) / (number * others))
-
-
 def text(figures: dict[str, Any]) -> str:
     """The figures for people: lines, and the confusion matrix."""
-    classes = pd.DataFrame.from_dict(figures["classes"], orient="index")
-    confusion = figures["confusion"]
-    area = figures["auroc"]
+    names = ("accuracy", "balanced_accuracy", "auroc")
+    accuracy, balanced, area = (bootstrap.cell(figures, name) for name in names)
+    classes, confusion = figures["classes"], figures["confusion"]
+    columns = {
+        name: [bootstrap.cell(each, name) for each in classes.values()]
+        for name in ("images", "recall", "auroc")
+    }
     return "\n".join(
         [
-            f"{figures['images']:,} images with a label: accuracy {figures['accuracy']:.3f}, "
-            f"balanced accuracy {figures['balanced_accuracy']:.3f}, "
-            f"mean AUROC {'-' if area is None else f'{area:.3f}'}",
-            classes.astype({"recall": float, "auroc": float}).to_string(
-                float_format="{:.3f}".format, na_rep="-"
-            ),
+            f"{figures['images']:,} images with a label: accuracy {accuracy}, balanced accuracy "
+            f"{balanced}, mean AUROC {area}, calibration error {figures['calibration_error']:.3f}",
+            pd.DataFrame(columns, list(classes)).to_string(),
             "confusion: a row for each true class, a column for each predicted one, as listed",
             pd.DataFrame(confusion["counts"], confusion["classes"]).to_string(header=False),
         ]

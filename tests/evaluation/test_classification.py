@@ -5,13 +5,10 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from medclip_oc.evaluation import classification
+from medclip_oc.evaluation import bootstrap, classification, findings
 
 
-def test_ties_count_half_and_one_class_has_no_area() -> None:
-    scores = np.array([0.5, 0.5, 0.2])
-    assert classification.auroc(scores, np.array([True, False, False])) == 0.75
-    assert classification.auroc(scores, np.array([True, True, True])) is None
+def test_one_class_has_no_area() -> None:
     found = classification.measure(["a", "b"], np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]]))
     assert found["auroc"] is None
     assert found["confusion"] == {"classes": ["a", "b"], "counts": [[1, 1], [0, 0]]}
@@ -23,7 +20,7 @@ def test_against_scikit_learn() -> None:
     scores = np.round(rng.random((60, 4)) + 0.5 * np.eye(4)[rng.integers(4, size=60)], 1)
     probabilities = np.pad(scores / scores.sum(1, keepdims=True), [(0, 0), (0, 1)])
     truth = np.concatenate([np.arange(4), rng.integers(4, size=56)])
-    found = classification.measure(list("abcde"), truth, probabilities)  # nothing is "e"
+    found = classification.measure(list("abcde"), truth, probabilities, draws=200)  # nothing is "e"
     predicted = probabilities.argmax(1)
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
     classes = pd.DataFrame.from_dict(found["classes"], orient="index")
@@ -36,3 +33,12 @@ def test_against_scikit_learn() -> None:
     means = pytest.approx((recalls.mean(), np.mean(areas)))
     assert (found["balanced_accuracy"], found["auroc"]) == means
     assert found["confusion"]["counts"] == metrics.confusion_matrix(truth, predicted).tolist()
+    error = findings.calibration_error(probabilities.max(1), predicted == truth)
+    assert found["calibration_error"] == error
+    draws = np.concatenate([*bootstrap.draw_weights(60, 200, 0)], 1)[:, 1:]
+    weighed = [metrics.balanced_accuracy_score(truth, predicted, sample_weight=w) for w in draws.T]
+    ends = np.quantile(weighed, bootstrap.TAILS)
+    assert found["intervals"]["balanced_accuracy"] == pytest.approx(ends, abs=1e-9)
+    assert found["intervals"]["accuracy"] == bootstrap.wilson(found["accuracy"], 60)
+    low, high = found["intervals"]["auroc"]
+    assert low < found["auroc"] < high
