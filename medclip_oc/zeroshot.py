@@ -15,7 +15,7 @@ def main(settings: ZeroshotConfig) -> None:
     """Rank the candidate captions for every image and print the rows; or search an index."""
     from .inference import image_inputs, prompts, ranking, search
     from .inference.embedder import open_embedder
-    from .inference.labels import Labels
+    from .inference.labels import Labels, read
     from .inference.output import RowWriter
 
     if settings.index is not None:
@@ -24,7 +24,9 @@ def main(settings: ZeroshotConfig) -> None:
     limit, candidates = settings.threshold, prompts.gather(settings)
     images = image_inputs.find(settings.images, settings.split)
     names = [prompts.NONE] * (limit is not None) + [candidate.name for candidate in candidates]
-    labels = Labels(settings.labels, names, images) if settings.labels is not None else None
+    labels = None
+    if settings.labels is not None:
+        labels = Labels(read("--labels", settings.labels, names), images)
     embedder = open_embedder(settings)
     writer = RowWriter(sys.stdout, settings.format, ranking.FIELDS)
     ranked = ranking.embed_candidates(embedder, candidates, limit)

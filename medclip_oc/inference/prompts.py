@@ -69,23 +69,34 @@ def checked(where: str, text: str) -> str:
     return text
 
 
-def read_table(
-    option: str, file: str, columns: Sequence[str], header: tuple[str, ...] | None = None
-) -> Iterator[tuple[str, list[str]]]:
-    """Rows of a `Table` that an option names: where each stands, for errors, and its cells;
-    InputError: no such file, a damaged row, or an empty cell.
-    """
+def open_table(option: str, file: str, header: tuple[str, ...] = ()) -> Table:
+    """The table that an option names; InputError: no such file."""
     if not Path(file).is_file():
         problem = "a folder, not a file" if Path(file).is_dir() else "no such file"
         raise InputError(f"{option}: {file}: {problem}")
-    for row in Table((Path(file),), header=header).rows(columns):
+    return Table((Path(file),), header=header)
+
+
+def read_table(
+    option: str,
+    file: str,
+    columns: Sequence[str],
+    texts: int,
+    header: tuple[str, ...] = (),
+) -> Iterator[tuple[str, list[str]]]:
+    """Rows of a `Table` that an option names: where each stands, for errors, and its cells.
+    InputError: no such file, a damaged row, or an empty cell among the first `texts`.
+    """
+    for row in open_table(option, file, header).rows(columns):
         where = f"{option}: {file}: {row.location}"
         if row.problem:
             raise InputError(f"{where}: {row.problem}")
-        for column, value in zip(columns, row.values, strict=True):
-            if not isinstance(value, str) or not value.strip():
+        cells = [str(value).strip() for value in row.values]
+        for n, column in enumerate(columns[:texts]):
+            if not isinstance(row.values[n], str) or not cells[n]:
                 raise InputError(f"{where}: no text in {column.replace('|', ' or ')}")
-        yield where, [checked(where, value).strip() for value in row.values]
+            cells[n] = checked(where, cells[n])
+        yield where, cells
 
 
 def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
@@ -96,7 +107,7 @@ def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
         lines = filter(None, map(str.strip, content.splitlines()))
         yield from ((text, checked("--texts-file -", text)) for text in lines)
         return
-    columns, header = [settings.text_column], None
+    columns, header = [settings.text_column], tuple[str, ...]()
     if file.lower().endswith(_NO_LINES):
         raise InputError(f"--texts-file: {file}: wanted are lines of text, or {', '.join(_TABLES)}")
     if file.lower().removesuffix(".gz").endswith(_TABLES) and Path(file).is_file():
@@ -108,7 +119,7 @@ def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
     else:
         columns, header = ["text"], ("text",)
     try:
-        for _, cells in read_table("--texts-file", file, columns, header):
+        for _, cells in read_table("--texts-file", file, columns, 2, header):
             yield cells[-1], cells[0]
     except InputError as error:
         options = "; --text-column and --label-column name others"
@@ -123,7 +134,7 @@ def _templates(given: str | None) -> tuple[str, ...]:
     if not Path(given).is_file():
         raise InputError(f"--templates: {given}: no such file, and not `radiology`")
     templates = dict[str, None]()
-    for where, [template] in read_table("--templates", given, ["text"], ("text",)):
+    for where, [template] in read_table("--templates", given, ["text"], 1, ("text",)):
         if "{}" not in template:
             raise InputError(f"{where}: no {{}} in {template!r}")
         templates[template] = None

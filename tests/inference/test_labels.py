@@ -1,4 +1,4 @@
-"""How the rows of a table of labels find their images."""
+"""Tables of labels: what they say, how their rows find images, and every mistake in a line."""
 
 from pathlib import Path
 
@@ -6,45 +6,107 @@ import numpy as np
 import pytest
 
 from medclip_oc.errors import InputError
-from medclip_oc.inference.image_inputs import ImageSet
-from medclip_oc.inference.labels import Labels
+from medclip_oc.inference import labels
 
-IMAGES = ImageSet([Path("/data/well/0.png"), Path("/data/sick/0.png"), Path("/data/sick/1.jpg")])
-FOUND = {  # rows of image and label -> which of IMAGES has which label
-    "by path": ("/data/well/0.png,a\n/data/sick/0.png,b\n", {0: "a", 1: "b"}),
-    "by its end": ("well/0.png,a\n./sick/0.png,b\nsick\\1.jpg,a\n", {0: "a", 1: "b", 2: "a"}),
-    "by its end, without extension": ("well/0,a\nsick/1,b\n", {0: "a", 2: "b"}),
-    "by file name": ("1.jpg,b\n", {2: "b"}),
-    "the longest": ("0.png,a\nwell/0.png,a\nsick/0.png,b\n", {0: "a", 1: "b"}),
-    "not another folder's": ("well/0.png,a\nwell/1.jpg,b\n", {0: "a"}),
-    "folders of another place": ("/home/x/1.jpg,b\n/home/x/7.jpg,a\n", {2: "b"}),
-    "files of another kind": ("../scans/1.dcm,b\n", {2: "b"}),
-    "by paths of another place, each name once": ("x/0.png,a\ny/1.png,b\n", {2: "b"}),
-}
+NAMES = ("Edema", "Pneumonia", "Lung Mass")
+ALIASES = {"Lung Mass": ["mass"], "Edema": ["edema"]}
+U = -1
+FORMS = {  # a table of 0.png and 1.png -> their rows
+    "names": ("image,label\n0.png,Edema | lung mass\n1.png,No Finding\n", [[1, 0, 1], [0, 0, 0]]),
+    "NIH": ("image index,Finding Labels\n0.png,MASS|edema\n1.png,NONE\n", [[1, 0, 1], [0] * 3]),
+    "columns": ("id,Edema,Mass,x\n0.png,1,,7\n1.png,-1.0,0.0,\n", [[1, U, U], [U, U, 0]]),
+    "bool": ("id,PNEUMONIA\n./0.png,True\n0.png,1\n1.png,False\n", [[U, 1, U], [U, 0, U]]),
+}  # fmt: skip
+
+
+def read(folder: Path, text: str, *how: object) -> labels.LabelTable:
+    (folder / "labels.csv").write_text(text)
+    return labels.read("--labels", str(folder / "labels.csv"), *how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(form: str, tmp_path: Path) -> None:
+    text, rows = FORMS[form]
+    table = read(tmp_path, text, NAMES, None, ALIASES)
+    assert table.names == NAMES
+    assert list(table.rows) == ["0.png", "1.png"]
+    assert np.array_equal([*table.rows.values()], rows)
+
+
+def test_what_is_uncertain(tmp_path: Path) -> None:
+    for policy, value in {"ones": 1, "zeros": 0, "ignore": -1}.items():
+        table = read(tmp_path, "id,Edema\n0,-1\n1,\n", ["Edema"], policy)
+        assert [row.tolist() for row in table.rows.values()] == [[value], [-1]]
+
+
+def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
+    table = read(tmp_path, "id,class\n0,b\n1,a\n2,c|a\n", None)
+    assert table.names == ("a", "b", "c")
+    assert table.rows["2"].tolist() == [1, 0, 1]
+    table = read(tmp_path, "id,b,split,a\n0,1,train,0\n1,0,test,1\n", None)
+    assert table.names == ("b", "a")
+    assert table.single() == {"0": 0, "1": 1}
+
+
 REFUSED = {
-    "0.png,a\n": "0.png is the end of '/data/well/0.png' and '/data/sick/0.png': write more of it",
-    "x/0.png,a\n": "an image of --images: 'x/0.png', '/data/well/0.png'; write paths or file names",
-    "well/0.png,a\nwell\\0.png,b\n": "well/0.png has another label before",
+    "id,Edema,Mass\n0,1,\n": "labels.csv: 0: 'Lung Mass' is unknown; one class is wanted",
+    "id,Edema,Mass\n0,1,-1\n": "labels.csv: 0: 'Lung Mass' is unknown; one class is wanted",
+    "id,Edema,Mass\n0,1,1\n": "0: true are ['Edema', 'Lung Mass']; one class is wanted",
+    "id,Edema,Mass\n0,0,0\n": "0: true are none; one class is wanted",
+    "id,label\n0,Edema|Mass\n": "0: true are ['Edema', 'Lung Mass']; one class is wanted",
+    "id,label\n0,Edema\n1,Edma\n": "line 3: 'Edma' is no candidate; the nearest are Edema",
+    "id,label\n0,gout\n": "line 2: 'gout' is no candidate; the nearest are Edema, Lung Mass",
+    "id,label\n0,\n": "line 2: no text in label",
+    "id,label\n,Edema\n": "line 2: no text in id",
+    "id,label\n": "labels.csv: no rows",
+    "id,Edema\n0,yes\n": "line 2: Edema: 'yes': wanted is 0, 1, -1 (uncertain) or nothing (unknow",
+    "id,Edema\n0,0\n1,2\n": "line 3: Edema: '2': wanted is 0, 1, -1 (uncertain) or nothing",
+    "id,Edema,Mass\n0,1\n": "line 2: 2 fields, the header has 3",
+    "id,Edema,Edema\n0,1,1\n": "column Edema: an earlier one is of the same class",
+    "id,Mass,lung mass\n0,1,1\n": "column lung mass: an earlier one is of the same class",
+    "id,Edema,label\n0,1,Edema\n": "labels: 'label' and 'Edema' both hold some; one column of n",
+    "id,gout\n0,1\n": "labels: there are none; one column of names, or one for each class",
+    "x,Edema\n0,1\n": "no column of images: image, id, file, path",
+    "id,label\na/0,Edema\na\\0,Mass\n": "line 3: a/0 has another label before",
+    "id,Edema\n0,1\n0,0\n": "line 3: 0 has another label before",
 }
 
 
-def labels_of(rows: str, folder: Path) -> dict[int, str]:
-    (folder / "labels.csv").write_text("filename,label\n" + rows)
-    labels = Labels(str(folder / "labels.csv"), ["a", "b"], IMAGES)
-    labels.add([0, 1, 2], np.arange(3))
-    assert labels.missing == 3 - len(labels._rows)
-    assert labels.unused == rows.count("\n") - len(labels._rows)
-    return {int(place): "ab"[label] for label, place in labels._rows}
+@pytest.mark.parametrize("text", REFUSED)
+def test_bad_tables(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        read(tmp_path, text, ["Edema", "Lung Mass"], None, ALIASES).single()
+    assert REFUSED[text] in str(refused.value)
+    assert f"--labels: {tmp_path / 'labels.csv'}: " in str(refused.value)
+
+
+IMAGES = ["/data/well/0.png", "/data/sick/0.png", "/data/sick/1.jpg"]
+FOUND = {  # rows -> which of IMAGES each names
+    "by path": (["/data/well/0.png", "/data/sick/0.png"], [0, 1]),
+    "by its end": (["well/0.png", "sick/0.png", "sick/1.jpg"], [0, 1, 2]),
+    "by its end, without extension": (["well/0", "sick/1"], [0, 2]),
+    "by file name": (["1.jpg"], [2]),
+    "the longest": (["0.png", "well/0.png", "sick/0.png"], [None, 0, 1]),
+    "not another folder's": (["well/0.png", "well/1.jpg"], [0, None]),
+    "folders of another place": (["/home/x/1.jpg", "/home/x/7.jpg"], [2, None]),
+    "files of another kind": (["../scans/1.dcm"], [2]),
+    "by paths of another place, each name once": (["x/0.png", "y/1.png"], [None, 2]),
+}
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_rows_find_their_images(name: str, tmp_path: Path) -> None:
-    rows, found = FOUND[name]
-    assert labels_of(rows, tmp_path) == found
+def test_rows_find_their_images(name: str) -> None:
+    rows, images = FOUND[name]
+    found = {n: row for row, n in zip(rows, images, strict=True) if n is not None}
+    assert labels.match("--labels", rows, IMAGES) == found
 
 
-@pytest.mark.parametrize("rows", REFUSED)
-def test_rows_that_find_none_or_two(rows: str, tmp_path: Path) -> None:
+TWO = "0.png is the end of '/data/well/0.png' and '/data/sick/0.png': write more of it"
+NONE = "one of the images: 'x/0.png', '/data/well/0.png'; write paths or file names"
+
+
+@pytest.mark.parametrize(("row", "line"), [("0.png", TWO), ("x/0.png", NONE)])
+def test_rows_that_find_none_or_two(row: str, line: str) -> None:
     with pytest.raises(InputError) as refused:
-        labels_of(rows, tmp_path)
-    assert REFUSED[rows] in str(refused.value)
+        labels.match("--labels", [row], IMAGES)
+    assert line in str(refused.value)
