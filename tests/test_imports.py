@@ -20,7 +20,7 @@ SEAMS = {
     "open_clip": {"models", "exporters"},
     "wandb": {"training"},
     "torch.utils.tensorboard": {"training"},
-    "webdataset": {"data", "packing"},
+    "webdataset": {"data", "packing", "exporters"},
     "simplejpeg": {"imaging"},
     "torch.distributed": {"runtime"},
 }

@@ -114,21 +114,30 @@ class EmbedConfig(ModelChoice):
 
 @dataclass(kw_only=True)
 class ExportConfig(Settings):
-    """A checkpoint as a folder for open_clip, ONNX or Hugging Face transformers."""
+    """A checkpoint as a folder for open_clip, ONNX or Hugging Face transformers; or pairs for
+    clip_benchmark.
+    """
 
-    reads = "checkpoint images"
+    reads = "checkpoint images data split caption_key"
     writes = "to out quantize overwrite"
 
-    checkpoint: str
+    checkpoint: str | None = None
     """A checkpoint written by training."""
-    to: Literal["open_clip", "onnx", "hf", "adapters"]
-    """For open_clip (`local-dir:`), ONNX, transformers (hf: CLIP's towers); or LoRA's adapters."""
+    to: Literal["open_clip", "onnx", "hf", "adapters", "clip_benchmark"]
+    """For open_clip (`local-dir:`), ONNX, transformers (hf: CLIP's towers); LoRA's adapters; or, in
+    place of a checkpoint, the pairs of --data for LAION's clip_benchmark."""
     out: str
     """A new folder."""
     images: list[str] = field(default_factory=list)
     """Images to compare features on. None given: pairs that the run validated on."""
     pairs: Annotated[int, Bound("at least 2", lambda value: value >= 2)] = 8
     """How many are compared."""
+    data: str | list[str] | None = None
+    """Of clip_benchmark: shard folder, brace pattern, glob or list of tars."""
+    split: checks.Split | None = None
+    """Split of a shard folder. null: test."""
+    caption_key: str | None = None
+    """Where captions lie, see data.caption_key of training."""
     quantize: Literal["int8"] | None = None
     """Of ONNX: graphs with weights of 8 bits beside the others; the card says how close."""
     overwrite: bool = False
@@ -138,6 +147,13 @@ class ExportConfig(Settings):
         super().__post_init__()
         if self.quantize is not None and self.to != "onnx":
             raise InputError(f"--quantize: for --to onnx alone, not for {self.to}")
+        of_models, of_pairs = ["checkpoint", "images"], ["data", "split", "caption_key"]
+        own, others = (of_models, of_pairs)[:: -1 if self.to == "clip_benchmark" else 1]
+        if getattr(self, own[0]) is None:
+            raise InputError(f"--{own[0]}: required for --to {self.to}")
+        for name in others:
+            if getattr(self, name):
+                raise InputError(f"{self.option(name)}: of no use to --to {self.to}")
 
 
 @dataclass(kw_only=True)

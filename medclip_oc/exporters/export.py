@@ -15,7 +15,7 @@ from ..imaging import decode
 from ..inference import image_inputs
 from ..models import checkpoint, factory
 from ..runtime.atomic import atomic_folder
-from . import model_card, parity, to_adapters, to_hf, to_onnx, to_open_clip
+from . import model_card, parity, to_adapters, to_clip_benchmark, to_hf, to_onnx, to_open_clip
 
 _FORMATS = {"open_clip": to_open_clip, "onnx": to_onnx, "hf": to_hf, "adapters": to_adapters}
 _NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript", "tokenizers"), "hf": ("transformers",)}
@@ -35,9 +35,7 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
     the folder is there, a package is missing, the model has no counterpart in the format, or there
     is nothing to compare on. WorkError: features differ, or it can't be written; it isn't there.
     """
-    out, form, file = Path(settings.out), settings.to, Path(settings.checkpoint)
-    if out.exists() and not (settings.overwrite and (out / "README.md").is_file()):
-        raise InputError(f"--out: {out} is there already; --overwrite replaces an earlier export")
+    out, form, file = _free(settings), settings.to, Path(settings.checkpoint or "")
     content = checkpoint.load(file)
     clip = factory.restore(content, str(file))
     model = clip.towers.eval().clip
@@ -72,6 +70,20 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
         if form == "open_clip":
             to_open_clip.prepare_rename(partial, out)
     return len(pictures), len(texts), difference
+
+
+def export_pairs(settings: ExportConfig) -> str:
+    """Write pairs for clip_benchmark; returns what is in the folder. InputError: see `write`."""
+    with atomic_folder(_free(settings), replace=settings.overwrite) as partial:
+        return to_clip_benchmark.write(settings, partial)
+
+
+def _free(settings: ExportConfig) -> Path:
+    """The folder to write; InputError: something is there that isn't to be replaced."""
+    out = Path(settings.out)
+    if out.exists() and not (settings.overwrite and (out / "README.md").is_file()):
+        raise InputError(f"--out: {out} is there already; --overwrite replaces an earlier export")
+    return out
 
 
 def _pairs(settings: ExportConfig, content: dict[str, Any]) -> tuple[list[Image.Image], list[str]]:
