@@ -10,17 +10,11 @@ from .runtime import command
 
 def main(settings: ExportConfig) -> None:
     """Write the folder; print how far its features are from the checkpoint's, and what is next."""
-    from .exporters.export import export_checkpoint, export_pairs
+    from .exporters.export import export
 
-    if settings.to == "clip_benchmark":
-        print(f"{export_pairs(settings)}: written to {settings.out}; its README.md has the call")
-        return
-    images, texts, difference = export_checkpoint(settings)
-    print(
-        f"{settings.out}: features of {images} images and {texts} texts "
-        f"differ from the checkpoint's by at most {difference:.1e}"
-    )
-    print(f"written to {settings.out}; load it by the lines of {settings.out}/README.md")
+    print(f"{settings.out}: {export(settings)}")
+    how = "see" if settings.to == "clip_benchmark" else "load it by the lines of"
+    print(f"written to {settings.out}; {how} {settings.out}/README.md")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class ExportConfig(Settings):
     clip_benchmark.
     """
 
-    reads = "checkpoint images data split caption_key"
+    reads = "checkpoint images data split caption_key labels prompts"
     writes = "to out quantize overwrite"
 
     checkpoint: str | None = None
@@ -138,6 +138,10 @@ class ExportConfig(Settings):
     """Split of a shard folder. null: test."""
     caption_key: str | None = None
     """Where captions lie, see data.caption_key of training."""
+    labels: str | None = None
+    """Table of each image's class: clip_benchmark then classifies, in place of retrieval."""
+    prompts: str | None = None
+    """Names and templates of the classes: a set of `zeroshot --list-prompts`, or a FILE.yaml."""
     quantize: Literal["int8"] | None = None
     """Of ONNX: graphs with weights of 8 bits beside the others; the card says how close."""
     overwrite: bool = False
@@ -145,15 +149,16 @@ class ExportConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.quantize is not None and self.to != "onnx":
-            raise InputError(f"--quantize: for --to onnx alone, not for {self.to}")
-        of_models, of_pairs = ["checkpoint", "images"], ["data", "split", "caption_key"]
-        own, others = (of_models, of_pairs)[:: -1 if self.to == "clip_benchmark" else 1]
+        of_pairs = ["data", "split", "caption_key", "labels", "prompts"]
+        of_models = ["checkpoint", "images", *["quantize"] * (self.to == "onnx")]
+        own = of_pairs if self.to == "clip_benchmark" else of_models
         if getattr(self, own[0]) is None:
             raise InputError(f"--{own[0]}: required for --to {self.to}")
-        for name in others:
+        for name in {*of_pairs, *of_models, "quantize"} - {*own}:
             if getattr(self, name):
                 raise InputError(f"{self.option(name)}: of no use to --to {self.to}")
+        if (self.labels is None) != (self.prompts is None):
+            raise InputError("--labels, --prompts: one needs the other")
 
 
 @dataclass(kw_only=True)

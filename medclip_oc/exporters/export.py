@@ -29,13 +29,18 @@ _TEXTS = [
 _MOST_CAPTIONS = 200
 
 
-def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
-    """Write a checkpoint as a folder for another program; returns the numbers of images and texts
-    that both sides embedded, and the largest difference of their normalised features. InputError:
-    the folder is there, a package is missing, the model has no counterpart in the format, or there
-    is nothing to compare on. WorkError: features differ, or it can't be written; it isn't there.
+def export(settings: ExportConfig) -> str:
+    """Write a folder for another program; returns what is to be said of it. InputError: the folder
+    is there, a package is missing, the model has no counterpart in the format, there is nothing to
+    compare on, or see `to_clip_benchmark.write`. WorkError: features differ, or it can't be
+    written; it isn't there.
     """
-    out, form, file = _free(settings), settings.to, Path(settings.checkpoint or "")
+    out, form, file = Path(settings.out), settings.to, Path(settings.checkpoint or "")
+    if out.exists() and not (settings.overwrite and (out / "README.md").is_file()):
+        raise InputError(f"--out: {out} is there already; --overwrite replaces an earlier export")
+    if form == "clip_benchmark":
+        with atomic_folder(out, replace=settings.overwrite) as partial:
+            return to_clip_benchmark.write(settings, partial)
     content = checkpoint.load(file)
     clip = factory.restore(content, str(file))
     model = clip.towers.eval().clip
@@ -69,21 +74,10 @@ def export_checkpoint(settings: ExportConfig) -> tuple[int, int, float]:
             copymode(partial / "README.md", weights)
         if form == "open_clip":
             to_open_clip.prepare_rename(partial, out)
-    return len(pictures), len(texts), difference
-
-
-def export_pairs(settings: ExportConfig) -> str:
-    """Write pairs for clip_benchmark; returns what is in the folder. InputError: see `write`."""
-    with atomic_folder(_free(settings), replace=settings.overwrite) as partial:
-        return to_clip_benchmark.write(settings, partial)
-
-
-def _free(settings: ExportConfig) -> Path:
-    """The folder to write; InputError: something is there that isn't to be replaced."""
-    out = Path(settings.out)
-    if out.exists() and not (settings.overwrite and (out / "README.md").is_file()):
-        raise InputError(f"--out: {out} is there already; --overwrite replaces an earlier export")
-    return out
+    return (
+        f"features of {len(pictures)} images and {len(texts)} texts "
+        f"differ from the checkpoint's by at most {difference:.1e}"
+    )
 
 
 def _pairs(settings: ExportConfig, content: dict[str, Any]) -> tuple[list[Image.Image], list[str]]:

@@ -1,9 +1,14 @@
 """A split of pairs as LAION's clip_benchmark reads it: its `build_wds_dataset`, release 1.6.2.
 
-dataset_type.txt                  "retrieval"
-SPLIT/nshards.txt, SPLIT/0.tar    ID.jpg as it lies in the shards, and ID.txt, a caption a line
+SPLIT/nshards.txt, SPLIT/0.tar   ID.jpg as it lies in the shards; ID.txt, a caption a line, or
+                                 ID.cls, the number of its class
+dataset_type.txt                 "retrieval", where there are captions
+classnames.txt                   the first name of each class, and what it is put into:
+zeroshot_classification_templates.txt
+prompts.json                     all phrasings of each class, for --custom_template_file
 """
 
+import json
 from pathlib import Path
 
 from webdataset import ShardWriter
@@ -11,48 +16,63 @@ from webdataset import ShardWriter
 from ..config.inference import ExportConfig
 from ..data.index import CAPTION
 from ..data.shards import ShardSet
-from ..runtime.progress import Progress
+from ..errors import InputError
+from ..inference import labels, prompt_sets
+from ..inference.image_inputs import ImageSet
 
 _MOST_PER_TAR = 10_000  # as clip_benchmark's own converter has it
 _WORKERS = 4  # that clip_benchmark starts: each wants a tar
-_README = """# {name}: {content}, for clip_benchmark
-
-From the folder in which {name} lies:
-
-```sh
-pip install clip_benchmark requests   # it imports requests, and doesn't ask for it
-clip_benchmark eval --dataset wds/{name} --dataset_root {name} --split {split} {task} \\
-    --no_amp --model ViT-B-32 --pretrained openai   # or --model local-dir:FOLDER --pretrained ""
-```
-"""
 
 
 def write(settings: ExportConfig, folder: Path) -> str:
-    """Write into an empty folder; returns what is there, in words. InputError: see `ShardSet`."""
+    """Write into an empty folder; returns what is there, in words. InputError: see `ShardSet.open`,
+    `prompt_sets.load`, `labels.read`; or several classes may be true of an image.
+    """
     assert settings.data is not None
-    split = settings.split or "test"
-    shards = ShardSet.open(settings.data, split, settings.caption_key or CAPTION)
+    split, by_class = settings.split or "test", settings.labels is not None
+    shards = ShardSet.open(settings.data, split, settings.caption_key or CAPTION, bare=by_class)
+    keys, captions = shards.ids(), 0
+    if by_class:
+        truth = _write_classes(settings, shards, folder)
+    else:
+        truth = dict.fromkeys(range(len(shards)), 0)
+        (folder / "dataset_type.txt").write_text("retrieval\n", "utf-8")
     (folder / split).mkdir()
-    captions = 0
     pattern = f"{folder}/{split}/".replace("%", "%%") + "%d.tar"
-    per_tar = min(_MOST_PER_TAR, max(1, len(shards) // _WORKERS))
-    with (
-        ShardWriter(pattern, per_tar, verbose=0, mtime=0) as tars,
-        Progress(len(shards), "pairs", "export") as progress,
-    ):
-        for position, key in enumerate(shards.ids()):
-            sample = shards.read(position)
+    per_tar = min(_MOST_PER_TAR, max(1, len(truth) // _WORKERS))
+    with ShardWriter(pattern, per_tar, verbose=0, mtime=0) as tars:
+        for n, label in truth.items():
+            sample = shards.read(n)
             texts = [_line(text) for text in (sample.caption, *sample.further)]
-            tars.write({"__key__": key, sample.extension: sample.image, "txt": "\n".join(texts)})
             captions += len(texts)
-            progress.update()
+            answer = {"cls": label} if by_class else {"txt": "\n".join(texts)}
+            tars.write({"__key__": keys[n], sample.extension: sample.image, **answer})
         (folder / split / "nshards.txt").write_text(f"{tars.shard}\n", "utf-8")
-    content, task = f"{len(shards):,} images, {captions:,} captions", "zeroshot_retrieval"
-    (folder / "dataset_type.txt").write_text("retrieval\n", "utf-8")
-    facts = {"name": Path(settings.out).resolve().name, "content": content, "split": split}
-    task = f"\\\n    --task {task} --recall_k 1 5 10"
-    (folder / "README.md").write_text(_README.format(**facts, task=task), "utf-8")
+    answers = f"{len({*truth.values()})} classes" if by_class else f"{captions:,} captions"
+    content = f"{len(truth):,} of {len(keys):,} images, {answers}"
+    about = f"{content}, for clip_benchmark: see docs/evaluation.md of medclip_oc\n"
+    (folder / "README.md").write_text(about, "utf-8")
     return content
+
+
+def _write_classes(settings: ExportConfig, shards: ShardSet, folder: Path) -> dict[int, int]:
+    """Write names and phrasings; returns the class of each position that has one."""
+    prompts = prompt_sets.load(settings.prompts or "")
+    phrasings = {_line(each.names[0]): [*map(_line, each.positive)] for each in prompts.classes}
+    if prompts.multi_label or len(phrasings) < len(prompts.classes):
+        problem = "several may be true of an image" if prompts.multi_label else "two share a name"
+        raise InputError(f"--prompts {settings.prompts}: its classes: {problem}; not exported")
+    names = [each.name for each in prompts.classes]
+    table = labels.read("--labels", settings.labels or "", names, aliases=prompts.aliases)
+    truth = table.single()
+    images = ImageSet([(shards, n) for n in range(len(shards))]).names(truth)
+    templates = [_line(form).replace("{}", "{c}") for form in prompts.templates]
+    lines = {"classnames": phrasings, "zeroshot_classification_templates": templates}
+    for file, texts in lines.items():
+        (folder / f"{file}.txt").write_text("\n".join(texts) + "\n", "utf-8")
+    own = {Path(settings.out).resolve().name: phrasings}  # by the name of the data set
+    (folder / "prompts.json").write_text(json.dumps(own, indent=1), "utf-8")
+    return {n: truth[row] for n, row in sorted(labels.match(table.where, truth, images).items())}
 
 
 def _line(text: str) -> str:

@@ -4,7 +4,7 @@ Nothing is read before it is asked for, and what is kept of an image is where it
 """
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..data.index import INDEX
@@ -37,6 +37,16 @@ class ImageSet:
             return read_file(str(place))
         except OSError as error:
             raise BadImage("undecodable", error.strerror or str(error)) from None
+
+    def names(self, rows: Collection[str]) -> list[str]:
+        """What the rows of a table may call the images: see `name`; in a shard, failing that, the
+        id, of which packing made the key.
+        """
+        names = [self.name(n) for n in range(len(self))]
+        for n, place in enumerate(self._places):
+            if isinstance(place, tuple) and names[n] not in rows:
+                names[n] = str(place[0].facts(place[1]).get("id") or names[n])
+        return names
 
 
 def find(words: Sequence[str], split: str | None, option: str = "--images") -> ImageSet:

@@ -44,6 +44,7 @@ class PromptClass:
     positive: tuple[str, ...]  # at least one
     negative: tuple[str, ...]  # at least one where several classes may be true
     aliases: tuple[str, ...]
+    names: tuple[str, ...]  # what fills the templates: at least one
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PromptSet:
     source: str
     multi_label: bool
     classes: tuple[PromptClass, ...]
+    templates: tuple[str, ...] = ("{}",)  # the positive ones
 
     @property
     def aliases(self) -> dict[str, tuple[str, ...]]:
@@ -90,7 +92,8 @@ def load(name_or_file: str) -> PromptSet:
         for word in (name, *classes[-1].aliases):
             if (owner := owners.setdefault(word.casefold(), name)) != name:
                 raise InputError(f"{where}: {word!r} is a name or alias of {owner} too")
-    return PromptSet(file.stem, tree.get("source", ""), several, tuple(classes))
+    templates = tuple(forms.get("positive", ())) or PromptSet.templates
+    return PromptSet(file.stem, tree.get("source", ""), several, tuple(classes), templates)
 
 
 def _class(where: str, name: str, given: dict[str, Any], forms: dict[str, Any]) -> PromptClass:
@@ -104,4 +107,5 @@ def _class(where: str, name: str, given: dict[str, Any], forms: dict[str, Any]) 
         raise InputError(f"{where}: no positive phrasing: give names and templates, or positive")
     if both := {*positive} & {*negative}:
         raise InputError(f"{where}: {min(both)!r} is both positive and negative")
-    return PromptClass(name, positive, negative, tuple(given.get("aliases", [])))
+    further = tuple(given.get("aliases", [])), tuple(given.get("names") or [name])
+    return PromptClass(name, positive, negative, *further)

@@ -266,7 +266,5 @@ def test_mistakes(folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     error = error_of(*images, form="onnx")
     assert "needs onnxruntime: pip install 'medclip_oc[onnx]'" in error
-    assert "--quantize: for --to onnx alone, not for hf" in error_of(
-        "--quantize", "int8", form="hf"
-    )
+    assert "--quantize: of no use to --to hf" in error_of("--quantize", "int8", form="hf")
     assert not (tmp_path / "out").exists()

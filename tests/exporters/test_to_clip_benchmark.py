@@ -14,9 +14,15 @@ from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.inference import ExportConfig
 from medclip_oc.data.shards import ShardSet
 from tests.support.cli import call
-from tests.support.tiny_dataset import jpeg, stock, write_captions, write_tar
+from tests.support.tiny_dataset import jpeg, stock, write_captions, write_pairs, write_tar
 
 Run = Callable[..., tuple[int, str]]
+PROMPTS = """
+multi_label: false
+templates: {positive: ["{}", "an X-ray\\n of {}."]}
+classes:
+  {odd: {names: [an odd one, a rest], aliases: [o]}, even: {positive: [even]}, x: {names: [x]}}
+"""
 
 
 @pytest.fixture
@@ -43,10 +49,8 @@ def test_retrieval(packed: Path, run: Run, tmp_path: Path) -> None:
     sets = f"{packed}::{write_captions(tmp_path / 'several.tar')}"
     sets += f"::{write_tar(tmp_path / 'odd.tar', odd)}"
     code, printed = run("--data", sets)
-    assert (code, printed.splitlines()[0]) == (
-        0,
-        f"17 images, 23 captions: written to {tmp_path / 'out'}; its README.md has the call",
-    )
+    assert code == 0
+    assert printed.startswith(f"{tmp_path / 'out'}: 17 of 17 images, 23 captions\n")
     assert (tmp_path / "out" / "dataset_type.txt").read_text() == "retrieval\n"
     shards, samples = ShardSet.open(sets, "test"), read(tmp_path / "out")
     assert [sample["__key__"] for sample in samples] == shards.ids()
@@ -60,10 +64,38 @@ def test_retrieval(packed: Path, run: Run, tmp_path: Path) -> None:
     assert len(read(tmp_path / "out", "valid")) == 12
 
 
+def classes(folder: Path) -> list[object]:
+    """Options for pairs of which all but the last two have a class."""
+    rows = [f"pair{n}.png,{('even', 'o')[n % 2]}" for n in range(11)]
+    (folder / "labels.csv").write_text("\n".join(["image,label", *rows, "elsewhere,odd", ""]))
+    (folder / "mine.yaml").write_text(PROMPTS)
+    given = ["--data", write_pairs(folder / "pairs.tar", range(13))]
+    return [*given, "--labels", folder / "labels.csv", "--prompts", folder / "mine.yaml"]
+
+
+def test_classification(run: Run, tmp_path: Path) -> None:
+    code, printed = run(*classes(tmp_path))
+    assert code == 0
+    assert "out: 11 of 13 images, 2 classes\n" in printed
+    samples = read(tmp_path / "out")
+    assert [(s["__key__"], int(s["cls"])) for s in samples] == [
+        (f"pair{n}", 1 - n % 2) for n in range(11)
+    ]
+    files = ("classnames.txt", "zeroshot_classification_templates.txt")
+    texts = [(tmp_path / "out" / name).read_text() for name in files]
+    assert texts == ["an odd one\neven\nx\n", "{c}\nan X-ray  of {c}.\n"]
+    of_sets = json.loads((tmp_path / "out" / "prompts.json").read_text())
+    assert of_sets["out"]["even"] == ["even"]
+    assert of_sets["out"]["an odd one"][2:] == ["a rest", "an X-ray  of a rest."]
+
+
 MISTAKES = {
     "": "--data: required for --to clip_benchmark",
     "--data x --checkpoint y": "--checkpoint: of no use to --to clip_benchmark",
     "--data x --split test": "x: no such shard folder or tar",
+    "--data x --labels y": "--labels, --prompts: one needs the other",
+    "--data PAIRS --labels y --prompts chexpert14": "chexpert14: its classes: several may be true",
+    "--data PAIRS --labels y --prompts plane": "--labels: y: no such file",
     "--to hf --data x": "--checkpoint: required for --to hf",
     "--to hf --checkpoint y --split test": "--split: of no use to --to hf",
 }
@@ -71,7 +103,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_mistakes(words: str, run: Run, tmp_path: Path) -> None:
-    code, error = run(*words.split())
+    pairs = write_pairs(tmp_path / "pairs.tar", range(1))
+    code, error = run(*words.replace("PAIRS", str(pairs)).split())
     assert (code, error.count("\n")) == (2, 1)
     assert MISTAKES[words] in error
     assert not (tmp_path / "out").exists()
