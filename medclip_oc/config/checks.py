@@ -13,6 +13,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Decode = Literal["fast", "exact"]
 Split = Literal["train", "valid", "test"]
 LongCaptions = Literal["truncate", "sentences"]
+Unit = Literal["image", "study"]
 
 
 class Bound(NamedTuple):

@@ -99,6 +99,8 @@ class DataConfig(Settings, section="data."):
     """Pairs to choose the best checkpoint with. null: no validation."""
     caption_key: str = "caption"
     """Ending, or key of KEY.json, that has the captions; this default comes after KEY.txt."""
+    unit: checks.Unit = "image"
+    """study: an epoch has each `study` (of KEY.json) once, by one of its images and captions."""
     workers: Natural = 4
     """Loader processes per rank. 0: load in the training process."""
     weights: list[Positive] | None = None

@@ -1,4 +1,4 @@
-"""Draw groups of pairs more evenly than they come; KEY.json says which group a pair is of.
+"""Draw groups of pairs more evenly than they come; KEY.json says of which group or study a pair is.
 
 N pairs, K groups.
 """
@@ -13,10 +13,34 @@ from ..errors import InputError
 from ..runtime import distributed
 from ..runtime.distributed import World
 from .sampler import Order
-from .shards import ShardSet
+from .shards import ShardSet, Studies
 
 _MOST_GROUPS, _SHOWN = 1000, 10  # a field with more values tells pairs apart, as an id does
 _CONCEPT = re.compile("C[0-9]{7}")
+
+
+def read_studies(shards: ShardSet, world: World, *, needed: bool = True) -> Studies:
+    """Set `shards.studies`; sets joined by `::` share none. InputError: no pair has one, but they
+    are `needed`.
+    """
+    with distributed.errors_together():  # the main rank reads for all
+        found: Any = _studies(shards, needed) if world.main else None
+    studies: Studies = distributed.all_gather_objects(found)[0]
+    shards.studies = studies
+    return studies
+
+
+def _studies(shards: ShardSet, needed: bool) -> Studies:
+    found = (shards.facts(index).get("study") for index in range(len(shards)))
+    names = ["" if name is None else str(name) for name in found]
+    if needed and not any(names):
+        hint = "make_shards --study-column adds it; unit image takes each pair alone"
+        raise InputError(f"no pair has `study` in its KEY.json, as unit study needs ({hint})")
+    sets = np.repeat(np.arange(len(shards.sizes)), shards.sizes).tolist()
+    pairs = enumerate(zip(sets, names, strict=True))
+    keys = [(place, name, 0 if name else index) for index, (place, name) in pairs]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return Studies([name for _, name, _ in numbers], np.array([numbers[key] for key in keys]))
 
 
 def balanced_order(

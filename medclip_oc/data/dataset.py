@@ -12,7 +12,7 @@ a pair in the batch, k concepts of one pair.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +48,7 @@ _NO_ROOM = (
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CUI = re.compile("C[0-9]{1,9}")
 _REPLACEMENTS = 1 << 32  # from here on, the numbers of the permutations that replace bad pairs
+_VIEWS, _TEXTS = 1 << 33, 1 << 34  # and those that draw a study's image, and its caption
 _TRIES = 20  # unreadable pairs in a row, at which no other one is looked for
 # A sentence ends where white space follows its mark, unless that is the dot of one of these.
 _ABBREVIATIONS = ("Fig", "Figs", "No", "Dr", "vs", "al", "ca", "approx", "e.g", "i.e", "cf")
@@ -127,7 +128,9 @@ class StepSampler:
 
 @dataclass(eq=False)
 class Pairs(Dataset[dict[str, Any]]):
-    """Pairs as tensors."""
+    """Pairs as tensors. Where captions are drawn and `shards` has studies, an item is a study: the
+    image of one of its pairs and the caption of one, each pair's once before any comes again.
+    """
 
     shards: ShardSet  # where they lie; an empty set where every pair comes out of a stream
     transform: Transform  # its generator depends on (seed, pass, index) alone
@@ -142,10 +145,14 @@ class Pairs(Dataset[dict[str, Any]]):
     is an error."""
 
     def __post_init__(self) -> None:
-        self.captions = Captions(self.tokenizer, self.long_captions)
+        self.captions, self._views = Captions(self.tokenizer, self.long_captions), None
+        if self.take == "drawn" and self.shards.studies is not None:
+            of_pair = self.shards.studies.of_pair
+            ends = np.cumsum(np.bincount(of_pair))
+            self._views = np.split(np.argsort(of_pair, kind="stable"), ends[:-1])  # S of (k,)
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self.shards if self._views is None else self._views)
 
     def __getitem__(self, item: Place | Streamed) -> dict[str, Any]:
         """The tensors of a pair, `bad` and `long`; or `error` alone.
@@ -158,11 +165,17 @@ class Pairs(Dataset[dict[str, Any]]):
             return {"error": error}
 
     def _placed(self, epoch: int, position: int) -> dict[str, Any]:
-        bad, index = list[str](), position
+        bad, unit = list[str](), position
         while True:
+            views = [unit] if self._views is None else self._views[unit].tolist()
+            index = views[0] if len(views) == 1 else self._draw(views, epoch, _VIEWS + unit)
             try:
                 sample = self.shards.read(index)
-                return {**self._tensors(sample, epoch, index), "bad": bad}
+                if len(views) > 1:
+                    view = self._draw(views, epoch, _TEXTS + unit)
+                    other = self.shards.read(view, image=False)
+                    sample = replace(sample, caption=other.caption, further=other.further)
+                return {**self._tensors(sample, epoch, unit), "bad": bad}
             except BadImage as error:
                 bad.append(f"{self.shards.locate(index)}: {error}")
             except InputError as error:  # the caption; says where
@@ -172,7 +185,12 @@ class Pairs(Dataset[dict[str, Any]]):
             if len(bad) == _TRIES:
                 raise WorkError(f"{_TRIES} pairs in a row can't be read; the last: {bad[-1]}")
             stream = _REPLACEMENTS + len(bad)
-            index = int(permuted(self.seed, epoch, len(self), np.array(position), stream=stream))
+            unit = int(permuted(self.seed, epoch, len(self), np.array(position), stream=stream))
+
+    def _draw(self, choices: list[Any], epoch: int, stream: int) -> Any:
+        """One of them; each once before any comes again."""
+        cycle, place = divmod(epoch, len(choices))
+        return choices[shuffled(self.seed, cycle, len(choices), stream)[place]]
 
     def _streamed(self, item: Streamed) -> dict[str, Any]:
         bad = list(item.passed_over)
@@ -185,8 +203,7 @@ class Pairs(Dataset[dict[str, Any]]):
         seed, further = [self.seed, epoch, index], sample.further
         captions = [sample.caption, *(further if self.take != "first" else ())]
         if further and self.take == "drawn":
-            cycle, place = divmod(epoch, len(captions))
-            captions = [captions[shuffled(self.seed, cycle, len(captions), index)[place]]]
+            captions = [self._draw(captions, epoch, index)]
         tokens, long = zip(*(self.captions.tokens(c, [*seed, 1]) for c in captions), strict=True)
         digest, cuis = str(sample.facts.get("sha256")), sample.facts.get("concepts")
         if not _SHA256.fullmatch(digest):  # of the source's image

@@ -7,10 +7,12 @@ ranks exchange three numbers before each step and act alike.
 G pairs over all ranks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..config.checks import Decode
 from ..config.schema import Config, DataConfig
@@ -19,7 +21,7 @@ from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
 from .augment import Preprocess, TrainingTransform
-from .balance import balanced_order
+from .balance import balanced_order, read_studies
 from .dataset import Batch, LoadedBatch, Pairs, StepSampler, Take, load_batches, step_batches
 from .index import CAPTION
 from .remote import ShardStream, is_stream
@@ -35,6 +37,7 @@ class TrainingData:
     order: Order | ShardStream  # which pair comes when; a stream has its own order
     pairs_per_epoch: int
     note: str = ""  # for the log
+    studies: Sequence[str] = ()  # their names, by `data.unit: study`
 
 
 def open_shards(
@@ -57,7 +60,7 @@ def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData
     """Find the training pairs; InputError: as `ShardSet.open` and `balanced_order`, weights that
     don't fit the sets, a stream with weights or without `data.samples_per_epoch`.
     """
-    weights, epoch = settings.weights, settings.samples_per_epoch
+    weights, epoch, note = settings.weights, settings.samples_per_epoch, ""
     if is_stream(settings.train):
         return _open_stream(settings, seed)
     shards = open_shards(settings.train, "train", world, key := settings.caption_key)
@@ -68,6 +71,8 @@ def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData
     if settings.balance is not None:
         if weights is not None:
             raise InputError("data.balance: not with data.weights; leave out one of them")
+        if settings.unit == "study":
+            raise InputError("data.balance: not with data.unit: study; leave out one of them")
         order, note = balanced_order(shards, settings, seed, world)
         return TrainingData(shards, order, order.pairs_per_epoch, note)
     if weights is not None and len(weights) != len(shards.sizes):
@@ -75,20 +80,27 @@ def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData
             f"data.weights: {len(weights)} numbers for {len(shards.sizes)} set(s) joined by :: in "
             "data.train"
         )
-    order = Order(shards.sizes, seed=seed, weights=weights, pairs_per_epoch=epoch)
+    sizes, names = shards.sizes, list[str]()
+    if settings.unit == "study":
+        names, of_pair = read_studies(shards, world)
+        sizes = [len(np.unique(part)) for part in np.split(of_pair, np.cumsum(sizes)[:-1])]
+        note = f"data.unit: {len(names):,} studies with {len(shards):,} images"
+    order = Order(sizes, seed=seed, weights=weights, pairs_per_epoch=epoch)
     if order.shares_of_sets is not None and not order.shares_of_sets.all():
         raise InputError(
             f"data.weights: {weights}: set {int(order.shares_of_sets.argmin()) + 1} gets less "
             f"than one of an epoch's {order.pairs_per_epoch} pairs; raise its weight, or "
             "data.samples_per_epoch"
         )
-    return TrainingData(shards, order, order.pairs_per_epoch)
+    return TrainingData(shards, order, order.pairs_per_epoch, note, names)
 
 
 def _open_stream(settings: DataConfig, seed: int) -> TrainingData:
     for name in ("weights", "balance"):
         if getattr(settings, name) is not None:
             raise InputError(f"data.{name}: a stream can't be weighted; read shards from a disk")
+    if settings.unit == "study":
+        raise InputError("data.unit: a stream's studies aren't known; read shards from a disk")
     if settings.samples_per_epoch is None:
         raise InputError(f"data.samples_per_epoch: needed, because {settings.train} is a stream")
     cache = None

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,13 @@ class Sample:
     further: tuple[str, ...] = ()  # captions that are as right
 
 
+class Studies(NamedTuple):
+    """Which pairs are of one study: S studies of N pairs, numbered by their first pairs."""
+
+    names: list[str]  # (S,) `study` of KEY.json; "": a pair without it, which is one of its own
+    of_pair: np.ndarray  # (N,) int64, number of each pair's study
+
+
 class ShardSet:
     """Pairs of one split, by position 0..len-1, read through the index without scanning.
 
@@ -55,6 +62,7 @@ class ShardSet:
     Attributes:
         sizes: pairs of each of the sets that were joined by `::`; one without it.
         fingerprint: hash of the index; ties a checkpoint to its data.
+        studies: set by `balance.read_studies`. None: nobody asks for them.
     """
 
     def __init__(self, sets: Sequence[Sequence[Shard]], caption_key: str = CAPTION) -> None:
@@ -65,6 +73,7 @@ class ShardSet:
         identities = "\n".join(f"{shard.path.name} {shard.identity}" for shard in self._shards)
         self.fingerprint = hashlib.sha256(identities.encode()).hexdigest()
         self._open_tar = lru_cache(_OPEN_TARS)(_Tar)
+        self.studies: Studies | None = None
 
     @classmethod
     def open(
@@ -87,7 +96,8 @@ class ShardSet:
         return sum(self.sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSet, (self._sets, self._caption_key)  # open files stay in their process
+        # open files stay in their process
+        return ShardSet, (self._sets, self._caption_key), {"studies": self.studies}
 
     def ids(self) -> list[str]:
         """A name for each pair, in order: its key or, where several pairs have that, SHARD/KEY."""
@@ -108,19 +118,21 @@ class ShardSet:
         path, key, *_ = self._find(position)
         return f"{path.name}: {key}"
 
-    def read(self, position: int) -> Sample:
-        """One pair. IndexError: the position is not in 0..len-1. ShardChanged: the shard isn't the
-        one that its index describes, or went away. InputError: the caption is no text.
+    def read(self, position: int, *, image: bool = True) -> Sample:
+        """One pair; `image` says whether with its image. IndexError: the position is not in
+        0..len-1. ShardChanged: the shard isn't the one that its index describes, or went away.
+        InputError: the caption is no text.
         """
         path, key, extension, members = self._find(position)
         tar = self._open_tar(path)
-        image, text, content = (tar.read(*member) for member in members)
+        picture = tar.read(*members[0]) if image else b""
+        text, content = (tar.read(*member) for member in members[1:])
         facts = parse_facts(content)
         try:
             caption, *further = choose_captions(read_caption(text), facts, self._caption_key)
         except ValueError as error:
             raise InputError(f"{path.name}: {key}: {error}") from None
-        return Sample(key, image, extension, caption, facts, tuple(further))
+        return Sample(key, picture, extension, caption, facts, tuple(further))
 
     def facts(self, position: int) -> dict[str, Any]:
         """KEY.json of a pair alone."""

@@ -3,7 +3,7 @@ nowhere else: the training, `--doctor` and `--selfcheck` see the same ones.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ..contrastive.grad_cache import CachedStep
 from ..contrastive.micro_batched_tower import live_batch_norms
 from ..contrastive.soft_targets import Rule
 from ..data import loader
+from ..data.balance import read_studies
 from ..data.loader import TrainingData
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
@@ -97,6 +98,11 @@ def open_data(config: Config, world: World) -> RunData:
         setting, valid = "data.valid", None
         if config.data.valid is not None:
             valid = loader.open_shards(config.data.valid, "valid", world, config.data.caption_key)
+            if config.data.unit == "study":
+                names = {*train.studies} & {*read_studies(valid, world, needed=False).names} - {""}
+                advice = "which flatters it; split by study (make_shards --split-by)"
+                told = f"; {len(names):,} of them are in data.valid too, {advice}" if names else ""
+                train = replace(train, note=train.note + told)
     except (InputError, WorkError) as error:
         named = str(error).startswith(("data.", "train.", "optim."))
         raise type(error)(str(error) if named else f"{setting}: {error}") from error

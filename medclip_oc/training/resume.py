@@ -280,4 +280,5 @@ def _compare(
 def _is_fixed(key: str) -> bool:
     """Whether the weights, or the count of steps, depend on it."""
     free = ("model.freeze_batch_norm", "model.grad_checkpointing", "model.patch_dropout")
-    return key == "train.global_batch_size" or (key.startswith("model.") and key not in free)
+    fixed = ("train.global_batch_size", "data.unit")
+    return key in fixed or (key.startswith("model.") and key not in free)

@@ -58,10 +58,10 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_pairs(path: Path, numbers: range, concepts: dict[int, list[str]] | None = None) -> Path:
-    """A tar of pairs `pair7` with the caption "finding number 7"."""
+    """A tar of pairs `pair7` with the caption "finding number 7", two of each study."""
     members = {}
     for n in numbers:
-        facts = {"id": f"pair{n}", "concepts": (concepts or {}).get(n, [])}
+        facts = {"id": f"pair{n}", "concepts": (concepts or {}).get(n, []), "study": n // 2}
         members |= {
             f"pair{n}.jpg": jpeg(n),
             f"pair{n}.txt": f"finding number {n}".encode(),

@@ -1,15 +1,17 @@
 """The shape of a run, by hand; and the numbers that don't go together."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from medclip_oc.config.schema import Config, ModelConfig, TrainConfig
+from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.errors import InputError
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build
 from tests.support.reference import RESNET
+from tests.support.tiny_dataset import write_captions, write_pairs
 from tests.support.tiny_models import TINY
 
 SIZES: dict[str, Any] = {
@@ -62,6 +64,18 @@ def test_what_needs_cuda_is_refused_before_the_shards_are_opened(
     config = Config(model=ModelConfig(arch="x"), train=TrainConfig(**change))
     with pytest.raises(InputError, match=message):
         build.open_data(config, World(0, 1, torch.device("cpu")))
+
+
+def test_studies_of_both_splits_are_told(tmp_path: Path) -> None:
+    """A validation set without any is one of single images."""
+    where = str(write_pairs(tmp_path / "x.tar", range(8)))
+    both, none = write_pairs(tmp_path / "y.tar", range(5, 9)), write_captions(tmp_path / "z.tar")
+    for valid, told in ((both, "; 2 of them are in data.valid too, which"), (none, "")):
+        config = Config(train=TrainConfig(global_batch_size=4, precision="fp32"))
+        config.data = DataConfig(train=where, valid=str(valid), unit="study")
+        found = build.open_data(config, World(0, 1, torch.device("cpu")))
+        assert found.train.note.startswith(f"data.unit: 4 studies with 8 images{told}")
+        assert found.plan.pairs == 4
 
 
 def test_what_the_log_says_of_a_run() -> None:

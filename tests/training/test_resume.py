@@ -162,6 +162,7 @@ REFUSED = {
     "--train.global_batch_size 12 --resume.allow train.global_batch_size": (
         "--resume.allow train.global_batch_size: a run can't resume with another one"
     ),
+    "--resume.allow data.unit": "data.unit: a run can't resume with another one; start a new run",
     "--resume.allow optim.lrr": "optim.lrr: no such setting; did you mean",
     "--train.max_steps 5 --resume.allow train.max_steps": (
         "train.max_steps: the run ends after 5 steps, but .*9.pt is 9 steps old; give more,"
@@ -321,6 +322,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "layer decay": {"optim__image_layer_decay": 0.5, "loss": {"positives": "captions"}},
     "frozen images": {"optim__freeze": "image", "ema": {"decay": 0.9}},
     "balance": {"data__balance": "C0040405", "model__patch_dropout": 0.5},
+    "studies": {"data__unit": "study"},
 }
 
 
