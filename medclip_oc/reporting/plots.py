@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure  # not pyplot: it keeps figures, and looks for a display
 
 COLOURS = {
@@ -60,18 +62,42 @@ def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Fi
 
 
 @rc_context(_STYLE)
-def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> Figure:
-    """Lying bars, one under the other: label, value and note; the longest takes the whole width."""
-    figure, axes = _axes(title, 0.35 + 0.31 * len(rows))
+def bars(
+    title: str, rows: Sequence[tuple[str, float, str]], ends: Sequence[Sequence[float]] = ()
+) -> Figure:
+    """Lying bars, one under the other: label, value and note; the longest takes the whole width.
+    With `ends`, [low, high] or nothing for each, from 0 to 1, with a line at 0.5: AUROC by chance.
+    """
+    figure, axes = _axes(title, (0.6 if ends else 0.35) + 0.31 * len(rows))
     values = [value for _, value, _ in rows]
-    longest = max(values, default=0) or 1
+    longest = 1 if ends else max(values, default=0) or 1
     place: dict[str, Any] = {"va": "bottom", "in_layout": False}
     axes.barh(range(len(rows)), values, height=0.3, color=COLOURS["bar"])
     for n, (label, _, note) in enumerate(rows):
-        axes.text(0, n - 0.24, _shortened(label), **place)
+        axes.text(0, n - 0.24, _shortened(label, 30 if ends else _LABEL_LETTERS), **place)
         axes.text(longest, n - 0.24, note, color=COLOURS["soft"], ha="right", **place)
-    axes.set(xlim=(0, longest), ylim=(len(rows) - 0.6, -0.85))
-    axes.set_axis_off()
+    axes.set(xlim=(0, longest), ylim=(len(rows) - 0.6, -0.85), yticks=())
+    for n, pair in enumerate(ends):
+        axes.plot(pair, [n] * len(pair), color=COLOURS["ink"], marker="|")
+    axes.axvline(0.5, visible=bool(ends), color=COLOURS["soft"], linestyle=":", linewidth=1)
+    axes.axis("on" if ends else "off")
+    return figure
+
+
+@rc_context(_STYLE)
+def confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
+    """A row for each true class, shaded by its shares; a column for each predicted one."""
+    numbers, size = np.array(counts), len(classes)
+    figure, axes = _axes(title, 0.9 + 0.26 * size)
+    figure.set_figwidth(max(_WIDTH, 1.8 + 0.26 * size))
+    shares = numbers / np.maximum(numbers.sum(1, keepdims=True), 1)
+    axes.pcolormesh(shares, cmap=ListedColormap([COLOURS["bar"]]), alpha=0.6 * shares)
+    for y, x in np.argwhere(numbers):
+        axes.text(x + 0.5, y + 0.5, str(numbers[y, x]), ha="center", va="center", fontsize=7)
+    middles = np.arange(size) + 0.5
+    axes.set_xticks(middles, map(str, range(1, size + 1)))
+    axes.set_yticks(middles, [f"{_shortened(c, 22)} {n}" for n, c in enumerate(classes, 1)])
+    axes.set(xlabel="predicted, numbered as the true ones", ylim=(size, 0))
     return figure
 
 
@@ -107,6 +133,8 @@ def save_png(figure: Figure, folder: Path) -> Path:
     """A figure as a file, named by its title."""
     title = figure.axes[0].get_title("left").lower()
     file = folder / (re.sub(r"\W+", "_", title).strip("_") + ".png")
+    while file.exists():  # titles are shortened
+        file = file.with_stem(f"{file.stem}_")
     _save(figure, file, dpi=150)
     return file
 
@@ -125,5 +153,5 @@ def _save(figure: Figure, file: Any, **options: Any) -> None:
         figure.savefig(file, **options)
 
 
-def _shortened(label: str) -> str:
-    return label if len(label) <= _LABEL_LETTERS else label[: _LABEL_LETTERS - 1] + "…"
+def _shortened(label: str, letters: int = _LABEL_LETTERS) -> str:
+    return label if len(label) <= letters else label[: letters - 1] + "…"

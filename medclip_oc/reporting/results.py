@@ -14,6 +14,9 @@ CONCEPT_FIGURES = (
     "modality agreement@1: how often the first candidate is of the query's modality",
 )
 """What each figure by concepts says, a line each."""
+_COUNTS = ("images", "positives", "negatives", "findings")
+CLASS_FIGURES = [*_COUNTS[:3], "auroc", "average_precision", "threshold", "accuracy"]
+CLASS_FIGURES += ["balanced_accuracy", "f1", "mcc", "recall", "calibration_error"]
 _QUERIES = {"image_to_text": "images", "text_to_image": "texts"}  # how many, by their key
 
 
@@ -69,6 +72,30 @@ def recalls(
         for label, record in records.items()
     ]
     return {"head": [first, *(f"{name}, {DIRECTIONS[way]}" for name, way in columns)], "rows": rows}
+
+
+def class_rows(record: Record) -> dict[str, Record]:
+    """Label -> figures: of each finding and the means, of each class, or of each probe."""
+    if record["task"] == "probe":
+        rows = {f"{n}, {k} {record[n][k]:g}": record[n] for n, k in (("knn", "k"), ("linear", "C"))}
+        rows |= {f"few-shot, {n} each": f for n, f in record["few_shot"].items() if n.isdigit()}
+        return {label: each.get("macro", each) for label, each in rows.items()}
+    if record["task"] == "classification":
+        return {"all": record} | record["classes"]
+    rows = {k + " *" * (f["positives"] < FEW_QUERIES): f for k, f in record["findings"].items()}
+    macro = f"macro mean of {score(record['macro'], 'findings')}"
+    return rows | {macro: record["macro"], "weighted mean": record["weighted"]}
+
+
+def score(figures: Record, name: str) -> str:
+    """A count, or a share with its interval if it has one; "-": there is none."""
+    value, ends = figures.get(name), figures["intervals"].get(name, ())
+    if value is None:
+        return "-"
+    kind, most = (int, 2**53) if name in _COUNTS else (float, 1)
+    assert all(type(each) is kind and -1 <= each <= most for each in (value, *ends))
+    interval = " [{:.3f},\u00a0{:.3f}]".format(*ends) if name in figures["intervals"] else ""
+    return f"{value:,}" if kind is int else f"{value:.3f}{interval}"
 
 
 def cell(name: str, value: float, unit: str = "\u00a0%") -> str:

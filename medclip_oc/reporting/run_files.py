@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,29 +68,49 @@ def evaluations(folder: Path) -> list[Evaluated]:
     """The run's evaluations, that of the best checkpoint on the test split first; InputError: a
     file that is none, or damaged.
     """
+    return list(_read(folder, of_classes=False))
+
+
+def classifications(folder: Path) -> list[Evaluated]:
+    """The run's figures of findings, of classes and of probes; InputError: as of `evaluations`."""
+    return list(_read(folder, of_classes=True))
+
+
+def _read(folder: Path, of_classes: bool) -> Iterator[Evaluated]:
     files = sorted((folder / "evaluations").glob("*.json"))
     files.sort(key=lambda file: (file.stem != "best-test", not file.stem.startswith("best-")))
-    return [_evaluated(file) for file in files]
+    for file in files:
+        try:
+            record, arrays = json.loads(file.read_text(encoding="utf-8")), None
+            if ("task" in record) != of_classes:
+                continue
+            _check(record)
+        except Exception:  # of any kind: a record may hold anything
+            problem = "damaged, or not the record of an evaluation: make it again"
+            raise InputError(f"{file}: {problem}") from None
+        if not of_classes and (beside := file.with_suffix(".npz")).is_file():
+            arrays, n = npz.read(beside, _ARRAYS, _NEAREST), record["pool"]
+            ranks = np.stack([arrays[f"{direction}_rank"] for direction in DIRECTIONS])
+            if len(arrays["ids"]) != n or not ((ranks >= 1) & (ranks <= n)).all():
+                raise InputError(f"{beside}: not of the {n:,} pairs of {file.name}: evaluate again")
+        yield Evaluated(file.stem, record, arrays)
 
 
-def _evaluated(file: Path) -> Evaluated:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        assert all(record[part][name] >= 0 for part in (*DIRECTIONS, "chance") for name in _SCORES)
-        assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
-        assert _is_sound(record, "", record["pool"])
-        results.tables(record)  # they can be made
-        results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
-    except Exception:  # of any kind: a record may hold anything
-        problem = "damaged, or not the record of an evaluation: make it again"
-        raise InputError(f"{file}: {problem}") from None
-    beside, arrays, pool = file.with_suffix(".npz"), None, record["pool"]
-    if beside.is_file():
-        arrays = npz.read(beside, _ARRAYS, _NEAREST)
-        ranks = np.stack([arrays[f"{direction}_rank"] for direction in DIRECTIONS])
-        if len(arrays["ids"]) != pool or not ((ranks >= 1) & (ranks <= pool)).all():
-            raise InputError(f"{beside}: not of the {pool:,} pairs of {file.name}: evaluate again")
-    return Evaluated(file.stem, record, arrays)
+def _check(record: dict[str, Any]) -> None:
+    """Raise, of any kind, where what is shown of a record can't be made."""
+    if record.get("task") in ("findings", "classification", "probe"):
+        rows = results.class_rows(record).values()
+        assert [results.score(row, name) for row in rows for name in results.CLASS_FIGURES]
+        if "confusion" in record:
+            classes, counts = (record["confusion"][name] for name in ("classes", "counts"))
+            assert {len(classes)} == {len(counts), *map(len, counts)}
+            assert all(type(each) is int and 0 <= each < 2**53 for row in counts for each in row)
+        return
+    assert all(record[part][name] >= 0 for part in (*DIRECTIONS, "chance") for name in _SCORES)
+    assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
+    assert _is_sound(record, "", record["pool"])
+    results.tables(record)
+    results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
 
 
 def _is_sound(value: Any, name: str, pool: float, least: int = 0) -> bool:

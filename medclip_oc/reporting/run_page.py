@@ -45,12 +45,14 @@ def write(
         WorkError: it can't be written.
     """
     records, evaluations = run_files.records(folder), run_files.evaluations(folder)
-    if not records and not evaluations:
+    classified = [_classification(each) for each in run_files.classifications(folder)]
+    if not records and not evaluations and not classified:
         raise InputError(
             f"{folder}: no run folder: neither metrics.jsonl nor evaluations/ is there"
         )
     notes = [] if records else ["Training: this folder has no metrics.jsonl with records."]
-    charts, values = {"training": _training_charts(records)}, Record(record=None)
+    values = Record(record=None, results=results, classified=classified)
+    charts = {"training": _training_charts(records), "classes": [c["chart"] for c in classified]}
     if evaluations:
         first, *others = evaluations
         chosen, pairs = examples(first, number), Pairs()
@@ -63,11 +65,10 @@ def write(
             notes.append(f"Gallery: {first.name} doesn't say {missing}.")
         named = {f"{e.name}: {results.origin(e.record)}": e.record for e in others}
         slices = {each["name"]: each for each in first.record.get("slices", [])}
-        values = {
+        values |= {
             "record": first.record,
             "evaluation": first.name,
             "directions": DIRECTIONS,
-            "results": results,
             "examples": chosen,
             "pairs": pairs,
             "slices": results.recalls("queries", slices, "images"),
@@ -135,6 +136,20 @@ def _retrieval_charts(evaluated: Evaluated) -> dict[str, list[Figure]]:
             rows = [(label, n, f"{n:,} ({n / len(ranks):.1%})") for label, n in rank_bins(ranks)]
             charts["ranks"].append(plots.bars(f"Rank of the right one, {title}", rows))
     return charts
+
+
+def _classification(evaluated: Evaluated) -> Record:
+    """Findings, classes or probes: their name, task, rows and chart."""
+    name, record = evaluated.name, evaluated.record
+    rows = results.class_rows(record)
+    if "confusion" in record:
+        parts = record["confusion"]
+        chart = plots.confusion(f"Confusion, {name}", parts["classes"], parts["counts"])
+    else:
+        values = [(k, f.get("auroc") or 0, results.score(f, "auroc")) for k, f in rows.items()]
+        ends = [figures["intervals"].get("auroc", ()) for figures in rows.values()]
+        chart = plots.bars(f"AUROC, {name}", values, ends)
+    return {"name": name, "task": record["task"], "rows": rows, "chart": chart}
 
 
 def rank_bins(ranks: np.ndarray) -> list[tuple[str, int]]:

@@ -16,6 +16,16 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert plots.bars("t", [("x", 0, "")]).axes[0].get_xlim() == (0, 1)
 
 
+def test_shares_have_their_intervals_and_confusion_its_shades() -> None:
+    axes = plots.bars("t", [("x", 0.8, ""), ("y", 0, "-")], [(0.7, 0.9), ()]).axes[0]
+    assert axes.get_xlim() == (0, 1)
+    assert [[*line.get_xdata()] for line in axes.get_lines()] == [[0.7, 0.9], [], [0.5, 0.5]]
+    axes = plots.confusion("t", ["a", "b"], [[3, 1], [0, 0]]).axes[0]
+    assert axes.collections[0].get_alpha().tolist() == [[0.6 * 0.75, 0.6 * 0.25], [0, 0]]
+    numbers = {(*t.get_position(), t.get_text()) for t in axes.texts}  # none where there is 0
+    assert numbers == {(0.5, 0.5, "3"), (1.5, 0.5, "1")}
+
+
 def test_a_histogram_marks_what_is_over_the_limit() -> None:
     counts = [(str(n), n) for n in range(1, 9)]
     axes = plots.histogram("h", counts, marked_from=6).axes[0]
