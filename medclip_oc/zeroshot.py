@@ -5,6 +5,7 @@ images couldn't be read: the others are ranked all the same.
 """
 
 import sys
+from pathlib import Path
 
 from .config.inference import ZeroshotConfig
 from .errors import WorkError
@@ -13,30 +14,37 @@ from .runtime import command
 
 def main(settings: ZeroshotConfig) -> None:
     """Rank the candidate captions for every image and print the rows; or search an index."""
-    from .inference import image_inputs, prompts, ranking, search
+    from .evaluation import features
+    from .inference import labels, prompt_sets, prompts, ranking, search
     from .inference.embedder import open_embedder
-    from .inference.labels import Labels, read
+    from .inference.image_inputs import ImageSet, find
     from .inference.output import RowWriter
 
+    if settings.list_prompts:
+        print(prompt_sets.text(settings.prompts))
+        return
     if settings.index is not None:
         search.run(settings)
         return
-    limit, candidates = settings.threshold, prompts.gather(settings)
-    images = image_inputs.find(settings.images, settings.split)
-    names = [prompts.NONE] * (limit is not None) + [candidate.name for candidate in candidates]
-    labels = None
-    if settings.labels is not None:
-        labels = Labels(read("--labels", settings.labels, names), images)
+    candidates = prompts.gather(settings)
+    if settings.features_in:
+        images = ImageSet(*features.load_images(Path(settings.features_in)))
+    else:
+        images = find(settings.images, settings.split)
+    tables = labels.open_labels(settings, candidates, images)
     embedder = open_embedder(settings)
-    writer = RowWriter(sys.stdout, settings.format, ranking.FIELDS)
-    ranked = ranking.embed_candidates(embedder, candidates, limit)
-    bad = ranking.write_rows(embedder, images, ranked, writer, top=settings.top, labels=labels)
-    if labels is not None:
-        if labels.missing or labels.unused:
-            counts = f"{labels.missing:,} images have no row, {labels.unused:,} rows have no image"
-            print(f"warning: {settings.labels}: {counts}: not counted", file=sys.stderr)
+    several = settings.multi_label
+    ranked = ranking.embed_candidates(embedder, candidates, settings.threshold, multi_label=several)
+    writer = RowWriter(sys.stdout, settings.format, ranked.fields)
+    scores = tables[0].scores if tables else None
+    bad = ranking.write_rows(embedder, images, ranked, writer, top=settings.top, scores=scores)
+    for table in tables:
+        if table.images is not images:
+            ranking.write_rows(embedder, table.images, ranked, None, scores=table.scores)
+    if tables:
         # the rows of a table are for people, all others for programs
-        labels.report(sys.stdout if settings.format == "table" else sys.stderr, settings.figures)
+        out = sys.stdout if settings.format == "table" else sys.stderr
+        labels.report(settings, candidates, tables, out)
     if bad:
         raise WorkError(f"{bad:,} of {len(images):,} images can't be read; the others are ranked")
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from ..errors import InputError
 from . import checks
-from .checks import Bound, Count, Natural, Settings
-from .evaluation import ModelSource
+from .checks import Bound, Count, Natural, Settings, option
+from .evaluation import ModelSource, NpzFile
 
 
 @dataclass(kw_only=True)
@@ -23,18 +23,32 @@ class ModelChoice(ModelSource):
             raise InputError("--checkpoint: required, unless --model names a model of open_clip")
 
 
+_NEEDS = {"figures": "labels", "uncertain": "labels", "multi_label": "prompts"}
+_NEEDS |= {"threshold_labels": "labels multi_label", "threshold_images": "threshold_labels"}
+_NEEDS |= {"search": "index", "search_image": "index"}
+_EXCLUDES = {
+    "index": "images features_in texts texts_file templates prompts threshold labels",
+    "prompts": "texts texts_file templates",
+    "multi_label": "threshold top",
+    "features_in": "images split",
+}
+
+
 @dataclass(kw_only=True)
 class ZeroshotConfig(ModelChoice):
     """Rank candidate captions for images, best first, or search an index."""
 
-    reads = """checkpoint model pretrained images split texts texts_file text_column label_column
-        templates labels search search_image index"""
+    reads = """checkpoint model pretrained images split features_in texts texts_file text_column
+        label_column templates prompts labels threshold_labels threshold_images search search_image
+        index"""
     writes = "format top figures"
 
     images: list[str] = field(default_factory=list)
     """Files, folders (with those inside), globs, shard folders (see --split), tars."""
     split: checks.Split | None = None
     """Split of a shard folder. null: test."""
+    features_in: NpzFile | None = None
+    """In place of --images: their features, from evaluate --features-out with the same model."""
     texts: list[str] = field(default_factory=list)
     """Candidate captions."""
     texts_file: str | None = None
@@ -46,13 +60,32 @@ class ZeroshotConfig(ModelChoice):
     templates: str | None = None
     """Put each text (or label) into these, and take the mean: `radiology`, built in, or a file
     with one per line, {} where the text goes."""
+    prompts: str | None = None
+    """In place of texts: a prompt set, by name, or a FILE.yaml of your own."""
+    list_prompts: bool = False
+    """Print the prompt sets, or all phrasings of that of --prompts."""
+    multi_label: bool = False
+    """Judge each class of --prompts by itself, by its positive and its negative phrasings."""
     threshold: Annotated[float, Bound("a cosine, -1 to 1", lambda v: -1 <= v <= 1)] | None = None
     """Cosine that a text must exceed; "none of these" is then a candidate, always at this one."""
     labels: str | None = None
-    """Table with the true text of each image (columns image or id, and label): adds accuracy,
-    balanced accuracy, AUROC and the confusion matrix."""
+    """Table with what is true of each image: columns image or id, and label (a|b for several), or
+    one of 0 and 1 for each class. Adds accuracy, AUROC and others, with intervals."""
+    uncertain: Literal["ones", "zeros", "ignore"] | None = None
+    """What -1 in --labels is taken for. null: unknown (ignore)."""
+    threshold_labels: str | None = None
+    """Labels of other images, to choose each finding's threshold on (of the greatest MCC): adds
+    balanced accuracy, F1, MCC."""
+    threshold_images: list[str] = field(default_factory=list)
+    """These images; of a shard folder the split valid. None given: they are among --images."""
+    min_positives: Count = 1
+    """Positives that a finding needs to count in the macro mean."""
+    interval_draws: Natural = 1000
+    """Bootstrap draws behind each interval. 0: no intervals."""
+    seed: Natural = 0
+    """Seed of these draws."""
     figures: checks.JsonFile | None = None
-    """Write these to this file too (.json)."""
+    """Write these to this file, beside RUN/evaluations/CHECKPOINT-LABELS.json of a run."""
     search: list[str] = field(default_factory=list)
     """Texts to search an index for, in place of --images and --texts."""
     search_image: list[str] = field(default_factory=list)
@@ -66,27 +99,28 @@ class ZeroshotConfig(ModelChoice):
     top: Count | None = None
     """Only the K best of each image or query. null: all texts; 10 of an index."""
     format: Literal["table", "json", "jsonl", "csv"] = "table"
-    """Of the rows: image, rank, text, cosine, probability, margin; of a search query, rank, id,
-    score, caption, shard, position."""
+    """Of the rows: image, rank, text, cosine, probability, margin; with --multi-label image,
+    finding, probability, cosine_positive, cosine_negative; of a search query, rank, id, score,
+    caption, shard, position."""
 
     def __post_init__(self) -> None:
+        if self.list_prompts:
+            return
         super().__post_init__()
-        searching = self.search or self.search_image
-        ranking = ("images", "texts", "texts_file", "templates", "threshold", "labels", "figures")
-        if self.index is None and searching:
-            raise InputError("--index: required for a search; medclip_oc.embed makes one")
-        if self.index is not None:
-            if not searching:
+        given = {k for k, v in vars(self).items() if v not in (None, []) and v is not False}
+        for key, others in _NEEDS.items():
+            if key in given and (lacking := {*others.split()} - given):
+                raise InputError(f"{option(key)}: not without {option(min(lacking))}")
+        for key, others in _EXCLUDES.items():
+            if key in given and (both := given & {*others.split()}):
+                raise InputError(f"{option(min(both))}: not with {option(key)}")
+        if "index" in given:
+            if not given & {"search", "search_image"}:
                 raise InputError("--index: give --search TEXT or --search-image FILE with it")
-            for name in ranking:
-                if getattr(self, name) not in (None, []):
-                    raise InputError(f"{self.option(name)}: ranks captions; not for a search")
-        elif not self.images:
+        elif not given & {"images", "features_in"}:
             raise InputError("--images: give at least one")
-        elif not self.texts and not self.texts_file:
-            raise InputError("--texts: give at least one, or --texts-file")
-        elif self.figures is not None and self.labels is None:
-            raise InputError("--figures: there are none without --labels")
+        elif not given & {"texts", "texts_file", "prompts"}:
+            raise InputError("--texts: give at least one, or --texts-file, or --prompts")
 
 
 @dataclass(kw_only=True)

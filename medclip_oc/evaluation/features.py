@@ -155,11 +155,7 @@ def load(path: Path, world: distributed.World) -> Embedded:
     `npz.read`; an id comes twice, a concept is none of UMLS's numbers, or features are not finite
     or zero.
     """
-    arrays = npz.read(path, _ARRAYS, ("ids", *_FACTS), _ALIASES)
-    ids = list(map(str, arrays.get("ids", range(len(arrays["image_features"])))))
-    repeated, times = Counter(ids).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path}: the id {repeated} comes twice")
+    ids, arrays = _read(path, ("ids", *_FACTS))
     images, texts = (_unit(path, name, arrays[name]) for name in list(_ARRAYS)[1:3])
     if images.shape != texts.shape:
         raise InputError(f"{path}: features of {images.shape[1]} and of {texts.shape[1]} numbers")
@@ -170,6 +166,22 @@ def load(path: Path, world: distributed.World) -> Embedded:
     if known is not None and (known.min() < 0 or known.max() >= 10**9):
         raise InputError(f"{path}: concepts: only UMLS numbers of up to 9 digits, and 0 for none")
     return Embedded(images, texts, start, ids, image_hash, caption_hash, known)
+
+
+def load_images(path: Path) -> tuple[list[str], Tensor]:
+    """Keys and image features (N, D) of a file, which may be without texts; InputError: `load`."""
+    ids, arrays = _read(path, ("ids", "text_features", *_FACTS))
+    return ids, _unit(path, "image_features", arrays["image_features"])
+
+
+def _read(path: Path, optional: tuple[str, ...]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The keys of the pairs, and the arrays that are there."""
+    arrays = npz.read(path, _ARRAYS, optional, _ALIASES)
+    ids = list(map(str, arrays.get("ids", range(len(arrays["image_features"])))))
+    repeated, times = Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: the id {repeated} comes twice")
+    return ids, arrays
 
 
 def _unit(path: Path, name: str, rows: np.ndarray) -> Tensor:

@@ -26,6 +26,7 @@ from ..runtime.workers import cores
 from .image_inputs import ImageSet
 
 _MOST_WORKERS = 8
+_ROWS = 4096  # of features that were read, at once
 SAME = 0.9995  # cosine of the features that one model gives to one input, in any precision
 
 
@@ -52,8 +53,16 @@ class Embedder:
             the others, by position, can't be decoded.
 
         Raises:
-            InputError, WorkError: a shard is damaged, or gone; a worker died; see `forward`.
+            InputError, WorkError: a shard is damaged, or gone; a worker died; features that were
+                read have another width; see `forward`.
         """
+        if (made := images.features) is not None:
+            if made.shape[1] != self.width:
+                widths = f"features of {made.shape[1]} numbers, where the model's have {self.width}"
+                raise InputError(f"--features-in: {widths}: they are of another model")
+            for rows in torch.arange(len(images)).split(_ROWS):
+                yield rows.tolist(), made[rows].to(self.device), {}
+            return
         batches: DataLoader[Any] = DataLoader(
             _Pixels(images, self.clip),
             self.batch_size,

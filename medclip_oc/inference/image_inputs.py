@@ -1,11 +1,14 @@
 """Images that a user names: files, folders, globs, shard folders, tars. Read by position.
 
-Nothing is read before it is asked for, and what is kept of an image is where it lies.
+Nothing is read before it is asked for, and what is kept of an image is where it lies; or, of a file
+of features, these.
 """
 
 import glob
 from collections.abc import Collection, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from ..data.index import INDEX
 from ..data.shards import ShardSet
@@ -15,10 +18,14 @@ from ..packing.image_store import EXTENSIONS, is_file, read_file
 
 
 class ImageSet:
-    """Images by position, each at a place: a file, or a shard folder and the position in it."""
+    """Images by position, each at a place: a file, or a shard folder and the position in it; or in
+    a file of features under an id.
+    """
 
-    def __init__(self, places: Sequence[Path | tuple[ShardSet, int]]) -> None:
-        self._places = places
+    def __init__(
+        self, places: Sequence[Path | tuple[ShardSet, int] | str], made: Tensor | None = None
+    ) -> None:
+        self._places, self.features = places, made  # (N, D), normalised
 
     def __len__(self) -> int:
         return len(self._places)
@@ -26,12 +33,12 @@ class ImageSet:
     def name(self, position: int) -> str:
         """What rows call an image: its path, or its key in a shard."""
         place = self._places[position]
-        return str(place) if isinstance(place, Path) else place[0].key(place[1])
+        return place[0].key(place[1]) if isinstance(place, tuple) else str(place)
 
     def read(self, position: int) -> bytes:
         """The encoded image; BadImage: a file that can't be read; others as `ShardSet.read`."""
         place = self._places[position]
-        if not isinstance(place, Path):
+        if isinstance(place, tuple):
             return place[0].read(place[1]).image
         try:
             return read_file(str(place))
@@ -49,13 +56,16 @@ class ImageSet:
         return names
 
 
-def find(words: Sequence[str], split: str | None, option: str = "--images") -> ImageSet:
+def find(
+    words: Sequence[str], split: str | None, option: str = "--images", default: str = "test"
+) -> ImageSet:
     """All images that the words name, in their order; in a folder by name. A file counts once.
 
     Args:
         words: see `ZeroshotConfig.images`.
-        split: of a shard folder. None: "test".
+        split: of a shard folder. None: the default.
         option: what errors call them.
+        default: a split.
 
     Raises:
         InputError: a word that names no image, a split without a shard folder, or what
@@ -68,7 +78,7 @@ def find(words: Sequence[str], split: str | None, option: str = "--images") -> I
         is_folder = (path / INDEX).is_file() or any(path.glob("*.tar*"))
         has_folder |= is_folder
         if is_folder or word.endswith((".tar", ".tar.gz", ".tgz")):
-            shards = ShardSet.open(word, split or "test", bare=True)
+            shards = ShardSet.open(word, split or default, bare=True)
             places |= dict.fromkeys((shards, n) for n in range(len(shards)))
         else:
             places |= dict.fromkeys(_files(path, word, option))

@@ -1,24 +1,29 @@
-"""The true classes of each image, from a table, and how well they are found. M classes."""
+"""What is true of each image, from a table, and how well it is told. N images, M classes."""
 
 import difflib
+import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from textwrap import shorten as cut
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import pandas as pd
 
 from ..config.fields import shorten
+from ..config.inference import ZeroshotConfig
 from ..errors import InputError
-from ..evaluation import classification
+from ..evaluation import classification, findings
 from ..packing.image_store import stem
 from ..runtime import atomic
-from .image_inputs import ImageSet
-from .prompts import open_table, read_table
+from ..runtime.progress import print_line
+from .image_inputs import ImageSet, find
+from .prompt_sets import PromptClass
+from .prompts import NONE, open_table, read_table
 
 Uncertain = Literal["ones", "zeros", "ignore"]
 _IMAGE = ["image", "id", "file", "path", "filename", "file_name", "image_id", "image index"]
@@ -27,6 +32,11 @@ _OTHERS = ["split", "patient", "patient_id", "study", "group", "slice"]  # no fi
 _CODES = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1, "": -1}
 _UNCERTAIN = {"ones": 1, "zeros": 0, "ignore": -1}
 _NORMAL = ("no finding", "none", "normal")  # no class is true, where none has that name
+_OF_RETRIEVAL = re.compile(r"-(train|valid|test|tars|features)$")  # ends names of its records
+_NO_THRESHOLDS = (
+    "balanced accuracy, F1, MCC are left out: they need thresholds from labels of other images, "
+    "--threshold-labels"
+)
 
 
 @dataclass(frozen=True)
@@ -55,58 +65,60 @@ def read(
     uncertain: Uncertain | None = None,
     aliases: Mapping[str, Sequence[str]] = {},
 ) -> LabelTable:
-    """Read a table of labels (for its kinds see `packing.table_files`), in one of two forms.
-
-    Either a column of names (`label`, `class`, `labels` or `findings`; `a|b` for several), or one
-    column for each class, of 0 and 1, blank where it is unknown, -1 where it is uncertain. Capitals
-    don't count in names, where these differ otherwise.
+    """Read a table with a column of images (`image`, `id`, `file`, `path`, ...), and either one of
+    names (`label`, `class`, `labels`, `findings`; `a|b` for several), or one for each class: 0, 1,
+    blank for unknown, -1 for uncertain.
 
     Args:
         option: that names the file, for errors.
-        file: with a column of images: `image`, `id`, `file`, `path`, `filename`, ...
-        names: of the M classes; columns of others are passed over, and a class without a column is
-            unknown. None: all that the table has.
-        uncertain: what -1 is taken for; ignore, or None: unknown.
-        aliases: of each class, other names.
+        file: see `packing.table_files`.
+        names: of the M classes, in any capitals; columns of others are passed over, and a class
+            without a column is unknown. None: all that the table has.
+        uncertain: what -1 is taken for; None as ignore: unknown.
+        aliases: of classes, other names.
 
     Raises:
         InputError: no such table, an unknown class, a cell that is no label, an image with two
-            labels, or a class with two columns.
+            labels, a class with two columns.
     """
-    where = f"{option}: {file}"
-    header = open_table(option, file).names()
+    where, header = f"{option}: {file}", open_table(option, file).names()
     lower = {column.lower(): column for column in header}
     image, label = (next((lower[n] for n in known if n in lower), "") for known in (_IMAGE, _LABEL))
-    if not image:
-        raise InputError(f"{where}: no column of images: {', '.join(_IMAGE)}")
     if names is None and not label:
-        names = [column for column in header if column and column.lower() not in _IMAGE + _OTHERS]
-    class_of = _finder(names or (), aliases)
-    columns = [c for c in header if c not in (image, label) and class_of(c) is not None]
-    if bool(columns) == bool(label):
-        problem = f"{label!r} and {columns[0]!r} both hold some" if label else "there are none"
-        raise InputError(f"{where}: labels: {problem}; one column of names, or one for each class")
-    if twice := [c for n, c in enumerate(columns) if class_of(c) in map(class_of, columns[:n])]:
-        raise InputError(f"{where}: column {twice[0]}: an earlier one is of the same class")
+        names = [c for c in header if c and c.lower() not in _IMAGE + _OTHERS]
+    spelled = [(w, m) for m, name in enumerate(names or ()) for w in (name, *aliases.get(name, ()))]
+    classes = {word.casefold(): m for word, m in spelled} | dict(spelled)
+    columns = [c for c in header if c not in (image, label) and _class(classes, c) is not None]
+    if not image or bool(columns) == bool(label):
+        wanted = f"images ({', '.join(_IMAGE[:3])}, ...), and either of labels or of each class"
+        listed = cut(", ".join(header), 110, placeholder=" ...")
+        raise InputError(f"{where}: has {listed}; wanted are columns of {wanted}")
+    if twice := [c for c, n in Counter(_class(classes, c) for c in columns).items() if n > 1]:
+        raise InputError(f"{where}: several columns of {(names or ())[twice[0] or 0]}")
     table = [*read_table(option, file, [image, *(columns or [label])], 1 if columns else 2)]
     if not table:
         raise InputError(f"{where}: no rows")
     cells = pd.DataFrame([row[1:] for _, row in table], [place for place, _ in table])
     if columns:
-        numbers = _numbers(cells.set_axis(columns, axis=1), uncertain or "ignore")
+        codes = _CODES | dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain or "ignore"])
+        numbers = cells.map(codes.get).set_axis(columns, axis=1)
+        for n, m in np.argwhere(numbers.isna().to_numpy())[:1]:
+            bad = f"{table[n][0]}: {columns[m]}: {table[n][1][m + 1][:40]!r}"
+            raise InputError(f"{bad}: wanted is 0, 1, -1 (uncertain) or nothing (unknown)")
     else:
         numbers = cells[0].str.replace(r"\s*\|\s*", "|", regex=True).str.get_dummies("|")
     if names is None:
-        names, class_of = [*numbers], _finder([*numbers], {})
+        names = [*map(str, numbers)]
+        classes = {name: m for m, name in enumerate(names)}
     truth = np.full((len(table), len(names)), -1 if columns else 0, np.int8)
     for name, column in numbers.items():
-        if (m := class_of(str(name))) is not None:
+        if (m := _class(classes, str(name))) is not None:
             truth[:, m] = np.maximum(truth[:, m], column)
         elif str(name).casefold() not in _NORMAL:
             near = difflib.get_close_matches(str(name), names, 3) or [*names[:5]]
             listed = cut(", ".join(near), 110, placeholder=" ...")
-            wrong = f"{column.idxmax()}: {str(name)[:40]!r} is no candidate"
-            raise InputError(f"{wrong}; the nearest are {listed}")
+            bad = f"{column.idxmax()}: {str(name)[:40]!r} is no candidate"
+            raise InputError(f"{bad}; the nearest are {listed}")
     rows = dict[str, np.ndarray]()
     for (place, [named, *_]), row in zip(table, truth, strict=True):
         path = str(PurePosixPath(named.replace("\\", "/")))  # without ./
@@ -115,69 +127,141 @@ def read(
     return LabelTable(where, tuple(names), rows)
 
 
-def _finder(
-    names: Sequence[str], aliases: Mapping[str, Sequence[str]]
-) -> Callable[[str], int | None]:
-    """Finds a class by its name or alias; in other capitals too, where these differ otherwise."""
-    pairs = [(word, m) for m, name in enumerate(names) for word in (name, *aliases.get(name, ()))]
-    times = Counter(word for word, _ in {(word.casefold(), m) for word, m in pairs})
-    small = {word.casefold(): m for word, m in pairs if times[word.casefold()] == 1}
-    known = small | dict(pairs)
-    return lambda word: known.get(word, known.get(word.casefold()))
-
-
-def _numbers(cells: pd.DataFrame, uncertain: Uncertain) -> pd.DataFrame:
-    """What the cells of columns of classes say; their index is where they stand."""
-    codes = _CODES | dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain])
-    numbers = cells.map(codes.get)
-    for row, m in np.argwhere(numbers.isna().to_numpy())[:1]:
-        bad = f"{cells.index[row]}: {cells.columns[m]}: {str(cells.iat[row, m])[:40]!r}"
-        raise InputError(f"{bad}: wanted is 0, 1, -1 (uncertain) or nothing (unknown)")
-    return numbers
+def _class(classes: Mapping[str, int], word: str) -> int | None:
+    return classes.get(word, classes.get(word.casefold()))
 
 
 class Labels:
-    """True candidates of a set of images, and the probabilities that these got.
+    """What is true of a set of images, and the probabilities that they got.
 
     Args:
-        table: of the M candidates; each image has one.
+        table: of the M candidates.
         images: N images.
-
-    Attributes:
-        missing, unused: images without a row, rows without an image: they don't count.
+        single: each has one true candidate.
+        scores: (N, M) probabilities, which come later; NaN of images that can't be read.
 
     Raises:
-        InputError: see `LabelTable.single` and `match`.
+        InputError: see `LabelTable.single` and `match`; or no figure could follow.
     """
 
-    def __init__(self, table: LabelTable, images: ImageSet) -> None:
-        self.names, labels = table.names, table.single()
+    def __init__(
+        self, table: LabelTable, images: ImageSet, scores: np.ndarray, *, single: bool
+    ) -> None:
+        self.table, self.images, self.scores = table, images, scores
+        labels: Mapping[str, Any] = table.single() if single else table.rows
         matched = match(table.where, labels, [images.name(n) for n in range(len(images))])
-        self._labels = {n: labels[row] for n, row in matched.items()}
-        self.missing = len(images) - len(self._labels)
+        self.truth = {n: labels[row] for n, row in matched.items()}  # by position
         self.unused = len(labels) - len({*matched.values()})
-        self._rows: list[tuple[int, np.ndarray]] = []
+        truth = np.stack([*self.truth.values()])  # (N,) or (N, M)
+        figured = np.ptp(truth) > 0 if single else (truth == 0).any(0) & (truth == 1).any(0)
+        if not figured.any():
+            alike = "of one class" if single else "alike in every class"
+            raise InputError(f"{table.where}: all {len(truth):,} images are {alike}: no figures")
+        if lacking := [] if single else [table.names[m] for m in np.flatnonzero(~figured)]:
+            listed = cut(", ".join(lacking), 110, placeholder=" ...")
+            print_line(f"warning: {table.where}: no positive, or no negative image of {listed}")
 
-    def add(self, positions: Sequence[int], probabilities: np.ndarray) -> None:
-        """Note what some images got: (len(positions), M)."""
-        rows = zip(positions, probabilities, strict=True)
-        self._rows += [(self._labels[n], row) for n, row in rows if n in self._labels]
+    def places(self) -> list[str]:
+        """Where the images with a label lie, or their keys."""
+        return [str(Path(self.images.name(n)).absolute()) for n in self.truth]
 
-    def report(self, out: TextIO, file: str | None) -> None:
-        """Write the figures of `classification.measure` to a file where one is named; print them.
-        InputError: no image with a label could be read. WorkError: the file can't be written.
-        """
-        if not self._rows:
-            raise InputError("--labels: no image with a label can be read")
-        labels, probabilities = map(np.stack, zip(*self._rows, strict=True))  # (N,), (N, M)
-        figures = classification.measure(self.names, labels, probabilities)
+    def judged(self) -> tuple[np.ndarray, np.ndarray]:
+        """Truth, (N,) or (N, M), and probabilities (N, M) of the images that were read."""
+        known = [n for n in self.truth if not np.isnan(self.scores[n, 0])]
+        if not known:
+            raise InputError(f"{self.table.where}: no image with a label can be read")
+        return np.stack([self.truth[n] for n in known]), self.scores[known]
+
+
+def open_labels(
+    settings: ZeroshotConfig, candidates: Sequence[PromptClass], images: ImageSet
+) -> list[Labels]:
+    """Those of --labels, if given, and of --threshold-labels; InputError: see `Labels`, or an image
+    is in both.
+    """
+    names = [NONE] * (settings.threshold is not None) + [each.name for each in candidates]
+    aliases, labels = {each.name: each.aliases for each in candidates}, list[Labels]()
+    others, single, words = images, not settings.multi_label, settings.threshold_images
+    if words:
+        others = find(words, None, "--threshold-images", "valid")
+    files = {"--labels": settings.labels, "--threshold-labels": settings.threshold_labels}
+    for (option, file), judged in zip(files.items(), (images, others), strict=True):
         if file is not None:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            with atomic.atomic_file(Path(file)) as partial:
-                text = json.dumps(figures, indent=2, ensure_ascii=False)
-                partial.write_text(text + "\n", encoding="utf-8")
-            print(f"written to {file}", file=out)
-        print(classification.text(figures), file=out)
+            table = read(option, file, names, settings.uncertain, aliases)
+            same = labels and judged is images
+            scores = labels[0].scores if same else np.full((len(judged), len(names)), np.nan)
+            labels.append(Labels(table, judged, scores, single=single))
+    if labels[1:] and (both := {*labels[0].places()} & {*labels[1].places()}):
+        problem = f"{len(both):,} images are in --labels too, such as {min(both)}"
+        raise InputError(f"{labels[1].table.where}: {problem}; thresholds come from others")
+    missing = len(images) - sum(len(each.truth) for each in labels if each.images is images)
+    unused = sum(each.unused for each in labels)
+    if labels and (missing or unused):
+        counts = f"{missing:,} images have no row, {unused:,} rows have no image"
+        print_line(f"warning: {settings.labels}: {counts}: not counted")
+    return labels
+
+
+def report(
+    settings: ZeroshotConfig,
+    candidates: Sequence[PromptClass],
+    labels: Sequence[Labels],
+    out: TextIO,
+) -> None:
+    """Print the figures of the scores that the labels have now, and `keep` them."""
+    names, (truth, probabilities) = labels[0].table.names, labels[0].judged()
+    how: dict[str, Any] = {"draws": settings.interval_draws, "seed": settings.seed}
+    if settings.multi_label:
+        how["thresholds"] = findings.thresholds(*labels[1].judged()) if labels[1:] else None
+        how["min_positives"] = settings.min_positives
+        figures = findings.measure(names, truth, probabilities, **how)
+        lines = [findings.text(figures), *([] if labels[1:] else [_NO_THRESHOLDS])]
+    else:
+        figures = classification.measure(names, truth, probabilities, **how)
+        lines = [classification.text(figures)]
+    phrasings = {c.name: {"positive": c.positive, "negative": c.negative} for c in candidates}
+    figures |= {"prompts": phrasings, "threshold_labels": settings.threshold_labels}
+    places, file = labels[0].places(), settings.labels or ""
+    lines += keep(figures, places, file, settings.checkpoint, settings.figures)
+    print(*lines, sep="\n", file=out)
+
+
+def keep(
+    figures: dict[str, Any],
+    images: Sequence[str],
+    labels: str,
+    checkpoint: str | None,
+    file: str | None,
+) -> list[str]:
+    """Write figures to a file, if one is named, and of a run's checkpoint to
+    RUN/evaluations/CHECKPOINT-LABELS.json; a hash joins that name where it is another record's.
+
+    Args:
+        figures: with their `task`.
+        images: names of those that were judged: other ones, or another task, make another record.
+        labels: the table.
+        checkpoint: that was judged.
+        file: the other one.
+
+    Returns:
+        lines that say what was written; WorkError: it can't be.
+    """
+    mark = hashlib.sha256("\n".join([figures["task"], *sorted(images)]).encode()).hexdigest()
+    about = {"checkpoint": checkpoint, "labels": labels, "data_fingerprint": mark}
+    files, run = [Path(file)] if file else [], Path(checkpoint or "x").absolute().parent
+    if run.name == "checkpoints":
+        name = f"{Path(checkpoint or '').stem}-{Path(labels).stem}"
+        name += "_labels" * bool(_OF_RETRIEVAL.search(name))
+        path = run.parent / "evaluations" / f"{name}.json"
+        if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+            path = path.with_name(f"{name}-{mark[:8]}.json")
+        files.append(path)
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.atomic_file(path) as partial:
+            text = json.dumps(figures | about, indent=2, ensure_ascii=False)
+            partial.write_text(text + "\n", encoding="utf-8")
+    return [f"written to {path}" for path in files]
 
 
 def match(where: str, rows: Collection[str], names: Sequence[str]) -> dict[int, str]:
@@ -194,7 +278,8 @@ def match(where: str, rows: Collection[str], names: Sequence[str]) -> dict[int, 
     Raises:
         InputError: a row names two images, or none names any.
     """
-    paths = [Path(name).absolute().as_posix() for name in names]
+    here = Path.cwd()
+    paths = [name if name.startswith("/") else f"{here}/{name}" for name in names]
     matched = {n: row for n, path in enumerate(paths) if (row := _longest_end(path, rows))}
     if not matched:
         row_of, path_of = _by_file_name(rows), _by_file_name(paths)

@@ -8,12 +8,13 @@ from typing import Any, Literal, TextIO
 
 Format = Literal["table", "json", "jsonl", "csv"]
 _WIDTHS = {"rank": 4, "cosine": 7, "score": 7, "probability": 11, "margin": 8}
-_LONG = ("text", "caption")
+_WIDTHS |= dict.fromkeys(("cosine_positive", "cosine_negative"), 15)
+_LONG = ("text", "caption", "finding")
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each row
 
 
 class RowWriter:
-    """Writes rows that all have the same fields.
+    """Writes rows that all have the same fields in the same order.
 
     Args:
         out: where to.
@@ -31,14 +32,14 @@ class RowWriter:
         self._heading: Any = None
         self._separator = "[\n"
         self._width = shutil.get_terminal_size().columns if out.isatty() else None
-        self._csv = csv.DictWriter(out, self.fields, lineterminator="\n")
+        self._csv = csv.writer(out, lineterminator="\n")
         if form == "csv":
-            self._csv.writeheader()
+            self._csv.writerow(self.fields)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write some rows, and let a reader see them at once."""
         if self.form == "csv":
-            self._csv.writerows(rows)
+            self._csv.writerows(row.values() for row in rows)
         elif self.form == "jsonl":
             self.out.writelines(f"{_encode(row)}\n" for row in rows)
         elif self.form == "json":
@@ -61,7 +62,7 @@ class RowWriter:
         if self._width is not None and len(line) > self._width:
             line = line[: self._width - 1] + "…"
         heading = row[self.fields[0]]
-        if heading == self._heading and row["rank"] > 1:
+        if heading == self._heading and row.get("rank") != 1:
             return [line]
         self._heading = heading
         titles = (_cell(name, name) for name in self._columns)

@@ -42,9 +42,9 @@ class PromptClass:
 
     name: str
     positive: tuple[str, ...]  # at least one
-    negative: tuple[str, ...]  # at least one where several classes may be true
-    aliases: tuple[str, ...]
-    names: tuple[str, ...]  # what fills the templates: at least one
+    negative: tuple[str, ...] = ()  # at least one where several classes may be true
+    aliases: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # what fills the templates
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,19 @@ def load(name_or_file: str) -> PromptSet:
                 raise InputError(f"{where}: {word!r} is a name or alias of {owner} too")
     templates = tuple(forms.get("positive", ())) or PromptSet.templates
     return PromptSet(file.stem, tree.get("source", ""), several, tuple(classes), templates)
+
+
+def text(name_or_file: str | None) -> str:
+    """All phrasings of a set, + positive and - negative ones; of None a line for each set."""
+    if name_or_file is None:
+        sets = map(load, names())
+        return "\n".join(f"{s.name:18}{len(s.classes):3} classes  {s.source}" for s in sets)
+    chosen = load(name_or_file)
+    lines = [f"{chosen.name}: {chosen.source}"]
+    for each in chosen.classes:
+        signed = {"+": each.positive, "-": each.negative}
+        lines += [each.name, *(f"  {s} {text}" for s, texts in signed.items() for text in texts)]
+    return "\n".join(lines)
 
 
 def _class(where: str, name: str, given: dict[str, Any], forms: dict[str, Any]) -> PromptClass:

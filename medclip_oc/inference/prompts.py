@@ -1,6 +1,6 @@
-"""Candidate texts for ranking: from words, files and standard input, in templates, with labels.
+"""Candidates for ranking: prompt sets, or texts from words, files and standard input, in templates.
 
-A candidate is what a row names, and the prompts that stand for it: its features are the mean of
+A candidate is what a row names, and the texts that stand for it: its features are the mean of
 theirs (Radford et al. 2021, section 3.1.4).
 """
 
@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from ..config.inference import ZeroshotConfig
 from ..errors import InputError
 from ..packing.tables import Table
+from ..runtime.progress import print_line
+from . import prompt_sets
+from .prompt_sets import PromptClass
 
 NONE = "none of these"  # the candidate that a threshold adds
 RADIOLOGY = (
@@ -32,17 +34,18 @@ _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
 _NO_LINES = (".yaml", ".yml", ".zip", ".xls", ".docx", ".pdf")
 
 
-class Candidate(NamedTuple):
-    """What is ranked."""
-
-    name: str  # what the rows call it
-    prompts: tuple[str, ...]  # texts whose mean it is: at least one
-
-
-def gather(settings: ZeroshotConfig) -> list[Candidate]:
+def gather(settings: ZeroshotConfig) -> list[PromptClass]:
     """All candidates in the order in which they were given, each name once; InputError: no text, an
-    empty one, or a file that can't be read.
+    empty one, or a file that can't be read. Phrasings that weren't given are told on stderr.
     """
+    if settings.prompts is not None:
+        chosen = prompt_sets.load(settings.prompts)
+        counts = [sum(len(getattr(c, s)) for c in chosen.classes) for s in ("positive", "negative")]
+        told = f"{len(chosen.classes)} classes, {counts[0]} positive and {counts[1]} negative texts"
+        if bare := [c.name for c in chosen.classes if settings.multi_label and not c.negative]:
+            raise InputError(f"--multi-label: {settings.prompts}: no negative text of {bare[0]}")
+        print_line(f"prompts: {chosen.name}, {told}; --list-prompts shows them")
+        return [*chosen.classes]
     given = (checked(f"--texts: number {n}", text) for n, text in enumerate(settings.texts, 1))
     texts_of = {text: {text: None} for text in given}
     for name, text in _of_file(settings) if settings.texts_file else ():
@@ -53,7 +56,7 @@ def gather(settings: ZeroshotConfig) -> list[Candidate]:
         raise InputError(f"--texts-file: {settings.texts_file} holds no text")
     forms = _templates(settings.templates)
     return [
-        Candidate(name, tuple(form.replace("{}", text) for text in texts for form in forms))
+        PromptClass(name, tuple(form.replace("{}", text) for text in texts for form in forms))
         for name, texts in texts_of.items()
     ]
 
@@ -130,6 +133,7 @@ def _templates(given: str | None) -> tuple[str, ...]:
     if given is None:
         return ("{}",)
     if given == "radiology":
+        print_line(f"templates: {' | '.join(RADIOLOGY)}")
         return RADIOLOGY
     if not Path(given).is_file():
         raise InputError(f"--templates: {given}: no such file, and not `radiology`")

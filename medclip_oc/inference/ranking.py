@@ -1,9 +1,13 @@
-"""Candidates ranked for images. N images, M candidates, D embedding size."""
+"""Candidates ranked for images, or each judged by itself. N images, M candidates, D embedding
+size.
+"""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -13,9 +17,9 @@ from ..errors import InputError
 from ..runtime.progress import Progress, print_line
 from .embedder import Embedder
 from .image_inputs import ImageSet
-from .labels import Labels
 from .output import RowWriter
-from .prompts import NONE, Candidate
+from .prompt_sets import PromptClass
+from .prompts import NONE
 
 FIELDS = ("image", "rank", "text", "cosine", "probability", "margin")
 _DIGITS = 6  # behind the point; float32 features have no more
@@ -31,6 +35,8 @@ class Ranking:
         threshold: cosine of a further candidate, NONE, which stands before texts of equal cosine.
             None: there is no such candidate.
     """
+
+    fields = FIELDS
 
     def __init__(
         self, names: Sequence[str], features: Tensor, scale: float, threshold: float | None = None
@@ -74,15 +80,55 @@ class Ranking:
         return rows
 
 
+class Judging:
+    """Judges M findings for any number of images, each by its own pair of texts (Tiu et al. 2022):
+    the softmax over the two cosines at the temperature.
+
+    Args:
+        names: of the M findings.
+        sides: (2, M, D), normalised: what says that it is there, and that it isn't.
+        scale: the model's inverse temperature.
+    """
+
+    fields = ("image", "finding", "probability", "cosine_positive", "cosine_negative")
+
+    def __init__(self, names: Sequence[str], sides: Tensor, scale: float) -> None:
+        self.names, self.sides, self.scale = names, sides, scale
+
+    def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of images (N, D) the cosines (2, N, M), and the probabilities of the findings (N, M);
+        float32 both, on the CPU.
+        """
+        cosines = (images @ self.sides.mT).float().cpu()  # (2, N, M)
+        return cosines, (self.scale * cosines).softmax(dim=0)[0]
+
+    def rows(
+        self, images: Sequence[str], scores: tuple[Tensor, Tensor], top: int | None = None
+    ) -> list[dict[str, Any]]:
+        """A row for each image and finding, as they came; `top` is for a `Ranking` alone."""
+        (positive, negative), probabilities = scores
+        columns = (x.double().numpy().round(_DIGITS).ravel().tolist() for x in (positive, negative))
+        shares = (float(f"{share:.6g}") for share in probabilities.ravel().tolist())
+        named = itertools.product(images, self.names)
+        rows = zip(named, shares, *columns, strict=True)
+        return [dict(zip(self.fields, (*pair, *values), strict=True)) for pair, *values in rows]
+
+
 def embed_candidates(
-    embedder: Embedder, candidates: Sequence[Candidate], threshold: float | None = None
-) -> Ranking:
-    """The candidates, each prompt embedded once; a warning for each that the context cuts.
+    embedder: Embedder,
+    candidates: Sequence[PromptClass],
+    threshold: float | None = None,
+    *,
+    multi_label: bool = False,
+) -> Ranking | Judging:
+    """The candidates, each text embedded once; a warning for each that the context cuts.
 
     open_clip's `build_zero_shot_classifier` wants as many prompts for every class, embeds equal
     ones again, and doesn't tell which were cut.
     """
-    prompts = list(dict.fromkeys(prompt for each in candidates for prompt in each.prompts))
+    texts_of = [each.positive for each in candidates]
+    texts_of += [each.negative for each in candidates] if multi_label else []
+    prompts = list(dict.fromkeys(prompt for texts in texts_of for prompt in texts))
     shown = len(prompts) > embedder.batch_size
     with Progress(len(prompts), "texts", "embed", shown=shown) as progress:
         features, cut = embedder.texts(prompts, progress.update)
@@ -90,22 +136,26 @@ def embed_candidates(
     for prompt in cut:
         print_line(f"warning: {lost}: {shorten(prompt)}")
     row_of = {prompt: row for row, prompt in enumerate(prompts)}
-    means = [features[[row_of[prompt] for prompt in each.prompts]].mean(0) for each in candidates]
+    parts = [features[[row_of[prompt] for prompt in texts]].mean(0) for texts in texts_of]
+    means = normalize(torch.stack(parts), dim=1)  # (M, D), or (2M, D)
     scale = embedder.clip.towers.inverse_temperature().item()
     names = [candidate.name for candidate in candidates]
-    return Ranking(names, normalize(torch.stack(means), dim=1), scale, threshold)  # (M, D)
+    if multi_label:
+        return Judging(names, means.unflatten(0, (2, -1)), scale)
+    return Ranking(names, means, scale, threshold)
 
 
 def write_rows(
     embedder: Embedder,
     images: ImageSet,
-    ranking: Ranking,
-    writer: RowWriter,
+    ranking: Ranking | Judging,
+    writer: RowWriter | None,
     *,
     top: int | None = None,
-    labels: Labels | None = None,
+    scores: np.ndarray | None = None,
 ) -> int:
-    """Rank the candidates for every image, and write the rows batch by batch.
+    """Rank the candidates for every image, and write the rows, if there is a writer, batch by
+    batch. Probabilities go into `scores` (N, M) too.
 
     Returns:
         How many images couldn't be read; each is named on standard error.
@@ -123,13 +173,15 @@ def write_rows(
                 if total == 1:
                     raise InputError(line)
                 print_line(f"warning: {line}")
-            scores = ranking.scores(features)
-            writer.write(ranking.rows([images.name(n) for n in positions], scores, top))
-            if labels is not None:
-                labels.add(positions, scores[1].numpy())
+            scored = ranking.scores(features)
+            if writer is not None:
+                writer.write(ranking.rows([images.name(n) for n in positions], scored, top))
+            if scores is not None:
+                scores[positions] = scored[1].numpy()
             unreadable += len(bad)
             progress.update(len(positions) + len(bad))
-    writer.close()
+    if writer is not None:
+        writer.close()
     if unreadable == total:
         raise InputError(f"none of the {total:,} images can be read")
     return unreadable

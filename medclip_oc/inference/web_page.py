@@ -24,7 +24,7 @@ from . import search
 from .embedder import Embedder, open_embedder
 from .feature_index import Index
 from .image_inputs import ImageSet
-from .prompts import Candidate
+from .prompt_sets import PromptClass
 from .ranking import FIELDS as RANKED
 from .ranking import embed_candidates
 
@@ -58,7 +58,7 @@ class Handlers:
             texts = dict.fromkeys(line.strip() for line in lines.splitlines() if line.strip())
             if not texts:
                 raise InputError("type a caption, or several, one per line")
-            candidates = [Candidate(text, (text,)) for text in texts]
+            candidates = [PromptClass(text, (text,)) for text in texts]
             ranked = embed_candidates(self.embedder, candidates, _cosine(limit))
             rows = ranked.rows(["image"], ranked.scores(features))
         except (InputError, WorkError) as error:

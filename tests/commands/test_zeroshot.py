@@ -19,6 +19,7 @@ import medclip_oc
 from medclip_oc import zeroshot
 from medclip_oc.config.inference import ZeroshotConfig
 from medclip_oc.inference import image_inputs, prompts
+from medclip_oc.inference.prompt_sets import PromptClass
 from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
 
@@ -164,7 +165,7 @@ def test_texts_from_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             )
         )
     names = ["first", "a mass", "pleural effusion", "NA"]
-    assert found == [prompts.Candidate(text, (text,)) for text in names]
+    assert found == [PromptClass(text, (text,)) for text in names]
 
 
 @pytest.mark.slow
@@ -261,7 +262,7 @@ MISTAKES = {
     "--labels GOUT": "line 3: 'gout' is no candidate; the nearest are a, b",
     "--labels OTHERS": "none of its rows names one of the images",
     "--threshold 2": "--threshold: 2.0 is not a cosine",
-    "--figures x.json": "--figures: there are none without",
+    "--figures x.json": "--figures: not without --labels",
     "--model ViT-B-32": "names its own model; give one of the two",
 }
 
@@ -309,9 +310,9 @@ PARTS_MISSING = {
     "--model ViT-B-32": "--model ViT-B-32: give an architecture with --pretrained, or",
     "--model org/x --pretrained y": "--model org/x: give an architecture with --pretrained, or wi",
     "--checkpoint c --pretrained openai": "--pretrained: 'openai' is not used",
-    "--checkpoint c --search a": "--index: required for a search",
+    "--checkpoint c --search a": "--search: not without --index",
     "--checkpoint c --index d": "--index: give --search TEXT or --search-image",
-    "--checkpoint c --index d --search a --texts b": "--texts: ranks captions; not for a search",
+    "--checkpoint c --index d --search a --texts b": "--texts: not with --index",
 }
 
 

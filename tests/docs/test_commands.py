@@ -65,6 +65,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = [f"test_{n:04},{('CT', 'MRI')[n % 2]}" for n in range(12)]
     (folder / "pairs.csv").write_text("\n".join(["path,report,split", *rows, ""]))
     (folder / "captions.csv").write_text("\n".join(["caption", *texts, ""]))
+    for name, rows in (("test", ["0,1", "1,0"]), ("valid", ["2,0", "3,1"])):
+        (folder / f"{name}.csv").write_text("\n".join(["image,Edema", *rows, ""]))
     (folder / "modality.csv").write_text("\n".join(["image,label", *labels, ""]))
     run(folder, "python tools/make_shards.py --source general --out shards/general")
     return folder

@@ -23,7 +23,7 @@ from medclip_oc.errors import InputError, WorkError
 from medclip_oc.inference.embedder import Embedder
 from medclip_oc.inference.image_inputs import ImageSet, find
 from medclip_oc.inference.output import RowWriter
-from medclip_oc.inference.prompts import Candidate
+from medclip_oc.inference.prompt_sets import PromptClass
 from medclip_oc.inference.ranking import FIELDS, embed_candidates, write_rows
 from medclip_oc.models import factory
 
@@ -78,10 +78,10 @@ def repeated(files: ImageSet, number: int, folder: Path) -> ImageSet:
     return ImageSet(paths)
 
 
-def texts(number: int) -> list[Candidate]:
+def texts(number: int) -> list[PromptClass]:
     """Captions of some ten tokens, each another one."""
     names = [f"radiograph number {n} with an opacity of the left lung" for n in range(number)]
-    return [Candidate(name, (name,)) for name in names]
+    return [PromptClass(name, (name,)) for name in names]
 
 
 def timed(config: Config, images: ImageSet) -> Comparison:
@@ -107,7 +107,7 @@ def open_model(settings: ModelConfig, batch_size: int, workers: int | None = Non
     return Embedder(clip, torch.device("cpu"), batch_size, workers)
 
 
-def whole(embedder: Embedder, images: ImageSet, candidates: list[Candidate]) -> None:
+def whole(embedder: Embedder, images: ImageSet, candidates: list[PromptClass]) -> None:
     """What zeroshot does once the model is loaded."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as out:
         writer = RowWriter(out, "jsonl", FIELDS)  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def whole(embedder: Embedder, images: ImageSet, candidates: list[Candidate]) -> 
         raise WorkError(f"--source: {bad} images can't be read")
 
 
-def forwards(embedder: Embedder, images: int, candidates: list[Candidate]) -> None:
+def forwards(embedder: Embedder, images: int, candidates: list[PromptClass]) -> None:
     """As many images and texts through the towers, and nothing else."""
     size = embedder.batch_size
     height, width = embedder.clip.image_size
