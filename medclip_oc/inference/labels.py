@@ -3,9 +3,11 @@
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from textwrap import shorten as cut
@@ -26,11 +28,13 @@ from .prompt_sets import PromptClass
 from .prompts import NONE, open_table, read_table
 
 Uncertain = Literal["ones", "zeros", "ignore"]
-_IMAGE = ["image", "id", "file", "path", "filename", "file_name", "image_id", "image index"]
+Rows = list[tuple[str, list[str]]]  # where each stands, and its cells, the image first
+IMAGE = ["image", "id", "file", "path", "filename", "file_name", "image_id", "image index"]
 _LABEL = ["label", "class", "labels", "findings", "finding labels"]
 _OTHERS = ["split", "patient", "patient_id", "study", "group", "slice"]  # no findings
 _CODES = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1, "": -1}
 _UNCERTAIN = {"ones": 1, "zeros": 0, "ignore": -1}
+_MOST = 1000  # classes of a table
 _NORMAL = ("no finding", "none", "normal")  # no class is true, where none has that name
 _OF_RETRIEVAL = re.compile(r"-(train|valid|test|tars|features)$")  # ends names of its records
 _NO_THRESHOLDS = (
@@ -83,52 +87,72 @@ def read(
     """
     where, header = f"{option}: {file}", open_table(option, file).names()
     lower = {column.lower(): column for column in header}
-    image, label = (next((lower[n] for n in known if n in lower), "") for known in (_IMAGE, _LABEL))
+    image, label = (next((lower[n] for n in known if n in lower), "") for known in (IMAGE, _LABEL))
     if names is None and not label:
-        names = [c for c in header if c and c.lower() not in _IMAGE + _OTHERS]
+        names = [c for c in header if c and c.lower() not in IMAGE + _OTHERS]
     spelled = [(w, m) for m, name in enumerate(names or ()) for w in (name, *aliases.get(name, ()))]
     classes = {word.casefold(): m for word, m in spelled} | dict(spelled)
-    columns = [c for c in header if c not in (image, label) and _class(classes, c) is not None]
+    found = [_class(classes, c) if c not in (image, label) else None for c in header]
+    columns = {c: m for c, m in zip(header, found, strict=True) if m is not None}
     if not image or bool(columns) == bool(label):
-        wanted = f"images ({', '.join(_IMAGE[:3])}, ...), and either of labels or of each class"
-        listed = cut(", ".join(header), 110, placeholder=" ...")
-        raise InputError(f"{where}: has {listed}; wanted are columns of {wanted}")
-    if twice := [c for c, n in Counter(_class(classes, c) for c in columns).items() if n > 1]:
-        raise InputError(f"{where}: several columns of {(names or ())[twice[0] or 0]}")
+        wanted = f"images ({', '.join(IMAGE[:3])}, ...), and either of labels or of each class"
+        raise InputError(f"{where}: has {_listed(header)}; wanted are columns of {wanted}")
+    if twice := [c for c, m in columns.items() if found.count(m) > 1]:
+        raise InputError(f"{where}: several columns of one class: {_listed(twice)}")
     table = [*read_table(option, file, [image, *(columns or [label])], 1 if columns else 2)]
     if not table:
         raise InputError(f"{where}: no rows")
-    cells = pd.DataFrame([row[1:] for _, row in table], [place for place, _ in table])
     if columns:
+        truth = np.full((len(table), len(names or ())), -1, np.int8)
         codes = _CODES | dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain or "ignore"])
-        numbers = cells.map(codes.get).set_axis(columns, axis=1)
-        for n, m in np.argwhere(numbers.isna().to_numpy())[:1]:
-            bad = f"{table[n][0]}: {columns[m]}: {table[n][1][m + 1][:40]!r}"
-            raise InputError(f"{bad}: wanted is 0, 1, -1 (uncertain) or nothing (unknown)")
+        truth[:, [*columns.values()]] = _numbers(table, [*columns], codes)
     else:
-        numbers = cells[0].str.replace(r"\s*\|\s*", "|", regex=True).str.get_dummies("|")
-    if names is None:
-        names = [*map(str, numbers)]
-        classes = {name: m for m, name in enumerate(names)}
-    truth = np.full((len(table), len(names)), -1 if columns else 0, np.int8)
-    for name, column in numbers.items():
-        if (m := _class(classes, str(name))) is not None:
-            truth[:, m] = np.maximum(truth[:, m], column)
-        elif str(name).casefold() not in _NORMAL:
-            near = difflib.get_close_matches(str(name), names, 3) or [*names[:5]]
-            listed = cut(", ".join(near), 110, placeholder=" ...")
-            bad = f"{column.idxmax()}: {str(name)[:40]!r} is no candidate"
-            raise InputError(f"{bad}; the nearest are {listed}")
+        words = pd.Series([cell for _, [_, cell] in table]).str.split("|").explode().str.strip()
+        if names is None:
+            names = sorted({*words})
+            classes = {name: m for m, name in enumerate(names)}
+        truth = _true(table, words, names, classes)
     rows = dict[str, np.ndarray]()
     for (place, [named, *_]), row in zip(table, truth, strict=True):
         path = str(PurePosixPath(named.replace("\\", "/")))  # without ./
         if not np.array_equal(rows.setdefault(path, row), row):
             raise InputError(f"{place}: {path} has another label before")
-    return LabelTable(where, tuple(names), rows)
+    return LabelTable(where, tuple(names or ()), rows)
 
 
 def _class(classes: Mapping[str, int], word: str) -> int | None:
     return classes.get(word, classes.get(word.casefold()))
+
+
+def _listed(words: Iterable[str]) -> str:
+    return cut(", ".join(words), 110, placeholder=" ...")
+
+
+def _numbers(table: Rows, columns: Sequence[str], codes: Mapping[str, int]) -> list[list[int]]:
+    """What the cells of one column for each class say."""
+    try:
+        return [[codes[cell] for cell in cells] for _, [_, *cells] in table]
+    except KeyError as error:
+        place, cells = next((p, cells) for p, [_, *cells] in table if error.args[0] in cells)
+        bad = f"{place}: {columns[cells.index(error.args[0])]}: {error.args[0][:40]!r}"
+        raise InputError(f"{bad}: wanted is 0, 1, -1 (uncertain) or nothing (unknown)") from None
+
+
+def _true(
+    table: Rows, words: pd.Series, names: Sequence[str], classes: Mapping[str, int]
+) -> np.ndarray:
+    """(N, M) of the words in the rows' column of names; their index is the row's number."""
+    found = {word: _class(classes, word) for word in words.unique()}
+    for bad in (w for w, m in found.items() if m is None and w.casefold() not in _NORMAL):
+        near = difflib.get_close_matches(bad, names, 3) or names[:5]
+        problem = f"{bad[:40]!r} is no candidate; the nearest are {_listed(near)}"
+        raise InputError(f"{table[int(words.index[words == bad][0])][0]}: {problem}")
+    if len(names) > _MOST:
+        raise InputError(f"{table[0][0]}: {len(names):,} different labels: a column of captions?")
+    truth = np.zeros((len(table), len(names)), np.int8)
+    for word, m in found.items():
+        truth[words.index[words == word], [] if m is None else m] = 1
+    return truth
 
 
 class Labels:
@@ -158,12 +182,13 @@ class Labels:
             alike = "of one class" if single else "alike in every class"
             raise InputError(f"{table.where}: all {len(truth):,} images are {alike}: no figures")
         if lacking := [] if single else [table.names[m] for m in np.flatnonzero(~figured)]:
-            listed = cut(", ".join(lacking), 110, placeholder=" ...")
-            print_line(f"warning: {table.where}: no positive, or no negative image of {listed}")
+            told = f"no positive, or no negative image of {_listed(lacking)}"
+            print_line(f"warning: {table.where}: {told}")
 
     def places(self) -> list[str]:
-        """Where the images with a label lie, or their keys."""
-        return [str(Path(self.images.name(n)).absolute()) for n in self.truth]
+        """Where the files with a label lie; of others the keys."""
+        names = map(self.images.name, self.truth)
+        return [os.path.realpath(name) if Path(name).exists() else name for name in names]
 
     def judged(self) -> tuple[np.ndarray, np.ndarray]:
         """Truth, (N,) or (N, M), and probabilities (N, M) of the images that were read."""
@@ -219,11 +244,12 @@ def report(
     else:
         figures = classification.measure(names, truth, probabilities, **how)
         lines = [classification.text(figures)]
+    print(*lines, sep="\n", file=out)
     phrasings = {c.name: {"positive": c.positive, "negative": c.negative} for c in candidates}
     figures |= {"prompts": phrasings, "threshold_labels": settings.threshold_labels}
     places, file = labels[0].places(), settings.labels or ""
-    lines += keep(figures, places, file, settings.checkpoint, settings.figures)
-    print(*lines, sep="\n", file=out)
+    for line in keep(figures, places, file, settings.checkpoint, settings.figures):
+        print(line, file=out)
 
 
 def keep(
@@ -257,7 +283,8 @@ def keep(
             path = path.with_name(f"{name}-{mark[:8]}.json")
         files.append(path)
     for path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # writing says why
+            path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.atomic_file(path) as partial:
             text = json.dumps(figures | about, indent=2, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")

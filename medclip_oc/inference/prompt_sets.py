@@ -1,17 +1,6 @@
 """Prompt sets: the phrasings that stand for each class of a label set.
 
-A file of YAML; those of `prompt_sets/` are shipped, and known by their names without the ending:
-
-    source: where the label set comes from
-    multi_label: true         # several classes may be true of one image
-    templates:                # each name of each class is put into each of these
-      positive: ["{}", "there is {}."]
-      negative: ["no {}"]     # may be absent where multi_label is false
-    classes:
-      Cardiomegaly:           # what rows, tables and labels call it
-        names: [cardiomegaly, enlarged heart]
-        positive: [...]       # further phrasings, as they stand; negative: likewise
-        aliases: [...]        # what else tables of labels call it
+YAML, which docs/ranking.md shows; those of `prompt_sets/` are shipped.
 """
 
 import difflib

@@ -46,6 +46,8 @@ def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
     table = read(tmp_path, "id,b,split,a\n0,1,train,0\n1,0,test,1\n", None)
     assert table.names == ("b", "a")
     assert table.single() == {"0": 0, "1": 1}
+    with pytest.raises(InputError, match="1,001 different labels: a col"):
+        read(tmp_path, "id,findings\n" + "".join(f"{n},text {n}\n" for n in range(1001)), None)
 
 
 REFUSED = {
@@ -56,14 +58,15 @@ REFUSED = {
     "id,label\n0,Edema|Mass\n": "0: true are ['Edema', 'Lung Mass']; one class is wanted",
     "id,label\n0,Edema\n1,Edma\n": "line 3: 'Edma' is no candidate; the nearest are Edema",
     "id,label\n0,gout\n": "line 2: 'gout' is no candidate; the nearest are Edema, Lung Mass",
+    "id,label\n0,Edema|\n": "line 2: '' is no candidate; the nearest are Edema, Lung Mass",
     "id,label\n0,\n": "line 2: no text in label",
     "id,label\n,Edema\n": "line 2: no text in id",
     "id,label\n": "labels.csv: no rows",
     "id,Edema\n0,yes\n": "line 2: Edema: 'yes': wanted is 0, 1, -1 (uncertain) or nothing (unknow",
     "id,Edema\n0,0\n1,2\n": "line 3: Edema: '2': wanted is 0, 1, -1 (uncertain) or nothing",
     "id,Edema,Mass\n0,1\n": "line 2: 2 fields, the header has 3",
-    "id,Edema,Edema\n0,1,1\n": "several columns of Edema",
-    "id,Mass,lung mass\n0,1,1\n": "several columns of Lung Mass",
+    "id,Edema,Edema\n0,1,1\n": "several columns of one class: Edema",
+    "id,Mass,lung mass\n0,1,1\n": "several columns of one class: Mass, lung mass",
     "id,Edema,label\n0,1,Edema\n": "has id, Edema, label; wanted are columns of images (im",
     "id,gout\n0,1\n": "and either of labels or of each class",
     "x,Edema\n0,1\n": "has x, Edema; wanted are columns of images",
