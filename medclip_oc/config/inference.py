@@ -183,14 +183,14 @@ class ExportConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_pairs = ["data", "split", "caption_key", "labels", "prompts"]
-        of_models = ["checkpoint", "images", *["quantize"] * (self.to == "onnx")]
-        own = of_pairs if self.to == "clip_benchmark" else of_models
+        own = ["checkpoint", "images", *["quantize"] * (self.to == "onnx")]
+        if self.to == "clip_benchmark":
+            own = ["data", "split", "caption_key", "labels", "prompts"]
         if getattr(self, own[0]) is None:
             raise InputError(f"--{own[0]}: required for --to {self.to}")
-        for name in {*of_pairs, *of_models, "quantize"} - {*own}:
-            if getattr(self, name):
-                raise InputError(f"{self.option(name)}: of no use to --to {self.to}")
+        given = [name for name in (*self.reads.split(), "quantize") if getattr(self, name)]
+        if unused := [name for name in given if name not in own]:
+            raise InputError(f"{self.option(unused[0])}: of no use to --to {self.to}")
         if (self.labels is None) != (self.prompts is None):
             raise InputError("--labels, --prompts: one needs the other")
 

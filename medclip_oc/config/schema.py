@@ -16,7 +16,9 @@ from .vocabulary import DIRECTIONS
 
 METRICS = ["mean_recall"]
 METRICS += [f"{way}/{score}" for way in DIRECTIONS for score in ("R@1", "R@5", "R@10", "mrr")]
-"""What validation may choose the best checkpoint by."""
+"""What validation may choose the best checkpoint by; beside the figures of valid.zeroshot."""
+_NAMED = f"one of {', '.join(METRICS)}; or of valid.zeroshot, as zeroshot/auroc"
+Metric = Annotated[str, Bound(_NAMED, lambda v: v in METRICS or v.startswith("zeroshot/"))]
 
 
 @dataclass
@@ -221,6 +223,18 @@ class EmaConfig(Settings, section="ema."):
 
 
 @dataclass
+class ZeroshotConfig(Settings, section="valid.zeroshot."):
+    """Zero-shot classification at each validation, as `medclip_oc.zeroshot --prompts` does it."""
+
+    prompts: str | None = None
+    """A set of `zeroshot --list-prompts`, or a FILE.yaml. null: no classification."""
+    labels: str | None = None
+    """Table of what is true of each image."""
+    images: list[str] = field(default_factory=list)
+    """Files, folders, shard folders (split valid), tars. None given: the pairs of data.valid."""
+
+
+@dataclass
 class ValidConfig(Settings, section="valid."):
     """Validation, and the metric that names `best.pt`."""
 
@@ -232,10 +246,12 @@ class ValidConfig(Settings, section="valid."):
     """Validate before the first step too. null: where the model starts from weights."""
     patience: Count | None = None
     """End the training after this many validations in a row without gain. null: never."""
-    metric: Annotated[str, Bound(f"one of {', '.join(METRICS)}", METRICS.__contains__)] = METRICS[0]
-    """mean_recall (of R@1, R@5, R@10, both directions), or one as text_to_image/R@1 or .../mrr."""
+    metric: Metric = METRICS[0]
+    """mean_recall (of R@1, R@5, R@10, both directions), or one as text_to_image/R@1 or .../mrr; or
+    of valid.zeroshot, as zeroshot/auroc or zeroshot/auroc/Edema."""
     decode: checks.Decode = "exact"
     """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
+    zeroshot: ZeroshotConfig = field(default_factory=ZeroshotConfig)
 
 
 @dataclass

@@ -35,6 +35,7 @@ class Measured:
     nearest: tuple[np.ndarray, np.ndarray] | None
     """(N, NEAREST) int64: pairs whose texts are nearest to each image, and whose images are nearest
     to each text; pairs as they are. None: not asked for."""
+    embedded: Embedded
 
     def pair_ranks(self) -> Ranks:
         """Rank of each pair's image and of its text: (N,) float64 each."""
@@ -138,7 +139,7 @@ def measure(
             ends = bootstrap(own, KS, settings.interval_draws, settings.seed, its)["mean_rank"]
             difference["intervals"]["mean_recall"] = ends
         record["baseline"] = {"name": baseline_name, **others, "difference": difference}
-    return Measured(record, pool, ranks, lists)
+    return Measured(record, pool, ranks, lists, embedded)
 
 
 def check_ids(ours: list[str], theirs: list[str], option: str) -> None:

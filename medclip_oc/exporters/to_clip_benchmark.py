@@ -1,16 +1,15 @@
 """A split of pairs as LAION's clip_benchmark reads it: its `build_wds_dataset`, release 1.6.2.
 
-SPLIT/nshards.txt, SPLIT/0.tar   ID.jpg as it lies in the shards; ID.txt, a caption a line, or
-                                 ID.cls, the number of its class
+SPLIT/nshards.txt, SPLIT/0.tar   ID.jpg, and ID.txt, a caption a line; or ID.cls, its class
 dataset_type.txt                 "retrieval", where there are captions
-classnames.txt                   the first name of each class, and what it is put into:
-zeroshot_classification_templates.txt
-prompts.json                     all phrasings of each class, for --custom_template_file
+classnames.txt, zeroshot_classification_templates.txt   first names, and what they are put into
+prompts.json                     all phrasings of the classes, for --custom_template_file
 """
 
 import json
 from pathlib import Path
 
+import numpy as np
 from webdataset import ShardWriter
 
 from ..config.inference import ExportConfig
@@ -20,28 +19,24 @@ from ..errors import InputError
 from ..inference import labels, prompt_sets
 from ..inference.image_inputs import ImageSet
 
-_MOST_PER_TAR = 10_000  # as clip_benchmark's own converter has it
-_WORKERS = 4  # that clip_benchmark starts: each wants a tar
-
 
 def write(settings: ExportConfig, folder: Path) -> str:
     """Write into an empty folder; returns what is there, in words. InputError: see `ShardSet.open`,
-    `prompt_sets.load`, `labels.read`; or several classes may be true of an image.
+    `prompt_sets.load`, `labels.Labels`; or several classes may be true of an image.
     """
-    assert settings.data is not None
-    split, by_class = settings.split or "test", settings.labels is not None
-    shards = ShardSet.open(settings.data, split, settings.caption_key or CAPTION, bare=by_class)
-    keys, captions = shards.ids(), 0
+    split, by_class, captions = settings.split or "test", settings.labels is not None, 0
+    shards = ShardSet.open(settings.data or "", split, settings.caption_key or CAPTION, by_class)
+    truth = dict.fromkeys(range(len(shards)), 0)
     if by_class:
         truth = _write_classes(settings, shards, folder)
     else:
-        truth = dict.fromkeys(range(len(shards)), 0)
         (folder / "dataset_type.txt").write_text("retrieval\n", "utf-8")
     (folder / split).mkdir()
-    pattern = f"{folder}/{split}/".replace("%", "%%") + "%d.tar"
-    per_tar = min(_MOST_PER_TAR, max(1, len(truth) // _WORKERS))
+    pattern, keys = f"{folder}/{split}/".replace("%", "%%") + "%d.tar", shards.ids()
+    # at most as many as its own converter has, and one tar or more for each of its four workers
+    per_tar = min(10_000, max(1, len(truth) // 4))
     with ShardWriter(pattern, per_tar, verbose=0, mtime=0) as tars:
-        for n, label in truth.items():
+        for n, label in sorted(truth.items()):
             sample = shards.read(n)
             texts = [_line(text) for text in (sample.caption, *sample.further)]
             captions += len(texts)
@@ -62,17 +57,15 @@ def _write_classes(settings: ExportConfig, shards: ShardSet, folder: Path) -> di
     if prompts.multi_label or len(phrasings) < len(prompts.classes):
         problem = "several may be true of an image" if prompts.multi_label else "two share a name"
         raise InputError(f"--prompts {settings.prompts}: its classes: {problem}; not exported")
-    names = [each.name for each in prompts.classes]
-    table = labels.read("--labels", settings.labels or "", names, aliases=prompts.aliases)
-    truth = table.single()
-    images = ImageSet([(shards, n) for n in range(len(shards))]).names(truth)
     templates = [_line(form).replace("{}", "{c}") for form in prompts.templates]
     lines = {"classnames": phrasings, "zeroshot_classification_templates": templates}
     for file, texts in lines.items():
         (folder / f"{file}.txt").write_text("\n".join(texts) + "\n", "utf-8")
     own = {Path(settings.out).resolve().name: phrasings}  # by the name of the data set
     (folder / "prompts.json").write_text(json.dumps(own, indent=1), "utf-8")
-    return {n: truth[row] for n, row in sorted(labels.match(table.where, truth, images).items())}
+    names, images = [*prompts.aliases], ImageSet([(shards, n) for n in range(len(shards))])
+    table = labels.read("--labels", settings.labels or "", names, None, prompts.aliases)
+    return labels.Labels(table, images, np.empty(0), single=True).truth
 
 
 def _line(text: str) -> str:

@@ -20,7 +20,7 @@ from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..models import factory
 from ..models.clip import Clip
-from ..runtime import devices
+from ..runtime import devices, shutdown
 from ..runtime.devices import autocast, check_finite
 from ..runtime.workers import cores
 from .image_inputs import ImageSet
@@ -69,6 +69,8 @@ class Embedder:
             num_workers=self.processes(len(images)),
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # of its own, as in `load_batches`
+            worker_init_fn=shutdown.outlive_signals,
         )
         try:
             for positions, pixels, errors in batches:

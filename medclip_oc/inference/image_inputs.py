@@ -45,10 +45,12 @@ class ImageSet:
         except OSError as error:
             raise BadImage("undecodable", error.strerror or str(error)) from None
 
+    def part(self, positions: Sequence[int]) -> "ImageSet":
+        """Some of them."""
+        return ImageSet([self._places[n] for n in positions])
+
     def names(self, rows: Collection[str]) -> list[str]:
-        """What the rows of a table may call the images: see `name`; in a shard, failing that, the
-        id, of which packing made the key.
-        """
+        """What a table may call the images: see `name`, or else the id of which a key was made."""
         names = [self.name(n) for n in range(len(self))]
         for n, place in enumerate(self._places):
             if isinstance(place, tuple) and names[n] not in rows:

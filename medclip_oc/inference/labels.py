@@ -173,7 +173,7 @@ class Labels:
     ) -> None:
         self.table, self.images, self.scores = table, images, scores
         labels: Mapping[str, Any] = table.single() if single else table.rows
-        matched = match(table.where, labels, [images.name(n) for n in range(len(images))])
+        matched = match(table.where, labels, images.names(labels))
         self.truth = {n: labels[row] for n, row in matched.items()}  # by position
         self.unused = len(labels) - len({*matched.values()})
         truth = np.stack([*self.truth.values()])  # (N,) or (N, M)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..config.schema import Config, TrainConfig
+from ..config.schema import METRICS, Config, TrainConfig
 from ..contrastive.grad_cache import CachedStep
 from ..contrastive.micro_batched_tower import live_batch_norms
 from ..contrastive.soft_targets import Rule
@@ -17,9 +17,10 @@ from ..data.balance import read_studies
 from ..data.loader import TrainingData
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
+from ..inference.zeroshot_scores import ZeroshotScores
 from ..models import definition, factory, freezing, lora
 from ..models.clip import Clip
-from ..runtime import devices
+from ..runtime import devices, distributed
 from ..runtime.distributed import World
 
 
@@ -74,6 +75,7 @@ class RunData:
     train: TrainingData
     valid: ShardSet | None
     plan: Plan
+    zeroshot: ZeroshotScores | None
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
@@ -95,7 +97,7 @@ def open_data(config: Config, world: World) -> RunData:
     try:
         train = loader.open_training(config.data, config.run.seed, world)
         steps = plan(config.train, config.optim.warmup_steps, train.pairs_per_epoch, world.size)
-        setting, valid = "data.valid", None
+        setting, valid, zeroshot = "data.valid", None, None
         if config.data.valid is not None:
             valid = loader.open_shards(config.data.valid, "valid", world, config.data.caption_key)
             if config.data.unit == "study":
@@ -103,10 +105,14 @@ def open_data(config: Config, world: World) -> RunData:
                 advice = "which flatters it; split by study (make_shards --split-by)"
                 told = f"; {len(names):,} of them are in data.valid too, {advice}" if names else ""
                 train = replace(train, note=train.note + told)
+        if any(vars(config.valid.zeroshot).values()) or config.valid.metric not in METRICS:
+            setting = "valid.zeroshot"
+            with distributed.errors_together():
+                zeroshot = ZeroshotScores(config.valid, valid, world)
     except (InputError, WorkError) as error:
-        named = str(error).startswith(("data.", "train.", "optim."))
+        named = str(error).startswith(("data.", "train.", "optim.", "valid."))
         raise type(error)(str(error) if named else f"{setting}: {error}") from error
-    return RunData(train, valid, steps)
+    return RunData(train, valid, steps, zeroshot)
 
 
 def model(

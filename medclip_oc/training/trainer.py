@@ -111,9 +111,9 @@ class Trainer:
             say(line)
         self.checkpointer = Checkpointer(self.folder, config.checkpoint, say, main=world.main)
         opened.callback(self.checkpointer.close)
-        stop, train, valid = self.asked_to_stop, self.data.train, self.data.valid
-        self.validation = Validation(config, self.clip, valid, world, self.log, self.folder, stop)
-        if valid is None and (config.valid.patience or config.wise.alphas is not None):
+        stop, train, data = self.asked_to_stop, self.data.train, self.data
+        self.validation = Validation(config, self.clip, data, world, self.log, self.folder, stop)
+        if data.valid is None and (config.valid.patience or config.wise.alphas is not None):
             say("data.valid is null: valid.patience and wise.alphas have no effect")
         elif config.wise.alphas is not None:
             count = len(validation.alphas(config))

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from ..config.evaluation import EvaluateConfig
-from ..config.schema import Config, ValidConfig
+from ..config.schema import METRICS, Config, ValidConfig
 from ..data import loader
-from ..data.shards import ShardSet
 from ..errors import InputError
 from ..evaluation import metrics, retrieval, sources
+from ..inference.embedder import Embedder
 from ..models import averaging, checkpoint, definition, factory
 from ..models.averaging import State
 from ..models.clip import Clip
 from ..reporting import results, run_files
 from ..runtime import distributed
 from ..runtime.distributed import World
-from .build import Plan
+from .build import Plan, RunData
 from .checkpointer import Progress
 from .logger import RunLog
 from .run_dir import RunFolder
@@ -84,7 +84,7 @@ class Validation:
 
     config: Config
     clip: Clip
-    shards: ShardSet | None
+    data: RunData
     world: World
     log: RunLog
     folder: RunFolder
@@ -99,14 +99,19 @@ class Validation:
         """The scores (see metrics.flat) of the model as it is, logged under `name`; {} without
         pairs. InputError, Stopped, WorkError: see features.embed_pairs.
         """
-        if self.shards is None:
+        if self.data.valid is None:
             return {}
-        pairs = loader.evaluation_pairs(self.shards, self.clip, decode=self.config.valid.decode)
-        record = retrieval.evaluate(self.clip, pairs, self.world, stop=self.stop, **self.how).record
-        scores = metrics.flat(record)
+        pairs = loader.evaluation_pairs(self.data.valid, self.clip, decode=self.config.valid.decode)
+        found = retrieval.evaluate(self.clip, pairs, self.world, stop=self.stop, **self.how)
+        record, scores = found.record, metrics.flat(found.record)
+        if self.data.zeroshot is not None:
+            embedder = Embedder(self.clip, self.world.device, **self.how)
+            scores |= self.data.zeroshot.measure(embedder, found.embedded)
         self.log.record(step, {f"{name}/{key}": v for key, v in (facts | scores).items()})
         about = {"valid_ema": " of the average", "wise": " at {alpha:g}"}.get(name, "")
         about = f"{about.format(**facts)} over {record['pool']:,} pairs, {results.brief(record)}"
+        if "zeroshot/auroc" in scores:
+            about += f", zero-shot AUROC {scores['zeroshot/auroc']:.3f}"
         self.log.message(f"step {step}: validation{about}")
         return scores
 
@@ -114,11 +119,11 @@ class Validation:
         """Where the result lies, what was gained, and what comes next. Stopped: see `measure`."""
         best, last, at = self.folder.best, self.folder.last, progress.step
         score = f"best valid/{self.config.valid.metric} {progress.best:.4f}"
-        why = f"{score} came before this folder" if self.shards else "no validation data"
+        why = f"{score} came before this folder" if self.data.valid else "no validation data"
         told, file, early = f"{last} ({why}, so no best.pt)", last, ""
         distributed.barrier()  # the main rank may have been writing
         seen = distributed.all_gather_objects(best.exists())
-        if self.shards and seen[0]:
+        if self.data.valid and seen[0]:
             told, file = f"{score} in {best}", best
             if measures_start(self.config):
                 told += (
@@ -128,7 +133,7 @@ class Validation:
             return f"no step was left ({why}, so no best.pt)"
         if at < steps:
             early = f"step {at} of {steps}, after {progress.stale} validations without gain; "
-        data = "" if self.shards else " --data SHARDS"
+        data = "" if self.data.valid else " --data SHARDS"
         return f"{early}{told}; next: python -m medclip_oc.evaluate --checkpoint {file}{data}"
 
     def _against_start(self, progress: Progress) -> str:
@@ -174,6 +179,7 @@ class Validation:
     def _gain(self) -> str:
         """What best.pt gained, as `evaluate` measures it, on a test split where there is one."""
         data, metric = self.config.data, self.config.valid.metric
+        metric = metric if metric in METRICS else METRICS[0]  # `evaluate` measures retrieval
         what: dict[str, Any] = {"checkpoint": str(self.folder.best), "baseline": "start"}
         what |= self.how | {"decode": self.config.valid.decode}
         tests: list[Any] = [data.valid, *[data.train] * (data.train != data.valid)]

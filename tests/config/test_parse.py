@@ -7,7 +7,7 @@ from medclip_oc import __version__
 from medclip_oc.config import fields
 from medclip_oc.config import parse as command
 from medclip_oc.config.evaluation import EvaluateConfig
-from medclip_oc.config.inference import ExportConfig, ZeroshotConfig
+from medclip_oc.config.inference import EmbedConfig, ZeroshotConfig
 from medclip_oc.config.schema import METRICS, Config, TrainCommand
 from medclip_oc.errors import InputError
 
@@ -137,7 +137,8 @@ BAD_WORDS = {
     "--optim.betas 0.9 1": "optim.betas: (0.9, 1.0) is not in [0, 1)",
     "--optim.lr 0": "optim.lr: 0.0 is not above 0",
     "--data.augment.scale 0.9 0.8": "data.augment.scale: (0.9, 0.8) is not low and high in (0, 1]",
-    "--valid.metric R@1": f"valid.metric: 'R@1' is not one of {', '.join(METRICS)}",
+    "--valid.metric R@1": f"valid.metric: 'R@1' is not one of {', '.join(METRICS)}; or of "
+    "valid.zeroshot, as zeroshot/auroc",
     "--config vitb17": "vitb17: No such file or directory; recipes that need no path: "
     + ", ".join(fields.RECIPES),
 }
@@ -149,8 +150,8 @@ def test_bad_words(words: str, line: str) -> None:
 
 
 def test_missing_settings_are_named_together_and_long_values_cut() -> None:
-    line = error_of(ExportConfig, "--to", "hf")
-    assert line == "--checkpoint, --out: required, but not given"
+    line = error_of(EmbedConfig, "--checkpoint", "a")
+    assert line == "--data, --out: required, but not given"
     line = error_of(EvaluateConfig, "--checkpoint", "a", "--batch-size", "0")
     assert line == "--batch-size: 0 is not at least 1"
     line = error_of(Config, "--optim.lr", "x" * 1000)

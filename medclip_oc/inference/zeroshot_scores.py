@@ -1,0 +1,81 @@
+"""Zero-shot classification of a model in training: the same images, again and again.
+
+N images, M classes, D embedding size.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config.schema import ValidConfig
+from ..data.shards import ShardSet
+from ..errors import InputError
+from ..evaluation import classification, findings
+from ..evaluation.features import Embedded, share
+from ..runtime import distributed
+from ..runtime.distributed import World
+from . import labels, prompt_sets, ranking
+from .embedder import Embedder
+from .image_inputs import ImageSet, find
+
+_FIGURES = ("accuracy", "balanced_accuracy", "recall", "auroc", "average_precision")
+
+
+class ZeroshotScores:
+    """The figures of `valid.zeroshot`. InputError: prompts, labels or images can't be read, don't
+    go together, or don't give `valid.metric`.
+    """
+
+    def __init__(self, settings: ValidConfig, pairs: ShardSet | None, world: World) -> None:
+        asked, option, self.world = settings.zeroshot, "valid.zeroshot", world
+        if asked.prompts is None or asked.labels is None or pairs is None:
+            raise InputError(f"{option}: needs prompts, labels, and data.valid")
+        self.prompts, self.images = prompt_sets.load(asked.prompts), None
+        images = ImageSet([(pairs, n) for n in range(len(pairs))])
+        if asked.images:
+            images = self.images = find(asked.images, None, f"{option}.images", "valid")
+        aliases, self.several = self.prompts.aliases, self.prompts.multi_label
+        table = labels.read(f"{option}.labels", asked.labels, [*aliases], None, aliases)
+        scores = np.full((len(images), len(aliases)), 0.5)  # until a model is measured
+        self.labels = labels.Labels(table, images, scores, single=not self.several)
+        known = self._figures()
+        if settings.metric.startswith("zeroshot/") and settings.metric not in known:
+            listed = ", ".join(known)
+            raise InputError(f"valid.metric: {settings.metric} is not one of {listed:.200}")
+
+    def measure(self, embedder: Embedder, pairs: Embedded) -> dict[str, float]:
+        """`zeroshot/auroc`, ... of all, `zeroshot/auroc/NAME` of a class; the same on every rank.
+
+        `pairs` are those of validation, as the model embedded them.
+        """
+        classes, several = self.prompts.classes, self.several
+        judge = ranking.embed_candidates(embedder, classes, multi_label=several)
+        features = pairs.images if self.images is None else self._embed(embedder, self.images)
+        shares = judge.scores(features)[1].to(self.world.device)  # (n, M) of this rank
+        self.labels.scores = distributed.all_gather_ragged(shares).cpu().numpy()
+        return self._figures()
+
+    def _embed(self, embedder: Embedder, images: ImageSet) -> Tensor:
+        """Features of this rank's share of the images: (n, D)."""
+        own = images.part(range(*share(len(images), self.world)))
+        parts = [torch.empty(0, embedder.width, device=self.world.device)]
+        with distributed.errors_together():
+            for _, features, bad in embedder.images(own):
+                for position, reason in bad.items():
+                    raise InputError(f"valid.zeroshot.images: {own.name(position)}: {reason}")
+                parts.append(features)
+        return torch.cat(parts)
+
+    def _figures(self) -> dict[str, float]:
+        """Those that exist, of the scores as they are."""
+        measure: Any = findings.measure if self.several else classification.measure
+        found = measure(self.labels.table.names, *self.labels.judged(), draws=0)
+        groups = {"": found.get("macro", found)} | found.get("findings", found.get("classes"))
+        return {
+            f"zeroshot/{key}/{name}".rstrip("/"): group[key]
+            for name, group in groups.items()
+            for key in _FIGURES
+            if group.get(key) is not None
+        }
