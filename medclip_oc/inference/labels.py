@@ -71,7 +71,7 @@ def read(
 ) -> LabelTable:
     """Read a table with a column of images (`image`, `id`, `file`, `path`, ...), and either one of
     names (`label`, `class`, `labels`, `findings`; `a|b` for several), or one for each class: 0, 1,
-    blank for unknown, -1 for uncertain.
+    blank for unknown, -1 for uncertain. InputError: a mistake in it, by its row.
 
     Args:
         option: that names the file, for errors.
@@ -80,19 +80,16 @@ def read(
             without a column is unknown. None: all that the table has.
         uncertain: what -1 is taken for; None as ignore: unknown.
         aliases: of classes, other names.
-
-    Raises:
-        InputError: no such table, an unknown class, a cell that is no label, an image with two
-            labels, a class with two columns.
     """
     where, header = f"{option}: {file}", open_table(option, file).names()
     lower = {column.lower(): column for column in header}
     image, label = (next((lower[n] for n in known if n in lower), "") for known in (IMAGE, _LABEL))
     if names is None and not label:
         names = [c for c in header if c and c.lower() not in IMAGE + _OTHERS]
-    spelled = [(w, m) for m, name in enumerate(names or ()) for w in (name, *aliases.get(name, ()))]
-    classes = {word.casefold(): m for word, m in spelled} | dict(spelled)
-    found = [_class(classes, c) if c not in (image, label) else None for c in header]
+    classes = _spellings(names or (), aliases)
+    if label and len({*classes.values()}) < len(names or ()):
+        raise InputError(f"{where}: some candidates differ in capitals alone, which labels may not")
+    found = [classes.get(c.casefold()) if c not in (image, label) else None for c in header]
     columns = {c: m for c, m in zip(header, found, strict=True) if m is not None}
     if not image or bool(columns) == bool(label):
         wanted = f"images ({', '.join(IMAGE[:3])}, ...), and either of labels or of each class"
@@ -109,8 +106,8 @@ def read(
     else:
         words = pd.Series([cell for _, [_, cell] in table]).str.split("|").explode().str.strip()
         if names is None:
-            names = sorted({*words})
-            classes = {name: m for m, name in enumerate(names)}
+            names = sorted({word.casefold(): word for word in words}.values())
+            classes = _spellings(names, {})
         truth = _true(table, words, names, classes)
     rows = dict[str, np.ndarray]()
     for (place, [named, *_]), row in zip(table, truth, strict=True):
@@ -120,8 +117,10 @@ def read(
     return LabelTable(where, tuple(names or ()), rows)
 
 
-def _class(classes: Mapping[str, int], word: str) -> int | None:
-    return classes.get(word, classes.get(word.casefold()))
+def _spellings(names: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Name or alias without capitals -> class."""
+    words = [(w, m) for m, name in enumerate(names) for w in (name, *aliases.get(name, ()))]
+    return {word.casefold(): m for word, m in words[::-1]}  # of equal ones the first
 
 
 def _listed(words: Iterable[str]) -> str:
@@ -142,7 +141,7 @@ def _true(
     table: Rows, words: pd.Series, names: Sequence[str], classes: Mapping[str, int]
 ) -> np.ndarray:
     """(N, M) of the words in the rows' column of names; their index is the row's number."""
-    found = {word: _class(classes, word) for word in words.unique()}
+    found = {word: classes.get(word.casefold()) for word in words.unique()}
     for bad in (w for w, m in found.items() if m is None and w.casefold() not in _NORMAL):
         near = difflib.get_close_matches(bad, names, 3) or names[:5]
         problem = f"{bad[:40]!r} is no candidate; the nearest are {_listed(near)}"
@@ -156,16 +155,9 @@ def _true(
 
 
 class Labels:
-    """What is true of a set of images, and the probabilities that they got.
-
-    Args:
-        table: of the M candidates.
-        images: N images.
-        single: each has one true candidate.
-        scores: (N, M) probabilities, which come later; NaN of images that can't be read.
-
-    Raises:
-        InputError: see `LabelTable.single` and `match`; or no figure could follow.
+    """What is true of N images, of M classes or (single) of one, and their scores: (N, M)
+    probabilities, which come later; NaN of images that can't be read. InputError: see
+    `LabelTable.single` and `match`; or no figure could follow.
     """
 
     def __init__(
@@ -259,18 +251,9 @@ def keep(
     checkpoint: str | None,
     file: str | None,
 ) -> list[str]:
-    """Write figures to a file, if one is named, and of a run's checkpoint to
-    RUN/evaluations/CHECKPOINT-LABELS.json; a hash joins that name where it is another record's.
-
-    Args:
-        figures: with their `task`.
-        images: names of those that were judged: other ones, or another task, make another record.
-        labels: the table.
-        checkpoint: that was judged.
-        file: the other one.
-
-    Returns:
-        lines that say what was written; WorkError: it can't be.
+    """Write figures, with their `task`, to a file, if one is named, and of a run's checkpoint to
+    RUN/evaluations/CHECKPOINT-LABELS.json; a hash joins that name where the record there is of
+    another task, or of other images. Returns lines that say so; WorkError: it can't be written.
     """
     mark = hashlib.sha256("\n".join([figures["task"], *sorted(images)]).encode()).hexdigest()
     about = {"checkpoint": checkpoint, "labels": labels, "data_fingerprint": mark}

@@ -42,6 +42,9 @@ def test_what_is_uncertain(tmp_path: Path) -> None:
 def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
     table = read(tmp_path, "id,class\n0,b\n1,a\n2,c|a\n", None)
     assert table.names == ("a", "b", "c")
+    assert read(tmp_path, "id,class\n0,b\n1,a\n2,A\n", None).names == ("A", "b")
+    with pytest.raises(InputError, match="some candidates differ in capitals alone"):
+        read(tmp_path, "id,class\n0,ct\n", ["CT", "Ct"])
     assert table.rows["2"].tolist() == [1, 0, 1]
     table = read(tmp_path, "id,b,split,a\n0,1,train,0\n1,0,test,1\n", None)
     assert table.names == ("b", "a")
