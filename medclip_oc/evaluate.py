@@ -8,6 +8,11 @@ from .runtime import command
 
 def main(settings: EvaluateConfig) -> None:
     """Evaluate a checkpoint, or a file of features, and print the figures."""
+    if settings.probe is not None:
+        from .inference import probing
+
+        print(*probing.run(settings), sep="\n")
+        return
     from .evaluation import sources
     from .reporting import results
     from .runtime import distributed

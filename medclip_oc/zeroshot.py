@@ -18,7 +18,7 @@ def main(settings: ZeroshotConfig) -> None:
     from .inference import labels, prompt_sets, prompts, ranking, search
     from .inference.embedder import open_embedder
     from .inference.image_inputs import ImageSet, find
-    from .inference.output import RowWriter
+    from .reporting.output import RowWriter
 
     if settings.list_prompts:
         print(prompt_sets.text(settings.prompts))

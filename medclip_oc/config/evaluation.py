@@ -7,6 +7,7 @@ from ..errors import InputError
 from . import checks
 from .checks import Bound, Count, JsonFile, Natural, Settings
 
+Uncertain = Literal["ones", "zeros", "ignore"]
 NpzFile = Annotated[str, Bound("a file name that ends in .npz", lambda v: v.endswith(".npz"))]
 
 
@@ -92,9 +93,10 @@ class MeasureConfig(Settings):
 
 @dataclass
 class EvaluateConfig(ModelSource, MeasureConfig):
-    """Retrieval over held-out pairs, both ways: recall, ranks, intervals, concepts."""
+    """Retrieval over held-out pairs, both ways: recall, ranks, intervals, concepts; or probes."""
 
-    reads = "checkpoint model pretrained data split caption_key baseline features_in"
+    reads = """checkpoint model pretrained data split caption_key baseline features_in probe images
+        uncertain"""
     writes = "json features_out"
 
     data: str | list[str] | None = None
@@ -116,6 +118,13 @@ class EvaluateConfig(ModelSource, MeasureConfig):
     """Write the features to this file (.npz)."""
     workers: Natural = 2
     """Loader processes per rank."""
+    probe: str | None = None
+    """In place of retrieval: a table of labels for the images of --data (all splits), --images or
+    --features-in, which classifiers learn from their features (see docs/evaluation.md)."""
+    images: list[str] = field(default_factory=list)
+    """Of --probe: files, folders, globs. The table's column `split` says which are in train."""
+    uncertain: Uncertain | None = None
+    """What -1 in --probe is taken for. null: unknown (ignore)."""
     decode: checks.Decode = "exact"
     """exact: the pixels of open_clip's own preprocessing. fast: JPEGs at a reduced scale."""
 
@@ -129,6 +138,15 @@ class EvaluateConfig(ModelSource, MeasureConfig):
         self.require(not in_file or self.captions == "first", "captions", "first, as a file has it")
         if self.checkpoint is None and (self.model is None) == (self.features_in is None):
             raise InputError("--checkpoint: required; or --model, or --features-in, one of the two")
+        others = ["split", "caption_key", "baseline", "pools", "slices"]
+        if (
+            self.probe is not None
+            and sum(map(bool, (self.data, self.images, self.features_in))) != 1
+        ):
+            raise InputError("--probe: give --data, --images or --features-in, one of them")
+        for name in ["images", "uncertain"] if self.probe is None else others:
+            how = "without" if self.probe is None else "with"
+            self.require(not getattr(self, name), name, f"allowed {how} --probe")
 
 
 @dataclass

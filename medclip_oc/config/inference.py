@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from ..errors import InputError
 from . import checks
 from .checks import Bound, Count, Natural, Settings, option
-from .evaluation import ModelSource, NpzFile
+from .evaluation import ModelSource, NpzFile, Uncertain
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,7 @@ class ZeroshotConfig(ModelChoice):
     labels: str | None = None
     """Table with what is true of each image: columns image or id, and label (a|b for several), or
     one of 0 and 1 for each class. Adds accuracy, AUROC and others, with intervals."""
-    uncertain: Literal["ones", "zeros", "ignore"] | None = None
+    uncertain: Uncertain | None = None
     """What -1 in --labels is taken for. null: unknown (ignore)."""
     threshold_labels: str | None = None
     """Labels of other images, to choose each finding's threshold on (of the greatest MCC): adds

@@ -2,7 +2,7 @@
 
 `sources` opens what is evaluated; `features` embeds every pair once, each rank its share; `ranks`
 counts who comes before the right candidate, on all ranks together; `retrieval` puts the record
-together from `metrics` (recall, median rank, ...), `candidate_pools` (who is a candidate, and right
-for whom), `bootstrap` (intervals) and `concepts` (relevance by UMLS concepts, from `top_k`).
-`classification` judges by labels what tells one class of an image, `findings` what tells several.
+together from `metrics` (who is right for whom, recall, median rank, ...), `bootstrap` (intervals)
+and `concepts` (relevance by UMLS concepts, from `top_k`). `classification` judges what
+tells one class of an image, `findings` what tells several; `probes` learns from labelled features.
 """

@@ -13,6 +13,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..config.vocabulary import FEW_QUERIES
 from .metrics import scores_of
@@ -96,7 +97,14 @@ def record(names: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
 
 def cell(figures: dict[str, Any], name: str) -> str:
     """One of a record's figures for people, with its interval: "0.912 [0.880, 0.941]"."""
-    value, ends = figures[name], figures["intervals"].get(name)
+    value, ends = figures.get(name, ""), figures["intervals"].get(name)
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     return f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+
+
+def table(rows: dict[str, dict[str, Any]], names: Sequence[str]) -> str:
+    """Records by their titles, for people: a row each, a column for each of the names."""
+    cells = [[cell(row, name) for name in names] for row in rows.values()]
+    columns = [name.replace("_", " ").replace("auroc", "AUROC") for name in names]
+    return pd.DataFrame(cells, list(rows), columns).to_string()

@@ -82,15 +82,11 @@ def text(figures: dict[str, Any]) -> str:
     names = ("accuracy", "balanced_accuracy", "auroc")
     accuracy, balanced, area = (bootstrap.cell(figures, name) for name in names)
     classes, confusion = figures["classes"], figures["confusion"]
-    columns = {
-        name: [bootstrap.cell(each, name) for each in classes.values()]
-        for name in ("images", "recall", "auroc")
-    }
     return "\n".join(
         [
             f"{figures['images']:,} images with a label: accuracy {accuracy}, balanced accuracy "
             f"{balanced}, mean AUROC {area}, calibration error {figures['calibration_error']:.3f}",
-            pd.DataFrame(columns, list(classes)).to_string(),
+            bootstrap.table(classes, ("images", "recall", "auroc")),
             "confusion: a row for each true class, a column for each predicted one, as listed",
             pd.DataFrame(confusion["counts"], confusion["classes"]).to_string(header=False),
         ]

@@ -1,14 +1,13 @@
 """How well findings are told, several to an image. N images, M findings. Pure functions.
 
-Each finding has a probability of its own, and labels 1 (there), 0 (not), -1 (unknown), which leaves
-an image out of this finding alone.
+Each finding has a probability of its own, and labels 1, 0 and -1 (unknown), which leaves an image
+out of this finding alone.
 
 - AUROC: how probable it is that a positive image gets a higher probability than a negative one;
   ties count half (Hanley and McNeil 1982).
-- average precision: as scikit-learn's, the sum over distinct probabilities of precision times gain
-  in recall.
-- calibration error: over 15 equal bins (low, high] of the probability, the mean distance between
-  the share of positives and the mean probability (Guo et al. 2017).
+- average precision: precision times gain in recall, summed over the distinct probabilities.
+- calibration error: mean distance between probability and share of positives, over 15 equal bins
+  (low, high] of the probability (Guo et al. 2017).
 - balanced accuracy, F1, MCC: at thresholds, which must come from other images.
 
 Intervals are bootstrap percentiles. A draw gives each image a weight, how often it is drawn, the
@@ -19,21 +18,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..config.vocabulary import FEW_QUERIES
 from . import bootstrap
 
 _LABELS = {"positives": 1, "negatives": 0, "unknown": -1}
 _EDGES = np.linspace(0, 1, 16)[1:-1]  # between the bins
-_SCORES = {
-    "calibration_error": "calibration error",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-    "mcc": "MCC",
-}
+_AREAS, _DECISIONS = ["auroc", "average_precision"], ["balanced_accuracy", "f1", "mcc"]
 
 
 class Ordered:
@@ -59,8 +50,8 @@ class Ordered:
         self.right = np.searchsorted(places, self.told)  # told and positive
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
-        """`_SCORES` from AUROC on, of (N, draws) weights: (5, draws); NaN where a draw has no
-        positive or no negative, or there is no limit.
+        """_AREAS and _DECISIONS of (N, draws) weights: (5, draws); NaN where a draw has no
+        positive, or no negative, or there is no limit.
         """
         every, own = (_sums(weights, rows) for rows in (self.images, self.positives))
         images, positives = every[-1].astype(float), own[-1].astype(float)
@@ -98,9 +89,8 @@ def calibration_error(probabilities: np.ndarray, true: np.ndarray) -> float:
 
 
 def thresholds(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The limit of each finding of the greatest MCC, as Tiu et al. 2022 choose it: (M,), NaN where
-    there is no positive or no negative; of (N, M) labels and probabilities of other images than
-    those that are judged.
+    """The limit (M,) of each finding of the greatest MCC (Tiu et al. 2022), from other images than
+    those that are judged: (N, M) both. NaN: there is no positive, or no negative.
     """
     limits = []
     for finding in map(Ordered, truth.T, np.asarray(probabilities, float).T):
@@ -143,30 +133,26 @@ def measure(
         positives), threshold, scores (None: it has no positive, or no negative) and intervals;
         macro and weighted, the means, the second by positives; intervals: level and draws.
     """
-    probabilities, positives = np.asarray(probabilities, float), (truth == 1).sum(0)
+    probabilities = np.asarray(probabilities, float)
     limits = np.full(len(names), np.nan) if thresholds is None else thresholds
     orders = [Ordered(*each) for each in zip(truth.T, probabilities.T, limits, strict=True)]
-    scores = np.concatenate(
-        [
-            np.stack([finding.scores(weights) for finding in orders], 2)  # (5, some draws, M)
-            for weights in bootstrap.draw_weights(len(truth), draws, seed)
-        ],
-        1,
-    )
-    errors = np.full_like(scores[:1], np.nan)  # (1, 1 + draws, M): without intervals
+    weights = bootstrap.draw_weights(len(truth), draws, seed)
+    parts = [np.stack([each.scores(some) for each in orders], 2) for some in weights]
+    scores = np.concatenate(parts, 1)  # (5, 1 + draws, M)
+    errors = np.full_like(scores[:1], np.nan)  # without intervals
     for m, each in enumerate(orders):
         errors[0, 0, m] = calibration_error(probabilities[each.images, m], truth[each.images, m])
-    shown = list(_SCORES) if thresholds is not None else list(_SCORES)[:3]
+    shown = ["calibration_error", *_AREAS, *_DECISIONS * (thresholds is not None)]
     scores = np.concatenate([errors, scores])[: len(shown)]
-    taken, found = positives >= min_positives, {}
+    found = {}
     for m, name in enumerate(names):
-        about: dict[str, Any] = {
-            key: int((truth[:, m] == label).sum()) for key, label in _LABELS.items()
-        }
-        about["few"] = bool(positives[m] < FEW_QUERIES)
+        about = {key: np.sum(truth[:, m] == label).item() for key, label in _LABELS.items()}
+        about |= {"few": about["positives"] < FEW_QUERIES}
         if thresholds is not None:
-            about["threshold"] = None if np.isnan(limits[m]) else float(limits[m])
+            about |= {"threshold": None if np.isnan(limits[m]) else limits[m].item()}
         found[name] = about | bootstrap.record(shown, scores[..., m])
+    positives = (truth == 1).sum(0)
+    taken = positives >= min_positives
     return {
         "task": "findings",
         "images": len(truth),
@@ -180,14 +166,9 @@ def measure(
 def text(figures: dict[str, Any]) -> str:
     """The figures for people: a table of the findings, and the means."""
     rows = {name + " *" * each["few"]: each for name, each in figures["findings"].items()}
-    rows |= {"macro mean": figures["macro"], "weighted mean": figures["weighted"]}
-    columns = {name: name for name in (*_LABELS, "threshold")} | _SCORES
-    cells = {
-        title: [bootstrap.cell(row, name) if name in row else "" for row in rows.values()]
-        for name, title in columns.items()
-        if any(name in row for row in rows.values())
-    }
     few = f"\n* fewer than {FEW_QUERIES} positives" * any(" *" in name for name in rows)
+    columns = [name for name in next(iter(rows.values())) if name not in ("few", "intervals")]
+    rows |= {"macro mean": figures["macro"], "weighted mean": figures["weighted"]}
     taken = f"{figures['macro']['findings']} of {len(figures['findings'])} findings"
-    table = pd.DataFrame(cells, list(rows)).to_string()
-    return f"{figures['images']:,} images, macro mean of {taken}\n{table}{few}"
+    head = f"{figures['images']:,} images, macro mean of {taken}"
+    return f"{head}\n{bootstrap.table(rows, columns)}{few}"

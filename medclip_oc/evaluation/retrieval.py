@@ -16,12 +16,11 @@ from ..errors import InputError
 from ..models.clip import Clip
 from ..runtime import distributed, npz
 from ..runtime.atomic import atomic_file
-from . import candidate_pools, metrics
+from . import metrics
 from .bootstrap import LEVEL, TAILS, bootstrap
-from .candidate_pools import Pool
 from .concepts import Slice, concept_figures
 from .features import Embedded, embed_pairs
-from .metrics import KS, Ranks
+from .metrics import KS, Pool, Ranks
 from .ranks import Ties, retrieval_ranks
 
 
@@ -153,12 +152,12 @@ def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
 
 def _pool(embedded: Embedded, pairs: np.ndarray, *, merge: bool) -> Pool:
     if not merge:
-        return candidate_pools.plain(pairs, embedded.image_of)
+        return metrics.plain_pool(pairs, embedded.image_of)
     if embedded.image_hash is None or embedded.caption_hash is None:
         raise InputError(
             "--duplicates merge: the features come without image_hash and caption_hash"
         )
-    return candidate_pools.merged(pairs, embedded.image_hash, embedded.caption_hash)
+    return metrics.merged_pool(pairs, embedded.image_hash, embedded.caption_hash)
 
 
 def _record(ranks: Ranks, pool: Pool, settings: MeasureConfig) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def _small_pools(embedded: Embedded, size: int, settings: MeasureConfig) -> dict
     records, owners = [], embedded.image_of
     owners = np.arange(len(embedded)) if owners is None else owners
     for number in range(settings.pool_draws):
-        chosen = candidate_pools.draw(settings.seed, size, int(owners[-1]) + 1, number)
+        chosen = metrics.draw_pool(settings.seed, size, int(owners[-1]) + 1, number)
         pairs = np.flatnonzero(np.isin(owners, chosen))
         pool = _pool(embedded, pairs, merge=settings.duplicates == "merge")
         ranks = pool_ranks(embedded, pool, settings.ties)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..config.evaluation import EvaluateConfig
 from ..config.inference import ModelChoice
 from ..data.augment import Preprocess
 from ..data.dataset import Captions
@@ -136,7 +137,7 @@ class Embedder:
         return features
 
 
-def open_embedder(choice: ModelChoice) -> Embedder:
+def open_embedder(choice: ModelChoice | EvaluateConfig) -> Embedder:
     """The model that a command was given, on its device; InputError, WorkError: see `factory`."""
     device = devices.device_of(choice.device)
     devices.check_precision(choice.precision, device)

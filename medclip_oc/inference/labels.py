@@ -11,11 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from textwrap import shorten as cut
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
+from ..config.evaluation import Uncertain
 from ..config.fields import shorten
 from ..config.inference import ZeroshotConfig
 from ..errors import InputError
@@ -27,7 +28,6 @@ from .image_inputs import ImageSet, find
 from .prompt_sets import PromptClass
 from .prompts import NONE, open_table, read_table
 
-Uncertain = Literal["ones", "zeros", "ignore"]
 Rows = list[tuple[str, list[str]]]  # where each stands, and its cells, the image first
 IMAGE = ["image", "id", "file", "path", "filename", "file_name", "image_id", "image index"]
 _LABEL = ["label", "class", "labels", "findings", "finding labels"]

@@ -14,10 +14,10 @@ from torch.nn.functional import normalize, pad
 
 from ..config.fields import shorten
 from ..errors import InputError
+from ..reporting.output import RowWriter
 from ..runtime.progress import Progress, print_line
 from .embedder import Embedder
 from .image_inputs import ImageSet
-from .output import RowWriter
 from .prompt_sets import PromptClass
 from .prompts import NONE
 

@@ -9,10 +9,10 @@ import torch
 
 from ..config.inference import ZeroshotConfig
 from ..errors import InputError
+from ..reporting.output import RowWriter
 from . import image_inputs
 from .embedder import SAME, Embedder, open_embedder
 from .feature_index import Index, Target
-from .output import RowWriter
 from .prompts import checked
 
 FIELDS = ("query", "rank", "id", "score", "caption", "shard", "position")

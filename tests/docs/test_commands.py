@@ -62,7 +62,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "chest.jpg").write_bytes(jpeg(6))
     rows = [f'{n}.jpg,"{caption(n)}",{("train", "test")[n % 2]}' for n in range(4)]
     texts = [f'"{caption(n)}"' for n in range(6)]
-    labels = [f"test_{n:04},{('CT', 'MRI')[n % 2]}" for n in range(12)]
+    keys = [f"{split}_{n:04}" for split in ("train", "valid", "test") for n in range(12)]
+    labels = [f"{key},{('CT', 'MRI')[n % 2]}" for n, key in enumerate(keys)]
     (folder / "pairs.csv").write_text("\n".join(["path,report,split", *rows, ""]))
     (folder / "captions.csv").write_text("\n".join(["caption", *texts, ""]))
     for name, rows in (("test", ["0,1", "1,0"]), ("valid", ["2,0", "3,1"])):

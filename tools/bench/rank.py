@@ -22,10 +22,10 @@ from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.inference.embedder import Embedder
 from medclip_oc.inference.image_inputs import ImageSet, find
-from medclip_oc.inference.output import RowWriter
 from medclip_oc.inference.prompt_sets import PromptClass
 from medclip_oc.inference.ranking import FIELDS, embed_candidates, write_rows
 from medclip_oc.models import factory
+from medclip_oc.reporting.output import RowWriter
 
 
 @dataclass

@@ -1,0 +1,100 @@
+"""Brings images (or their features), labels and splits together for `evaluation.probes`."""
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..config.evaluation import EvaluateConfig
+from ..config.packing import SPLIT_OF
+from ..errors import InputError
+from ..evaluation import features, probes
+from ..packing.sources import SPLITS
+from ..runtime import distributed, npz
+from ..runtime.progress import Progress
+from . import image_inputs, labels
+from .embedder import open_embedder
+from .image_inputs import ImageSet
+from .prompts import open_table, read_table
+
+
+def run(settings: EvaluateConfig) -> list[str]:
+    """Probe features of images with a table of labels, and keep the figures.
+
+    Returns:
+        The figures, and lines on what was left out and what was written.
+
+    Raises:
+        InputError: see `labels.read`, `labels.match`, `probes.measure`; a split that is none; an
+            image that can't be read.
+        WorkError: a file can't be written.
+    """
+    if distributed.is_distributed():
+        raise InputError("--probe: runs in one process, not under torchrun")
+    file, where, seed = settings.probe or "", settings.data, settings.seed
+    table = labels.read("--probe", file, None, settings.uncertain)
+    sets = list[ImageSet]()
+    if settings.features_in:
+        names, given = features.load_images(Path(settings.features_in))
+    else:
+        words = [where] if isinstance(where, str) else where or settings.images
+        for split in SPLITS if where else (None,):
+            sets.append(image_inputs.find(words, split, "--data" if where else "--images"))
+        names = [images.name(n) for images in sets for n in range(len(images))]
+    row_of = labels.match(table.where, table.rows, names)
+    kept = sorted(row_of)
+    truth = np.stack([table.rows[row_of[n]] for n in kept])  # (n, M)
+    lines = [f"{len(kept):,} of {len(names):,} images have a row, of {len(table.rows):,}"]
+    if where:
+        parts = np.repeat(range(len(sets)), [len(images) for images in sets])[kept]
+    elif split_of := _splits(file):
+        parts = np.array([split_of[row_of[n]] for n in kept])
+    else:
+        parts = _drawn(truth, seed)
+        drawn = (
+            f"60, 20 and 20 % of the images are drawn with --seed {seed}, by image, not by patient"
+        )
+        lines.append(f"{file} has no column `split`: {drawn}")
+    rows = _features(settings, sets) if sets else given.numpy()  # (N, D)
+    if settings.features_out:
+        npz.write(Path(settings.features_out), ids=np.array(names), image_features=rows)
+    how = {"draws": settings.interval_draws, "seed": seed}
+    record, left_out = probes.measure(table.names, rows[kept], truth, parts, **how)
+    judged = [names[n] for n in kept]
+    lines += left_out + labels.keep(record, judged, file, settings.checkpoint, settings.json)
+    return [probes.text(record), *lines]
+
+
+def _splits(file: str) -> dict[str, int]:
+    """Index of each image's split, by the name that the table has; {}: it has no such column."""
+    splits = dict[str, int]()
+    if "split" in map(str.lower, open_table("--probe", file).names()):
+        columns = ["|".join(labels.IMAGE), "split"]
+        for where, [image, word] in read_table("--probe", file, columns, 2):
+            if word.lower() not in SPLIT_OF:
+                raise InputError(f"{where}: split {word!r}: allowed are {', '.join(SPLIT_OF)}")
+            own = SPLITS.index(SPLIT_OF[word.lower()])
+            if splits.setdefault(str(PurePosixPath(image.replace("\\", "/"))), own) != own:
+                raise InputError(f"{where}: {image} has another split before")
+    return splits
+
+
+def _drawn(truth: np.ndarray, seed: int) -> np.ndarray:
+    """Of every five images of the same labels (N, M) three in train, one in valid, one in test."""
+    kinds = np.unique(truth, axis=0, return_inverse=True)[1].ravel()
+    order = np.lexsort((np.random.default_rng(seed).random(len(truth)), kinds))
+    parts = np.empty(len(truth), int)
+    parts[order] = np.resize([0, 0, 0, 1, 2], len(truth))
+    return parts
+
+
+def _features(settings: EvaluateConfig, sets: list[ImageSet]) -> np.ndarray:
+    """(N, D) float32 of all images, normalised; InputError: names the first that can't be read."""
+    embedder, parts = open_embedder(settings), []
+    with Progress(sum(map(len, sets)), "images", "embed") as progress:
+        for images in sets:
+            for positions, rows, bad in embedder.images(images):
+                for position, reason in bad.items():
+                    raise InputError(f"{images.name(position)}: {reason}")
+                parts.append(rows.cpu().numpy())
+                progress.update(len(positions))
+    return np.concatenate(parts)
