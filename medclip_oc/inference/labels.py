@@ -19,11 +19,11 @@ import pandas as pd
 from ..config.evaluation import Uncertain
 from ..config.fields import shorten
 from ..config.inference import ZeroshotConfig
+from ..data.index import say
 from ..errors import InputError
 from ..evaluation import classification, findings
 from ..packing.image_store import stem
 from ..runtime import atomic
-from ..runtime.progress import print_line
 from .image_inputs import ImageSet, find
 from .prompt_sets import PromptClass
 from .prompts import NONE, open_table, read_table
@@ -175,7 +175,7 @@ class Labels:
             raise InputError(f"{table.where}: all {len(truth):,} images are {alike}: no figures")
         if lacking := [] if single else [table.names[m] for m in np.flatnonzero(~figured)]:
             told = f"no positive, or no negative image of {_listed(lacking)}"
-            print_line(f"warning: {table.where}: {told}")
+            say(f"warning: {table.where}: {told}")
 
     def places(self) -> list[str]:
         """Where the files with a label lie; of others the keys."""
@@ -215,7 +215,7 @@ def open_labels(
     unused = sum(each.unused for each in labels)
     if labels and (missing or unused):
         counts = f"{missing:,} images have no row, {unused:,} rows have no image"
-        print_line(f"warning: {settings.labels}: {counts}: not counted")
+        say(f"warning: {settings.labels}: {counts}: not counted")
     return labels
 
 

@@ -120,6 +120,7 @@ def embed_candidates(
     threshold: float | None = None,
     *,
     multi_label: bool = False,
+    quiet: bool = False,
 ) -> Ranking | Judging:
     """The candidates, each text embedded once; a warning for each that the context cuts.
 
@@ -129,11 +130,11 @@ def embed_candidates(
     texts_of = [each.positive for each in candidates]
     texts_of += [each.negative for each in candidates] if multi_label else []
     prompts = list(dict.fromkeys(prompt for texts in texts_of for prompt in texts))
-    shown = len(prompts) > embedder.batch_size
+    shown = len(prompts) > embedder.batch_size and not quiet
     with Progress(len(prompts), "texts", "embed", shown=shown) as progress:
         features, cut = embedder.texts(prompts, progress.update)
     lost = f"cut at {embedder.clip.description['context_length']} tokens, the rest doesn't count"
-    for prompt in cut:
+    for prompt in () if quiet else cut:
         print_line(f"warning: {lost}: {shorten(prompt)}")
     row_of = {prompt: row for row, prompt in enumerate(prompts)}
     parts = [features[[row_of[prompt] for prompt in texts]].mean(0) for texts in texts_of]

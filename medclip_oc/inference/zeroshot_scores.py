@@ -36,7 +36,8 @@ class ZeroshotScores:
         images = ImageSet([(pairs, n) for n in range(len(pairs))])
         if asked.images:
             images = self.images = find(asked.images, None, f"{option}.images", "valid")
-        aliases, self.several = self.prompts.aliases, self.prompts.multi_label
+        aliases, self.quiet = self.prompts.aliases, not world.main
+        self.several = self.prompts.multi_label
         table = labels.read(f"{option}.labels", asked.labels, [*aliases], None, aliases)
         scores = np.full((len(images), len(aliases)), 0.5)  # until a model is measured
         self.labels = labels.Labels(table, images, scores, single=not self.several)
@@ -50,8 +51,8 @@ class ZeroshotScores:
 
         `pairs` are those of validation, as the model embedded them.
         """
-        classes, several = self.prompts.classes, self.several
-        judge = ranking.embed_candidates(embedder, classes, multi_label=several)
+        how = {"multi_label": self.several, "quiet": self.quiet}  # cut phrasings are told once
+        judge, self.quiet = ranking.embed_candidates(embedder, self.prompts.classes, **how), True
         features = pairs.images if self.images is None else self._embed(embedder, self.images)
         shares = judge.scores(features)[1].to(self.world.device)  # (n, M) of this rank
         self.labels.scores = distributed.all_gather_ragged(shares).cpu().numpy()

@@ -20,7 +20,7 @@ templates: {positive: ["{} bright"], negative: ["{} dark"]}
 classes: {left: {names: [upper left, left]}, right: {names: [lower right]}}
 """
 DROPOUT = {**TINY, "vision_cfg": {**VIT, "patch_dropout": 0.1}}
-SLOW = pytest.mark.slow
+SLOW, SLOW_CASES = pytest.mark.slow, [(False, True, 1), (True, True, 2)]
 
 
 def asked(folder: Path, packed: Path, *, several: bool, files: bool) -> dict[str, Any]:
@@ -38,11 +38,7 @@ def asked(folder: Path, packed: Path, *, several: bool, files: bool) -> dict[str
 
 @pytest.mark.parametrize(
     ("several", "files", "ranks"),
-    [
-        (True, False, 1),
-        pytest.param(False, True, 1, marks=SLOW),
-        pytest.param(True, True, 2, marks=SLOW),
-    ],
+    [(True, False, 1), *(pytest.param(*case, marks=SLOW) for case in SLOW_CASES)],
 )
 def test_a_run_has_the_figures_of_the_command(
     several: bool, files: bool, ranks: int, packed: Path, tmp_path: Path, fork_server: ForkServer
@@ -72,13 +68,13 @@ def test_a_run_has_the_figures_of_the_command(
     assert {name: best[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
-MISTAKES: dict[str, tuple[str, dict[str, Any]]] = {
-    "valid.zeroshot: needs prompts, labels, and data.valid": ("", {"prompts": None}),
-    "valid.metric: zeroshot/mcc is not one of zeroshot/auroc": ("", {"metric": "zeroshot/mcc"}),
-    "labels.csv: none of its rows names one of the images: 'a'": ("image,left\na,1\n", {}),
-    "labels.csv: line 2: 'centre' is no candidate": ("image,label\nvalid_0001,centre\n", {}),
-    "valid.zeroshot: chexpert: no such file, and no prompt set": ("", {"prompts": "chexpert"}),
-    "valid.zeroshot.images: x: no such file": ("", {"images": ["x"]}),
+MISTAKES: dict[str, tuple[str, Any]] = {
+    "valid.zeroshot: needs prompts, labels, and data.valid": ("prompts", None),
+    "valid.metric: zeroshot/mcc is not one of zeroshot/auroc": ("metric", "zeroshot/mcc"),
+    "labels.csv: none of its rows names one of the images: 'a'": ("labels", "image,left\na,1\n"),
+    "labels.csv: line 2: 'centre' is no candidate": ("labels", "image,label\nvalid_0001,centre\n"),
+    "valid.zeroshot: chexpert: no such file, and no prompt set": ("prompts", "chexpert"),
+    "valid.zeroshot.images: x: no such file": ("images", ["x"]),
 }
 
 
@@ -86,13 +82,13 @@ MISTAKES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_mistakes_before_the_first_step(
     line: str, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given, (table, changes) = asked(tmp_path, packed, several=True, files=False), MISTAKES[line]
-    if table:
-        (tmp_path / "labels.csv").write_text(table)
-    metric = changes.pop("metric", "zeroshot/auroc")
-    config = configure(
-        packed, tmp_path, "run", valid={"zeroshot": given | changes, "metric": metric}
-    )
+    given, (key, value) = asked(tmp_path, packed, several=True, files=False), MISTAKES[line]
+    if key == "labels":
+        (tmp_path / "labels.csv").write_text(value)
+    elif key != "metric":
+        given[key] = value
+    valid = {"zeroshot": given, "metric": value if key == "metric" else "zeroshot/auroc"}
+    config = configure(packed, tmp_path, "run", valid=valid)
     assert call(train.main, TrainCommand, "--config", config) == 2
     error = capsys.readouterr().err
     assert line in error
