@@ -81,11 +81,7 @@ def open_table(option: str, file: str, header: tuple[str, ...] = ()) -> Table:
 
 
 def read_table(
-    option: str,
-    file: str,
-    columns: Sequence[str],
-    texts: int,
-    header: tuple[str, ...] = (),
+    option: str, file: str, columns: Sequence[str], texts: int, header: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, list[str]]]:
     """Rows of a `Table` that an option names: where each stands, for errors, and its cells.
     InputError: no such file, a damaged row, or an empty cell among the first `texts`.
