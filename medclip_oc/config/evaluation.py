@@ -107,6 +107,8 @@ class EvaluateConfig(ModelSource, MeasureConfig):
     """Where captions lie, see data.caption_key of training. null: where those of the run lay."""
     captions: Literal["first", "all"] = "first"
     """Of an image's several captions the first, as others measure; or all, each a right answer."""
+    unit: checks.Unit | None = None
+    """study: images and captions of a study are right for each other. null: as the run trained."""
     baseline: str | None = None
     """Another one to compare: a checkpoint; `start`, the weights that the run began from; a tag of
     open_clip (`openai`), or ARCHITECTURE:TAG; or a file of features."""

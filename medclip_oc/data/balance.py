@@ -20,9 +20,7 @@ _CONCEPT = re.compile("C[0-9]{7}")
 
 
 def read_studies(shards: ShardSet, world: World, *, needed: bool = True) -> Studies:
-    """Set `shards.studies`; sets joined by `::` share none. InputError: no pair has one, but they
-    are `needed`.
-    """
+    """Set `shards.studies`; sets joined by `::` share none. InputError: needed, but absent."""
     with distributed.errors_together():  # the main rank reads for all
         found: Any = _studies(shards, needed) if world.main else None
     studies: Studies = distributed.all_gather_objects(found)[0]

@@ -59,6 +59,8 @@ class Embedded:
     image_of: np.ndarray | None = None
     """(N,) int64, ascending: number of each pair's image, where several captions of an image are
     pairs of their own. None: no image has several."""
+    study_of: np.ndarray | None = None
+    """(N,) int64, 0 to S - 1: number of each pair's study. None: each pair stands alone."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,7 +129,9 @@ def embed_pairs(
         captions = np.arange(len(several)) - np.searchsorted(several, several)  # 0 is the first
         ids = [f"{ids[i]}:{n}" if n else ids[i] for i, n in zip(several, captions, strict=True)]
         start = int(np.searchsorted(several, start))
-    return Embedded(torch.cat(images), torch.cat(texts), start, ids, *known, several)
+    studies = pairs.shards.studies
+    study_of = None if studies is None else studies.of_pair[image_of]
+    return Embedded(torch.cat(images), torch.cat(texts), start, ids, *known, several, study_of)
 
 
 def _gather(parts: list[Tensor], device: torch.device) -> np.ndarray:

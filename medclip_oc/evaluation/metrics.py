@@ -8,10 +8,11 @@ are not followed any further. Of metrics n is the number of queries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..config.vocabulary import DIRECTIONS
 
@@ -28,6 +29,7 @@ class Pool:
     links: np.ndarray  # (E, 2) number of an image and of a text that is right for it
     image_of: np.ndarray  # (P,) number of each drawn pair's image
     text_of: np.ndarray  # (P,) number of each drawn pair's text
+    size: int  # pairs, or studies, that were drawn
 
 
 def plain_pool(pairs: np.ndarray, image_of: np.ndarray | None = None) -> Pool:
@@ -37,20 +39,30 @@ def plain_pool(pairs: np.ndarray, image_of: np.ndarray | None = None) -> Pool:
     if image_of is not None:
         return merged_pool(pairs, image_of, np.arange(len(image_of)))
     own = np.arange(len(pairs))
-    return Pool(pairs, pairs, np.stack([own, own], 1), own, own)
+    return Pool(pairs, pairs, np.stack([own, own], 1), own, own, len(pairs))
 
 
 def merged_pool(pairs: np.ndarray, image_hash: np.ndarray, caption_hash: np.ndarray) -> Pool:
-    """A pool of `pairs` (P,) in which copies are one, by the hashes (N,) of the whole set."""
+    """A pool of `pairs` (P,) in which copies are one, by the hashes (N,) of the whole set, or by
+    rows (N, k).
+    """
     (images, image_of), (texts, text_of) = (_first(h[pairs]) for h in (image_hash, caption_hash))
     links = np.unique(np.stack([image_of, text_of], 1), axis=0)
-    return Pool(pairs[images], pairs[texts], links, image_of, text_of)
+    return Pool(pairs[images], pairs[texts], links, image_of, text_of, len(pairs))
+
+
+def study_pool(pool: Pool, study_of: np.ndarray) -> Pool:
+    """The pool, but every text of a study, (P,) of the drawn pairs, is right for all its images."""
+    own = pd.DataFrame({"study": study_of, "image": pool.image_of, "text": pool.text_of})
+    images, texts = (own[["study", side]].drop_duplicates() for side in ("image", "text"))
+    links = images.merge(texts, on="study")[["image", "text"]].drop_duplicates().to_numpy()
+    return replace(pool, links=links, size=own["study"].nunique())
 
 
 def _first(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each value comes first, ascending; and the number of each entry's value among them."""
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    return np.sort(first), first.argsort().argsort()[inverse]
+    """Where each value (or row) comes first, ascending; and each entry's number among them."""
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True, axis=0)
+    return np.sort(first), first.argsort().argsort()[inverse.ravel()]
 
 
 def draw_pool(seed: int, size: int, pairs: int, number: int) -> np.ndarray:
@@ -102,7 +114,7 @@ def retrieval(ranks: Ranks, pool: Pool, ks: Sequence[int] = KS) -> dict[str, Any
     """The record of an evaluation.
 
     Returns:
-        `pool` (pairs), `images` and `texts` in it, `chance` (mean of both directions),
+        `pool` (pairs, or studies), `images` and `texts` in it, `chance` (mean of both directions),
         `image_to_text`, `text_to_image`, and `mean_recall` (of R@1, R@5 and R@10, both ways).
     """
     n, m = len(pool.images), len(pool.texts)
@@ -112,7 +124,7 @@ def retrieval(ranks: Ranks, pool: Pool, ks: Sequence[int] = KS) -> dict[str, Any
     )
     both = [summary(values, ks) for values in ranks]
     return {
-        "pool": len(pool.image_of),
+        "pool": pool.size,
         "images": n,
         "texts": m,
         "chance": {name: (of_images[name] + of_texts[name]) / 2 for name in of_images},

@@ -95,12 +95,13 @@ def measure(
         baseline: features of another model for the same pairs.
         baseline_name: what the record calls it.
         nearest: also look for the nearest candidates, and measure them by concepts; not where
-            images have several captions.
+            images have several captions, nor by study.
 
     Returns:
         A record of metrics.retrieval (the pairs as they are, or copies merged where only that is
         asked for), with `ties`, `duplicates` and, where they apply: `intervals`, `merged` (the same
-        with copies as one), `pools` (a list), `concepts`, `slices` (a list), `baseline`.
+        with copies as one), `pools` (a list), `concepts`, `slices` (a list), `baseline`; by study
+        `unit` and how many `pairs` there are.
 
     Raises:
         InputError: merging without hashes; a baseline of other pairs.
@@ -114,6 +115,8 @@ def measure(
     ranks = pool_ranks(embedded, pool, settings.ties)
     record = _record(ranks, pool, settings)
     record |= {"ties": settings.ties, "duplicates": "merge" if only_merged else "keep"}
+    if embedded.study_of is not None:
+        record |= {"unit": "study", "pairs": len(embedded)}
     if settings.duplicates == "both" and embedded.hashed:
         copies = _pool(embedded, everyone, merge=True)
         merged_ranks = pool_ranks(embedded, copies, settings.ties)
@@ -121,7 +124,7 @@ def measure(
     if settings.pool_sizes():
         record["pools"] = [_small_pools(embedded, size, settings) for size in settings.pool_sizes()]
     lists = None
-    if nearest and embedded.image_of is None:
+    if nearest and embedded.image_of is None and embedded.study_of is None:
         lists, by_concept = concept_figures(embedded, settings)
         if by_concept:
             record["concepts"] = by_concept
@@ -132,13 +135,24 @@ def measure(
         others = _record(theirs, pool, settings)
         difference = _directions(ranks, settings, theirs)
         difference["mean_recall"] = record["mean_recall"] - others["mean_recall"]
-        if "intervals" in difference and len(pool.images) == len(pool.links) == len(pool.texts):
-            # each pair's share of six, plus 1: as ranks, whose mean is then bootstrapped in pairs
-            own, its = (1 + np.mean([r <= k for r in d for k in KS], 0) for d in (ranks, theirs))
+        alone, studies = len(pool.images) == len(pool.links) == len(pool.texts), embedded.study_of
+        if "intervals" in difference and (alone or studies is not None):
+            # the parts of pairs or studies, plus 1: as ranks, whose mean is then bootstrapped
+            owners = everyone if studies is None else studies
+            own, its = (1 + _parts(each, pool, owners) for each in (ranks, theirs))
             ends = bootstrap(own, KS, settings.interval_draws, settings.seed, its)["mean_rank"]
             difference["intervals"]["mean_recall"] = ends
         record["baseline"] = {"name": baseline_name, **others, "difference": difference}
     return Measured(record, pool, ranks, lists, embedded)
+
+
+def _parts(ranks: Ranks, pool: Pool, owners: np.ndarray) -> np.ndarray:
+    """Values (pool,) of its pairs or studies, `owners` (N,), whose mean is the mean recall."""
+    parts = []
+    for values, chosen in zip(ranks, (pool.images, pool.texts), strict=True):
+        hits = np.mean([values <= k for k in KS], 0)  # (n,)
+        parts.append(np.bincount(owners[chosen], hits, pool.size) * pool.size / len(chosen))
+    return np.mean(parts, 0)
 
 
 def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
@@ -151,13 +165,19 @@ def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
 
 
 def _pool(embedded: Embedded, pairs: np.ndarray, *, merge: bool) -> Pool:
+    images, texts, studies = embedded.image_hash, embedded.caption_hash, embedded.study_of
     if not merge:
-        return metrics.plain_pool(pairs, embedded.image_of)
-    if embedded.image_hash is None or embedded.caption_hash is None:
-        raise InputError(
-            "--duplicates merge: the features come without image_hash and caption_hash"
-        )
-    return metrics.merged_pool(pairs, embedded.image_hash, embedded.caption_hash)
+        if studies is None:
+            return metrics.plain_pool(pairs, embedded.image_of)
+        rows = np.arange(len(embedded))
+        images = rows if embedded.image_of is None else embedded.image_of
+        # a caption of all its images is one text, in another study another
+        texts = rows if texts is None else np.stack([studies, texts], 1)  # (N, 2)
+    if images is None or texts is None:
+        reason = "the features come without image_hash and caption_hash"
+        raise InputError(f"--duplicates merge: {reason}")
+    pool = metrics.merged_pool(pairs, images, texts)
+    return pool if studies is None else metrics.study_pool(pool, studies[pairs])
 
 
 def _record(ranks: Ranks, pool: Pool, settings: MeasureConfig) -> dict[str, Any]:
@@ -202,10 +222,10 @@ def _slice(chosen: Slice, ranks: Ranks, pool: Pool, settings: MeasureConfig) -> 
 
 def _small_pools(embedded: Embedded, size: int, settings: MeasureConfig) -> dict[str, Any]:
     """Figures averaged over random pools, and where the middle 95 % of these lie."""
-    records, owners = [], embedded.image_of
+    records, owners = [], embedded.image_of if embedded.study_of is None else embedded.study_of
     owners = np.arange(len(embedded)) if owners is None else owners
     for number in range(settings.pool_draws):
-        chosen = metrics.draw_pool(settings.seed, size, int(owners[-1]) + 1, number)
+        chosen = metrics.draw_pool(settings.seed, size, int(owners.max()) + 1, number)
         pairs = np.flatnonzero(np.isin(owners, chosen))
         pool = _pool(embedded, pairs, merge=settings.duplicates == "merge")
         ranks = pool_ranks(embedded, pool, settings.ties)

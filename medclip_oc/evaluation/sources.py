@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config.evaluation import EvaluateConfig
 from ..data import loader
+from ..data.balance import read_studies
 from ..data.index import CAPTION
 from ..data.shards import ShardSet
 from ..errors import InputError
@@ -91,9 +92,11 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     devices.check_precision(settings.precision, world.device)
     source = _open(settings, world)
     files = _outputs(settings, source)
+    studies = source.shards and source.shards.studies
+    kind, count = ("studies", len(studies.names)) if studies else ("pairs", len(source.ids()))
     for size in settings.pool_sizes():
-        if size > len(source.ids()):
-            raise InputError(f"--pools: {size} pairs, but the set holds only {len(source.ids())}")
+        if size > count:
+            raise InputError(f"--pools: {size} {kind}, but the set holds only {count}")
     known = source.concepts() if settings.slices else {}
     named = concepts.resolve(settings.slices, known)
     baseline = _baseline(settings, source, world)
@@ -112,8 +115,9 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
         file, about = _record_of(source, files[-1].parent, name), {"checkpoint": name}
         start = retrieval.measure(theirs, settings, slices=slices)
         outcomes.append((start, file, source.about | about))
-    if embedded.image_of is not None:
-        lines.append("--captions all: no figures by concept, and no nearest ids")
+    if studies or embedded.image_of is not None:
+        what = "by study" if studies else "--captions all"
+        lines.append(f"{what}: no figures by concept, and no nearest ids")
     elif embedded.concepts is None:
         lines.append("no concepts (CUIs) with these pairs: no figures by concept, modality, slice")
     elif absent := [name for name in settings.slices if name not in named]:
@@ -147,6 +151,8 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
             model = factory.restore(content, settings.checkpoint).on(world.device)
             where = (trained or {}).get("data", {}).get("valid") if where is None else where
     assert model is not None  # the settings name one
+    ran_on = (trained or {}).get("data", {})
+    unit = settings.unit or ran_on.get("unit", "image")
     if isinstance(model, Clip):
         about |= {"precision": settings.precision, "decode": settings.decode}
         about |= {"captions": "all"} if settings.captions == "all" else {}
@@ -156,16 +162,20 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
                 "; the run validated on none" if settings.checkpoint else ", such as shards/rocov2"
             )
             raise InputError(f"--data: name the pairs{ran}")
+        if unit == "study":
+            raise InputError("--unit study: features have none; name the pairs (--data)")
         about["split"] = settings.split or "features"
         about["data_fingerprint"] = hashlib.sha256("\n".join(model.ids).encode()).hexdigest()
     else:
         split = _split(settings, where)
-        key = settings.caption_key or (trained or {}).get("data", {}).get("caption_key", CAPTION)
+        key = settings.caption_key or ran_on.get("caption_key", CAPTION)
         shards = loader.open_shards(where, split, world, key)
+        studies = read_studies(shards, world) if unit == "study" else None
         about |= {"data": where, "split": split, "data_fingerprint": shards.fingerprint}
         about |= {"caption_key": key} if key != CAPTION else {}
         if isinstance(model, Embedded):  # they must be of the same pairs
             retrieval.check_ids(shards.ids(), model.ids, "--features-in")
+            model.study_of = studies and studies.of_pair
     return Source(model, shards, trained, about)
 
 
@@ -227,6 +237,7 @@ def _record_of(source: Source, folder: Path, name: str) -> Path:
     And with the pairs' fingerprint, where a record of other pairs has that name.
     """
     name += "-all_captions" * (source.about.get("captions") == "all")
+    name += "-by_study" * bool(source.shards and source.shards.studies)
     about, own = source.about, (source.trained or {}).get("data", {})
     data, split, where = about.get("data"), about["split"], own.get("valid") or own.get("train")
     if not data or not where or split == "tars" or _folders(data) != _folders(where):

@@ -35,6 +35,11 @@ def text(record: Record) -> str:
     return "\n\n".join(parts).replace("\u00a0", " ")
 
 
+def units(record: Record) -> str:
+    """What a record's pool counts."""
+    return "studies" if record.get("unit") == "study" else "pairs"
+
+
 def explained(table: Table) -> list[str]:
     """What each figure of a table by concepts says."""
     return [line for line in CONCEPT_FIGURES if line.partition("@")[0] in str(table["rows"])]
@@ -43,14 +48,15 @@ def explained(table: Table) -> list[str]:
 def tables(record: Record) -> dict[str, list[Table]]:
     """Tables of all scores: of `retrieval`, by `concepts`, and against the `baseline`."""
     is_merged = record.get("duplicates") == "merge"
-    title = f"pool of {record['pool']:,} pairs"
-    if is_merged or record.get("images") != record.get("texts"):
-        title = _sizes(record, "copies as one:" if is_merged else "pool of")
+    title = f"pool of {record['pool']:,} {units(record)}"
+    if is_merged or "unit" in record or record.get("images") != record.get("texts"):
+        words = f"{title}:" if "unit" in record else "pool of"
+        title = _sizes(record, "copies as one:" if is_merged else words)
     retrieval, concepts, baseline = [_scores(record, title)], [], []
     if has_copies(record):
         retrieval.append(_scores(record["merged"], _sizes(record["merged"], "copies as one:")))
     for pool in record.get("pools", []):
-        title = f"pools of {pool['pool']:,} pairs, mean of {pool['draws']:,} random ones"
+        title = f"pools of {pool['pool']:,} {units(record)}, mean of {pool['draws']:,} random ones"
         title += " (in brackets the middle 95 % of them)"
         retrieval.append(_scores(pool, title, "between_draws"))
     if part := record.get("concepts"):

@@ -89,7 +89,7 @@ def _read(folder: Path, of_classes: bool) -> Iterator[Evaluated]:
             problem = "damaged, or not the record of an evaluation: make it again"
             raise InputError(f"{file}: {problem}") from None
         if not of_classes and (beside := file.with_suffix(".npz")).is_file():
-            arrays, n = npz.read(beside, _ARRAYS, _NEAREST), record["pool"]
+            arrays, n = npz.read(beside, _ARRAYS, _NEAREST), record.get("pairs", record["pool"])
             ranks = np.stack([arrays[f"{direction}_rank"] for direction in DIRECTIONS])
             if len(arrays["ids"]) != n or not ((ranks >= 1) & (ranks <= n)).all():
                 raise InputError(f"{beside}: not of the {n:,} pairs of {file.name}: evaluate again")
@@ -108,7 +108,7 @@ def _check(record: dict[str, Any]) -> None:
         return
     assert all(record[part][name] >= 0 for part in (*DIRECTIONS, "chance") for name in _SCORES)
     assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
-    assert _is_sound(record, "", record["pool"])
+    assert _is_sound(record, "", record.get("pairs", record["pool"]))
     results.tables(record)
     results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
 

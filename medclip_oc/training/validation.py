@@ -109,7 +109,8 @@ class Validation:
             scores |= self.data.zeroshot.measure(embedder, found.embedded)
         self.log.record(step, {f"{name}/{key}": v for key, v in (facts | scores).items()})
         about = {"valid_ema": " of the average", "wise": " at {alpha:g}"}.get(name, "")
-        about = f"{about.format(**facts)} over {record['pool']:,} pairs, {results.brief(record)}"
+        pool = f"{record['pool']:,} {results.units(record)}"
+        about = f"{about.format(**facts)} over {pool}, {results.brief(record)}"
         if "zeroshot/auroc" in scores:
             about += f", zero-shot AUROC {scores['zeroshot/auroc']:.3f}"
         self.log.message(f"step {step}: validation{about}")
@@ -203,7 +204,7 @@ def gained(record: dict[str, Any], metric: str, split: str | None) -> str:
     low, high = known.get(metric, (gain, gain))
     ends = f" [{low:+.4f}, {high:+.4f}]" if low < high else ""
     chance = " that can be told from chance" if high >= 0 else ""
-    pairs = f"{record['pool']:,} {split or 'validation'} pairs"
+    pairs = f"{record['pool']:,} {split or 'validation'} {results.units(record)}"
     chose = "" if split == "test" else ", the pairs that chose the checkpoint"
     sure = "" if low > 0 else f"no gain{chance}: "
     return f"{sure}{metric} {gain:+.4f}{ends} over the start on {pairs}{chose}"

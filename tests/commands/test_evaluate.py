@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from medclip_oc import evaluate
+from medclip_oc.config.checks import Unit
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.schema import Config, ModelConfig
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
+from medclip_oc.reporting import run_files
 from tests.support.cli import call, one_line
 from tests.support.tiny_dataset import jpeg, write_captions, write_kaggle, write_pairs, write_tar
 from tests.support.tiny_models import TINY
@@ -42,11 +44,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def write_checkpoint(file: Path, shards: Path, seed: int) -> Path:
+def write_checkpoint(file: Path, shards: Path, seed: int, unit: Unit = "image") -> Path:
     """What a run of no steps would leave."""
     config = Config()
     config.model = ModelConfig(arch="evaluate-test", definition=TINY)
-    config.run.seed, config.data.valid = 5, str(shards)
+    config.run.seed, config.data.valid, config.data.unit = 5, str(shards), unit
     clip = factory.build(config.model, seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -133,6 +135,21 @@ def test_all_captions_of_an_image(best: Path, tmp_path: Path) -> None:
     assert figures(record) == figures(merged) | {"duplicates": "keep"}
     assert measured(*words, "first", out=tmp_path / "y.json")["texts"] == 4
     assert len(list((tmp_path / "run/evaluations").glob("best-all_captions-*-tars.json"))) == 1
+
+
+def test_by_study(tmp_path: Path) -> None:
+    """As the run trained, or as asked for; from features as well; the record has its own name."""
+    tar = write_pairs(tmp_path / "x.tar", range(9))
+    best = write_checkpoint(tmp_path / "run/checkpoints/best.pt", tar, 1, unit="study")
+    file, data = tmp_path / "z.npz", ("--data", tar, "--pools", 4, "--pool-draws", 2)
+    words = ("--checkpoint", best, *data)
+    record = measured(*words, "--features-out", file, out=tmp_path / "x.json")
+    assert [record[n] for n in ("unit", "pool", "images", "texts")] == ["study", 5, 9, 9]
+    again = measured("--features-in", file, *data, "--unit", "study", out=tmp_path / "y.json")
+    assert figures(again) == figures(record)
+    assert measured(*words, "--unit", "image", out=tmp_path / "y.json")["pool"] == 9
+    found = {each.name[:13]: each.record for each in run_files.evaluations(tmp_path / "run")}
+    assert (found["best-by_study"], len(found)) == (record, 2)
 
 
 def test_the_record_of_other_data_has_their_name(best: Path, shards: Path, tmp_path: Path) -> None:
@@ -224,6 +241,8 @@ MISTAKES = {
     "--features-in TURNED --data SHARDS": "--features-in: pair 0 is test_0023, but test_0000 is",
     "--checkpoint BEST --baseline TURNED": "--baseline: pair 0 is test_0023, but test_0000 is",
     "--checkpoint BEST --pools 5,25": "--pools: 25 pairs, but the set holds only 24",
+    "--checkpoint BEST --unit study": "no pair has `study` in its KEY.json, as unit study needs",
+    "--features-in PLAIN --unit study": "--unit study: features have none; name the pairs",
     "--checkpoint BEST --features-out /proc/no/x.npz": "/proc/no/x.npz: can't be written",
     "--checkpoint BEST --data configs::x.tar": "mixes shard folders, which have splits, and tars",
     "--checkpoint BEST --data EMPTY --split test": "empty.tar is not a shard folder with splits",

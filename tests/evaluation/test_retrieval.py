@@ -215,6 +215,10 @@ def test_a_baseline_is_compared_query_by_query() -> None:
     assert gained == pytest.approx(ours["image_to_text"]["R@1"] - record["image_to_text"]["R@1"])
     low, high = record["difference"]["intervals"]["image_to_text"]["R@1"]
     assert 0 < low < gained < high
+    one.study_of = np.arange(60) // 2
+    found = retrieval.measure(one, MeasureConfig(), baseline=other).record["baseline"]["difference"]
+    low, high = found["intervals"]["mean_recall"]
+    assert low < found["mean_recall"] < high
     same = retrieval.measure(one, MeasureConfig(), baseline=one).record["baseline"]["difference"]
     assert set(same["image_to_text"].values()) == {0}
     assert same["intervals"]["text_to_image"]["mrr"] == [0, 0]
@@ -235,33 +239,52 @@ def test_what_can_not_be_measured() -> None:
 
 
 OWNER = np.repeat(np.arange(6), [1, 3, 2, 1, 4, 1])  # the image of each text
+STUDY = np.array([0, 1, 1, 2, 0, 3, 3, 3, 2, 4, 5, 4])  # of each pair
+CAPTION = np.array([0, 1, 1, 2, 3, 4, 4, 4, 5, 0, 6, 7])  # of each pair; two studies have one
+KEYS = {  # what is one image, what is one text, and what belongs together
+    "captions": (OWNER, np.arange(12), OWNER),
+    "study": (np.arange(12), 100 * STUDY + CAPTION, STUDY),
+    "merged": (np.arange(12), CAPTION, STUDY),
+}
 
 
-def captioned(world: World, seed: int) -> list[Any]:
-    """Figures of images with so many captions, of few values, so that many tie."""
+def many(world: World, seed: int, way: str) -> list[Any]:
+    """Figures of images with several captions, or of studies; of few values, so that many tie."""
     rows = np.random.default_rng(seed).integers(-1, 2, (2, 12, 3)) + np.array([0.0, 0.0, 4.0])
-    rows[0] = rows[0, np.searchsorted(OWNER, OWNER)]
+    captions: Any = (OWNER, np.arange(12), None, OWNER, None)
+    facts = captions if way == "captions" else (np.arange(12), CAPTION, None, None, STUDY)
+    for side in (0, 1):
+        rows[side] = rows[side, [facts[side].tolist().index(n) for n in facts[side]]]
     images, texts = torch.nn.functional.normalize(torch.from_numpy(rows).float(), dim=-1)
-    own = slice(*np.searchsorted(OWNER, features.share(6, world)).tolist())
-    facts = list(map(str, range(12))), OWNER, np.arange(12), None, OWNER
-    one = features.Embedded(images[own], texts[own], own.start, *facts)
-    measured = retrieval.measure(one, MeasureConfig(pools=["2"], pool_draws=3, interval_draws=5))
+    own = slice(*np.searchsorted(facts[0], features.share(facts[0][-1] + 1, world)).tolist())
+    one = features.Embedded(images[own], texts[own], own.start, list(map(str, range(12))), *facts)
+    duplicates: Any = "merge" if way == "merged" else "both"
+    how = MeasureConfig(pools=["2,6"], pool_draws=3, interval_draws=5, duplicates=duplicates)
+    measured = retrieval.measure(one, how)
     return [json.dumps(measured.record), *map(torch.from_numpy, measured.ranks), images, texts]
 
 
+@pytest.mark.parametrize("way", KEYS)
 @pytest.mark.parametrize("seed", range(4))
-def test_all_captions_of_an_image_are_right(tmp_path: Path, seed: int) -> None:
+def test_all_captions_of_an_image_or_a_study_are_right(tmp_path: Path, seed: int, way: str) -> None:
     """By definition on the whole matrix: of an image the best-ranked right text counts."""
-    record, *found, images, texts = captioned(ALONE, seed)
-    scores = (images[np.searchsorted(OWNER, np.arange(6))].double() @ texts.double().T).numpy()
-    right = np.arange(6)[:, None] == OWNER
+    record, *found, images, texts = many(ALONE, seed, way)
+    image, text, together = KEYS[way]
+    rows, columns = (np.sort(np.unique(key, return_index=True)[1]) for key in (image, text))
+    scores = (images[rows].double() @ texts[columns].double().T).numpy()
+    has = text[columns][:, None] == text  # (texts, 12)
+    right = np.array([(has & (together[row] == together)).any(1) for row in rows])
     for side, (table, own) in enumerate(((scores, right), (scores.T, right.T))):
         gaps = table - np.where(own, table, -9).max(1, keepdims=True)
         above, tied = gaps > ranks.TIE, np.abs(gaps) <= ranks.TIE
         wanted = 1 + (above & ~own).sum(1) + (tied & ~own).sum(1) / ((tied & own).sum(1) + 1)
         assert found[side].numpy() == pytest.approx(wanted)
-    chances = [np.mean(13 / (np.bincount(OWNER) + 1)), 3.5]
-    assert json.loads(record)["chance"]["mean_rank"] == pytest.approx(np.mean(chances))
-    for rank in processes.run(captioned, 2, tmp_path, seed):
-        assert json.loads(rank[0]) == json.loads(record)
+    n, m = right.shape
+    chances = [np.mean((m + 1) / (right.sum(1) + 1)), np.mean((n + 1) / (right.sum(0) + 1))]
+    read, pool = json.loads(record), 12 if way == "captions" else 6
+    assert read["chance"]["mean_rank"] == pytest.approx(np.mean(chances))
+    assert read["pools"][1]["mean_recall"] == pytest.approx(read["mean_recall"])
+    assert [read[name] for name in ("pool", "images", "texts")] == [pool, n, m]
+    for rank in processes.run(many, 2, tmp_path, seed, way):
+        assert json.loads(rank[0]) == read
         assert all(a.equal(b) for a, b in zip(rank[1:3], found, strict=True))
