@@ -15,11 +15,13 @@ same for all findings; each finding is sorted once, and its figures are sums of 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..config.vocabulary import FEW_QUERIES
+from ..runtime.workers import cores, ordered_map
 from . import bootstrap
 
 _LABELS = {"positives": 1, "negatives": 0, "unknown": -1}
@@ -66,6 +68,11 @@ class Ordered:
         balanced = (true / positives + 1 - (told - true) / negatives) / 2
         f1, mcc = 2 * true / (told + positives), _mcc(true, told, positives, images)
         return np.stack([auroc, precision, balanced, f1, mcc])
+
+
+def _scores(orders: Sequence[Ordered], weights: np.ndarray) -> np.ndarray:
+    """Of all findings: (5, draws, M)."""
+    return np.stack([each.scores(weights) for each in orders], 2)
 
 
 def _sums(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -137,8 +144,8 @@ def measure(
     limits = np.full(len(names), np.nan) if thresholds is None else thresholds
     orders = [Ordered(*each) for each in zip(truth.T, probabilities.T, limits, strict=True)]
     weights = bootstrap.draw_weights(len(truth), draws, seed)
-    parts = [np.stack([each.scores(some) for each in orders], 2) for some in weights]
-    scores = np.concatenate(parts, 1)  # (5, 1 + draws, M)
+    parts = ordered_map(partial(_scores, orders), weights, cores(), batch=1, threads=True)
+    scores = np.concatenate([*parts], 1)  # (5, 1 + draws, M)
     errors = np.full_like(scores[:1], np.nan)  # without intervals
     for m, each in enumerate(orders):
         errors[0, 0, m] = calibration_error(probabilities[each.images, m], truth[each.images, m])
