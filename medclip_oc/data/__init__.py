@@ -6,7 +6,7 @@ state; everything else follows from (seed, epoch, index), so that a run can resu
 1. `index`     A folder, pattern or list of tars becomes arrays of where each pair's members lie.
                State: what a walk through foreign tars found, in a file beside them.
 2. `sampler`   A position of the run's stream becomes (pass, index), by a keyed permutation.
-               `balance` gives groups of pairs their shares. State: one integer, the pairs consumed.
+               `balance` gives groups shares, reads studies. State: one integer, what was consumed.
 3. `shards`    An index becomes a `Sample`: the encoded image, the caption, the facts.
                State: a few open tars per process.
 4. `augment`   The image becomes (3, H, W) uint8, cropped, turned and toned, or as open_clip does.

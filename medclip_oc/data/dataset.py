@@ -33,9 +33,9 @@ from .shards import Sample, ShardSet
 Transform = Callable[[Picture, np.random.Generator], Tensor]
 """Picture and a source of randomness -> (3, H, W) uint8."""
 Batch = dict[str, Tensor]
-"""images uint8 (B, 3, H, W), tokens int64 (B, L), index int64 (B,), caption_hash and image_hash
-int64 (B,), concepts int32 (B, K) padded with 0, captions int64 (B,): how many rows of tokens and
-caption_hash are each pair's, 1 but where all captions are taken."""
+"""images uint8 (B, 3, H, W), tokens int64 (B, L), index (of the pair, or the study drawn) int64
+(B,), caption_hash and image_hash int64 (B,), concepts int32 (B, K) padded with 0, captions int64
+(B,): how many rows of tokens and caption_hash are each pair's, 1 but where all are taken."""
 
 Take = Literal["first", "all", "drawn"]
 """Of a pair's captions; drawn: (seed, pass, index) decides, each once before any comes again."""

@@ -57,8 +57,8 @@ def open_shards(
 
 
 def open_training(settings: DataConfig, seed: int, world: World) -> TrainingData:
-    """Find the training pairs; InputError: as `ShardSet.open` and `balanced_order`, weights that
-    don't fit the sets, a stream with weights or without `data.samples_per_epoch`.
+    """Find the training pairs; InputError: as `ShardSet.open`, `balanced_order` and `read_studies`,
+    weights that don't fit the sets, a stream with what it can't have or without an epoch's length.
     """
     weights, epoch, note = settings.weights, settings.samples_per_epoch, ""
     if is_stream(settings.train):
