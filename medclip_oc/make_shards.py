@@ -15,7 +15,6 @@ def main(config: MakeShardsConfig) -> None:
     if config.verify:
         verify.report(out, workers=workers, decode=not config.no_decode_check)
         return
-    source = formats.from_settings(config)
     options = PackOptions(
         config.samples_per_shard,
         decode_check=not config.no_decode_check,
@@ -28,11 +27,13 @@ def main(config: MakeShardsConfig) -> None:
         raise InputError("--out: the source itself; the shards need a folder of their own")
     if not config.audit_only:
         check_folder(out, options, overwrite=config.overwrite)  # before an audit takes its time
+    source = formats.from_settings(config)
     audit = None
     if config.audit or config.audit_only or config.drop_leaks:
         from .audit.audit import audit_source
 
-        source, audit = audit_source(source, config, workers)
+        audit = audit_source(source, config, workers)
+        source.dropped = audit.dropped if config.drop_leaks else None
     if config.audit_only:
         return
     try:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from medclip_oc import make_shards
+from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
+from tests.support.cli import Run, call
 from tests.support.fault_injection import write_faulty_source
 from tests.support.tiny_dataset import write_shards
 from tests.support.tiny_models import TINY
@@ -84,6 +87,12 @@ def faulty_packed(faulty_source: Path, tmp_path_factory: pytest.TempPathFactory)
     assert report.read == {"train": 23, "valid": 3}
     assert report.packed == {"train": 17, "valid": 3}
     return out
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs make_shards in this process."""
+    return lambda *words: (call(make_shards.main, MakeShardsConfig, *words), *capsys.readouterr())
 
 
 @pytest.fixture(scope="session")

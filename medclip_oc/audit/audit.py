@@ -13,9 +13,8 @@ validation and test stay what others measure on. Of a leak between those nothing
 The result is a function of the source alone: workers change the time only. N usable pairs.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +29,7 @@ from ..config.vocabulary import MODALITIES
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.decode import MAX_PIXELS, decode
 from ..models import clip
-from ..packing.sources import Pair, Reject, Source
+from ..packing.sources import Pair, Source
 from ..reporting import audit_page, html
 from ..runtime.atomic import atomic_file
 from ..runtime.progress import Progress
@@ -74,42 +73,10 @@ class Audit:
                 partial_file.write_text(text, encoding="utf-8")
 
 
-class Without(Source):
-    """A source of which some pairs are rejected, with the reason "leak".
-
-    `dropped` has (split, key) of each such pair -> what stands in rejects.csv.
-    """
-
-    def __init__(self, source: Source, dropped: Mapping[tuple[str, str], str]) -> None:
-        self.form, self.splits = source.form, source.splits
-        self._source, self._dropped = source, dropped
-
-    def count(self, split: str) -> int:
-        """Rows of a split, the dropped ones too: they are read, and rejected."""
-        return self._source.count(split)
-
-    def records(self, split: str) -> Iterator[Pair | Reject]:
-        """As many records as the whole source has."""
-        for record in self._source.records(split):
-            way = self._dropped.get((split, record.key)) if isinstance(record, Pair) else None
-            yield Reject(record.id, split, "leak", way, record.rows) if way else record
-
-    def fingerprints(self) -> dict[str, str]:
-        """Those of the whole source, and a hash of which pairs are `dropped`."""
-        dropped = hashlib.sha256(json.dumps(sorted(self._dropped.items())).encode()).hexdigest()
-        return {**self._source.fingerprints(), "dropped": dropped}
-
-
-def audit_source(source: Source, config: MakeShardsConfig, workers: int) -> tuple[Source, Audit]:
-    """Audit a source before it is packed, and print what was found.
-
-    Returns:
-        What is to be packed (with --drop-leaks, the source without them), and the audit. With
-        --audit-only it is written; else that is for the caller: packing may have to refuse or clear
-        the folder first.
-
-    Raises:
-        InputError, WorkError: the folder is a file, or the audit fails.
+def audit_source(source: Source, config: MakeShardsConfig, workers: int) -> Audit:
+    """Audit a source before it is packed, and print what was found; --audit-only writes it, too.
+    (Else it waits: packing may have to refuse or clear the folder first.) InputError, WorkError:
+    the folder is a file, or the audit fails.
     """
     out = config.path("out")
     if out.exists() and not out.is_dir():  # now rather than after all the reading
@@ -118,12 +85,15 @@ def audit_source(source: Source, config: MakeShardsConfig, workers: int) -> tupl
         counter = clip.token_counter(config.audit_arch)
     except (InputError, WorkError) as error:
         raise type(error)(str(error).replace("model.arch", "--audit-arch")) from None
-    found = audit(source, config.audit_arch, counter, workers, config.max_pixels)
+    by_group = config.drop_leaks == "groups"
+    found = audit(source, config.audit_arch, counter, workers, config.max_pixels, by_group)
     print(*audit_page.headlines(found.report), sep="\n")
     if config.audit_only:
         found.write(out)
         print(f"{out / 'audit.html'}: the page; audit.json has every finding")
-    return (Without(source, found.dropped) if config.drop_leaks else source), found
+    if config.drop_leaks == "groups" and not found.report["groups"]["known"]:
+        raise InputError("--drop-leaks groups: no pair has a group; --group-column names it")
+    return found
 
 
 def audit(
@@ -132,25 +102,20 @@ def audit(
     token_counter: tuple[Callable[[str], int], int],
     workers: int = 1,
     max_pixels: int = MAX_PIXELS,
+    by_group: bool = False,
 ) -> Audit:
-    """Look at every pair of a source.
+    """Look at every pair of a source, in so many processes. InputError: a broken table, or the
+    extra `audit` is not installed. WorkError: a worker died.
 
-    Args:
-        source: the pairs.
-        arch: whose tokenizer counts; for the record.
-        token_counter: what `models.clip.token_counter(arch)` returns.
-        workers: processes that decode and compare.
-        max_pixels: larger images count as unusable.
-
-    Raises:
-        InputError: a broken table, or a library of the extra `audit` is not installed.
-        WorkError: a worker died.
+    `token_counter` is what `models.clip.token_counter(arch)` returns. Images of over `max_pixels`
+    count as unusable. `by_group`: training pairs are `dropped` for their group, too.
     """
     count_tokens, context_length = token_counter
     pairs, others = scan(source, max_pixels, count_tokens, workers)
     images = _named(_image_copies(pairs, workers), pairs, IMAGE_WAYS)
     captions = _named(_caption_copies(pairs), pairs, CAPTION_WAYS)
     dropped, splits = _dropped(images), list(source.splits)
+    groups, grouped = _groups(pairs, splits)
     tables = source.fingerprints()["tables"]
     report = {
         "version": VERSION,
@@ -177,8 +142,10 @@ def audit(
         "alike_images": _counted(images, splits, IMAGE_WAYS),
         "alike_captions": _counted(captions, splits, CAPTION_WAYS),
         "leaking_pairs": len(dropped),
+        "groups": groups,
     }
     texts = dict(zip(zip(pairs.split, pairs.id, strict=True), pairs.caption, strict=True))
+    dropped = grouped | dropped if by_group else dropped
     return Audit(report, dropped, _pictures(source, report, max_pixels), texts)
 
 
@@ -280,6 +247,19 @@ def _dropped(images: pd.DataFrame) -> dict[tuple[str, str], str]:
         way = near if leak["way"] == "near" else f"{leak['way']} as"
         dropped["train", leak["key"]] = f"{way} {leak['other_split']} pair {leak['other_id']}"
     return dropped
+
+
+def _groups(
+    pairs: pd.DataFrame, splits: list[str]
+) -> tuple[dict[str, Any], dict[tuple[str, str], str]]:
+    """Groups in several splits, for the report; and their training pairs, as in `dropped`."""
+    counts = pd.crosstab(pairs["group"], pairs["split"]).reindex(columns=splits, fill_value=0)
+    several = counts[(counts > 0).sum(axis=1) > 1]
+    own = pairs[(pairs["split"] == "train") & pairs["group"].isin(several.index)]
+    listed = several.to_dict("index")
+    report = {"known": len(counts), "leaking_pairs": len(own), "in_several": listed}
+    names = zip(own["key"], own["group"], strict=True)
+    return report, {("train", key): f"group {name} is in another split" for key, name in names}
 
 
 def _range(values: pd.Series) -> dict[str, int | None]:

@@ -26,18 +26,12 @@ def first_of_equals(values: Sequence[Any] | pd.Series) -> np.ndarray:
 def near_hashes(
     hashes: np.ndarray, radius: int, fine: np.ndarray, fine_radius: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of rows whose hashes differ in few bits, both the short and the long one.
+    """All pairs of rows whose hashes differ in few bits: `hashes`, (N,) uint64, in at most `radius`
+    and `fine`, (N, K) uint64, a longer hash of each, in at most `fine_radius`.
 
-    Every row is compared with every later one: 60,000 take seconds, a million half an hour.
-
-    Args:
-        hashes: (N,) uint64. Give what is known to be equal once: copies make pairs by their square.
-        radius: bits in which those may differ.
-        fine: (N, K) uint64, a longer hash of each.
-        fine_radius: bits in which those may differ as well.
-
-    Returns:
-        (M, 2) int64, rows (i, j) with i < j, sorted; and the distance of the fine hashes (M,).
+    Every row is compared with every later one: 60,000 take seconds, a million half an hour. Give
+    what is known to be equal once: copies make pairs by their square. Returns (M, 2) int64, rows
+    (i, j) with i < j, sorted; and the distance of the fine hashes (M,).
     """
     pairs, distances = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
     step = max(1, _COMPARISONS // max(1, len(hashes)))
@@ -73,12 +67,8 @@ def similar_sets(sets: Sequence[np.ndarray], threshold: float) -> tuple[np.ndarr
     itself is then counted. With 64 values, a pair at 0.8 is overlooked once in 4,000, at 0.9 once
     in millions. Of more candidates than MOST_CANDIDATES, the last ones are compared.
 
-    Args:
-        sets: N times (S,) uint64, distinct. An empty one is like none.
-        threshold: 0 to 1.
-
-    Returns:
-        (M, 2) int64, rows (i, j) with i < j, sorted; and their index (M,) float64.
+    `sets` are N times (S,) uint64, distinct; an empty one is like none. Returns (M, 2) int64, rows
+    (i, j) with i < j, sorted; and their index (M,) float64.
     """
     from datasketch import MinHash, MinHashLSH  # of the extra `audit`
 
@@ -108,18 +98,13 @@ def best_matches(
 ) -> pd.DataFrame:
     """For each row and each split, the most similar row there: the first of the best, if any.
 
-    In its own split, only rows before it count.
+    In its own split, only rows before it count. `splits` (N,) says which a row belongs to; `fine`
+    (N,) is `first_of_equals` by the strict measure (bytes of the file), `coarse` (N,) by the wider
+    one (pixels): equal in fine, equal in coarse. `near` (M, 2) are pairs of values of `coarse` that
+    are similar, and `similarity` (M,) how much.
 
-    Args:
-        splits: (N,) which split a row belongs to.
-        fine: (N,) `first_of_equals` by the strict measure (bytes of the file).
-        coarse: (N,) `first_of_equals` by the wider one (pixels); equal in fine, equal in coarse.
-        near: (M, 2) pairs of values of `coarse` that are similar.
-        similarity: (M,) how much.
-
-    Returns:
-        Columns `row`, `other`, `degree` (0: equal in the fine sense, 1: in the coarse one, 2: near)
-        and `similarity` (1 for equal ones).
+    Returns the columns `row`, `other`, `degree` (0: equal in the fine sense, 1: in the coarse one,
+    2: near) and `similarity` (1 for equal ones).
     """
     rows = pd.DataFrame({"row": np.arange(len(splits)), "split": splits})
     rows = rows.assign(fine=fine, coarse=coarse)

@@ -15,14 +15,9 @@ _MAX_STEP = 0.1
 
 
 def aligned_correlation(thumbnails: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Correlation of two thumbnails of grey images: the best of as they are, and each laid over
-    the other.
-
-    Args:
-        thumbnails: the ones and the others, each (P, n, n) uint8; n a multiple of 16.
-
-    Returns:
-        (P,) float32, at most 1; 0 where an image is of one value.
+    """Correlation of two thumbnails of grey images, each (P, n, n) uint8 with n a multiple of 16:
+    the best of as they are, and each laid over the other. (P,) float32, at most 1; 0 where an image
+    is of one value.
     """
     best = np.zeros(len(thumbnails[0]), np.float32)
     for begin in range(0, len(best), _PIECE):

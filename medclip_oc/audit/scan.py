@@ -24,23 +24,21 @@ from ..runtime.workers import ordered_map
 THUMBNAIL_SIDE = 48
 _GREY_SIDE = 64  # what the hashes and the thumbnail are made from
 _WORD = re.compile(r"\w+")
-_COLUMNS = ["split", "id", "key", "caption", "tokens", "words", "cuis", "names"]
+_COLUMNS = ["split", "id", "key", "caption", "tokens", "words", "cuis", "names", "group"]
 _COLUMNS += ["width", "height", "format", "mode", "file", "pixels", "phash", "thumbnail"]
 
 
 def scan(
     source: Source, max_pixels: int, count_tokens: Callable[[str], int], workers: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Look at every pair, in order.
+    """Look at every pair, in order. InputError: a library is not installed.
 
     Returns:
         The N usable pairs: `split`, `id`, `key`, `caption`, `tokens`; `words` (see `word_hashes`);
-        `cuis` and their `names` (lists, None: not known); `width`, `height`, `format` and `mode`,
-        the last two of the file; hashes of the `file` and the decoded `pixels`; `phash` and
-        `thumbnail` (see `hash_image`). And the other ones: `split`, `reason`.
-
-    Raises:
-        InputError: a library is not installed.
+        `cuis` and their `names` (lists, None: not known), `group` (None: not known); `width`,
+        `height`, `format` and `mode`, the last two of the file; hashes of the `file` and the
+        decoded `pixels`; `phash` and `thumbnail` (see `hash_image`). And the other ones: `split`,
+        `reason`.
     """
     try:
         import datasketch  # noqa: F401
@@ -79,6 +77,7 @@ def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
     except OSError as error:
         return pair.reject("image unreadable", str(error.strerror))
     phash, thumbnail = hash_image(image)
+    article = (pair.facts.get("license") or {}).get("PMCID")  # as ROCOv2 has it
     return {
         "split": pair.split,
         "id": pair.id,
@@ -88,6 +87,7 @@ def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
         "words": word_hashes(pair.caption),
         "cuis": pair.facts.get("concepts"),
         "names": pair.facts.get("concept_names"),
+        "group": pair.facts.get("group") or pair.facts.get("study") or article or None,
         "width": image.width,
         "height": image.height,
         "format": header.format or "DICOM",

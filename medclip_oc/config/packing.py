@@ -1,5 +1,7 @@
 """Settings of tools/make_shards.py. No torch here; a field's help is the docstring under it."""
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +21,21 @@ SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in word
 MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
+
+
+def parse_shares(text: str) -> list[float]:
+    """Those in `0.8,0.1,0.1`; []: it isn't three that sum to 1."""
+    with suppress(ValueError):
+        shares = [float(word) for word in text.split(",")]
+        if len(shares) == 3 and math.isclose(sum(shares), 1) and min(shares) >= 0:
+            return shares
+    return []
+
+
+SHARES = Bound("three shares that sum to 1, as in 0.8,0.1,0.1", parse_shares)
 TABLE = "image_column caption_column id_column split_column concepts_column keep_columns image_root"
+SPLITTING = "split_seed stratify_column"
+GROUPS = f"group_column study_column split_by {SPLITTING}"
 VERIFY = "verify workers no_decode_check"
 PACK = "samples_per_shard resize image_format no_decode_check overwrite drop_leaks"
 
@@ -28,8 +44,8 @@ PACK = "samples_per_shard resize image_format no_decode_check overwrite drop_lea
 class MakeShardsConfig(Settings):
     """Pack radiology images and captions into tar shards."""
 
-    reads = f"source format splits concepts table {TABLE} group_by_image"
-    writes = "out samples_per_shard resize overwrite audit audit_only"
+    reads = f"source format splits concepts table {TABLE} group_by_image {GROUPS}"
+    writes = "out samples_per_shard resize group_salt hash_ids overwrite audit audit_only"
 
     out: str
     """Shard folder to write."""
@@ -62,6 +78,22 @@ class MakeShardsConfig(Settings):
     """Where the table's image paths start. null: in the table's folder."""
     group_by_image: bool = False
     """Rows with one image become one pair with all their captions, in the place of the first."""
+    group_column: str | None = None
+    """Which pairs belong together: a column of the table (patients), `dicom:PatientID`, or one of
+    license_information.csv. The JSON has a salted hash as `group`; of a licence the text."""
+    study_column: str | None = None
+    """Likewise `study`, as in `dicom:StudyInstanceUID`."""
+    group_salt: str | None = None
+    """File of the salt, made if absent: who has it can look names up. null: OUT.salt beside OUT."""
+    hash_ids: bool = False
+    """Ids, keys and file names become salted hashes; messages and rejects.csv give row numbers."""
+    split_by: Annotated[str, SHARES] | None = None
+    """For a source without splits: the shares of train, valid and test, as in `0.8,0.1,0.1`. No
+    group is in two. splits.csv keeps where each is, also when rows are added."""
+    split_seed: int = 0
+    """Another one splits another way."""
+    stratify_column: str | None = None
+    """Of the table: split so that each of its values has these shares, too."""
     samples_per_shard: Count = 1000
     """Pairs per tar."""
     max_pixels: Annotated[int, PIXELS] = MAX_PIXELS
@@ -80,8 +112,9 @@ class MakeShardsConfig(Settings):
     """Look for copies, leaks between splits, cut captions: audit.json, audit.html in the folder."""
     audit_only: bool = False
     """Write the audit, and no shards."""
-    drop_leaks: bool = False
-    """Leave out training pairs whose picture is in another of the splits; implies --audit."""
+    drop_leaks: bool | Literal["groups"] = False
+    """Leave out training pairs whose picture is in another of the splits; `groups`: or whose group
+    is; implies --audit."""
     audit_arch: str = "ViT-B-16-quickgelu"
     """The model whose tokenizer and context length the audit counts with."""
     verify: bool = False
@@ -102,6 +135,8 @@ class MakeShardsConfig(Settings):
             self._refuse("--table", "format concepts")
         if self.audit_only:
             self._refuse("--audit-only", PACK)
+        mode, names = ("--split-by", "splits") if self.split_by else ("no --split-by", SPLITTING)
+        self._refuse(mode, names)
         if self.drop_leaks and self.splits and not (self.splits[1:] and "train" in self.splits):
             raise InputError("--drop-leaks: needs train and another split to compare it with")
 

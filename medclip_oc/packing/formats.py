@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, cast
 from ..config.packing import SPLIT_WORDS, Concepts, Form, MakeShardsConfig
 from ..errors import InputError
 from ..runtime.progress import print_line
+from .groups import Grouped
 from .image_store import Archive, Folder
-from .sources import FACTS, SPLITS, Part, Source, split_told
-from .tables import Row, Table, by_id
+from .sources import FACTS, SPLITS, Part, Source
+from .tables import Row, Table, by_id, split_told
 
 
 class _Layout(NamedTuple):
@@ -87,16 +88,19 @@ def from_settings(config: MakeShardsConfig) -> Source:
     """The source that the settings of make_shards name; InputError: none that can be read."""
     if config.source is not None:
         how = config.splits, config.format, config.concepts
-        return replace(open_source(config.path("source"), *how), grouped=config.group_by_image)
-    named = ((what, getattr(config, f"{what}_column")) for what in _COLUMNS)
-    columns = {what: column for what, column in named if column}
-    root = config.path("image_root") if config.image_root else None
-    texts = config.table if isinstance(config.table, list) else [config.table or ""]
-    paths = [config.path("table", text) for text in texts]
-    columns["caption"], *further = _names(config.caption_column)
-    more: dict[str, Any] = {"splits": config.splits, "kept": _names(config.keep_columns)}
-    source = open_table(paths, columns, image_root=root, further=further, **more)
-    return replace(source, grouped=config.group_by_image)
+        source = open_source(config.path("source"), *how)
+    else:
+        named = ((what, getattr(config, f"{what}_column")) for what in _COLUMNS)
+        columns = {what: column for what, column in named if column}
+        root = config.path("image_root") if config.image_root else None
+        texts = config.table if isinstance(config.table, list) else [config.table or ""]
+        paths = [config.path("table", text) for text in texts]
+        columns["caption"], *further = _names(config.caption_column)
+        more: dict[str, Any] = {"splits": config.splits, "kept": _names(config.keep_columns)}
+        source = open_table(paths, columns, image_root=root, further=further, **more)
+    source = replace(source, grouped=config.group_by_image)
+    asked = config.group_column, config.study_column, config.hash_ids, config.split_by
+    return Grouped(source, config) if any(asked) else source
 
 
 def _names(given: str | Sequence[str] | None) -> list[str]:
@@ -111,13 +115,10 @@ def open_source(
     form: Form = "auto",
     concepts: Concepts = "all",
 ) -> Source:
-    """The source in a folder; InputError: none there, or a part of it missing.
+    """The source in a folder, or in one Parquet file; InputError: none, or a part of it is missing.
 
-    Args:
-        folder: what holds the files; for Parquet also one file.
-        splits: which ones to read. None: train, valid and test.
-        form: "auto": told by looking.
-        concepts: which table of CUIs to join: "all", the "manual" one (checked by hand), or "none".
+    `splits` None: train, valid and test. `form` auto: told by looking. `concepts`: which table of
+    CUIs to join: all, the manual one (checked by hand), or none.
     """
     chosen = _check_splits(SPLITS if splits is None else splits)
     if folder.is_file():
@@ -158,18 +159,13 @@ def open_table(
     kept: Sequence[str] = (),
     further: Sequence[str] = (),
 ) -> Source:
-    """A source that is one table with the columns that the user names.
+    """A source that is one table (a file, files, or a folder of Parquet files), with the columns
+    that the user names: see `Part`; image and caption are among them. InputError: one is absent.
 
-    Without a split column, one so called tells it, or the files' names, or the images' folders.
-
-    Args:
-        paths: its file, or files, or a folder of Parquet files.
-        columns: see `Part`; image and caption are among them.
-        image_root: where image paths start; else in the table's folder, or in `images` there.
-        splits: which ones to read; where nothing tells, the one that all rows go to. None: those
-            that are told, or train.
-        kept: columns whose text goes into each pair's facts.
-        further: columns with more captions.
+    Image paths start in `image_root`, else in the table's folder, or in `images` there. Without a
+    split column, one so called tells it, or the files' names, or the images' folders; where nothing
+    does, all rows go to the one in `splits`, or to train. `kept` goes into each pair's facts,
+    `further` has more captions.
     """
     files, named = list[Path](), dict[str, list[Path]]()
     paths = [paths] if isinstance(paths, Path) else paths
@@ -216,7 +212,8 @@ def open_table(
         why = why or "some images lie in others" * bool(folders - {None, *chosen})
         if why := why or "as it is called" * (tuple(named) == chosen != ("train",)):
             print_line(f"warning: {table}: all rows go to the split {chosen[0]} ({why})")
-    part = partial(Part, columns=columns, images=images, kept=kept, further=further)
+    kept_as = {name: name for name in kept}
+    part = partial(Part, columns=columns, images=images, kept=kept_as, further=further)
     return Source("table", [part(split, tables[split]) for split in chosen])
 
 

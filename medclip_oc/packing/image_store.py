@@ -167,7 +167,8 @@ def _read_member(archive: Path, stamp: int, member: str) -> bytes:
     except OSError:
         raise
     except Exception as error:  # encrypted, damaged: each decompressor has errors of its own
-        raise OSError(None, f"in {archive.name}: {error}") from None
+        # --hash-ids keeps names out of messages
+        raise OSError(None, f"in {archive.name}: {error}".replace(repr(member), "it")) from None
 
 
 @lru_cache(8)

@@ -32,6 +32,8 @@ _CHANGED = {  # what stands in a head as a hash
     "tables": "the source's tables, or which of them are read, changed",
     "images": "the images are others, or in another place",
     "dropped": "other pairs leak",
+    "salt": "the salt of its names is another (--group-salt)",
+    "places": "pairs are in other splits",
 }
 
 

@@ -24,7 +24,7 @@ from ..data.index import INDEX, JOURNAL, REJECTS, SIZES, VERSION
 from ..errors import BadImage, InputError, WorkError
 from ..imaging import encode
 from ..imaging.decode import MAX_PIXELS
-from ..runtime.atomic import PARTIAL
+from ..runtime.atomic import PARTIAL, atomic_file
 from ..runtime.progress import Progress
 from ..runtime.workers import BATCH, ordered_map
 from .journal import Journal, alone_in, read_head, refuse_other
@@ -47,7 +47,7 @@ class PackOptions:
     decode_check: bool = True  # decode each image, even where its bytes are kept
     max_pixels: int = MAX_PIXELS  # larger images are rejected
     resize: int | None = None  # the shorter side of what is larger, in pixels. None: as it is
-    drop_leaks: bool = False  # the source is one without its leaks; here, so that they can't mix
+    drop_leaks: bool | str = False  # `Source.dropped` are; here, so that they can't mix
     image_format: Literal["jpg", "png"] | None = None  # of all images. None: JPEG or PNG, as it is
 
 
@@ -70,6 +70,9 @@ def pack(
     check_folder(out, options, overwrite=overwrite)
     rows = {split: source.count(split) for split in source.splits}
     about_source = {"form": source.form, "splits": list(source.splits), **source.fingerprints()}
+    if source.dropped is not None:
+        dropped = json.dumps(sorted(source.dropped.items())).encode()
+        about_source["dropped"] = hashlib.sha256(dropped).hexdigest()
     head = {"version": VERSION, "options": asdict(options), "source": about_source}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,9 @@ def pack(
                 _clear(out)
             if (out / INDEX).exists():
                 return _finished(out, head)
+            for name, text in source.beside:
+                with atomic_file(out / name, durable=True) as partial_file:
+                    partial_file.write_text(text, encoding="utf-8")
             return _pack(source, options, Journal(out, head), workers, rows)
     except OSError as error:
         raise WorkError(f"{error.filename or out}: {error.strerror or error}") from error
@@ -158,6 +164,7 @@ def _pack(
                 records, left = source.records(split), report.read[split]
                 while left > 0 and (record := next(records, None)):
                     left -= record.rows
+                records = map(partial(_keep, source.dropped or {}), records)
                 results = _prepared(records, options, workers)
                 _write_split(split, results, options.samples_per_shard, journal, report, progress)
             read, packed = report.read[split], report.packed[split]
@@ -171,6 +178,11 @@ def _pack(
     counts = {"read": report.read, "reencoded": reencoded, "multi_frame": report.multi_frame}
     journal.finish(counts | ({"further": report.further} if report.further.total() else {}))
     return report
+
+
+def _keep(dropped: Mapping[tuple[str, str], str], record: Pair | Reject) -> Pair | Reject:
+    way = dropped.get((record.split, record.key)) if isinstance(record, Pair) else None
+    return Reject(record.id, record.split, "leak", way, record.rows) if way else record
 
 
 def _write_split(

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from ..config.packing import SPLIT_OF
 from ..errors import InputError
 from .image_store import EXTENSIONS, Archive, Folder, ImageFile, as_path, fold, stem
-from .tables import Row, Table, by_id, parse_captions, parse_cuis
+from .tables import Row, Table, by_id, parse_captions, parse_cuis, parse_split, split_told
 
 SPLITS = ("train", "valid", "test")
 FACTS = "id split width height mode sha256 concepts concept_names license captions reencoded "
@@ -91,20 +90,23 @@ class Part:
     """Where the files are, or where their paths start; the first that has one counts."""
     concepts: Table | None = None  # ID and CUIs
     license: Table | None = None  # ID and any columns
-    kept: Sequence[str] = ()  # columns of `captions` whose text each pair's facts carry
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Columns of `captions` whose text each pair's facts carry, by its name there."""
     further: Sequence[str] = ()  # columns of it with more captions
+    numbered: bool = False  # messages name a row by its number alone
 
     def rows(self, *, with_images: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
         """The rows of the split, and their cells by the keys of `columns`, or by _KEPT and name.
         `with_images` off leaves the images in a table unread, and an `id` that comes of them.
         """
-        columns = {**self.columns, **{_KEPT + name: name for name in self.kept}}
+        columns = {**self.columns, **{_KEPT + name: it for name, it in self.kept.items()}}
         columns |= (further := {_FURTHER + name: name for name in self.further})
         if with_images:
             columns.setdefault("id", columns.get("image", ""))
         else:
             columns.pop("image", None)
-        for row in self.captions.rows(list(columns.values())):
+        for number, row in enumerate(self.captions.rows(list(columns.values())), start=1):
+            row = row._replace(location=f"row {number}") if self.numbered else row
             cells = dict(zip(columns, row.values, strict=True))
             if further:
                 cells["caption"] = [cells["caption"], *map(cells.get, further)]
@@ -164,6 +166,8 @@ class Source:
     parts: Sequence[Part]  # one for each split
     concept_names: Mapping[Any, str] = field(default_factory=dict)  # CUI -> name, where known
     grouped: bool = False  # rows with one image are one record
+    beside: Sequence[tuple[str, str]] = ()  # names and texts of files for the shard folder
+    dropped: Mapping[tuple[str, str], str] | None = None  # (split, key) of a leak -> what it is
 
     def __post_init__(self) -> None:
         self._by_split = {part.split: part for part in self.parts}
@@ -268,6 +272,7 @@ class Source:
         if self._lists or isinstance(cells["caption"], list):
             facts["captions"] = captions
         taken[key] = row.location
+        image = image._replace(name=row.location) if part.numbered else image
         return Pair(identity, key, part.split, image, captions[0], facts)
 
     def _facts(self, part: Part, identity: str, cells: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,22 +306,6 @@ class Source:
         tables.update(json.dumps(self.concept_names, sort_keys=True).encode())
         images = json.dumps(places).encode(errors="surrogateescape")
         return {"tables": tables.hexdigest(), "images": hashlib.sha256(images).hexdigest()}
-
-
-def parse_split(table: Table, location: str, column: str, word: Any) -> str:
-    """The split that a cell of a table means; InputError: none that is known."""
-    words = re.split(r"[/\\]", str(word))
-    split = split_told(words)
-    if split and not (words[1:] and split_told(words[-1:])):  # "train/val" is neither, nor a path
-        return split
-    allowed, shown = ", ".join(SPLIT_OF), str(word)[:60]
-    raise InputError(f"{table}: {location}: {column} is {shown!r}; allowed are {allowed}")
-
-
-def split_told(words: Sequence[str]) -> str | None:
-    """The split that a word means, or a folder of a path, the innermost first."""
-    found = (SPLIT_OF.get(word.strip().lower()) for word in reversed(words))
-    return next(filter(None, found), None)
 
 
 # ----------------------------------------------------------------------------------- ids and texts

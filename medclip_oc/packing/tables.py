@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..config.packing import SPLIT_OF
 from ..data.index import is_blank
 from ..errors import InputError
 from .image_store import check_fetched, stem
@@ -146,3 +147,19 @@ def parse_cuis(listed: Any) -> list[str]:
     if _BETWEEN.sub("", _NAMED.sub("", text)):
         raise ValueError(f"concepts {text[:60]!r}: wanted are CUIs such as C0040405")
     return [cui.upper() for cui in _CUI.findall(text)]
+
+
+def parse_split(table: Table, location: str, column: str, word: Any) -> str:
+    """The split that a cell of a table means; InputError: none that is known."""
+    words = re.split(r"[/\\]", str(word))
+    split = split_told(words)
+    if split and not (words[1:] and split_told(words[-1:])):  # "train/val" is neither, nor a path
+        return split
+    allowed, shown = ", ".join(SPLIT_OF), str(word)[:60]
+    raise InputError(f"{table}: {location}: {column} is {shown!r}; allowed are {allowed}")
+
+
+def split_told(words: Sequence[str]) -> str | None:
+    """The split that a word means, or a folder of a path, the innermost first."""
+    found = (SPLIT_OF.get(word.strip().lower()) for word in reversed(words))
+    return next(filter(None, found), None)

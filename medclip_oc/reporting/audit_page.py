@@ -36,6 +36,9 @@ def headlines(report: Report) -> Iterator[str]:
         yield f"  leak {first}-{second}: the pictures of {' and '.join(counted)}"
     if len(splits) > 1 and not leaks:
         yield "  no picture is in two splits"
+    if (groups := report["groups"])["known"]:
+        number = f"{len(groups['in_several']):,} of {groups['known']:,}"
+        yield f"  groups in several splits: {number}, with {groups['leaking_pairs']:,} train pairs"
     if found["copied_inside"]:
         counts = ", ".join(f"{split} {copied[split][split]:,}" for split in splits)
         yield f"  pictures like an earlier one of their split: {counts}"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medclip_oc.audit.audit import Audit, Without, audit
+from medclip_oc.audit.audit import Audit, audit
 from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.vocabulary import MODALITIES
 from medclip_oc.data.shards import ShardSet
@@ -210,12 +210,15 @@ def test_a_missing_library_is_one_line(planted: Path, monkeypatch: pytest.Monkey
         look(planted)
 
 
-def test_another_choice_of_pairs_is_another_source(planted: Path, found: Audit) -> None:
-    whole = open_source(planted)
-    choices = ({}, found.dropped, {("train", "a1"): "same file as test pair c18"})
-    sources = [whole, *(Without(whole, dropped) for dropped in choices)]
-    assert len({str(source.fingerprints()) for source in sources}) == 4
-    assert Without(open_source(planted), found.dropped).fingerprints() == sources[2].fingerprints()
+def test_another_choice_of_pairs_is_another_source(
+    planted: Path, found: Audit, tmp_path: Path
+) -> None:
+    source = open_source(planted)
+    source.dropped = found.dropped
+    assert pack(source, tmp_path).rejected["train", "leak"] == len(LEAKS)
+    source.dropped = {("train", "a1"): "same file as test pair c18"}
+    with pytest.raises(InputError, match="with other settings: other pairs leak"):
+        pack(source, tmp_path)
 
 
 def make_shards(*words: object) -> int:
@@ -250,3 +253,26 @@ def test_the_command(
     assert not rejected(out)
     assert make_shards("--out", tmp_path / "x", *words[:2], "--audit", "--audit-arch", "V") == 2
     assert "--audit-arch: 'V' is not an open_clip" in capsys.readouterr().err
+
+
+def test_groups_in_several_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ROCOv2's articles are found by themselves; samples have them where they are asked for."""
+    names = {"train": "abcd", "valid": "ef", "test": "gh"}
+    pictures = (file(phantom(number), "PNG") for number in range(8))
+    pairs = {split: {f"{n}.png": (next(pictures), n) for n in of} for split, of in names.items()}
+    words = ["--source", write(tmp_path, pairs), "--out", tmp_path / "out"]
+    assert make_shards(*words, "--drop-leaks", "groups") == 2
+    assert "--drop-leaks groups: no pair has a group; --group-column" in capsys.readouterr().err
+    articles = "ID,PMCID\na,P1\nb,P2\nc,P3\nd,P4\ne,P4\nf,P5\ng,P5\nh,P1"
+    (tmp_path / "license_information.csv").write_text(articles)
+    assert make_shards(*words, "--drop-leaks", "groups", "--group-column", "PMCID") == 0
+    assert "groups in several splits: 3 of 5, with 2 train pairs" in capsys.readouterr().out
+    groups = json.loads((tmp_path / "out" / "audit.json").read_text())["groups"]
+    assert [*groups["in_several"]] == ["P1", "P4", "P5"]
+    assert groups["in_several"]["P1"] == {"train": 1, "valid": 0, "test": 1}
+    assert "Groups in several splits" in (tmp_path / "out" / "audit.html").read_text()
+    left_out = {row["id"]: row["detail"] for row in rejected(tmp_path / "out")}
+    assert left_out == {it: f"group P{n} is in another split" for it, n in (("a", 1), ("d", 4))}
+    train = ShardSet.open(str(tmp_path / "out"), "train")
+    assert [train.facts(n)["group"] for n in range(len(train))] == ["P2", "P3"]
+    assert not list(tmp_path.glob("*.salt"))

@@ -1,31 +1,16 @@
 """tools/make_shards.py: what it prints, what it refuses, and its exit codes."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from medclip_oc import make_shards
-from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.data.shards import ShardSet
-from tests.support.cli import call, one_line
+from tests.support.cli import Run, one_line
 from tests.support.fault_injection import contents, rejected
 
 SPLITS = ["train", "valid"]
 TABLE = ["--table", "x.csv", "--image-column", "a", "--caption-column", "b"]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process; its exit code and what it printed."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = call(make_shards.main, MakeShardsConfig, *words)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_packs_and_prints_a_table(

@@ -16,6 +16,7 @@ from medclip_oc.runtime import command
 from tests.support.tiny_models import TINY
 
 ROOT = Path(__file__).parents[2]
+Run = Callable[..., tuple[int, str, str]]  # a command: its exit code, output, and errors
 
 
 def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
