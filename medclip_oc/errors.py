@@ -30,7 +30,7 @@ class ShardChanged(WorkError):
 
 
 BadImageReason = Literal[
-    "empty", "no picture", "undecodable", "truncated", "blank", "over max pixels"
+    "empty", "no picture", "undecodable", "truncated", "blank", "over max pixels", "unusable volume"
 ]
 
 

@@ -22,6 +22,9 @@ def main(config: MakeShardsConfig) -> None:
         resize=config.resize,
         drop_leaks=config.drop_leaks,
         image_format=config.image_format,
+        slices=config.slices,
+        axis=config.axis,
+        window=config.window,
     )
     if config.source and out.resolve() == config.path("source").resolve():
         raise InputError("--out: the source itself; the shards need a folder of their own")

@@ -1,6 +1,7 @@
 """Settings of tools/make_shards.py. No torch here; a field's help is the docstring under it."""
 
 import math
+import re
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +37,8 @@ SHARES = Bound("three shares that sum to 1, as in 0.8,0.1,0.1", parse_shares)
 TABLE = "image_column caption_column id_column split_column concepts_column keep_columns image_root"
 SPLITTING = "split_seed stratify_column"
 GROUPS = f"group_column study_column split_by {SPLITTING}"
+SLICES = Bound("middle, a number, or every:K", re.compile(r"middle|(every:)?[1-9]\d*").fullmatch)
+TABLE += " slices axis window"
 VERIFY = "verify workers no_decode_check"
 PACK = "samples_per_shard resize image_format no_decode_check overwrite drop_leaks"
 
@@ -76,6 +79,13 @@ class MakeShardsConfig(Settings):
     """Of the table: columns whose text goes into each pair's JSON, as in `finding,view`."""
     image_root: str | None = None
     """Where the table's image paths start. null: in the table's folder."""
+    slices: Annotated[str, SLICES] | None = None
+    """Of a table's volumes (a folder of a DICOM series, .nii, .nii.gz, .dcm): `middle`; so many,
+    equally spaced; or `every:K`. Each becomes a pair. null: a .dcm gives its first frame."""
+    axis: Literal["axial", "coronal", "sagittal"] | None = None
+    """Of NIfTI slices. null: axial."""
+    window: Literal["lung", "bone", "brain", "soft", "min-max"] | None = None
+    """Of slices: a preset in HU, or from the least to the greatest value. null: the file's own."""
     group_by_image: bool = False
     """Rows with one image become one pair with all their captions, in the place of the first."""
     group_column: str | None = None
@@ -133,6 +143,9 @@ class MakeShardsConfig(Settings):
             self._refuse("--source", TABLE)
         else:
             self._refuse("--table", "format concepts")
+        self._refuse("no --slices", "" if self.slices else "axis window")
+        if self.slices and (self.audit or self.audit_only or self.drop_leaks):
+            raise InputError("--audit, --drop-leaks: of no use with --slices: they know no volumes")
         if self.audit_only:
             self._refuse("--audit-only", PACK)
         mode, names = ("--split-by", "splits") if self.split_by else ("no --split-by", SPLITTING)

@@ -148,7 +148,8 @@ def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
 _STARTS = {
     b"%pdf": "a PDF",
     b"pk\x03\x04": "a zip",
-    b"\x1f\x8b": "gzip",
+    b"\\\1\0\0": "NIfTI, of which --slices takes slices",
+    b"\x1f\x8b": "gzip; of NIfTI --slices takes slices",
     b"version https://git-lfs": "a Git LFS pointer in place of the file",
     b"<!doctype html": "a web page",
     b"<html": "a web page",

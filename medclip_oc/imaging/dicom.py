@@ -3,17 +3,17 @@
 A file is DICOM if "DICM" stands at byte 128, whatever its name, or if it begins with a tag of group
 2 or 8, as files without that mark do. The rules:
 
-- The first frame of many.
+- The first frame of many; volumes.py takes others.
 - Grey: modality LUT or rescale; then the VOI LUT, else the first window; what it shows darkest
   becomes 0, what it shows brightest 255. Without one, and where it is unusable (a width under 1;
   one value for the whole image), the real range of the values. MONOCHROME1 is inverted. Padding
   doesn't count for the range and becomes black.
 - PALETTE COLOR goes through its palette; YBR becomes RGB. Colour of more than 8 bits is windowed by
   its real range, all channels alike; a palette of more than 8 bits by its brightest entry.
-- Enhanced (multi-frame) objects: rescale and window of the first frame, or the shared ones.
+- Enhanced (multi-frame) objects: rescale and window of the frame, or the shared ones.
 - Overlays, shutters, presentation LUTs, colour profiles and pixel aspect ratios are ignored.
 
-Compressed pixels need a decoder that pydicom knows: python-gdcm. Only the elements in `_READ` are
+Compressed pixels need a decoder that pydicom knows: python-gdcm. Only the elements in `READ` are
 read: what says who the patient is, is not even parsed.
 """
 
@@ -21,6 +21,7 @@ import io
 import re
 import warnings
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from ..runtime.crash_isolation import call_isolated
 
 INSTALL = "pip install 'medclip_oc[dicom]'"
 
-_READ = [
+READ = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration"),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence"),
@@ -41,8 +42,9 @@ _READ = [
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
 ]
 for _colour in ("Red", "Green", "Blue"):
-    _READ += [f"{_colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data")]
-    _READ += [f"Segmented{_colour}PaletteColorLookupTableData"]
+    READ += [f"{_colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data")]
+    READ += [f"Segmented{_colour}PaletteColorLookupTableData"]
+_OF_FRAMES = ("PixelValueTransformation", "FrameVOILUT", "PlanePosition", "PlaneOrientation")
 _SECONDS = 600  # to decompress a frame; a JPEG 2000 of 89 megapixels needs about one minute
 # an element, or a compression, in pydicom's words
 _NAMED = re.compile(r"\([0-9A-F]{4},[0-9A-F]{4}\)( '[A-Za-z ]+')?|'(JPEG|MPEG|HEVC|RLE)[^']*'")
@@ -60,10 +62,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         BadImage: no picture, truncated, over max pixels, undecodable.
         InputError: pydicom is not installed.
     """
-    try:
-        import pydicom
-    except ImportError:
-        raise InputError(f"a DICOM file needs pydicom: {INSTALL}") from None
+    pydicom = needed("pydicom", "dicom")
     with warnings.catch_warnings(), np.errstate(over="ignore"):  # a sigmoid's exp may be infinite
         # pydicom warns wherever a file departs from the standard; what matters raises
         warnings.simplefilter("ignore", UserWarning)
@@ -71,24 +70,32 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             # nothing in radiology writes that; pydicom would unpack it without bound
             if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() in data:
                 raise BadImage("undecodable", "a deflated DICOM file is not read")
-            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_READ], force=True)
-            image = Image.fromarray(_shown(dataset, _first_frame(dataset, data, max_pixels)))
+            dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*READ], force=True)
+            image = Image.fromarray(shown(dataset, stored_pixels(dataset, data, max_pixels)))
             image.info["frames"] = int(dataset.get("NumberOfFrames") or 1)
             return image
         except BadImage:
             raise
         except Exception as error:  # a damaged file raises whatever pydicom trips over
-            raise _damage(error) from None
+            raise damage(error) from None
 
 
-def _damage(error: Exception) -> BadImage:
+def needed(package: str, extra: str) -> Any:
+    """An installed package; InputError: it isn't, but of an extra."""
+    try:
+        return import_module(package)
+    except ImportError:
+        raise InputError(f"needs {package}: pip install 'medclip_oc[{extra}]'") from None
+
+
+def damage(error: Exception, reader: str = "pydicom") -> BadImage:
     """Without the error's own words, which may quote a value: of any element, in a damaged file."""
-    if isinstance(error, ChildProcessError):
-        return BadImage("undecodable", str(error))
-    if cut := re.search(r"\d+ vs \d+ bytes", str(error)):
+    if isinstance(error, ChildProcessError | PermissionError):
+        return BadImage("undecodable", error.strerror or str(error))
+    if cut := re.search(r"\d+ (vs|bytes, got) \d+ bytes|file ended", str(error)):
         return BadImage("truncated", f"fewer pixels than its size says ({cut[0]})")
     named = _NAMED.search(str(error))
-    what = f"pydicom can't use {named[0] if named else 'its header or its pixels'}"
+    what = f"{reader} can't use {named[0] if named else 'its header or its pixels'}"
     return BadImage("undecodable", what + f": {INSTALL}" * ("missing depend" in str(error)))
 
 
@@ -128,8 +135,10 @@ def window(
     return shown
 
 
-def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
-    """Pixels as stored, (H, W) or (H, W, 3); YBR as RGB.
+def stored_pixels(
+    dataset: Any, data: bytes, max_pixels: int, frame: int = 0, *, isolated: bool = False
+) -> np.ndarray:
+    """Pixels of a frame as stored, (H, W) or (H, W, 3); YBR as RGB. `isolated`: the caller is.
 
     Refuses what has no pixels, too many, or pixels that nothing here can decode.
     """
@@ -148,17 +157,17 @@ def _first_frame(dataset: Any, data: bytes, max_pixels: int) -> np.ndarray:
         implicit, _ = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = syntax
-    decode_frame = partial(pixel_array, dataset, index=0)
-    if get_decoder(syntax).is_native:
+    decode_frame = partial(pixel_array, dataset, index=frame)
+    if isolated or get_decoder(syntax).is_native:
         return decode_frame()
     return call_isolated(decode_frame, _SECONDS)  # damage makes GDCM abort, pydicom loop for ever
 
 
-def _shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
+def shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
     """Stored pixels as they are displayed: (H, W) or (H, W, 3) uint8."""
     from pydicom.pixels import apply_color_lut
 
-    _take_from_groups(dataset)
+    dataset = with_groups(dataset, 0)
     space = dataset.PhotometricInterpretation
     if space in ("MONOCHROME1", "MONOCHROME2"):
         return _grey(dataset, stored, inverted=space == "MONOCHROME1")
@@ -173,24 +182,25 @@ def _shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
     return stored if stored.dtype == np.uint8 else window(stored)
 
 
-def _take_from_groups(dataset: Any) -> None:
-    """Enhanced objects keep rescale and window in groups: put those of the first frame on top."""
-    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        group = (dataset.get(groups) or [{}])[0]
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for element in (group.get(name) or [()])[0]:
+def with_groups(dataset: Any, frame: int) -> Any:
+    """Enhanced objects keep rescale, window and place in groups: put those of a frame on top."""
+    for groups, n in (("PerFrame", frame), ("Shared", 0)):
+        group = (dataset.get(f"{groups}FunctionalGroupsSequence") or {n: {}})[n]
+        for name in _OF_FRAMES:
+            for element in (group.get(f"{name}Sequence") or [()])[0]:
                 if element.tag not in dataset:
                     dataset.add(element)
     for name in ("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit"):
         if name in dataset and dataset[name].is_empty:
             del dataset[name]
+    return dataset
 
 
 def _grey(dataset: Any, stored: np.ndarray, *, inverted: bool) -> np.ndarray:
     """Modality LUT or rescale, then VOI LUT or window; their real range where that is unusable."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    counted, values = ~_padding(dataset, stored), stored
+    counted, values = ~padding(dataset, stored), stored
     if dataset.get("ModalityLUTSequence"):
         values = _indices(dataset.ModalityLUTSequence[0], values)
     values = apply_modality_lut(values, dataset)
@@ -212,7 +222,7 @@ def _grey(dataset: Any, stored: np.ndarray, *, inverted: bool) -> np.ndarray:
     return window(values, limits=limits, counted=counted, inverted=inverted)
 
 
-def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray:
+def padding(dataset: Any, stored: np.ndarray) -> np.ndarray:
     """Where there is no image: bool of the same shape."""
     first = dataset.get("PixelPaddingValue")
     if not isinstance(first, int):

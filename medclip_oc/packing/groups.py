@@ -193,7 +193,12 @@ def read_salt(path: Path, out: Path, *, overwrite: bool) -> bytes:
 
 
 def read_tag(path: Any, column: str) -> str:
-    """What a `dicom:` column says of a file; "": it has no such element, or is no DICOM file."""
+    """What a `dicom:` column says of a file, or a folder's first that has it; "": no such element,
+    or no DICOM file.
+    """
+    if isinstance(path, str) and Path(path).is_dir():
+        told = (read_tag(each, column) for each in sorted(Path(path).iterdir()))
+        return next(filter(None, told), "")
     with suppress(Exception), Path(path).open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they may quote what departs from the standard
         tags: list[Any] = [column.partition(":")[2]]

@@ -20,6 +20,7 @@ from ..runtime.git_lfs import pointer
 _ENDINGS = "jpg jpeg jpe jfif png dcm dicom ima tif tiff bmp gif webp jp2 pgm ppm"
 EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS.split())
 """Of image files; capitals count the same."""
+_KNOWN = (*EXTENSIONS, ".nii", ".nii.gz")
 MAX_BYTES = 1 << 30
 """Of an image file, unpacked: as the most pixels that --max-pixels allows have in 16-bit colour."""
 
@@ -29,6 +30,7 @@ class ImageFile(NamedTuple):
 
     name: str  # file name, for messages
     read: partial[bytes]  # gives the encoded image, in any process; raises OSError
+    folder: Path | None = None  # of a DICOM series, which can't be read so
 
 
 class Folder:
@@ -56,6 +58,9 @@ class Folder:
             alike = [each for each in alike if part(Path(each).name) == part(base)] or alike
         if len(alike) > 1:
             raise InputError(f"{name!r} may be {', '.join(sorted(alike)[:4])}; name one of them")
+        path = self.path / name
+        if not alike and os.path.isdir(path):  # noqa: PTH112 (as in is_file)
+            return ImageFile(path.name, partial(read_file, str(path)), path)
         return self._get(alike[0]) if alike else None
 
     @cached_property
@@ -112,8 +117,8 @@ def check_fetched(path: Path) -> None:
 
 def stem(name: str) -> str:
     """An id without the image extension that some tables give it."""
-    bare, dot, extension = name.rpartition(".")
-    return bare if dot and f".{extension.lower()}" in EXTENSIONS else name
+    end = next((each for each in _KNOWN if name.lower().endswith(each)), "")
+    return name[: len(name) - len(end)]
 
 
 def as_path(text: str) -> str:
@@ -145,8 +150,8 @@ def _files_in(folder: Path) -> dict[str, list[str]]:
 def read_file(path: str) -> bytes:
     """The content of an image file; OSError where there is none, or over MAX_BYTES."""
     about = os.stat(path)  # noqa: PTH116 (quicker than Path, for each image)
-    if not S_ISREG(about.st_mode):
-        raise OSError(None, "no regular file")  # opening a pipe would wait for its writer
+    if not S_ISREG(about.st_mode):  # opening a pipe would wait for its writer
+        raise OSError(None, "no regular file (of a series' folder --slices takes slices)")
     _check_size(about.st_size)
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123
         return file.readall()

@@ -3,13 +3,13 @@
 `unfinished.jsonl` holds what the shards depend on, then one line per finished shard or split:
 
     {"journal": 2, "head": {"version": 1, "options": {...}, "source": {...}}}
-    {"split": "train", "shard": {...}, "read": 1007, "reencoded": {...}, "rejects": [[...], ...]}
-    {"split": "train", "shard": null, "read": 1200, "reencoded": {}, "rejects": []}
+    {"split": "train", "shard": {...}, "rows": 1007, "read": 1007, "rejects": [[...], ...], ...}
+    {"split": "train", "shard": null, "rows": 1200, "read": 1200, "rejects": [], ...}
 
-"shard" is the shard's entry in index.json (null: the split ends), "read" counts the rows of the
-split until then, the rest is what came since the line before. A line is written once its shard is
-on disk: what a killed process did after its last whole line is done again. index.json, sizes.json
-and rejects.csv, which readers use, are made from these lines, one at a time.
+"shard" is the shard's entry in index.json (null: the split ends), "rows" and "read" count those of
+the split until then (see report.py), the rest is what came since the line before. A line is written
+once its shard is on disk: what a killed process did after its last whole line is done again.
+index.json, sizes.json and rejects.csv, which readers use, are made from these lines, one at a time.
 """
 
 import csv

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from ..data.index import INDEX, JOURNAL, REJECTS, SIZES, VERSION
 from ..errors import BadImage, InputError, WorkError
-from ..imaging import encode
+from ..imaging import encode, volumes
 from ..imaging.decode import MAX_PIXELS
 from ..runtime.atomic import PARTIAL, atomic_file
 from ..runtime.progress import Progress
@@ -36,6 +36,7 @@ _OURS = re.compile(
     r"((train|valid|test)-\d{6}\.tar|(index|sizes|audit)\.json|rejects\.csv|audit\.html)(\.partial)?"
     r"|unfinished\.jsonl"
 )
+_NULL = ("license", "slice")  # facts that are null where they aren't known; lists are empty
 _FETCHED = 32  # images that few threads read together: handing over costs as much as reading
 
 
@@ -49,6 +50,9 @@ class PackOptions:
     resize: int | None = None  # the shorter side of what is larger, in pixels. None: as it is
     drop_leaks: bool | str = False  # `Source.dropped` are; here, so that they can't mix
     image_format: Literal["jpg", "png"] | None = None  # of all images. None: JPEG or PNG, as it is
+    slices: str | None = None  # those taken of volumes, with the next two: see `volumes.take`
+    axis: str | None = None
+    window: str | None = None
 
 
 def pack(
@@ -158,10 +162,10 @@ def _pack(
             ended.add(line["split"])
         report.add(line)
     report.before = report.read.total()
-    with Progress(sum(rows.values()), "images", "pack", report.before) as progress:
+    with Progress(sum(rows.values()), "images", "pack", report.rows.total()) as progress:
         for split in source.splits:
             if split not in ended:
-                records, left = source.records(split), report.read[split]
+                records, left = source.records(split), report.rows[split]
                 while left > 0 and (record := next(records, None)):
                     left -= record.rows
                 records = map(partial(_keep, source.dropped or {}), records)
@@ -169,7 +173,7 @@ def _pack(
                 _write_split(split, results, options.samples_per_shard, journal, report, progress)
             read, packed = report.read[split], report.packed[split]
             rejected, further = report.rejected_of(split), report.further[split]
-            if not rows[split] == read == packed + further + rejected:
+            if report.rows[split] != rows[split] or read != packed + further + rejected:
                 raise WorkError(
                     f"{split}: {rows[split]} rows counted, {read} read, {packed} packed + "
                     f"{further} further + {rejected} rejected; did the source change meanwhile?"
@@ -187,7 +191,7 @@ def _keep(dropped: Mapping[tuple[str, str], str], record: Pair | Reject) -> Pair
 
 def _write_split(
     split: str,
-    results: Iterable[Packed | Reject],
+    results: Iterable[list[Packed | Reject]],
     samples_per_shard: int,
     journal: Journal,
     report: PackReport,
@@ -195,21 +199,22 @@ def _write_split(
 ) -> None:
     """Write the shards of a split that aren't there yet; note and count every outcome."""
     line: dict[str, Any] = {"split": split, "shard": None, "read": report.read[split]}
-    line |= {"reencoded": Counter(), "multi_frame": 0, "further": 0, "rejects": []}
+    line |= {"rows": report.rows[split], "reencoded": Counter(), "multi_frame": 0, "further": 0}
+    line["rejects"] = []
 
-    def accepted() -> Iterator[Packed]:
-        for result in results:
-            line["read"] += result.rows
-            progress.update(result.rows)
-            if isinstance(result, Reject):
-                reject = [result.id, result.split, result.reason, result.detail]
-                line["rejects"] += [reject] * result.rows
-                continue
-            line["further"] += result.rows - 1
-            if result.reencoded:
-                line["reencoded"][result.reencoded] += 1
-            line["multi_frame"] += result.multi_frame
-            yield result
+    def accepted() -> Iterator[list[Packed]]:
+        for group in results:
+            line["rows"] += group[0].rows
+            progress.update(group[0].rows)
+            line["read"] += sum(each.rows for each in group)
+            for each in (each for each in group if isinstance(each, Reject)):
+                line["rejects"] += [[each.id, each.split, each.reason, each.detail]] * each.rows
+            packed = [each for each in group if isinstance(each, Packed)]
+            line["further"] += sum(each.rows - 1 for each in packed)
+            line["reencoded"].update(each.reencoded for each in packed if each.reencoded)
+            line["multi_frame"] += sum(each.multi_frame for each in packed)
+            if packed:
+                yield packed
 
     def note(shard: Mapping[str, Any] | None) -> None:
         line["shard"] = shard
@@ -233,13 +238,14 @@ def _write_split(
 
 def _prepared(
     records: Iterable[Pair | Reject], options: PackOptions, workers: int
-) -> Iterator[Packed | Reject]:
+) -> Iterator[list[Packed | Reject]]:
     """What becomes of each record, in order."""
     prepare = partial(_prepare, options)
     with warnings.catch_warnings():
         _ignore_warnings()  # for all threads at once: within one, each would undo the others'
-        if options.decode_check or options.resize is not None or options.image_format:
-            yield from ordered_map(prepare, records, workers, start=_ignore_warnings)
+        batch = 1 if options.slices else BATCH  # volumes
+        if options.slices or options.decode_check or options.resize or options.image_format:
+            yield from ordered_map(prepare, records, workers, batch=batch, start=_ignore_warnings)
         else:
             # reading and hashing let other threads run; the rest is too little to share out
             threads = max(2, workers)
@@ -247,14 +253,32 @@ def _prepared(
             yield from ordered_map(prepare, records, threads, batch=batch, threads=True)
 
 
-def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
-    """A worker's part: read and check an image (see `encode.prepare`), lay out its pair."""
+def _prepare(options: PackOptions, pair: Pair | Reject) -> list[Packed | Reject]:
+    """A worker's part: read an image, or slices of a volume, and lay out a pair for each."""
     if isinstance(pair, Reject):
-        return pair
+        return [pair]
     try:
-        data = pair.image.read()
+        if not options.slices:
+            return [_lay_out(options, pair, pair.image.read())]
+        if re.search(r"_s\d{3,}$", pair.key):
+            return [pair.reject("unsafe id", "ends as the id of a slice does")]
+        how = options.slices, options.axis, options.window, options.max_pixels
+        slices = volumes.take(pair.image.folder or pair.image.read(), *how)
     except OSError as error:
-        return pair.reject("image unreadable", str(error.strerror))
+        return [pair.reject("image unreadable", str(error.strerror or error))]
+    except BadImage as error:
+        return [pair.reject(error.reason, error.detail)]
+    packed = list[Packed | Reject]()
+    for n, data in slices:
+        end, rows = "" if n is None else f"_s{n:03}", 1 if packed else pair.rows
+        facts = {"study": pair.id, **pair.facts, "slice": n}
+        part = replace(pair, id=pair.id + end, key=pair.key + end, facts=facts, rows=rows)
+        packed.append(_lay_out(options, part, data))
+    return packed
+
+
+def _lay_out(options: PackOptions, pair: Pair, data: bytes) -> Packed | Reject:
+    """Check an image (see `encode.prepare`), lay out its pair."""
     try:
         stored = encode.prepare(
             data,
@@ -265,10 +289,12 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> Packed | Reject:
         )
     except BadImage as error:
         return pair.reject(error.reason, error.detail)
+    if pair.facts.get("slice") is not None:
+        stored = replace(stored, reencoded="slice of a volume")
     facts = {"id": pair.id, "split": pair.split, "width": stored.width, "height": stored.height}
     facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest()}
     # the same keys in each sample, as readers want them that take a table's columns from the first
-    known = {n: [] if it is None and n != "license" else it for n, it in pair.facts.items()}
+    known = {n: [] if it is None and n not in _NULL else it for n, it in pair.facts.items()}
     facts |= {**known, "reencoded": stored.reencoded or ""}
     if options.resize is not None:
         facts["resized_from"] = stored.resized_from or (stored.width, stored.height)

@@ -11,7 +11,8 @@ from typing import Any
 class PackReport:
     """What packing did. Counts are by split, where nothing else is said."""
 
-    read: Counter[str] = field(default_factory=Counter)
+    read: Counter[str] = field(default_factory=Counter)  # rows; of a volume once for each slice
+    rows: Counter[str] = field(default_factory=Counter)  # each once
     packed: Counter[str] = field(default_factory=Counter)
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, reason) -> rows
     further: Counter[str] = field(default_factory=Counter)
@@ -26,6 +27,7 @@ class PackReport:
     def add(self, line: dict[str, Any]) -> None:
         """Count a line of the journal (see journal.py)."""
         self.read[line["split"]] = line["read"]
+        self.rows[line["split"]] = line.get("rows", line["read"])  # as before there were slices
         self.reencoded.update(line["reencoded"])
         self.multi_frame += line.get("multi_frame", 0)
         self.further[line["split"]] += line.get("further", 0)
@@ -63,7 +65,7 @@ class PackReport:
         for reason, number in sorted(self.reencoded.items()):
             lines.append(f"  re-encoded {number:>6}  {reason}")
         if self.multi_frame:
-            lines.append(f"  shortened  {self.multi_frame:>6}  to the first of several frames")
+            lines.append(f"  shortened  {self.multi_frame:>6}  to the first frame (see --slices)")
         return "\n".join(lines)
 
     def closing(self, out: Path | str, form: str) -> str:

@@ -25,7 +25,7 @@ from .tables import Row, Table, by_id, parse_captions, parse_cuis, parse_split, 
 
 SPLITS = ("train", "valid", "test")
 FACTS = "id split width height mode sha256 concepts concept_names license captions reencoded "
-FACTS += "resized_from"
+FACTS += "resized_from slice"
 """Of a sample's JSON."""
 
 # The key names tar members: a dot ends webdataset's key, a separator would leave the folder, the

@@ -8,7 +8,7 @@ import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, count, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,17 +31,20 @@ class Packed(NamedTuple):
 
 
 def write_shards(
-    folder: Path, split: str, pairs: Iterator[Packed], samples_per_shard: int, first_number: int = 0
+    folder: Path, split: str, rows: Iterator[list[Packed]], samples_per_shard: int, first: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Write `{split}-{000000..N}.tar` from a number on; yields the index entry of each tar once it
-    is complete, and no pair beyond it is fetched by then.
+    is complete, and no row beyond it is fetched by then. The pairs of a row are in one tar.
     """
-    for number in count(first_number):
-        first = next(pairs, None)
-        if first is None:
-            return
-        own = chain([first], islice(pairs, samples_per_shard - 1))
+    for number, row in enumerate(rows, first):
+        own = chain(row, _rest(rows, samples_per_shard - len(row)))
         yield _write_shard(folder / f"{split}-{number:06d}.tar", split, own)
+
+
+def _rest(rows: Iterator[list[Packed]], wanted: int) -> Iterator[Packed]:
+    while wanted > 0 and (row := next(rows, None)):
+        yield from row
+        wanted -= len(row)
 
 
 def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, Any]:

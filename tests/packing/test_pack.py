@@ -4,12 +4,14 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from medclip_oc.config.packing import MakeShardsConfig
@@ -18,7 +20,7 @@ from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.packing import tar_writer
 from medclip_oc.packing.formats import from_settings, open_source
-from medclip_oc.packing.journal import Journal
+from medclip_oc.packing.journal import Journal, read_head
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.packing.report import PackReport
 from medclip_oc.packing.verify import verify
@@ -212,3 +214,48 @@ def test_several_captions_of_an_image(
     found = stock([str(path) for path in sorted(out.glob("*.tar"))])
     assert [pair["txt"] for pair in found] == [b"one", b"two"]
     assert [json.loads(pair["json"]).get("captions") for pair in found] == captions
+
+
+def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each slice counts as a row, of which none is torn apart; resumed, the bytes are equal."""
+    nibabel, pydicom = pytest.importorskip("nibabel"), pytest.importorskip("pydicom")
+    voxels = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    voxels[..., 4] = 0
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "head.nii.gz")
+    files = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/98892001"
+    shutil.copytree(files / "CT5N", tmp_path / "chest")
+    shutil.copytree(files / "CT2N", tmp_path / "scouts")
+    for name in ("plain", "odd_s001"):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(1))
+    rows = [f"{it},text\n" for it in ("head.nii.gz", "plain", "odd_s001", "scouts", "chest")]
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(rows))
+    given = f"--table {tmp_path / 't.csv'} --image-column image --caption-column caption --out x"
+    source = from_settings(parse(MakeShardsConfig, given.split()))
+    options, out = PackOptions(1, slices="every:2"), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack(source, out, options)
+    lines = (out / "unfinished.jsonl").read_text().splitlines(keepends=True)
+    (out / "unfinished.jsonl").write_text("".join(lines[:2]))
+    assert 0 < pack(source, out, options).before < 9
+    pack(source, tmp_path / "other", options)
+    assert contents(out) == contents(tmp_path / "other")
+    assert verify(out) == []
+    told = [(row["id"], row["reason"]) for row in rejected(out)]
+    assert told == [
+        ("head_s004", "blank"),
+        ("odd_s001", "unsafe id"),
+        ("scouts", "unusable volume"),
+    ]
+    found = ShardSet.open(str(out), "train")
+    facts = [found.read(n).facts for n in range(len(found))]
+    assert [(it["id"], it["study"], it["slice"]) for it in facts] == [
+        *(("head_s000", "head", 0), ("head_s002", "head", 2), ("plain", "plain", None)),
+        *((f"chest_s00{n}", "chest", n) for n in (0, 2, 4)),
+    ]
+    assert [shard["samples"] for shard in read_head(out / "index.json")["shards"]] == [2, 1, 3]
+
+    pack(source, tmp_path / "as before")
+    told = {row["id"]: row["detail"] for row in rejected(tmp_path / "as before")}
+    assert all("--slices" in told[name] for name in ("chest", "head"))
