@@ -8,20 +8,19 @@ R@K has Wilson's interval where every draw gives the same, or where the queries 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..config.vocabulary import FEW_QUERIES
+from ..runtime.workers import cores, ordered_map
 from .metrics import scores_of
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-_AT_ONCE = 2_000_000
-_WEIGHTS = 2**19  # of images that stand in memory at once: a sum over them stays in the cache
+_AT_ONCE = 2**19  # drawn queries or images in memory: a sum over them stays in the cache
 
 
 def bootstrap(
@@ -43,11 +42,8 @@ def bootstrap(
     Returns:
         Name -> [low, high], which hold the middle LEVEL of the draws; or Wilson's, see above.
     """
-    rng = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // len(ranks))
     parts = []
-    for start in range(0, draws, step):
-        chosen = rng.integers(0, len(ranks), (min(step, draws - start), len(ranks)))  # (step, n)
+    for chosen in _draw(len(ranks), draws, seed):
         drawn = scores_of(ranks[chosen], ks)
         if baseline is not None:
             theirs = scores_of(baseline[chosen], ks)
@@ -68,18 +64,31 @@ def wilson(share: float, n: int) -> list[float]:
     return [max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))]
 
 
+def _draw(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Which of n are drawn, n with replacement: (some of the draws, n) int64."""
+    rng = np.random.default_rng(seed)
+    step = max(1, _AT_ONCE // n)
+    for start in range(0, draws, step):
+        yield rng.integers(0, n, (min(step, draws - start), n))
+
+
 def draw_weights(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each of n images is drawn, of n with replacement: (n, some of the draws) int32.
 
     The first (n, 1) are ones: all images as they are.
     """
     yield np.ones((n, 1), np.int32)
-    rng = np.random.default_rng(seed)
-    step = max(1, _WEIGHTS // n)
-    for start in range(0, draws, step):
-        chosen = rng.integers(0, n, (min(step, draws - start), n))
+    for chosen in _draw(n, draws, seed):
         counts = [np.bincount(each, minlength=n) for each in chosen]
         yield np.ascontiguousarray(np.stack(counts, 1), np.int32)
+
+
+def resample(
+    scores: Callable[[np.ndarray], np.ndarray], n: int, draws: int, seed: int
+) -> np.ndarray:
+    """What `scores` makes of weights (n, d), (figures, d, ...), for all of them: d is 1 + draws."""
+    weights = draw_weights(n, draws, seed)
+    return np.concatenate([*ordered_map(scores, weights, cores(), batch=1, threads=True)], 1)
 
 
 def record(names: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
@@ -93,18 +102,3 @@ def record(names: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
         if known := [value for value in drawn if not math.isnan(value)]:
             intervals[name] = np.quantile(known, TAILS).tolist()
     return {**figures, "intervals": intervals}
-
-
-def cell(figures: dict[str, Any], name: str) -> str:
-    """One of a record's figures for people, with its interval: "0.912 [0.880, 0.941]"."""
-    value, ends = figures.get(name, ""), figures["intervals"].get(name)
-    if not isinstance(value, float):
-        return "-" if value is None else str(value)
-    return f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
-
-
-def table(rows: dict[str, dict[str, Any]], names: Sequence[str]) -> str:
-    """Records by their titles, for people: a row each, a column for each of the names."""
-    cells = [[cell(row, name) for name in names] for row in rows.values()]
-    columns = [name.replace("_", " ").replace("auroc", "AUROC") for name in names]
-    return pd.DataFrame(cells, list(rows), columns).to_string()

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from . import bootstrap
 from .findings import Ordered, calibration_error, mean
@@ -47,12 +46,13 @@ def measure(
     is_class = truth[:, None] == shown  # (N, C) of the classes shown
     right = is_class & (predicted == truth)[:, None]
     orders = [Ordered(is_class[:, c], probabilities[:, m]) for c, m in enumerate(shown)]
-    parts = []
-    for weights in bootstrap.draw_weights(total, draws, seed):
+
+    def recalls_and_areas(weights: np.ndarray) -> np.ndarray:
         drawn, hits = (weights.T.astype(float) @ each for each in (is_class, right))
         areas = np.stack([each.scores(weights)[0] for each in orders], 1)
-        parts.append(np.stack([hits / np.where(drawn > 0, drawn, np.nan), areas]))
-    scores = np.concatenate(parts, 1)  # (2, 1 + draws, C)
+        return np.stack([hits / np.where(drawn > 0, drawn, np.nan), areas])
+
+    scores = bootstrap.resample(recalls_and_areas, total, draws, seed)  # (2, 1 + draws, C)
     accuracy = float((predicted == truth).mean())
 
     found = bootstrap.record(("balanced_accuracy", "auroc"), mean(scores, np.ones(len(shown))))
@@ -75,19 +75,3 @@ def measure(
             "counts": counts[np.ix_(shown, shown)].tolist(),
         },
     }
-
-
-def text(figures: dict[str, Any]) -> str:
-    """The figures for people: lines, and the confusion matrix."""
-    names = ("accuracy", "balanced_accuracy", "auroc")
-    accuracy, balanced, area = (bootstrap.cell(figures, name) for name in names)
-    classes, confusion = figures["classes"], figures["confusion"]
-    return "\n".join(
-        [
-            f"{figures['images']:,} images with a label: accuracy {accuracy}, balanced accuracy "
-            f"{balanced}, mean AUROC {area}, calibration error {figures['calibration_error']:.3f}",
-            bootstrap.table(classes, ("images", "recall", "auroc")),
-            "confusion: a row for each true class, a column for each predicted one, as listed",
-            pd.DataFrame(confusion["counts"], confusion["classes"]).to_string(header=False),
-        ]
-    )

@@ -15,13 +15,11 @@ same for all findings; each finding is sorted once, and its figures are sums of 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..config.vocabulary import FEW_QUERIES
-from ..runtime.workers import cores, ordered_map
 from . import bootstrap
 
 _LABELS = {"positives": 1, "negatives": 0, "unknown": -1}
@@ -68,11 +66,6 @@ class Ordered:
         balanced = (true / positives + 1 - (told - true) / negatives) / 2
         f1, mcc = 2 * true / (told + positives), _mcc(true, told, positives, images)
         return np.stack([auroc, precision, balanced, f1, mcc])
-
-
-def _scores(orders: Sequence[Ordered], weights: np.ndarray) -> np.ndarray:
-    """Of all findings: (5, draws, M)."""
-    return np.stack([each.scores(weights) for each in orders], 2)
 
 
 def _sums(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -143,9 +136,11 @@ def measure(
     probabilities = np.asarray(probabilities, float)
     limits = np.full(len(names), np.nan) if thresholds is None else thresholds
     orders = [Ordered(*each) for each in zip(truth.T, probabilities.T, limits, strict=True)]
-    weights = bootstrap.draw_weights(len(truth), draws, seed)
-    parts = ordered_map(partial(_scores, orders), weights, cores(), batch=1, threads=True)
-    scores = np.concatenate([*parts], 1)  # (5, 1 + draws, M)
+
+    def of_all(weights: np.ndarray) -> np.ndarray:
+        return np.stack([each.scores(weights) for each in orders], 2)
+
+    scores = bootstrap.resample(of_all, len(truth), draws, seed)  # (5, 1 + draws, M)
     errors = np.full_like(scores[:1], np.nan)  # without intervals
     for m, each in enumerate(orders):
         errors[0, 0, m] = calibration_error(probabilities[each.images, m], truth[each.images, m])
@@ -168,14 +163,3 @@ def measure(
         "weighted": bootstrap.record(shown, mean(scores, positives)),
         "intervals": {"level": bootstrap.LEVEL, "draws": draws},
     }
-
-
-def text(figures: dict[str, Any]) -> str:
-    """The figures for people: a table of the findings, and the means."""
-    rows = {name + " *" * each["few"]: each for name, each in figures["findings"].items()}
-    few = f"\n* fewer than {FEW_QUERIES} positives" * any(" *" in name for name in rows)
-    columns = [name for name in next(iter(rows.values())) if name not in ("few", "intervals")]
-    rows |= {"macro mean": figures["macro"], "weighted mean": figures["weighted"]}
-    taken = f"{figures['macro']['findings']} of {len(figures['findings'])} findings"
-    head = f"{figures['images']:,} images, macro mean of {taken}"
-    return f"{head}\n{bootstrap.table(rows, columns)}{few}"

@@ -124,13 +124,3 @@ def _shown(figures: dict[str, Any]) -> tuple[str, ...]:
 
 def _scores(figures: dict[str, Any]) -> list[float | None]:
     return [figures.get("macro", figures)[name] for name in _shown(figures)]
-
-
-def text(record: dict[str, Any]) -> str:
-    """The figures for people: a row for each probe."""
-    rows = {f"{n}, {k} = {record[n][k]:g}": record[n] for n, k in (("knn", "k"), ("linear", "C"))}
-    rows |= {f"{n}-shot": few for n, few in record["few_shot"].items() if n.isdigit()}
-    table = {title: row.get("macro", row) for title, row in rows.items()}
-    images = ", ".join(f"{n:,} {split}" for split, n in record["images"].items())
-    head = f"images: {images}; intervals: of the test images, of the draws for few-shot"
-    return f"{head}\n{bootstrap.table(table, _shown(record['linear']))}"

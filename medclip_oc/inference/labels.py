@@ -23,6 +23,7 @@ from ..data.index import say
 from ..errors import InputError
 from ..evaluation import classification, findings
 from ..packing.image_store import stem
+from ..reporting import results
 from ..runtime import atomic
 from .image_inputs import ImageSet, find
 from .prompt_sets import PromptClass
@@ -232,10 +233,10 @@ def report(
         how["thresholds"] = findings.thresholds(*labels[1].judged()) if labels[1:] else None
         how["min_positives"] = settings.min_positives
         figures = findings.measure(names, truth, probabilities, **how)
-        lines = [findings.text(figures), *([] if labels[1:] else [_NO_THRESHOLDS])]
+        lines = [results.text(figures), *([] if labels[1:] else [_NO_THRESHOLDS])]
     else:
         figures = classification.measure(names, truth, probabilities, **how)
-        lines = [classification.text(figures)]
+        lines = [results.text(figures)]
     print(*lines, sep="\n", file=out)
     phrasings = {c.name: {"positive": c.positive, "negative": c.negative} for c in candidates}
     figures |= {"prompts": phrasings, "threshold_labels": settings.threshold_labels}

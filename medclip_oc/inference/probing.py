@@ -9,6 +9,7 @@ from ..config.packing import SPLIT_OF
 from ..errors import InputError
 from ..evaluation import features, probes
 from ..packing.sources import SPLITS
+from ..reporting import results
 from ..runtime import distributed, npz
 from ..runtime.progress import Progress
 from . import image_inputs, labels
@@ -61,7 +62,8 @@ def run(settings: EvaluateConfig) -> list[str]:
     record, left_out = probes.measure(table.names, rows[kept], truth, parts, **how)
     judged = [names[n] for n in kept]
     lines += left_out + labels.keep(record, judged, file, settings.checkpoint, settings.json)
-    return [probes.text(record), *lines]
+    sizes = ", ".join(f"{n:,} {split}" for split, n in record["images"].items())
+    return [results.text(record), f"images: {sizes}", *lines]
 
 
 def _splits(file: str) -> dict[str, int]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from ..config.vocabulary import DIRECTIONS, FEW_QUERIES
 
 Record = dict[str, Any]
@@ -14,14 +16,17 @@ CONCEPT_FIGURES = (
     "modality agreement@1: how often the first candidate is of the query's modality",
 )
 """What each figure by concepts says, a line each."""
-_COUNTS = ("images", "positives", "negatives", "findings")
-CLASS_FIGURES = [*_COUNTS[:3], "auroc", "average_precision", "threshold", "accuracy"]
-CLASS_FIGURES += ["balanced_accuracy", "f1", "mcc", "recall", "calibration_error"]
+_COUNTS = ("images", "positives", "negatives", "unknown", "findings")
+_CLASS_FIGURES = [*_COUNTS[:-1], "auroc", "average_precision", "threshold", "accuracy"]
+_CLASS_FIGURES += ["balanced_accuracy", "f1", "mcc", "recall", "calibration_error"]
+_SHORT = ("auroc", "f1", "mcc", "mrr")
 _QUERIES = {"image_to_text": "images", "text_to_image": "texts"}  # how many, by their key
 
 
 def text(record: Record) -> str:
-    """All tables of a record (see `retrieval.measure`) for a terminal, recalls in per cent."""
+    """All tables of a record for a terminal, recalls in per cent."""
+    if "task" in record:
+        return _class_text(record)
     shown = tables(record)
     parts = [_lines(table) for table in shown["retrieval"]]
     if record.get("merged") and not has_copies(record):
@@ -32,7 +37,7 @@ def text(record: Record) -> str:
         slices = {each["name"]: each for each in record["slices"]}
         title = "R@10 of queries of one kind, among all candidates"
         parts.append(_lines({"title": title, **recalls("", slices, "images", ("R@10",))}))
-    return "\n\n".join(parts).replace("\u00a0", " ")
+    return "\n\n".join(parts)
 
 
 def units(record: Record) -> str:
@@ -80,8 +85,21 @@ def recalls(
     return {"head": [first, *(f"{name}, {DIRECTIONS[way]}" for name, way in columns)], "rows": rows}
 
 
+def class_table(record: Record) -> Table:
+    """Findings and their means, classes and all of them, or probes: a row each."""
+    rows = class_rows(record)
+    title = "intervals: of the test images, of the draws for few-shot"
+    if record["task"] != "probe":
+        title = f"{score(record, 'images')} images with a label"
+    if any(label.endswith(" *") for label in rows):
+        title += f"; * fewer than {FEW_QUERIES} positives"
+    names = [name for name in _CLASS_FIGURES if any(name in each for each in rows.values())]
+    cells = [[label, *(score(each, n) for n in names)] for label, each in rows.items()]
+    return {"title": title, "head": ["", *map(_words, names)], "rows": cells}
+
+
 def class_rows(record: Record) -> dict[str, Record]:
-    """Label -> figures: of each finding and the means, of each class, or of each probe."""
+    """Label -> figures, see `class_table`."""
     if record["task"] == "probe":
         rows = {f"{n}, {k} {record[n][k]:g}": record[n] for n, k in (("knn", "k"), ("linear", "C"))}
         rows |= {f"few-shot, {n} each": f for n, f in record["few_shot"].items() if n.isdigit()}
@@ -156,18 +174,28 @@ def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
         title += f" (in brackets {level})"
     rows = []
     for name in record["image_to_text"]:
-        words = "MRR" if name == "mrr" else name.replace("_", " ")
         cells = [figure(record, direction, name, ranges) for direction in DIRECTIONS]
-        rows.append([words, *cells, *([cell(name, chance[name])] if chance else [])])
+        rows.append([_words(name), *cells, *([cell(name, chance[name])] if chance else [])])
     head = ["", *DIRECTIONS.values(), *(["chance"] if chance else [])]
     return {"title": title, "head": head, "rows": rows}
 
 
+def _class_text(record: Record) -> str:
+    parts = [_lines(class_table(record))]
+    if "confusion" in record:
+        title = "confusion: a row for each true class, a column for each predicted one, as listed"
+        classes, counts = (record["confusion"][name] for name in ("classes", "counts"))
+        rows = [[name, *row] for name, row in zip(classes, counts, strict=True)]
+        head = ["", *(str(n) for n in range(1, len(classes) + 1))]
+        parts.append(_lines({"title": title, "head": head, "rows": rows}))
+    return "\n".join(parts)
+
+
 def _lines(table: Table) -> str:
-    rows = [table["head"], *table["rows"]]
-    first, *others = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
-    lines = [
-        f"{row[0]:<{first}}" + "".join(f"{c:>{n}}" for c, n in zip(row[1:], others, strict=True))
-        for row in rows
-    ]
-    return "\n".join([table["title"], *lines])
+    labels, figures = [row[0] for row in table["rows"]], [row[1:] for row in table["rows"]]
+    shown = pd.DataFrame(figures, labels, table["head"][1:]).to_string()
+    return f"{table['title']}\n{shown}".replace("\u00a0", " ")
+
+
+def _words(name: str) -> str:
+    return name.upper() if name in _SHORT else name.replace("_", " ")

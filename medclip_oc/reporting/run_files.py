@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,11 @@ def series(
     return [(float(group[-1, 0]), float(group[:, 1].mean())) for group in groups]
 
 
-def evaluations(folder: Path) -> list[Evaluated]:
-    """The run's evaluations, that of the best checkpoint on the test split first; InputError: a
-    file that is none, or damaged.
+def evaluations(folder: Path, *, of_classes: bool = False) -> list[Evaluated]:
+    """The run's figures of retrieval; or of findings, of classes and of probes. Those of the best
+    checkpoint on the test split come first; InputError: a file that is none, or damaged.
     """
-    return list(_read(folder, of_classes=False))
-
-
-def classifications(folder: Path) -> list[Evaluated]:
-    """The run's figures of findings, of classes and of probes; InputError: as of `evaluations`."""
-    return list(_read(folder, of_classes=True))
-
-
-def _read(folder: Path, of_classes: bool) -> Iterator[Evaluated]:
+    found = []
     files = sorted((folder / "evaluations").glob("*.json"))
     files.sort(key=lambda file: (file.stem != "best-test", not file.stem.startswith("best-")))
     for file in files:
@@ -93,14 +85,14 @@ def _read(folder: Path, of_classes: bool) -> Iterator[Evaluated]:
             ranks = np.stack([arrays[f"{direction}_rank"] for direction in DIRECTIONS])
             if len(arrays["ids"]) != n or not ((ranks >= 1) & (ranks <= n)).all():
                 raise InputError(f"{beside}: not of the {n:,} pairs of {file.name}: evaluate again")
-        yield Evaluated(file.stem, record, arrays)
+        found.append(Evaluated(file.stem, record, arrays))
+    return found
 
 
 def _check(record: dict[str, Any]) -> None:
     """Raise, of any kind, where what is shown of a record can't be made."""
     if record.get("task") in ("findings", "classification", "probe"):
-        rows = results.class_rows(record).values()
-        assert [results.score(row, name) for row in rows for name in results.CLASS_FIGURES]
+        results.class_table(record)
         if "confusion" in record:
             classes, counts = (record["confusion"][name] for name in ("classes", "counts"))
             assert {len(classes)} == {len(counts), *map(len, counts)}

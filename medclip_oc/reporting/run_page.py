@@ -45,7 +45,7 @@ def write(
         WorkError: it can't be written.
     """
     records, evaluations = run_files.records(folder), run_files.evaluations(folder)
-    classified = [_classification(each) for each in run_files.classifications(folder)]
+    classified = [_classes(each) for each in run_files.evaluations(folder, of_classes=True)]
     if not records and not evaluations and not classified:
         raise InputError(
             f"{folder}: no run folder: neither metrics.jsonl nor evaluations/ is there"
@@ -138,18 +138,19 @@ def _retrieval_charts(evaluated: Evaluated) -> dict[str, list[Figure]]:
     return charts
 
 
-def _classification(evaluated: Evaluated) -> Record:
-    """Findings, classes or probes: their name, task, rows and chart."""
+def _classes(evaluated: Evaluated) -> Record:
+    """Findings, classes or probes: their name, task, table and chart."""
     name, record = evaluated.name, evaluated.record
-    rows = results.class_rows(record)
     if "confusion" in record:
         parts = record["confusion"]
         chart = plots.confusion(f"Confusion, {name}", parts["classes"], parts["counts"])
     else:
+        rows = results.class_rows(record)
         values = [(k, f.get("auroc") or 0, results.score(f, "auroc")) for k, f in rows.items()]
         ends = [figures["intervals"].get("auroc", ()) for figures in rows.values()]
         chart = plots.bars(f"AUROC, {name}", values, ends)
-    return {"name": name, "task": record["task"], "rows": rows, "chart": chart}
+    table = results.class_table(record)
+    return {"name": name, "task": record["task"], "table": table, "chart": chart}
 
 
 def rank_bins(ranks: np.ndarray) -> list[tuple[str, int]]:

@@ -6,13 +6,14 @@ import pytest
 from sklearn import metrics
 
 from medclip_oc.evaluation import bootstrap, classification, findings
+from medclip_oc.reporting import results
 
 
 def test_one_class_has_no_area() -> None:
     found = classification.measure(["a", "b"], np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]]))
     assert found["auroc"] is None
     assert found["confusion"] == {"classes": ["a", "b"], "counts": [[1, 1], [0, 0]]}
-    assert "-" in classification.text(found)
+    assert "-" in results.text(found)
 
 
 def test_against_scikit_learn() -> None:

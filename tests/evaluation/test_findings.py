@@ -7,6 +7,7 @@ import pytest
 from sklearn import metrics
 
 from medclip_oc.evaluation import bootstrap, findings
+from medclip_oc.reporting import results
 
 NAN = float("nan")
 TABLES: dict[str, tuple[list[int], list[float], float, float]] = {
@@ -44,7 +45,7 @@ def test_by_hand(name: str) -> None:
     found = findings.measure(["x"], truth, probabilities, draws=20)
     areas = [found["findings"]["x"][name] for name in ("auroc", "average_precision")]
     assert np.array(areas, float) == pytest.approx(expected, abs=1e-12, nan_ok=True)
-    assert ("x *" in findings.text(found)) == found["findings"]["x"]["few"]
+    assert ("x *" in results.text(found)) == found["findings"]["x"]["few"]
     assert np.isnan(findings.thresholds(truth, probabilities)[0]) == np.isnan(expected[0])
     bare = findings.measure(["x"], truth, probabilities, draws=0)
     assert bare["findings"]["x"]["intervals"] == bare["macro"]["intervals"] == {}
@@ -54,7 +55,7 @@ def test_by_hand(name: str) -> None:
 @pytest.mark.parametrize("digits", [9, 1])
 def test_figures_and_draws_are_scikit_learns(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (truth, values), limits = table(0, digits), findings.thresholds(*table(9, digits))
-    monkeypatch.setattr(bootstrap, "_WEIGHTS", 60 * 7)  # the draws come in two pieces
+    monkeypatch.setattr(bootstrap, "_AT_ONCE", 60 * 7)  # the draws come in two pieces
     found = findings.measure(
         list("abcd"), truth, values, draws=10, thresholds=limits, min_positives=10
     )
