@@ -1,5 +1,7 @@
 """Pack images and captions into tar shards: what `tools/make_shards.py` runs."""
 
+from dataclasses import fields
+
 from .config.packing import MakeShardsConfig
 from .errors import InputError, WorkError
 from .runtime import command
@@ -15,17 +17,9 @@ def main(config: MakeShardsConfig) -> None:
     if config.verify:
         verify.report(out, workers=workers, decode=not config.no_decode_check)
         return
-    options = PackOptions(
-        config.samples_per_shard,
-        decode_check=not config.no_decode_check,
-        max_pixels=config.max_pixels,
-        resize=config.resize,
-        drop_leaks=config.drop_leaks,
-        image_format=config.image_format,
-        slices=config.slices,
-        axis=config.axis,
-        window=config.window,
-    )
+    names = (it.name for it in fields(PackOptions) if it.name != "decode_check")
+    named = {name: getattr(config, name) for name in names}
+    options = PackOptions(decode_check=not config.no_decode_check, **named)
     if config.source and out.resolve() == config.path("source").resolve():
         raise InputError("--out: the source itself; the shards need a folder of their own")
     if not config.audit_only:

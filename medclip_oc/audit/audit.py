@@ -117,6 +117,8 @@ def audit(
     dropped, splits = _dropped(images), list(source.splits)
     groups, grouped = _groups(pairs, splits)
     tables = source.fingerprints()["tables"]
+    texts = pairs[["split", "id", "tagged", "letters"]].query("tagged or letters > 0")
+    texts = texts.sort_values(["tagged", "letters"], ascending=False, kind="stable")
     report = {
         "version": VERSION,
         "source": {"form": source.form, "splits": splits, "tables": tables},
@@ -136,6 +138,8 @@ def audit(
             "width": _range(pairs.width),
             "height": _range(pairs.height),
             "shorter_side": _histogram(pairs[["width", "height"]].min(axis=1), _SIDES),
+            "metadata": pairs.metadata.explode().value_counts().sort_index().to_dict(),
+            "burned_in_text": texts.to_dict("records"),
         },
         "captions": {"tokens": _tokens(pairs, splits, context_length)},
         "concepts": _concepts(pairs, splits),
@@ -144,9 +148,9 @@ def audit(
         "leaking_pairs": len(dropped),
         "groups": groups,
     }
-    texts = dict(zip(zip(pairs.split, pairs.id, strict=True), pairs.caption, strict=True))
+    said = dict(zip(zip(pairs.split, pairs.id, strict=True), pairs.caption, strict=True))
     dropped = grouped | dropped if by_group else dropped
-    return Audit(report, dropped, _pictures(source, report, max_pixels), texts)
+    return Audit(report, dropped, _pictures(source, report, max_pixels), said)
 
 
 def _image_copies(pairs: pd.DataFrame, workers: int) -> pd.DataFrame:

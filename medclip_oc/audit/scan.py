@@ -17,15 +17,18 @@ from PIL import Image
 from ..errors import BadImage, InputError
 from ..imaging.decode import decode, is_dicom, open_image
 from ..imaging.encode import refuse_blank
+from ..imaging.metadata import strip
 from ..packing.sources import Pair, Reject, Source
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
+from .burned_in import count_letters
 
 THUMBNAIL_SIDE = 48
 _GREY_SIDE = 64  # what the hashes and the thumbnail are made from
 _WORD = re.compile(r"\w+")
 _COLUMNS = ["split", "id", "key", "caption", "tokens", "words", "cuis", "names", "group"]
 _COLUMNS += ["width", "height", "format", "mode", "file", "pixels", "phash", "thumbnail"]
+_COLUMNS += ["metadata", "letters", "tagged"]
 
 
 def scan(
@@ -37,8 +40,8 @@ def scan(
         The N usable pairs: `split`, `id`, `key`, `caption`, `tokens`; `words` (see `word_hashes`);
         `cuis` and their `names` (lists, None: not known), `group` (None: not known); `width`,
         `height`, `format` and `mode`, the last two of the file; hashes of the `file` and the
-        decoded `pixels`; `phash` and `thumbnail` (see `hash_image`). And the other ones: `split`,
-        `reason`.
+        decoded `pixels`; `phash` and `thumbnail` (see `hash_image`); kinds of `metadata`; `letters`
+        that may be burned in, and `tagged`: DICOM says so. And the other ones: `split`, `reason`.
     """
     try:
         import datasketch  # noqa: F401
@@ -96,6 +99,9 @@ def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
         "pixels": hash_pixels(image),
         "phash": phash,
         "thumbnail": thumbnail,
+        "metadata": sorted(strip(data)[1]),
+        "letters": count_letters(image),
+        "tagged": image.info.get("burned_in", False),
     }
 
 

@@ -40,7 +40,8 @@ GROUPS = f"group_column study_column split_by {SPLITTING}"
 SLICES = Bound("middle, a number, or every:K", re.compile(r"middle|(every:)?[1-9]\d*").fullmatch)
 TABLE += " slices axis window"
 VERIFY = "verify workers no_decode_check"
-PACK = "samples_per_shard resize image_format no_decode_check overwrite drop_leaks"
+PACK = "samples_per_shard resize image_format strip_metadata no_decode_check overwrite "
+PACK += "drop_leaks"
 
 
 @dataclass
@@ -112,6 +113,8 @@ class MakeShardsConfig(Settings):
     """Store larger images with their shorter side at so many pixels, as JPEG of quality 95."""
     image_format: Literal["jpg", "png"] | None = None
     """Store every image as this: others are re-encoded. null: JPEG and PNG stay what they are."""
+    strip_metadata: bool = False
+    """Drop EXIF, XMP, IPTC, comments, texts, profiles of JPEG and PNG; decodes all, pixels stay."""
     no_decode_check: bool = False
     """Keep ordinary JPEG and PNG files unseen: faster, but damaged and blank ones get in."""
     workers: Count | None = None

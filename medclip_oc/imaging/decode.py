@@ -35,6 +35,7 @@ JPEG decoders conceal some damage within the bit stream: that goes unnoticed.
 
 import io
 import re
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -54,14 +55,8 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, a value o
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture file by the rules at the top of this module: "L" or "RGB".
-
-    Args:
-        data: the whole file.
-        max_pixels: largest width times height.
-
-    Raises:
-        BadImage: empty, undecodable, truncated or over max pixels. A blank image is decoded.
+    """Decode a picture file by the rules at the top of this module: "L" or "RGB", of at most
+    `max_pixels`, width times height. BadImage: the reasons there. A blank image is decoded.
     """
     if is_dicom(data):
         return dicom.decode(data, max_pixels)
@@ -156,7 +151,18 @@ _STARTS = {
 }
 # frame headers of JPEG: every 0xC0-0xCF but DHT, JPG and DAC (ITU-T T.81, table B.1)
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_NO_LENGTH = {0x00, 0x01, 0xFF, *range(0xD0, 0xD9)}  # a stuffed byte, and markers that stand alone
+# not stuffed bytes or restarts, which are in the midst of a scan; and those that have no length
+_MARKER, _ALONE = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])"), (0x01, 0xD8, 0xD9)
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Where each segment of a JPEG begins, and its bytes; scans lie between segments."""
+    kind, end = 0, 0 if data.startswith(b"\xff\xd8") else len(data)
+    while kind != 0xD9 and (found := _MARKER.search(data, end)):
+        kind, start = found[1][0], found.end() - 2
+        length = 0 if kind in _ALONE else int.from_bytes(data[start + 2 : start + 4])
+        end = start + 2 + length
+        yield start, data[start:end]
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int]:
@@ -165,14 +171,8 @@ def jpeg_frame(data: bytes) -> tuple[int, int]:
     0, 1 and 2 are the Huffman-coded kinds that every decoder knows: baseline, extended and
     progressive. 3 is lossless, 9 to 11 are coded arithmetically. (0, 8): not a JPEG, or cut.
     """
-    position = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while (position := data.find(b"\xff", position)) >= 0 and position + 5 <= len(data):
-        kind = data[position + 1]
-        if kind in _FRAMES:
-            return kind - 0xC0, data[position + 4]
-        length = 0 if kind in _NO_LENGTH else int.from_bytes(data[position + 2 : position + 4]) + 1
-        position += 1 + length
-    return 0, 8
+    frames = (it for _, it in jpeg_segments(data) if it[1] in _FRAMES and len(it) > 4)
+    return next(((frame[1] - 0xC0, frame[4]) for frame in frames), (0, 8))
 
 
 def _damage(error: Exception, data: bytes) -> BadImage:

@@ -39,7 +39,7 @@ READ = [
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth"),
     *("VOILUTFunction", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-    *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "BurnedInAnnotation"),
 ]
 for _colour in ("Red", "Green", "Blue"):
     READ += [f"{_colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data")]
@@ -73,6 +73,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*READ], force=True)
             image = Image.fromarray(shown(dataset, stored_pixels(dataset, data, max_pixels)))
             image.info["frames"] = int(dataset.get("NumberOfFrames") or 1)
+            image.info["burned_in"] = dataset.get("BurnedInAnnotation") == "YES"
             return image
         except BadImage:
             raise
@@ -108,12 +109,9 @@ def window(
 ) -> np.ndarray:
     """Map values to 0..255, linearly, never saturated: numbers of any shape -> uint8.
 
-    Args:
-        values: one value alone becomes 0.
-        limits: what becomes 0, and what 255; beyond them, the same. None: the darkest and the
-            brightest value that counts.
-        counted: False where a value is no image. It becomes 0, as NaN and infinities do.
-        inverted: the brightest value becomes 0.
+    `limits` become 0 and 255, and what is beyond them too; None: the darkest and the brightest
+    value that counts. `inverted`: the brightest becomes 0. Where `counted` is False there is no
+    image: that becomes 0, as NaN and infinities do, and one value alone.
     """
     kept = np.isfinite(values)
     if counted is not None:

@@ -16,7 +16,7 @@ An image of one value in every pixel is refused as "blank", so one pixel alone, 
 
 import io
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from ..errors import BadImage
 from . import decode as decoding
 from .decode import flatten, open_image, read_orientation, turn
 from .jpeg import plain_jpeg
+from .metadata import strip
 
 _LONGEST_JPEG = 65_500  # pixels: libjpeg's limit
 _KEPT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
@@ -54,16 +55,11 @@ def prepare(
     image_format: Literal["jpg", "png"] | None = None,
 ) -> Stored:
     """Bytes for a shard: the source's own where they are safe to keep, else a new file; BadImage:
-    the image can't be used.
+    the image can't be used, or has more than `max_pixels`, width times height.
 
-    Args:
-        data: the whole source file.
-        max_pixels: largest width times height.
-        check: decode what is kept, too. Without it only the header of an ordinary JPEG or PNG is
-            read: damage behind it, blankness, and an orientation that a PNG names after its
-            pixels, go unnoticed.
-        resize: largest shorter side in pixels. None: any.
-        image_format: what every image is stored as. None: what it is, JPEG or PNG.
+    Without `check` only the header of an ordinary JPEG or PNG is read: damage behind it, blankness,
+    and an orientation that a PNG names after its pixels, go unnoticed. `resize` is the largest
+    shorter side in pixels, `image_format` what all are stored as. None: any, and as they are.
     """
     own, before = "png", None
     reason: str | None = "DICOM file"
@@ -115,6 +111,15 @@ def prepare(
     return Stored(content, extension, *picture.size, picture.mode, reason, before, multi_frame)
 
 
+def without_metadata(stored: Stored) -> Stored:
+    """The same pixels and nothing else; BadImage: it can't be told from what goes along."""
+    data, _ = strip(stored.data)
+    if not data:
+        raise BadImage("undecodable", "its pixels can't be told from its metadata")
+    changed = None if data == stored.data else "metadata removed, pixels untouched"
+    return replace(stored, data=data, reencoded=stored.reencoded or changed)
+
+
 def refuse_blank(picture: Image.Image) -> None:
     """Raise BadImage if all pixels are equal."""
     if _one_value(picture):
@@ -153,11 +158,9 @@ def _unsafe(image: Image.Image, data: bytes) -> str | None:
 def _drafted(
     image: Image.Image, data: bytes, max_pixels: int, wanted: tuple[int, int]
 ) -> tuple[Image.Image, tuple[float, float, float, float] | None]:
-    """Decode a JPEG at an eighth, a quarter or half of its size where that is at least `wanted`.
-
-    Returns:
-        It as "L" or "RGB", and the box of it that is the picture (None: all): its last column and
-        row may stand for a part of a pixel.
+    """Decode a JPEG at an eighth, a quarter or half of its size where that is at least `wanted`:
+    "L" or "RGB", and the box of it that is the picture (None: all), as its last column and row may
+    stand for a part of a pixel.
     """
     drafted = image.draft(None, wanted)
     picture = flatten(image, data)

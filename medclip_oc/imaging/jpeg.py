@@ -19,17 +19,8 @@ _SPACES = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}
 
 
 class Picture:
-    """An encoded picture: its size at once, its pixels when they are asked for.
-
-    Args:
-        data: the whole file.
-        exact: decode by `decode.decode` alone, at full size.
-
-    Attributes:
-        size: (width, height) in pixels at full size, the right way up.
-
-    Raises:
-        BadImage: as `decode.decode`, now or from `pixels`.
+    """An encoded picture: at once its `size`, (width, height) in pixels in full and upright; its
+    pixels when they are asked for, if `exact` by `decode.decode` alone. BadImage: as there.
     """
 
     def __init__(self, data: bytes, *, exact: bool = False) -> None:
@@ -42,12 +33,10 @@ class Picture:
             self.size = self._image.size
 
     def pixels(self, reduction: float = 1.0) -> tuple[np.ndarray, float]:
-        """Decode at the smallest size that is at least the full one divided by `reduction`.
-
-        Returns:
-            (H, W, C) uint8, C = 1 for a grey picture, else 3; and the scale s at which that is: a
-            point (x, y) of the full picture lies at (x s, y s). The last row and column may be cut:
-            H is the full height times s, rounded up.
+        """Decode at the smallest size that is at least the full one divided by `reduction`:
+        (H, W, C) uint8, C = 1 for a grey picture, else 3; and the scale s of that: a point (x, y)
+        of the full picture lies at (x s, y s). H is the full height times s, rounded up: the last
+        row and column may be cut.
         """
         if self._image is None:
             eighths = next((n for n in (1, 2, 3, 4) if n * reduction >= 8), 8)

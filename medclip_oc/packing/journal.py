@@ -135,7 +135,7 @@ def refuse_other(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any
     if changes := [
         _CHANGED.get(name) or f"{name} {shorten(old.get(name))}, not {shorten(new.get(name))}"
         for name in {**old, **new}
-        if old.get(name) != new.get(name)
+        if (old.get(name) or None) != (new.get(name) or None)  # an option that came later was off
     ]:
         raise InputError(
             f"{folder}: holds a packing with other settings: {', '.join(changes)}; give those "

@@ -50,6 +50,7 @@ class PackOptions:
     resize: int | None = None  # the shorter side of what is larger, in pixels. None: as it is
     drop_leaks: bool | str = False  # `Source.dropped` are; here, so that they can't mix
     image_format: Literal["jpg", "png"] | None = None  # of all images. None: JPEG or PNG, as it is
+    strip_metadata: bool = False  # of kept files, which are decoded then
     slices: str | None = None  # those taken of volumes, with the next two: see `volumes.take`
     axis: str | None = None
     window: str | None = None
@@ -283,10 +284,11 @@ def _lay_out(options: PackOptions, pair: Pair, data: bytes) -> Packed | Reject:
         stored = encode.prepare(
             data,
             max_pixels=options.max_pixels,
-            check=options.decode_check,
+            check=options.decode_check or options.strip_metadata,  # a turn may stand at the end
             resize=options.resize,
             image_format=options.image_format,
         )
+        stored = encode.without_metadata(stored) if options.strip_metadata else stored
     except BadImage as error:
         return pair.reject(error.reason, error.detail)
     if pair.facts.get("slice") is not None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from . import html, plots
 
-LEAKS_SHOWN, COPIES_SHOWN, CAPTIONS_SHOWN = 24, 8, 12  # the worst first; audit.json has them all
+LEAKS_SHOWN, COPIES_SHOWN, CAPTIONS_SHOWN, TEXTS_SHOWN = 24, 8, 12, 24  # the worst first
 
 Report = Mapping[str, Any]
 Place = tuple[str, str]  # split, id
@@ -18,7 +18,8 @@ def shown(report: Report) -> set[Place]:
     """Pairs whose pictures the page shows."""
     found = _found(report)
     sides = (("split", "id"), ("other_split", "other_id"))
-    return {(e[s], e[i]) for e in found["leaks"] + found["copies"] for s, i in sides}
+    pairs = {(e[s], e[i]) for e in found["leaks"] + found["copies"] for s, i in sides}
+    return pairs | {(e["split"], e["id"]) for e in found["texts"]}
 
 
 def headlines(report: Report) -> Iterator[str]:
@@ -51,6 +52,10 @@ def headlines(report: Report) -> Iterator[str]:
     length, arch = (report["settings"][name] for name in ("context_length", "arch"))
     longer = f"  captions longer than the {length} tokens of {arch}"
     yield f"{longer}: {found['cut']:,} ({_share(found['cut'], usable)})"
+    if carried := found["carried"]:
+        yield f"  files with metadata, which --strip-metadata removes: {carried}"
+    if texts := report["images"]["burned_in_text"]:
+        yield f"  pictures that may have text burned in: {len(texts):,}"
 
 
 def render(report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Place, str]) -> str:
@@ -101,6 +106,7 @@ def _found(report: Report) -> dict[str, Any]:
     training).
     """
     splits, pairs = report["source"]["splits"], report["pairs"].values()
+    carried = report["images"]["metadata"].items()
     inside, crossing = [(split, split) for split in splits], list(combinations(splits, 2))
     images, captions = (
         [e for e in report[part]["list"] if (e["split"], e["other_split"]) in inside + crossing]
@@ -121,6 +127,8 @@ def _found(report: Report) -> dict[str, Any]:
         "leaks_found": sum(copied[a][b] for a, b in crossing),
         "leaks": [e for e in images if e["split"] != e["other_split"]][:LEAKS_SHOWN],
         "copies": [e for e in images if e["split"] == e["other_split"]][:COPIES_SHOWN],
+        "carried": ", ".join(f"{kind} {number:,}" for kind, number in carried),
+        "texts": report["images"]["burned_in_text"][:TEXTS_SHOWN],
         # identical ones need no looking at
         "near": [e for e in captions if e["way"] == "near"][:CAPTIONS_SHOWN],
     }

@@ -35,6 +35,7 @@ def render(template: str, **values: Any) -> str:
 def preview(picture: Image.Image) -> bytes:
     """A small JPEG."""
     small, file = picture.copy(), io.BytesIO()
+    small.info = {}  # Pillow would write comments
     small.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
     small.save(file, "JPEG", quality=80)
     return file.getvalue()

@@ -30,19 +30,11 @@ def write(
     number: int,
     read_pairs: Callable[[set[str], Record], tuple[Pairs, list[str]]],
 ) -> tuple[list[Path], list[str]]:
-    """Write report.html, and each of its charts as a PNG in report/.
+    """Write report.html in a run's folder, and each of its charts as a PNG in report/; returns the
+    files, and notes on what could not be shown. InputError: no run. WorkError: it can't be written.
 
-    Args:
-        folder: of the run.
-        number: of queries of each kind in the gallery.
-        read_pairs: gives the pairs of some ids of an evaluation, and notes on what is missing.
-
-    Returns:
-        The files, and notes on what could not be shown.
-
-    Raises:
-        InputError: the folder holds no run.
-        WorkError: it can't be written.
+    The gallery has `number` queries of each kind; `read_pairs` gives the pairs of some ids of an
+    evaluation, and notes on what is missing.
     """
     records, evaluations = run_files.records(folder), run_files.evaluations(folder)
     classified = [_classes(each) for each in run_files.evaluations(folder, of_classes=True)]
@@ -90,11 +82,9 @@ def write(
 
 
 def examples(evaluated: Evaluated, number: int) -> list[Record]:
-    """The best, median and worst queries of each direction, so many of each kind.
-
-    Returns:
-        `direction`; `kind`; `rank`; `query`, the id of the pair whose image or caption is the
-        query; `first`, that of the pair whose caption or image came first.
+    """The best, median and worst queries of each direction, so many of each kind: `direction`;
+    `kind`; `rank`; `query`, the id of the pair whose image or caption is the query; `first`, that
+    of the pair whose caption or image came first.
     """
     arrays, chosen = evaluated.arrays or {}, []
     for direction in DIRECTIONS if "image_to_text_nearest" in arrays else ():

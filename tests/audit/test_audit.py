@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -18,10 +19,11 @@ from medclip_oc.errors import InputError
 from medclip_oc.make_shards import main
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import pack
+from medclip_oc.reporting import audit_page
 from medclip_oc.runtime import progress
 from tests.support.cli import Reader, call
 from tests.support.fault_injection import rejected
-from tests.support.image_files import CHANGES, file, phantom
+from tests.support.image_files import CHANGES, dicom, file, phantom, written
 from tests.support.tiny_dataset import write_split
 
 NASTY = 'left <script>alert("x")</script> & <b>right</b> lung, seen from the front with contrast'
@@ -219,6 +221,28 @@ def test_another_choice_of_pairs_is_another_source(
     source.dropped = {("train", "a1"): "same file as test pair c18"}
     with pytest.raises(InputError, match="with other settings: other pairs leak"):
         pack(source, tmp_path)
+
+
+def test_metadata_and_burned_in_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medclip_oc.reporting.audit_page.TEXTS_SHOWN", 2)
+    films = [phantom(n).resize((400, 400)) for n in range(4)]
+    files = {
+        "a.jpg": (file(films[0], "JPEG", exif=b"Exif\0\0Doe", comment="Doe"), "x"),
+        "b.png": (file(written(films[1], (8, 8)), "PNG"), "x"),
+        "c.dcm": (dicom(np.asarray(films[2]), BurnedInAnnotation="YES"), "x"),
+        "d.jpg": (file(written(films[3], (8, 8)), "JPEG", comment="Doe"), "x"),
+    }
+    found = look(write(tmp_path, {"train": files}), "train")
+    assert found.report["images"]["metadata"] == {"EXIF": 1, "comment": 2}
+    texts = found.report["images"]["burned_in_text"]
+    assert [each["tagged"] for each in texts] == [True, False, False]
+    assert ("train", "c") in found.pictures
+    assert len(found.pictures) == 2
+    assert b"Doe" not in b"".join(found.pictures.values())
+    found.write(tmp_path)
+    said = (tmp_path / "audit.html").read_text() + "".join(audit_page.headlines(found.report))
+    assert said.count("EXIF 1, comment 2") == 2
+    assert "may have text burned in: 3" in said
 
 
 def make_shards(*words: object) -> int:

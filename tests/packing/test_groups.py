@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from medclip_oc.packing.groups import SPLITS_FILE, assign
 from medclip_oc.packing.sources import SPLITS
 from tests.support.cli import Run, one_line
 from tests.support.fault_injection import contents, rejected
-from tests.support.image_files import dicom
+from tests.support.image_files import FILES, carried, dicom, planted
 from tests.support.tiny_dataset import jpeg, picture, stock
 
 SHARES = st.sampled_from([[0.8, 0.1, 0.1], [0.7, 0.15, 0.15], [0.5, 0.5, 0.0], [1 / 3] * 3])
@@ -86,7 +87,7 @@ def test_groups_are_salted_and_split(run: Run) -> None:
 
 @pytest.mark.slow  # the audit imports much
 def test_no_planted_name_gets_out(run: Run) -> None:
-    """In folders, file names, tags and columns, of pairs and of rows that are rejected."""
+    """In folders, file names, tags, columns, and metadata, of pairs and of rejected rows."""
     names, rows = [f"Planted{n:02}" for n in range(60)], ["image,text,patient,exam"]
     for n in range(12):
         folder, file, patient, exam, tag = names[5 * n : 5 * n + 5]
@@ -99,15 +100,24 @@ def test_no_planted_name_gets_out(run: Run) -> None:
     Path(folder, f"{file}.png").write_bytes(b"no image")
     odd = [folder, f"{folder}/../{folder}/{file}.dcm", f"{folder}/{file}.png", f"{folder}/{file}"]
     rows += [rows[1], f"{names[5]},x,,,{names[6]}", *(f"{it},x,{names[2]},x" for it in odd)]
+    for n, kind in enumerate(("colour", "PNG")):
+        names += (own := [f"Planted{kind}{it}" for it in range(8)])
+        parts = [carried(FILES[kind], name.encode()).values() for name in own]
+        Path(f"{n}.dcm").write_bytes(planted(FILES[kind], *chain(*parts)) + own[0].encode())
+        rows.append(f"{n}.dcm,x,{names[2]},x")
     Path("t.csv").write_bytes("\n".join(rows).encode())
-    for columns in ("patient exam", "dicom:PatientID dicom:StudyInstanceUID"):
+    code, told, _ = run(*f"{TABLE} --hash-ids --audit --group-column patient".split())
+    assert "--strip-metadata removes: EXIF 2, ICC profile 2, IPTC 1, XMP 1, after the end 2" in told
+    assert b"".join(contents(OUT).values()).count(b"Planted") > 50
+    for columns, kept in (("patient exam", 13), ("dicom:PatientID dicom:StudyInstanceUID", 11)):
         words = TABLE + "--hash-ids --audit --overwrite --group-column {} --study-column {}"
+        words += " --strip-metadata"
         code, *told = run(*words.format(*columns.split()).split())
         told += [str(item) for item in contents(OUT).items()]
         assert (code, [name for name in names if name in "".join(told)]) == (0, [])
         found, left = facts(), rejected(OUT)
         assert {len(each[it]) for each in found for it in ("id", "group", "study")} == {16}
-        assert (len(found), len(found) + len(left)) == (11, len(rows) - 1)
+        assert (len(found), len(found) + len(left)) == (kept, len(rows) - 1)
         assert {row["detail"].split()[0] for row in left} == {"row"}
 
 

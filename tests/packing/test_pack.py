@@ -259,3 +259,20 @@ def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(source, tmp_path / "as before")
     told = {row["id"]: row["detail"] for row in rejected(tmp_path / "as before")}
     assert all("--slices" in told[name] for name in ("chest", "head"))
+
+
+def test_what_kept_files_carry_is_stripped(tmp_path: Path) -> None:
+    source, told = write_kaggle(tmp_path / "a", {"train": 1}), "metadata removed, pixels untouched"
+    path = source / "train_images" / "train" / "train_0000.jpg"
+    path.write_bytes(data := (plain := path.read_bytes()) + b"Doe")
+    options, split = PackOptions(strip_metadata=True), open_source(source, ["train"])
+    assert pack(split, tmp_path / "b", options).reencoded == {told: 1}
+    sample = ShardSet.open(str(tmp_path / "b"), "train").read(0)
+    assert sample.image == plain
+    assert sample.facts["sha256"] == hashlib.sha256(data).hexdigest()
+    pack(split, tmp_path / "c")
+    text = (index := tmp_path / "c" / "index.json").read_text()
+    index.write_text(text.replace(', "strip_metadata": false', ""))  # as it was before this option
+    assert pack(split, tmp_path / "c").before == 1
+    with pytest.raises(InputError, match="strip_metadata null, not true"):
+        pack(split, tmp_path / "c", options)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from phantom_pictures import LESIONS, LOBES, draw
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from PIL.ExifTags import Base
 
 from tests.support.tiny_dataset import picture
@@ -58,6 +58,33 @@ def turned(kind: str, orientation: int, image: Image.Image) -> bytes:
     exif = Image.Exif()
     exif[Base.Orientation] = orientation
     return file(image, kind, exif=exif)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2) + content
+
+
+def carried(data: bytes, name: bytes) -> dict[str, bytes]:
+    """By kind, what else a JPEG or a PNG may carry, with a name in it."""
+    if data[:2] != b"\xff\xd8":
+        kinds = {"EXIF": b"eXIf", "ICC profile": b"iCCP", "text": b"iTXt", "other": b"prVt"}
+        return {kind: chunk(word, b"x\0\0\0\0" + name) for kind, word in kinds.items()}
+    starts = {"EXIF": (0xE1, b"Exif\0\0MM"), "XMP": (0xE1, b"http://ns.adobe.com/xap/1.0/\0")}
+    starts |= {"IPTC": (0xED, b"Photoshop 3.0\0"), "comment": (0xFE, b""), "other": (0xE5, b"x")}
+    starts["ICC profile"] = 0xE2, b"ICC_PROFILE\0\1\1"
+    return {kind: segment(marker, start + name) for kind, (marker, start) in starts.items()}
+
+
+def planted(data: bytes, *parts: bytes) -> bytes:
+    begin = 2 if data[:2] == b"\xff\xd8" else 33  # behind the start, or a PNG's header
+    return b"".join((data[:begin], *parts, data[begin:]))
+
+
+def written(image: Image.Image, place: tuple[int, int]) -> Image.Image:
+    """A copy of a grey image with a name and a date from a place on."""
+    image, font = image.copy(), ImageFont.load_default(16)
+    ImageDraw.Draw(image).text(place, "DOE, JANE 1961-06-01", fill=220, font=font)
+    return image
 
 
 def dicom(pixels: np.ndarray | None, *, syntax: str | None = None, **tags: Any) -> bytes:
