@@ -36,11 +36,11 @@ def main(settings: ZeroshotConfig) -> None:
     several = settings.multi_label
     ranked = ranking.embed_candidates(embedder, candidates, settings.threshold, multi_label=several)
     writer = RowWriter(sys.stdout, settings.format, ranked.fields)
-    scores = tables[0].scores if tables else None
-    bad = ranking.write_rows(embedder, images, ranked, writer, top=settings.top, scores=scores)
+    own = [table.scores for table in tables if table.images is images]
+    bad = ranking.write_rows(embedder, images, ranked, writer, top=settings.top, scores=own)
     for table in tables:
         if table.images is not images:
-            ranking.write_rows(embedder, table.images, ranked, None, scores=table.scores)
+            ranking.write_rows(embedder, table.images, ranked, None, scores=[table.scores])
     if tables:
         # the rows of a table are for people, all others for programs
         out = sys.stdout if settings.format == "table" else sys.stderr

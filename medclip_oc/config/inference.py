@@ -85,7 +85,7 @@ class ZeroshotConfig(ModelChoice):
     seed: Natural = 0
     """Seed of these draws."""
     figures: checks.JsonFile | None = None
-    """Write these to this file, beside RUN/evaluations/CHECKPOINT-LABELS.json of a run."""
+    """Write these to this file, beside that in RUN/evaluations of a run's checkpoint."""
     search: list[str] = field(default_factory=list)
     """Texts to search an index for, in place of --images and --texts."""
     search_image: list[str] = field(default_factory=list)

@@ -9,7 +9,6 @@ prompts.json                     all phrasings of the classes, for --custom_temp
 import json
 from pathlib import Path
 
-import numpy as np
 from webdataset import ShardWriter
 
 from ..config.inference import ExportConfig
@@ -63,9 +62,10 @@ def _write_classes(settings: ExportConfig, shards: ShardSet, folder: Path) -> di
         (folder / f"{file}.txt").write_text("\n".join(texts) + "\n", "utf-8")
     own = {Path(settings.out).resolve().name: phrasings}  # by the name of the data set
     (folder / "prompts.json").write_text(json.dumps(own, indent=1), "utf-8")
-    names, images = [*prompts.aliases], ImageSet([(shards, n) for n in range(len(shards))])
-    table = labels.read("--labels", settings.labels or "", names, None, prompts.aliases)
-    return labels.Labels(table, images, np.empty(0), single=True).truth
+    images = ImageSet([(shards, n) for n in range(len(shards))])
+    table = labels.read("--labels", settings.labels or "", prompts.aliases)
+    known = labels.Labels(table, images, single=True)
+    return dict(zip(known.positions.tolist(), known.truth.argmax(1).tolist(), strict=True))
 
 
 def _line(text: str) -> str:

@@ -1,11 +1,8 @@
 """What is true of each image, from a table, and how well it is told. N images, M classes."""
 
 import difflib
-import hashlib
 import json
 import os
-import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +26,6 @@ from .image_inputs import ImageSet, find
 from .prompt_sets import PromptClass
 from .prompts import NONE, open_table, read_table
 
-Rows = list[tuple[str, list[str]]]  # where each stands, and its cells, the image first
 IMAGE = ["image", "id", "file", "path", "filename", "file_name", "image_id", "image index"]
 _LABEL = ["label", "class", "labels", "findings", "finding labels"]
 _OTHERS = ["split", "patient", "patient_id", "study", "group", "slice"]  # no findings
@@ -37,7 +33,6 @@ _CODES = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1, "": -1}
 _UNCERTAIN = {"ones": 1, "zeros": 0, "ignore": -1}
 _MOST = 1000  # classes of a table
 _NORMAL = ("no finding", "none", "normal")  # no class is true, where none has that name
-_OF_RETRIEVAL = re.compile(r"-(train|valid|test|tars|features)$")  # ends names of its records
 _NO_THRESHOLDS = (
     "balanced accuracy, F1, MCC are left out: they need thresholds from labels of other images, "
     "--threshold-labels"
@@ -49,26 +44,30 @@ class LabelTable:
     """What a table says of its images."""
 
     where: str  # the option and the file, for errors
-    names: tuple[str, ...]  # of the M classes
-    rows: dict[str, np.ndarray]
-    """Image, as the table has it -> (M,) int8: 1 true, 0 false, -1 unknown."""
+    truth: pd.DataFrame
+    """A row for each image, as the table calls it, a column for each class: 1 true, 0 false, -1
+    unknown.
+    """
 
-    def single(self) -> dict[str, int]:
-        """Image -> its one true class; InputError: it has none or several, or one is unknown."""
-        for image, row in self.rows.items():
-            true, unknown = ([self.names[m] for m in np.flatnonzero(row == v)] for v in (1, -1))
-            if unknown or len(true) != 1:
-                told = f"{unknown[0]!r} is unknown" if unknown else f"true are {true or 'none'}"
-                raise InputError(f"{self.where}: {image}: {told:.80}; one class is wanted")
-        return {image: int(row.argmax()) for image, row in self.rows.items()}
+    @property
+    def names(self) -> list[str]:
+        """Of the M classes."""
+        return [*self.truth]
+
+    def check_single(self) -> None:
+        """InputError: an image has no true class or several, or one is unknown."""
+        odd = (self.truth < 0).any(axis=1) | ((self.truth > 0).sum(axis=1) != 1)
+        for image, row in self.truth[odd].iterrows():
+            true, unknown = ([*row.index[row == value]] for value in (1, -1))
+            told = f"{unknown[0]!r} is unknown" if unknown else f"true are {true or 'none'}"
+            raise InputError(f"{self.where}: {image}: {told:.80}; one class is wanted")
 
 
 def read(
     option: str,
     file: str,
-    names: Sequence[str] | None,
+    classes: Mapping[str, Sequence[str]] | None,
     uncertain: Uncertain | None = None,
-    aliases: Mapping[str, Sequence[str]] = {},
 ) -> LabelTable:
     """Read a table with a column of images (`image`, `id`, `file`, `path`, ...), and either one of
     names (`label`, `class`, `labels`, `findings`; `a|b` for several), or one for each class: 0, 1,
@@ -77,118 +76,122 @@ def read(
     Args:
         option: that names the file, for errors.
         file: see `packing.table_files`.
-        names: of the M classes, in any capitals; columns of others are passed over, and a class
-            without a column is unknown. None: all that the table has.
+        classes: the names of M classes, in any capitals, with other names of each; columns of
+            others are passed over, and one without a column is unknown. None: all of the table.
         uncertain: what -1 is taken for; None as ignore: unknown.
-        aliases: of classes, other names.
     """
     where, header = f"{option}: {file}", open_table(option, file).names()
     lower = {column.lower(): column for column in header}
     image, label = (next((lower[n] for n in known if n in lower), "") for known in (IMAGE, _LABEL))
-    if names is None and not label:
-        names = [c for c in header if c and c.lower() not in IMAGE + _OTHERS]
-    classes = _spellings(names or (), aliases)
-    if label and len({*classes.values()}) < len(names or ()):
+    if classes is None and not label:
+        classes = {c: () for c in header if c and c.lower() not in IMAGE + _OTHERS}
+    class_of = _spellings(classes or {})
+    if label and len({*class_of.values()}) < len(classes or ()):
         raise InputError(f"{where}: some candidates differ in capitals alone, which labels may not")
-    found = [classes.get(c.casefold()) if c not in (image, label) else None for c in header]
-    columns = {c: m for c, m in zip(header, found, strict=True) if m is not None}
+    found = [None if c in (image, label) else class_of.get(c.casefold()) for c in header]
+    columns = {c: name for c, name in zip(header, found, strict=True) if name is not None}
     if not image or bool(columns) == bool(label):
         wanted = f"images ({', '.join(IMAGE[:3])}, ...), and either of labels or of each class"
         raise InputError(f"{where}: has {_listed(header)}; wanted are columns of {wanted}")
-    if twice := [c for c, m in columns.items() if found.count(m) > 1]:
+    if twice := [c for c, name in columns.items() if found.count(name) > 1]:
         raise InputError(f"{where}: several columns of one class: {_listed(twice)}")
-    table = [*read_table(option, file, [image, *(columns or [label])], 1 if columns else 2)]
-    if not table:
+    chosen = [image, *(columns or [label])]
+    rows = dict(read_table(option, file, chosen, 1 if columns else 2))
+    cells = pd.DataFrame.from_dict(rows, "index", object, chosen)  # the index tells the places
+    if cells.empty:
         raise InputError(f"{where}: no rows")
     if columns:
-        truth = np.full((len(table), len(names or ())), -1, np.int8)
-        codes = _CODES | dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain or "ignore"])
-        truth[:, [*columns.values()]] = _numbers(table, [*columns], codes)
+        truth = _of_numbers(cells[[*columns]], uncertain or "ignore").rename(columns=columns)
+        truth = truth.reindex(columns=[*(classes or ())], fill_value=-1)
     else:
-        words = pd.Series([cell for _, [_, cell] in table]).str.split("|").explode().str.strip()
-        if names is None:
-            names = sorted({word.casefold(): word for word in words}.values())
-            classes = _spellings(names, {})
-        truth = _true(table, words, names, classes)
-    rows = dict[str, np.ndarray]()
-    for (place, [named, *_]), row in zip(table, truth, strict=True):
-        path = str(PurePosixPath(named.replace("\\", "/")))  # without ./
-        if not np.array_equal(rows.setdefault(path, row), row):
-            raise InputError(f"{place}: {path} has another label before")
-    return LabelTable(where, tuple(names or ()), rows)
+        truth = _of_words(cells[label], classes)
+    paths = cells[image].str.replace("\\", "/").map(os.path.normpath)  # without ./
+    differs = (truth != truth.groupby(paths, sort=False).transform("first")).any(axis=1)
+    for place, path in paths[differs].items():
+        raise InputError(f"{place}: {path} has another label before")
+    return LabelTable(where, truth.astype(np.int8).set_axis(paths)[~paths.duplicated().to_numpy()])
 
 
-def _spellings(names: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Name or alias without capitals -> class."""
-    words = [(w, m) for m, name in enumerate(names) for w in (name, *aliases.get(name, ()))]
-    return {word.casefold(): m for word, m in words[::-1]}  # of equal ones the first
+def _spellings(classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Name or other name, without capitals -> name."""
+    words = [(word, name) for name, others in classes.items() for word in (name, *others)]
+    return {word.casefold(): name for word, name in words[::-1]}  # of equal ones the first
 
 
 def _listed(words: Iterable[str]) -> str:
     return cut(", ".join(words), 110, placeholder=" ...")
 
 
-def _numbers(table: Rows, columns: Sequence[str], codes: Mapping[str, int]) -> list[list[int]]:
+def _of_numbers(cells: pd.DataFrame, uncertain: Uncertain) -> pd.DataFrame:
     """What the cells of one column for each class say."""
-    try:
-        return [[codes[cell] for cell in cells] for _, [_, *cells] in table]
-    except KeyError as error:
-        place, cells = next((p, cells) for p, [_, *cells] in table if error.args[0] in cells)
-        bad = f"{place}: {columns[cells.index(error.args[0])]}: {error.args[0][:40]!r}"
-        raise InputError(f"{bad}: wanted is 0, 1, -1 (uncertain) or nothing (unknown)") from None
-
-
-def _true(
-    table: Rows, words: pd.Series, names: Sequence[str], classes: Mapping[str, int]
-) -> np.ndarray:
-    """(N, M) of the words in the rows' column of names; their index is the row's number."""
-    found = {word: classes.get(word.casefold()) for word in words.unique()}
-    for bad in (w for w, m in found.items() if m is None and w.casefold() not in _NORMAL):
-        near = difflib.get_close_matches(bad, names, 3) or names[:5]
-        problem = f"{bad[:40]!r} is no candidate; the nearest are {_listed(near)}"
-        raise InputError(f"{table[int(words.index[words == bad][0])][0]}: {problem}")
-    if len(names) > _MOST:
-        raise InputError(f"{table[0][0]}: {len(names):,} different labels: a column of captions?")
-    truth = np.zeros((len(table), len(names)), np.int8)
-    for word, m in found.items():
-        truth[words.index[words == word], [] if m is None else m] = 1
+    codes = _CODES | dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain])
+    truth = cells.apply(lambda column: column.map(codes))
+    if (bad := truth.isna()).any(axis=None):
+        place, column = bad.stack().idxmax()
+        told = f"{place}: {column}: {str(cells.at[place, column])[:40]!r}"
+        raise InputError(f"{told}: wanted is 0, 1, -1 (uncertain) or nothing (unknown)")
     return truth
 
 
+def _of_words(cells: pd.Series, classes: Mapping[str, Sequence[str]] | None) -> pd.DataFrame:
+    """What the cells of a column of names say."""
+    words = cells.str.split("|").explode().str.strip()
+    plain = words.str.casefold()
+    names = sorted(dict(zip(plain, words, strict=True)).values()) if classes is None else [*classes]
+    found = plain.map(_spellings(classes or dict.fromkeys(names, ())))
+    for place, bad in words[found.isna() & ~plain.isin(_NORMAL)].items():
+        near = _listed(difflib.get_close_matches(bad, names, 3) or names[:5])
+        raise InputError(f"{place}: {bad[:40]!r} is no candidate; the nearest are {near}")
+    if len(names) > _MOST:
+        problem = f"{len(names):,} different labels: a column of captions?"
+        raise InputError(f"{cells.index[0]}: {problem}")
+    true = pd.get_dummies(found).groupby(level=0, sort=False).max()
+    return true.reindex(columns=names, fill_value=False)
+
+
 class Labels:
-    """What is true of N images, of M classes or (single) of one, and their scores: (N, M)
-    probabilities, which come later; NaN of images that can't be read. InputError: see
-    `LabelTable.single` and `match`; or no figure could follow.
+    """What a table says of n images of a set of N, and the scores of all N: (N, M) probabilities,
+    which come later; NaN of images that can't be read.
+
+    InputError: see `match`; no figure could follow; or (single) `LabelTable.check_single`.
     """
 
-    def __init__(
-        self, table: LabelTable, images: ImageSet, scores: np.ndarray, *, single: bool
-    ) -> None:
-        self.table, self.images, self.scores = table, images, scores
-        labels: Mapping[str, Any] = table.single() if single else table.rows
-        matched = match(table.where, labels, images.names(labels))
-        self.truth = {n: labels[row] for n, row in matched.items()}  # by position
-        self.unused = len(labels) - len({*matched.values()})
-        truth = np.stack([*self.truth.values()])  # (N,) or (N, M)
-        figured = np.ptp(truth) > 0 if single else (truth == 0).any(0) & (truth == 1).any(0)
+    def __init__(self, table: LabelTable, images: ImageSet, *, single: bool) -> None:
+        self.table, self.images, self.single = table, images, single
+        self.scores = np.full((len(images), len(table.names)), np.nan)
+        if single:
+            table.check_single()
+        rows = dict.fromkeys(table.truth.index)
+        row_of = match(table.where, rows, images.names(rows))
+        self.positions = np.array([*row_of])
+        self.truth = table.truth.loc[[*row_of.values()]].to_numpy()  # (n, M)
+        self.unused = len(rows) - len({*row_of.values()})
+        figured = (self.truth == 0).any(0) & (self.truth == 1).any(0)
         if not figured.any():
-            alike = "of one class" if single else "alike in every class"
-            raise InputError(f"{table.where}: all {len(truth):,} images are {alike}: no figures")
-        if lacking := [] if single else [table.names[m] for m in np.flatnonzero(~figured)]:
-            told = f"no positive, or no negative image of {_listed(lacking)}"
+            raise InputError(f"{table.where}: all {len(row_of):,} images are alike: no figures")
+        if not (single or figured.all()):
+            lacking = _listed(table.truth.columns[~figured])
+            told = f"no positive, or no negative image of {lacking}"
             say(f"warning: {table.where}: {told}")
 
-    def places(self) -> list[str]:
-        """Where the files with a label lie; of others the keys."""
-        names = map(self.images.name, self.truth)
-        return [os.path.realpath(name) if Path(name).exists() else name for name in names]
+    def places(self) -> set[str]:
+        """Where the n images lie, by which they are told from those of other sets."""
+        return {os.path.realpath(self.images.name(n)) for n in self.positions}
 
     def judged(self) -> tuple[np.ndarray, np.ndarray]:
-        """Truth, (N,) or (N, M), and probabilities (N, M) of the images that were read."""
-        known = [n for n in self.truth if not np.isnan(self.scores[n, 0])]
-        if not known:
+        """Truth and probabilities, (n, M) both, of the images that were read."""
+        probabilities = self.scores[self.positions]
+        known = ~np.isnan(probabilities[:, 0])
+        if not known.any():
             raise InputError(f"{self.table.where}: no image with a label can be read")
-        return np.stack([self.truth[n] for n in known]), self.scores[known]
+        return self.truth[known], probabilities[known]
+
+    def measure(self, **how: Any) -> dict[str, Any]:
+        """The figures of the scores as they are: see `classification` (single), or `findings`."""
+        truth, probabilities = self.judged()
+        if self.single:
+            return classification.measure(self.table.names, truth.argmax(1), probabilities, **how)
+        return findings.measure(self.table.names, truth, probabilities, **how)
 
 
 def open_labels(
@@ -197,19 +200,18 @@ def open_labels(
     """Those of --labels, if given, and of --threshold-labels; InputError: see `Labels`, or an image
     is in both.
     """
-    names = [NONE] * (settings.threshold is not None) + [each.name for each in candidates]
-    aliases, labels = {each.name: each.aliases for each in candidates}, list[Labels]()
-    others, single, words = images, not settings.multi_label, settings.threshold_images
-    if words:
-        others = find(words, None, "--threshold-images", "valid")
+    classes = {each.name: each.aliases for each in candidates}
+    if settings.threshold is not None:
+        classes = {NONE: (), **classes}
+    others, labels = images, list[Labels]()
+    if settings.threshold_images:
+        others = find(settings.threshold_images, None, "--threshold-images", "valid")
     files = {"--labels": settings.labels, "--threshold-labels": settings.threshold_labels}
     for (option, file), judged in zip(files.items(), (images, others), strict=True):
         if file is not None:
-            table = read(option, file, names, settings.uncertain, aliases)
-            same = labels and judged is images
-            scores = labels[0].scores if same else np.full((len(judged), len(names)), np.nan)
-            labels.append(Labels(table, judged, scores, single=single))
-    if labels[1:] and (both := {*labels[0].places()} & {*labels[1].places()}):
+            table = read(option, file, classes, settings.uncertain)
+            labels.append(Labels(table, judged, single=not settings.multi_label))
+    if labels[1:] and (both := labels[0].places() & labels[1].places()):
         problem = f"{len(both):,} images are in --labels too, such as {min(both)}"
         raise InputError(f"{labels[1].table.where}: {problem}; thresholds come from others")
     missing = len(images) - sum(len(each.truth) for each in labels if each.images is images)
@@ -227,45 +229,33 @@ def report(
     out: TextIO,
 ) -> None:
     """Print the figures of the scores that the labels have now, and `keep` them."""
-    names, (truth, probabilities) = labels[0].table.names, labels[0].judged()
     how: dict[str, Any] = {"draws": settings.interval_draws, "seed": settings.seed}
     if settings.multi_label:
         how["thresholds"] = findings.thresholds(*labels[1].judged()) if labels[1:] else None
         how["min_positives"] = settings.min_positives
-        figures = findings.measure(names, truth, probabilities, **how)
-        lines = [results.text(figures), *([] if labels[1:] else [_NO_THRESHOLDS])]
-    else:
-        figures = classification.measure(names, truth, probabilities, **how)
-        lines = [results.text(figures)]
-    print(*lines, sep="\n", file=out)
+    figures = labels[0].measure(**how)
+    print(results.text(figures), file=out)
+    if settings.multi_label and not labels[1:]:
+        print(_NO_THRESHOLDS, file=out)
     phrasings = {c.name: {"positive": c.positive, "negative": c.negative} for c in candidates}
     figures |= {"prompts": phrasings, "threshold_labels": settings.threshold_labels}
-    places, file = labels[0].places(), settings.labels or ""
-    for line in keep(figures, places, file, settings.checkpoint, settings.figures):
+    for line in keep(figures, settings.labels or "", settings.checkpoint, settings.figures):
         print(line, file=out)
 
 
 def keep(
-    figures: dict[str, Any],
-    images: Sequence[str],
-    labels: str,
-    checkpoint: str | None,
-    file: str | None,
+    figures: dict[str, Any], labels: str, checkpoint: str | None, file: str | None
 ) -> list[str]:
-    """Write figures, with their `task`, to a file, if one is named, and of a run's checkpoint to
-    RUN/evaluations/CHECKPOINT-LABELS.json; a hash joins that name where the record there is of
-    another task, or of other images. Returns lines that say so; WorkError: it can't be written.
+    """Write figures to a file, if one is named, and of a run's checkpoint to
+    RUN/evaluations/CHECKPOINT-FOLDER-LABELS-TASK.json, by the folder of the table of labels; no
+    record of retrieval ends so. Returns lines that say so; WorkError: it can't be written.
     """
-    mark = hashlib.sha256("\n".join([figures["task"], *sorted(images)]).encode()).hexdigest()
-    about = {"checkpoint": checkpoint, "labels": labels, "data_fingerprint": mark}
     files, run = [Path(file)] if file else [], Path(checkpoint or "x").absolute().parent
     if run.name == "checkpoints":
-        name = f"{Path(checkpoint or '').stem}-{Path(labels).stem}"
-        name += "_labels" * bool(_OF_RETRIEVAL.search(name))
-        path = run.parent / "evaluations" / f"{name}.json"
-        if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
-            path = path.with_name(f"{name}-{mark[:8]}.json")
-        files.append(path)
+        table = Path(labels).absolute()
+        parts = (Path(checkpoint or "").stem, table.parent.name, table.stem, figures["task"])
+        files.append(run.parent / "evaluations" / f"{'-'.join(parts)}.json")
+    about = {"checkpoint": checkpoint, "labels": labels}
     for path in files:
         with suppress(OSError):  # writing says why
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -316,6 +306,5 @@ def _longest_end(path: str, rows: Collection[str]) -> str | None:
 
 def _by_file_name(paths: Collection[str]) -> dict[str, str]:
     """Paths by their file names without extension, where these come once."""
-    names = [stem(PurePosixPath(path).name) for path in paths]
-    times = Counter(names)
-    return {name: path for name, path in zip(names, paths, strict=True) if times[name] == 1}
+    names = pd.Series([stem(PurePosixPath(path).name) for path in paths], [*paths])
+    return {name: str(path) for path, name in names.drop_duplicates(keep=False).items()}

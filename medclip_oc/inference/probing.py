@@ -41,10 +41,10 @@ def run(settings: EvaluateConfig) -> list[str]:
         for split in SPLITS if where else (None,):
             sets.append(image_inputs.find(words, split, "--data" if where else "--images"))
         names = [images.name(n) for images in sets for n in range(len(images))]
-    row_of = labels.match(table.where, table.rows, names)
+    row_of = labels.match(table.where, {*table.truth.index}, names)
     kept = sorted(row_of)
-    truth = np.stack([table.rows[row_of[n]] for n in kept])  # (n, M)
-    lines = [f"{len(kept):,} of {len(names):,} images have a row, of {len(table.rows):,}"]
+    truth = table.truth.loc[[row_of[n] for n in kept]].to_numpy()  # (n, M)
+    lines = [f"{len(kept):,} of {len(names):,} images have a row, of {len(table.truth):,}"]
     if where:
         parts = np.repeat(range(len(sets)), [len(images) for images in sets])[kept]
     elif split_of := _splits(file):
@@ -60,8 +60,7 @@ def run(settings: EvaluateConfig) -> list[str]:
         npz.write(Path(settings.features_out), ids=np.array(names), image_features=rows)
     how = {"draws": settings.interval_draws, "seed": seed}
     record, left_out = probes.measure(table.names, rows[kept], truth, parts, **how)
-    judged = [names[n] for n in kept]
-    lines += left_out + labels.keep(record, judged, file, settings.checkpoint, settings.json)
+    lines += left_out + labels.keep(record, file, settings.checkpoint, settings.json)
     sizes = ", ".join(f"{n:,} {split}" for split, n in record["images"].items())
     return [results.text(record), f"images: {sizes}", *lines]
 

@@ -153,10 +153,10 @@ def write_rows(
     writer: RowWriter | None,
     *,
     top: int | None = None,
-    scores: np.ndarray | None = None,
+    scores: Sequence[np.ndarray] = (),
 ) -> int:
     """Rank the candidates for every image, and write the rows, if there is a writer, batch by
-    batch. Probabilities go into `scores` (N, M) too.
+    batch. Probabilities go into each of the `scores` (N, M) too.
 
     Returns:
         How many images couldn't be read; each is named on standard error.
@@ -177,8 +177,8 @@ def write_rows(
             scored = ranking.scores(features)
             if writer is not None:
                 writer.write(ranking.rows([images.name(n) for n in positions], scored, top))
-            if scores is not None:
-                scores[positions] = scored[1].numpy()
+            for table in scores:
+                table[positions] = scored[1].numpy()
             unreadable += len(bad)
             progress.update(len(positions) + len(bad))
     if writer is not None:

@@ -3,16 +3,12 @@
 N images, M classes, D embedding size.
 """
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..config.schema import ValidConfig
 from ..data.shards import ShardSet
 from ..errors import InputError
-from ..evaluation import classification, findings
 from ..evaluation.features import Embedded, share
 from ..runtime import distributed
 from ..runtime.distributed import World
@@ -36,11 +32,10 @@ class ZeroshotScores:
         images = ImageSet([(pairs, n) for n in range(len(pairs))])
         if asked.images:
             images = self.images = find(asked.images, None, f"{option}.images", "valid")
-        aliases, self.quiet = self.prompts.aliases, not world.main
-        self.several = self.prompts.multi_label
-        table = labels.read(f"{option}.labels", asked.labels, [*aliases], None, aliases)
-        scores = np.full((len(images), len(aliases)), 0.5)  # until a model is measured
-        self.labels = labels.Labels(table, images, scores, single=not self.several)
+        self.several, self.quiet = self.prompts.multi_label, not world.main
+        table = labels.read(f"{option}.labels", asked.labels, self.prompts.aliases)
+        self.labels = labels.Labels(table, images, single=not self.several)
+        self.labels.scores[:] = 0.5  # until a model is measured
         known = self._figures()
         if settings.metric.startswith("zeroshot/") and settings.metric not in known:
             listed = ", ".join(known)
@@ -71,9 +66,8 @@ class ZeroshotScores:
 
     def _figures(self) -> dict[str, float]:
         """Those that exist, of the scores as they are."""
-        measure: Any = findings.measure if self.several else classification.measure
-        found = measure(self.labels.table.names, *self.labels.judged(), draws=0)
-        groups = {"": found.get("macro", found)} | found.get("findings", found.get("classes"))
+        found = self.labels.measure(draws=0)
+        groups = {"": found.get("macro", found)} | found.get("findings", found.get("classes", {}))
         return {
             f"zeroshot/{key}/{name}".rstrip("/"): group[key]
             for name, group in groups.items()

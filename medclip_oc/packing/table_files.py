@@ -130,7 +130,7 @@ def _csv_frames(
         try:
             for chunk in filter(len, pd.read_csv(file, **options)):
                 counts, text = chunk.notna().sum(axis=1), chunk.fillna("")
-                breaks = sum(text[place].str.count(r"\r\n|\r|\n") for place in text)
+                breaks = (text + " ").sum(axis=1).str.count(r"\r\n|\r|\n")
                 ends = line + (breaks + 1).cumsum()
                 line = ends.iloc[-1]
                 frame = chunk[[names.index(name) for name in chosen]].set_index(ends - breaks)

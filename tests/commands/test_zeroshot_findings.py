@@ -93,7 +93,8 @@ def test_figures_and_their_record(folder: Path, capsys: pytest.CaptureFixture[st
     truth = np.array([[1, -1], [0, 1], [1, 0], [0, 0], [1, 1], [0, 1], [1, 1]], np.int8)
     limits = findings.thresholds(np.array([[0, 1], [1, 0], [0, 0], [1, 1]], np.int8), values[7:11])
     expected = findings.measure(["Edema", "Mass"], truth, values[:7], draws=20, thresholds=limits)
-    record = json.loads((folder / "evaluations" / "best-test_labels.json").read_text())
+    kept = folder / "evaluations" / f"best-{folder.name}-test-findings.json"
+    record = json.loads(kept.read_text())
     found, expected = (each["findings"]["Mass"] for each in (record, expected))
     assert found.pop("intervals").keys() == expected.pop("intervals").keys() == {*NAMES}
     assert found == pytest.approx(expected, abs=1e-5)
@@ -145,11 +146,11 @@ REFUSED = {  # labels, labels for thresholds, what the line says; of several lab
         "",
         "labels.csv: none of its rows names one of the im",
     ),
-    "all alike": ("id,Edema,Mass\n0,1,0\n1,1,0\n", "", "all 2 images are alike in every class: no"),
+    "all alike": ("id,Edema,Mass\n0,1,0\n1,1,0\n", "", "all 2 images are alike: no figures"),
     "of one class": (
         "id,label\n0,Mass\n1,Mass\n",
         None,
-        "all 2 images are of one class: no figures",
+        "all 2 images are alike: no figures",
     ),
     "the same table": (
         BOTH,
@@ -193,19 +194,15 @@ def test_a_finding_without_positives_is_told(
     assert "labels.csv: no positive, or no negative image of Mass\n" in capsys.readouterr().err
 
 
-def test_records_of_other_images_are_kept(tmp_path: Path) -> None:
-    """And those of another task, or of retrieval."""
-    best = str(tmp_path / "checkpoints" / "best.pt")
-    for n, (task, images) in enumerate(
-        [("probe", "ab"), ("findings", "ab"), ("probe", "c"), ("probe", "ba")]
-    ):
-        labels.keep({"task": task, "n": n}, [*images], "x/chest.csv", best, None)
-    labels.keep({"task": "probe", "n": 4}, ["a"], "test.csv", best, None)
+def test_records_of_other_tables_and_tasks_are_kept(tmp_path: Path) -> None:
+    """None has a name that retrieval gives."""
+    tables = [("probe", "x/test.csv"), ("findings", "x/test.csv"), ("probe", "y/test.csv")]
+    for n, (task, table) in enumerate([*tables, tables[0]]):
+        best = str(tmp_path / "checkpoints" / "best.pt")
+        labels.keep({"task": task, "n": n}, table, best, None)
     files = (tmp_path / "evaluations").glob("*.json")
     found = {file.stem: json.loads(file.read_text())["n"] for file in files}
-    assert found.pop("best-chest") == 3
-    assert found.pop("best-test_labels") == 4
-    assert [*map(len, found)] == [len("best-chest-12345678")] * 2
+    assert found == {"best-x-test-probe": 3, "best-x-test-findings": 1, "best-y-test-probe": 2}
 
 
 def test_sets_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

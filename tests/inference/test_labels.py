@@ -8,8 +8,7 @@ import pytest
 from medclip_oc.errors import InputError
 from medclip_oc.inference import labels
 
-NAMES = ("Edema", "Pneumonia", "Lung Mass")
-ALIASES = {"Lung Mass": ["mass"], "Edema": ["edema"]}
+CLASSES = {"Edema": ["edema"], "Pneumonia": [], "Lung Mass": ["mass"]}
 U = -1
 FORMS = {  # a table of 0.png and 1.png -> their rows
     "names": ("image,label\n0.png,Edema | lung mass\n1.png,No Finding\n", [[1, 0, 1], [0, 0, 0]]),
@@ -27,28 +26,28 @@ def read(folder: Path, text: str, *how: object) -> labels.LabelTable:
 @pytest.mark.parametrize("form", FORMS)
 def test_forms(form: str, tmp_path: Path) -> None:
     text, rows = FORMS[form]
-    table = read(tmp_path, text, NAMES, None, ALIASES)
-    assert table.names == NAMES
-    assert list(table.rows) == ["0.png", "1.png"]
-    assert np.array_equal([*table.rows.values()], rows)
+    table = read(tmp_path, text, CLASSES)
+    assert table.names == [*CLASSES]
+    assert [*table.truth.index] == ["0.png", "1.png"]
+    assert np.array_equal(table.truth, rows)
 
 
 def test_what_is_uncertain(tmp_path: Path) -> None:
     for policy, value in {"ones": 1, "zeros": 0, "ignore": -1}.items():
-        table = read(tmp_path, "id,Edema\n0,-1\n1,\n", ["Edema"], policy)
-        assert [row.tolist() for row in table.rows.values()] == [[value], [-1]]
+        table = read(tmp_path, "id,Edema\n0,-1\n1,\n", {"Edema": []}, policy)
+        assert table.truth["Edema"].to_list() == [value, -1]
 
 
 def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
     table = read(tmp_path, "id,class\n0,b\n1,a\n2,c|a\n", None)
-    assert table.names == ("a", "b", "c")
-    assert read(tmp_path, "id,class\n0,b\n1,a\n2,A\n", None).names == ("A", "b")
+    assert table.names == ["a", "b", "c"]
+    assert table.truth.loc["2"].to_list() == [1, 0, 1]
+    assert read(tmp_path, "id,class\n0,b\n1,a\n2,A\n", None).names == ["A", "b"]
     with pytest.raises(InputError, match="some candidates differ in capitals alone"):
-        read(tmp_path, "id,class\n0,ct\n", ["CT", "Ct"])
-    assert table.rows["2"].tolist() == [1, 0, 1]
+        read(tmp_path, "id,class\n0,ct\n", {"CT": [], "Ct": []})
     table = read(tmp_path, "id,b,split,a\n0,1,train,0\n1,0,test,1\n", None)
-    assert table.names == ("b", "a")
-    assert table.single() == {"0": 0, "1": 1}
+    assert table.names == ["b", "a"]
+    assert table.truth.to_numpy().tolist() == [[1, 0], [0, 1]]
     with pytest.raises(InputError, match="1,001 different labels: a col"):
         read(tmp_path, "id,findings\n" + "".join(f"{n},text {n}\n" for n in range(1001)), None)
 
@@ -80,8 +79,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_bad_tables(text: str, tmp_path: Path) -> None:
+    known = {name: CLASSES[name] for name in ("Edema", "Lung Mass")}
     with pytest.raises(InputError) as refused:
-        read(tmp_path, text, ["Edema", "Lung Mass"], None, ALIASES).single()
+        read(tmp_path, text, known).check_single()
     assert REFUSED[text] in str(refused.value)
     assert f"--labels: {tmp_path / 'labels.csv'}: " in str(refused.value)
 
