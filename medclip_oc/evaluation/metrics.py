@@ -32,12 +32,8 @@ class Pool:
     size: int  # pairs, or studies, that were drawn
 
 
-def plain_pool(pairs: np.ndarray, image_of: np.ndarray | None = None) -> Pool:
-    """A pool of pairs as they are; `pairs` (P,) int64 ascending, positions in the set.
-    `image_of` (N,): number of each pair's image, where some have one together.
-    """
-    if image_of is not None:
-        return merged_pool(pairs, image_of, np.arange(len(image_of)))
+def plain_pool(pairs: np.ndarray) -> Pool:
+    """A pool of pairs as they are; `pairs` (P,) int64 ascending, positions in the set."""
     own = np.arange(len(pairs))
     return Pool(pairs, pairs, np.stack([own, own], 1), own, own, len(pairs))
 

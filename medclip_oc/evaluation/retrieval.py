@@ -166,13 +166,13 @@ def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
 
 def _pool(embedded: Embedded, pairs: np.ndarray, *, merge: bool) -> Pool:
     images, texts, studies = embedded.image_hash, embedded.caption_hash, embedded.study_of
+    if not merge and embedded.image_of is None and studies is None:
+        return metrics.plain_pool(pairs)
     if not merge:
-        if studies is None:
-            return metrics.plain_pool(pairs, embedded.image_of)
         rows = np.arange(len(embedded))
         images = rows if embedded.image_of is None else embedded.image_of
-        # a caption of all its images is one text, in another study another
-        texts = rows if texts is None else np.stack([studies, texts], 1)  # (N, 2)
+        # a caption of all its images is one text, in another study another: (N, 2)
+        texts = rows if studies is None or texts is None else np.stack([studies, texts], 1)
     if images is None or texts is None:
         reason = "the features come without image_hash and caption_hash"
         raise InputError(f"--duplicates merge: {reason}")

@@ -158,10 +158,7 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
         about |= {"captions": "all"} if settings.captions == "all" else {}
     if where is None:
         if isinstance(model, Clip):
-            ran = (
-                "; the run validated on none" if settings.checkpoint else ", such as shards/rocov2"
-            )
-            raise InputError(f"--data: name the pairs{ran}")
+            raise InputError("--data: name the pairs, such as shards/rocov2")
         if unit == "study":
             raise InputError("--unit study: features have none; name the pairs (--data)")
         about["split"] = settings.split or "features"

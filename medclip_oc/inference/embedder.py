@@ -23,6 +23,7 @@ from ..models import factory
 from ..models.clip import Clip
 from ..runtime import devices, shutdown
 from ..runtime.devices import autocast, check_finite
+from ..runtime.progress import Progress
 from ..runtime.workers import cores
 from .image_inputs import ImageSet
 
@@ -86,6 +87,19 @@ class Embedder:
             if "DataLoader worker" not in str(error):
                 raise
             raise WorkError("a loader process died; out of memory? Try fewer --workers") from None
+
+    def every_image(self, images: ImageSet, *, shown: bool = False) -> Tensor:
+        """(N, D) of all images; InputError: names the first that can't be decoded. `shown`: with a
+        bar of how far it is.
+        """
+        parts = [torch.empty(0, self.width, device=self.device)]
+        with Progress(len(images), "images", "embed", shown=shown) as progress:
+            for positions, features, bad in self.images(images):
+                for position, reason in bad.items():
+                    raise InputError(f"{images.name(position)}: {reason}")
+                parts.append(features)
+                progress.update(len(positions))
+        return torch.cat(parts)
 
     def processes(self, images: int) -> int:
         """Loader processes for so many images; none where one batch holds them all."""

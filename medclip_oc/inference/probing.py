@@ -3,6 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
 
 from ..config.evaluation import EvaluateConfig
 from ..config.packing import SPLIT_OF
@@ -11,7 +12,6 @@ from ..evaluation import features, probes
 from ..packing.sources import SPLITS
 from ..reporting import results
 from ..runtime import distributed, npz
-from ..runtime.progress import Progress
 from . import image_inputs, labels
 from .embedder import open_embedder
 from .image_inputs import ImageSet
@@ -55,7 +55,10 @@ def run(settings: EvaluateConfig) -> list[str]:
             f"60, 20 and 20 % of the images are drawn with --seed {seed}, by image, not by patient"
         )
         lines.append(f"{file} has no column `split`: {drawn}")
-    rows = _features(settings, sets) if sets else given.numpy()  # (N, D)
+    if sets:
+        embedder = open_embedder(settings)
+        given = torch.cat([embedder.every_image(images, shown=True) for images in sets]).cpu()
+    rows = given.numpy()  # (N, D)
     if settings.features_out:
         npz.write(Path(settings.features_out), ids=np.array(names), image_features=rows)
     how = {"draws": settings.interval_draws, "seed": seed}
@@ -86,16 +89,3 @@ def _drawn(truth: np.ndarray, seed: int) -> np.ndarray:
     parts = np.empty(len(truth), int)
     parts[order] = np.resize([0, 0, 0, 1, 2], len(truth))
     return parts
-
-
-def _features(settings: EvaluateConfig, sets: list[ImageSet]) -> np.ndarray:
-    """(N, D) float32 of all images, normalised; InputError: names the first that can't be read."""
-    embedder, parts = open_embedder(settings), []
-    with Progress(sum(map(len, sets)), "images", "embed") as progress:
-        for images in sets:
-            for positions, rows, bad in embedder.images(images):
-                for position, reason in bad.items():
-                    raise InputError(f"{images.name(position)}: {reason}")
-                parts.append(rows.cpu().numpy())
-                progress.update(len(positions))
-    return np.concatenate(parts)

@@ -3,9 +3,6 @@
 N images, M classes, D embedding size.
 """
 
-import torch
-from torch import Tensor
-
 from ..config.schema import ValidConfig
 from ..data.shards import ShardSet
 from ..errors import InputError
@@ -48,21 +45,14 @@ class ZeroshotScores:
         """
         how = {"multi_label": self.several, "quiet": self.quiet}  # cut phrasings are told once
         judge, self.quiet = ranking.embed_candidates(embedder, self.prompts.classes, **how), True
-        features = pairs.images if self.images is None else self._embed(embedder, self.images)
-        shares = judge.scores(features)[1].to(self.world.device)  # (n, M) of this rank
+        features = pairs.images  # (n, D) of this rank
+        if self.images is not None:
+            with distributed.errors_together():
+                own = self.images.part(range(*share(len(self.images), self.world)))
+                features = embedder.every_image(own)
+        shares = judge.scores(features)[1].to(self.world.device)  # (n, M)
         self.labels.scores = distributed.all_gather_ragged(shares).cpu().numpy()
         return self._figures()
-
-    def _embed(self, embedder: Embedder, images: ImageSet) -> Tensor:
-        """Features of this rank's share of the images: (n, D)."""
-        own = images.part(range(*share(len(images), self.world)))
-        parts = [torch.empty(0, embedder.width, device=self.world.device)]
-        with distributed.errors_together():
-            for _, features, bad in embedder.images(own):
-                for position, reason in bad.items():
-                    raise InputError(f"valid.zeroshot.images: {own.name(position)}: {reason}")
-                parts.append(features)
-        return torch.cat(parts)
 
     def _figures(self) -> dict[str, float]:
         """Those that exist, of the scores as they are."""
