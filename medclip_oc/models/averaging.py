@@ -19,49 +19,55 @@ from ..errors import InputError
 State = Mapping[str, Tensor]
 
 
-class Ema:
+class Resumable:
+    """Tensors by their names, each on its device, that training saves and resumes from."""
+
+    def __init__(self, tensors: dict[str, Tensor], mismatch: str) -> None:
+        self.tensors, self.mismatch = tensors, mismatch
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of them."""
+        return _clones(self.tensors)
+
+    def load_state_dict(self, state: State) -> None:
+        """Take these values; a ValueError, `mismatch`, if names or shapes differ."""
+        if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in self.tensors.items()}:
+            raise ValueError(self.mismatch)
+        _copy(state, self.tensors)
+
+
+class Ema(Resumable):
     """The running average of what trains of a model on its device; of adapters, their matrices."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.average = self._clones(self.weights)
+        super().__init__(_clones(self.weights), "it is an average of other parameters")
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after a step."""
         # d a + (1 - d) w, as one fused pass
-        average, weights = list(self.average.values()), list[Tensor](self.weights.values())
+        average, weights = list(self.tensors.values()), list[Tensor](self.weights.values())
         torch._foreach_lerp_(average, weights, 1 - self.decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the average for weights; its own are put back after, bit for bit."""
-        before = self._clones(self.weights)
-        copy(self.average, self.weights)
+        before = _clones(self.weights)
+        _copy(self.tensors, self.weights)
         try:
             yield
         finally:
-            copy(before, self.weights)
+            _copy(before, self.weights)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The average, by the parameters' names."""
-        return self._clones(self.average)
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Resume from there; a ValueError if other parameters train."""
-        copy(state, self.average, mismatch="it is an average of other parameters")
-
-    @staticmethod
-    def _clones(state: State) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in state.items()}
+def _clones(state: State) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 @torch.no_grad()
-def copy(values: State, into: State, *, mismatch: str = "") -> None:
-    """Copy tensors into those of the same names; a ValueError if names or shapes differ."""
-    if {n: t.shape for n, t in values.items()} != {n: t.shape for n, t in into.items()}:
-        raise ValueError(mismatch)
+def _copy(values: State, into: State) -> None:
     for name, value in values.items():
         into[name].copy_(value)
 
@@ -83,12 +89,6 @@ def interpolated(start: State, end: State, alpha: float) -> dict[str, Tensor]:
     if alpha in (0, 1):
         return dict(end if alpha else start)
     return mean([end, start], [alpha, 1 - alpha])
-
-
-def interpolate_into(model: nn.Module, start: State, end: State, alpha: float) -> None:
-    """Give a model the weights at alpha, one tensor at a time."""
-    for name, value in model.state_dict().items():
-        value.copy_(interpolated({name: start[name]}, {name: end[name]}, alpha)[name])
 
 
 @torch.no_grad()

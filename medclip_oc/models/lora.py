@@ -92,20 +92,10 @@ def plain_state(towers: Towers) -> dict[str, Tensor]:
     return merged
 
 
-class Adapters:
+def adapters(towers: Towers) -> averaging.Resumable:
     """What training resumes from: the adapters, and the matrices that they change, unmerged; a
     merged checkpoint can't be taken apart again.
     """
-
-    def __init__(self, towers: Towers) -> None:
-        state: dict[str, Tensor] = towers.clip.state_dict()  # in the towers' own memory
-        self.tensors = {name: value for name, value in state.items() if INSIDE in name}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """By names in the adapted model."""
-        return {name: value.clone() for name, value in self.tensors.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Resume from there; a ValueError if it is of other adapters."""
-        problem = "other layers are adapted, or with another rank"
-        averaging.copy(state, self.tensors, mismatch=problem)
+    state: dict[str, Tensor] = towers.clip.state_dict()  # in the towers' own memory
+    own = {name: value for name, value in state.items() if INSIDE in name}
+    return averaging.Resumable(own, "other layers are adapted, or with another rank")

@@ -156,8 +156,6 @@ def reduce_scatter(rows: Tensor) -> Tensor:
 
 def all_gather_ragged(rows: Tensor) -> Tensor:
     """Concatenate (n_r, ...) of every rank r in rank order, where the n_r may differ."""
-    if not dist.is_initialized():
-        return rows
     return torch.cat(list(blocks(rows)))
 
 

@@ -127,7 +127,7 @@ class Trainer:
             "optimizer": checkpointer.OptimizerState(self.optimizer),
             "data": self.batches,
             "scaler": self.cached_step.scaler,
-            "adapters": None if config.lora.rank is None else lora.Adapters(self.clip.towers),
+            "adapters": None if config.lora.rank is None else lora.adapters(self.clip.towers),
             "ema": self.ema,
         }
         self.parts = {name: part for name, part in parts.items() if part is not None}

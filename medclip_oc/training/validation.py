@@ -167,10 +167,10 @@ class Validation:
         scores = {0.0: first.get(f"valid/{metric}"), 1.0: content["metrics"][metric]}
         for alpha in (0.0, *alphas(self.config)):
             if scores.get(alpha) is None:
-                averaging.interpolate_into(clip.towers.clip, *ends, alpha)
+                clip.towers.clip.load_state_dict(averaging.interpolated(*ends, alpha))
                 scores[alpha] = between.measure(step, "wise", alpha=alpha)[metric]
         alpha = max(scores, key=lambda each: (scores[each], -each))
-        averaging.interpolate_into(clip.towers.clip, *ends, alpha)
+        clip.towers.clip.load_state_dict(averaging.interpolated(*ends, alpha))
         about = {"zero_shot": "start", "fine_tuned": [best], "alpha": alpha}
         content |= {"metrics": {metric: scores[alpha]}, "interpolation": about}
         if self.world.main:

@@ -78,7 +78,7 @@ def checkpoint_of(kind: str, folder: Path, valid: Path | None = None) -> Path:
         for name, parameter in clip.towers.named_parameters():
             if name.endswith((".0.b", "logit_scale")):
                 torch.nn.init.normal_(parameter, std=0.1)
-        more["training"] = {"parts": {"adapters": lora.Adapters(clip.towers).state_dict()}}
+        more["training"] = {"parts": {"adapters": lora.adapters(clip.towers).state_dict()}}
         config |= {"model": asdict(before), "lora": {"rank": 2, "alpha": 6.0}, "run": {"seed": 2}}
     for name, buffer in clip.towers.clip.named_buffers():
         if name.endswith("running_var"):  # as training leaves it

@@ -44,7 +44,7 @@ def test_in_place_and_resumed() -> None:
         torch.testing.assert_close(towers.clip.visual.proj.detach(), start + 0.5)
     assert all(p.equal(own[n]) for n, p in towers.named_parameters())
     again.load_state_dict(ema.state_dict())
-    assert all(value.equal(ema.average[name]) for name, value in again.average.items())
-    del ema.average["clip.logit_scale"]
+    assert all(value.equal(ema.tensors[name]) for name, value in again.tensors.items())
+    del ema.tensors["clip.logit_scale"]
     with pytest.raises(ValueError, match="other parameters"):
         again.load_state_dict(ema.state_dict())

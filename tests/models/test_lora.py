@@ -118,12 +118,12 @@ def test_frozen_parts_get_none() -> None:
 def test_resuming_from_a_merged_checkpoint() -> None:
     """The unmerged matrices and the adapters come back bit for bit."""
     towers, again, other = reference.adapted(), reference.build(), reference.build()
-    state = lora.Adapters(towers).state_dict()
+    state = lora.adapters(towers).state_dict()
     again.clip.load_state_dict(lora.plain_state(towers))
     lora.insert(again, LoraConfig(rank=4, alpha=8.0))
-    lora.Adapters(again).load_state_dict(deepcopy(state))
+    lora.adapters(again).load_state_dict(deepcopy(state))
     found = again.clip.state_dict()
     assert all(value.equal(found[name]) for name, value in towers.clip.state_dict().items())
     lora.insert(other, LoraConfig(rank=2))
     with pytest.raises(ValueError, match="another rank"):
-        lora.Adapters(other).load_state_dict(state)
+        lora.adapters(other).load_state_dict(state)
