@@ -63,7 +63,7 @@ def _write_classes(settings: ExportConfig, shards: ShardSet, folder: Path) -> di
     own = {Path(settings.out).resolve().name: phrasings}  # by the name of the data set
     (folder / "prompts.json").write_text(json.dumps(own, indent=1), "utf-8")
     images = ImageSet([(shards, n) for n in range(len(shards))])
-    table = labels.read("--labels", settings.labels or "", prompts.aliases)
+    table = labels.read("--labels", settings.labels or "", prompts.classes)
     known = labels.Labels(table, images, single=True)
     return dict(zip(known.positions.tolist(), known.truth.argmax(1).tolist(), strict=True))
 

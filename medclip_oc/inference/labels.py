@@ -3,10 +3,10 @@
 import difflib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from textwrap import shorten as cut
 from typing import Any, TextIO
 
@@ -19,7 +19,7 @@ from ..config.inference import ZeroshotConfig
 from ..data.index import say
 from ..errors import InputError
 from ..evaluation import classification, findings
-from ..packing.image_store import stem
+from ..packing.image_store import fold, stem
 from ..reporting import results
 from ..runtime import atomic
 from .image_inputs import ImageSet, find
@@ -66,7 +66,7 @@ class LabelTable:
 def read(
     option: str,
     file: str,
-    classes: Mapping[str, Sequence[str]] | None,
+    classes: Sequence[PromptClass] | None,
     uncertain: Uncertain | None = None,
 ) -> LabelTable:
     """Read a table with a column of images (`image`, `id`, `file`, `path`, ...), and either one of
@@ -76,16 +76,16 @@ def read(
     Args:
         option: that names the file, for errors.
         file: see `packing.table_files`.
-        classes: the names of M classes, in any capitals, with other names of each; columns of
-            others are passed over, and one without a column is unknown. None: all of the table.
+        classes: M, by names and aliases, in any capitals; columns of others are passed over, and a
+            class without a column is unknown. None: all that the table has.
         uncertain: what -1 is taken for; None as ignore: unknown.
     """
     where, header = f"{option}: {file}", open_table(option, file).names()
     lower = {column.lower(): column for column in header}
     image, label = (next((lower[n] for n in known if n in lower), "") for known in (IMAGE, _LABEL))
     if classes is None and not label:
-        classes = {c: () for c in header if c and c.lower() not in IMAGE + _OTHERS}
-    class_of = _spellings(classes or {})
+        classes = _named(c for c in header if c and c.lower() not in IMAGE + _OTHERS)
+    class_of = _spellings(classes or ())
     if label and len({*class_of.values()}) < len(classes or ()):
         raise InputError(f"{where}: some candidates differ in capitals alone, which labels may not")
     found = [None if c in (image, label) else class_of.get(c.casefold()) for c in header]
@@ -102,7 +102,7 @@ def read(
         raise InputError(f"{where}: no rows")
     if columns:
         truth = _of_numbers(cells[[*columns]], uncertain or "ignore").rename(columns=columns)
-        truth = truth.reindex(columns=[*(classes or ())], fill_value=-1)
+        truth = truth.reindex(columns=[each.name for each in classes or ()], fill_value=-1)
     else:
         truth = _of_words(cells[label], classes)
     paths = cells[image].str.replace("\\", "/").map(os.path.normpath)  # without ./
@@ -112,9 +112,13 @@ def read(
     return LabelTable(where, truth.astype(np.int8).set_axis(paths)[~paths.duplicated().to_numpy()])
 
 
-def _spellings(classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Name or other name, without capitals -> name."""
-    words = [(word, name) for name, others in classes.items() for word in (name, *others)]
+def _named(names: Iterable[str]) -> list[PromptClass]:
+    return [PromptClass(name, ()) for name in names]
+
+
+def _spellings(classes: Sequence[PromptClass]) -> dict[str, str]:
+    """Name or alias, without capitals -> name."""
+    words = [(word, each.name) for each in classes for word in (each.name, *each.aliases)]
     return {word.casefold(): name for word, name in words[::-1]}  # of equal ones the first
 
 
@@ -133,12 +137,13 @@ def _of_numbers(cells: pd.DataFrame, uncertain: Uncertain) -> pd.DataFrame:
     return truth
 
 
-def _of_words(cells: pd.Series, classes: Mapping[str, Sequence[str]] | None) -> pd.DataFrame:
+def _of_words(cells: pd.Series, classes: Sequence[PromptClass] | None) -> pd.DataFrame:
     """What the cells of a column of names say."""
     words = cells.str.split("|").explode().str.strip()
     plain = words.str.casefold()
-    names = sorted(dict(zip(plain, words, strict=True)).values()) if classes is None else [*classes]
-    found = plain.map(_spellings(classes or dict.fromkeys(names, ())))
+    if classes is None:
+        classes = _named(sorted(dict(zip(plain, words, strict=True)).values()))
+    names, found = [each.name for each in classes], plain.map(_spellings(classes))
     for place, bad in words[found.isna() & ~plain.isin(_NORMAL)].items():
         near = _listed(difflib.get_close_matches(bad, names, 3) or names[:5])
         raise InputError(f"{place}: {bad[:40]!r} is no candidate; the nearest are {near}")
@@ -200,9 +205,7 @@ def open_labels(
     """Those of --labels, if given, and of --threshold-labels; InputError: see `Labels`, or an image
     is in both.
     """
-    classes = {each.name: each.aliases for each in candidates}
-    if settings.threshold is not None:
-        classes = {NONE: (), **classes}
+    classes = _named([NONE] * (settings.threshold is not None)) + [*candidates]
     others, labels = images, list[Labels]()
     if settings.threshold_images:
         others = find(settings.threshold_images, None, "--threshold-images", "valid")
@@ -266,27 +269,16 @@ def keep(
 
 
 def match(where: str, rows: Collection[str], names: Sequence[str]) -> dict[int, str]:
-    """Which row of a table names each image: position -> row.
+    """Which of a table's rows names each image (a path, or key): position -> row; InputError: a row
+    names two images, or none names any.
 
     An image is named by its path or the end of that, such as `normal/a.png` or `a.png`; the
     extension may be absent. Failing that, the file name decides, where it is unique.
-
-    Args:
-        where: the option and the file, for errors.
-        rows: what the table calls its images.
-        names: of the images: paths, or keys.
-
-    Raises:
-        InputError: a row names two images, or none names any.
     """
     here = Path.cwd()
     paths = [name if name.startswith("/") else f"{here}/{name}" for name in names]
     matched = {n: row for n, path in enumerate(paths) if (row := _longest_end(path, rows))}
-    if not matched:
-        row_of, path_of = _by_file_name(rows), _by_file_name(paths)
-        places = {path: n for n, path in enumerate(paths)}
-        matched = {places[path_of[name]]: row_of[name] for name in row_of.keys() & path_of}
-    if not matched:
+    if not (matched := matched or _by_file_name(paths, rows)):
         pair = f"{shorten(next(iter(rows), ''))}, {shorten(names[0])}; write paths or file names"
         raise InputError(f"{where}: none of its rows names one of the images: {pair}")
     image_of = dict[str, str]()
@@ -304,7 +296,8 @@ def _longest_end(path: str, rows: Collection[str]) -> str | None:
     return next((row for end in ends for row in (end, stem(end)) if row in rows), None)
 
 
-def _by_file_name(paths: Collection[str]) -> dict[str, str]:
-    """Paths by their file names without extension, where these come once."""
-    names = pd.Series([stem(PurePosixPath(path).name) for path in paths], [*paths])
-    return {name: str(path) for path, name in names.drop_duplicates(keep=False).items()}
+def _by_file_name(paths: Collection[str], rows: Collection[str]) -> dict[Any, str]:
+    """Positions and rows of the same file name, without extension, which either has once."""
+    names = pd.Series([*map(fold, paths)]).drop_duplicates(keep=False)
+    row_of = pd.Series([*rows], [*map(fold, rows)])
+    return names.map(row_of[~row_of.index.duplicated(keep=False)]).dropna().to_dict()

@@ -46,11 +46,6 @@ class PromptSet:
     classes: tuple[PromptClass, ...]
     templates: tuple[str, ...] = ("{}",)  # the positive ones
 
-    @property
-    def aliases(self) -> dict[str, tuple[str, ...]]:
-        """Of each class, by its name."""
-        return {each.name: each.aliases for each in self.classes}
-
 
 def names() -> list[str]:
     """The sets that are shipped."""

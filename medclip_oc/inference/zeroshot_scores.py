@@ -30,7 +30,7 @@ class ZeroshotScores:
         if asked.images:
             images = self.images = find(asked.images, None, f"{option}.images", "valid")
         self.several, self.quiet = self.prompts.multi_label, not world.main
-        table = labels.read(f"{option}.labels", asked.labels, self.prompts.aliases)
+        table = labels.read(f"{option}.labels", asked.labels, self.prompts.classes)
         self.labels = labels.Labels(table, images, single=not self.several)
         self.labels.scores[:] = 0.5  # until a model is measured
         known = self._figures()

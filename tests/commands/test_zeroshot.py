@@ -305,7 +305,7 @@ def test_mistakes_are_one_line(
     assert re.search(MISTAKES[mistake], error), error
 
 
-PARTS_MISSING = {
+TOGETHER = {
     "--checkpoint c --images a": "--texts: give at least one, or --texts-file",
     "--model ViT-B-32": "--model ViT-B-32: give an architecture with --pretrained, or",
     "--model org/x --pretrained y": "--model org/x: give an architecture with --pretrained, or wi",
@@ -313,10 +313,20 @@ PARTS_MISSING = {
     "--checkpoint c --search a": "--search: not without --index",
     "--checkpoint c --index d": "--index: give --search TEXT or --search-image",
     "--checkpoint c --index d --search a --texts b": "--texts: not with --index",
+    "--prompts x --texts a": "--texts: not with --prompts",
+    "--prompts x --multi-label --top 3": "--top: not with --multi-label",
+    "--prompts x --multi-label --threshold 0": "--threshold: not with --multi-label",
+    "--texts a --multi-label": "--multi-label: not without --prompts",
+    "--prompts x --labels y --threshold-labels z": "--threshold-labels: not without --multi-label",
+    "--prompts x --features-in y.npz": "--images: not with --features-in",
+    "--prompts modality --multi-label": "--multi-label: modality: no negative text of CT",
+    "--prompts modalty": "modalty: no such file, and no prompt set; did you mean modality?",
 }
 
 
-def test_what_doesnt_go_together(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, message in PARTS_MISSING.items():
-        assert call(zeroshot.main, ZeroshotConfig, *words.split()) == 2
-        assert capsys.readouterr().err.startswith(f"test: {message}")
+@pytest.mark.parametrize("words", TOGETHER)
+def test_what_doesnt_go_together(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    of_model = words.startswith(("--checkpoint", "--model"))
+    given = words if of_model else f"--checkpoint c --images a {words}"
+    assert call(zeroshot.main, ZeroshotConfig, *given.split()) == 2
+    assert capsys.readouterr().err.startswith(f"test: {TOGETHER[words]}")

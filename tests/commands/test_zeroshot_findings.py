@@ -139,49 +139,28 @@ def test_features_in_place_of_images(folder: Path, capsys: pytest.CaptureFixture
 
 IMAGES = ImageSet([Path(f"/data/{n}.png") for n in range(6)])
 CANDIDATES = [PromptClass("Edema", ("a",), ("b",)), PromptClass("Mass", ("c",), ("d",))]
-BOTH = "id,Edema,Mass\n0,1,0\n1,0,1\n"
-REFUSED = {  # labels, labels for thresholds, what the line says; of several labels an image or one
-    "no overlap": (
-        "id,Edema,Mass\nx,1,0\n",
-        "",
-        "labels.csv: none of its rows names one of the im",
-    ),
-    "all alike": ("id,Edema,Mass\n0,1,0\n1,1,0\n", "", "all 2 images are alike: no figures"),
-    "of one class": (
-        "id,label\n0,Mass\n1,Mass\n",
-        None,
-        "all 2 images are alike: no figures",
-    ),
-    "the same table": (
-        BOTH,
-        BOTH,
-        "2 images are in --labels too, such as /data/0.png; thresholds c",
-    ),
-    "some of them": (
-        BOTH,
-        "id,Edema,Mass\n1,0,1\n2,1,0\n",
-        "1 images are in --labels too, such as",
-    ),
-    "several labels": (
-        "id,label\n0,Mass|Edema\n",
-        None,
-        "true are ['Edema', 'Mass']; one class is w",
-    ),
+BOTH = "id,Edema,Mass 0,1,0 1,0,1"
+REFUSED = {  # labels and labels for thresholds, a blank between lines -> what the line says
+    ("id,Edema,Mass x,1,0", None): "labels.csv: none of its rows names one of the im",
+    ("id,Edema,Mass 0,1,0 1,1,0", None): "all 2 images are alike: no figures",
+    ("id,label 0,Mass 1,Mass", None): "all 2 images are alike: no figures",
+    (BOTH, BOTH): "2 images are in --labels too, such as /data/0.png; thresholds c",
+    (BOTH, "id,Edema,Mass 1,0,1 2,1,0"): "1 images are in --labels too, such as",
+    ("id,label 0,Mass|Edema", None): "true are ['Edema', 'Mass']; one class is w",
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_tables_that_give_no_figures(name: str, tmp_path: Path) -> None:
-    text, thresholds, line = REFUSED[name]
-    how: dict[str, Any] = {"labels": str(tmp_path / "labels.csv"), "prompts": "chexpert5"}
-    how["multi_label"] = thresholds is not None
-    (tmp_path / "labels.csv").write_text(text)
-    if thresholds:
-        how["threshold_labels"] = str(tmp_path / "other.csv")
-        (tmp_path / "other.csv").write_text(thresholds)
+@pytest.mark.parametrize("tables", REFUSED)
+def test_tables_that_give_no_figures(tables: tuple[str, str | None], tmp_path: Path) -> None:
+    """Of several labels an image where there are columns of them."""
+    how: dict[str, Any] = {"prompts": "chexpert5", "multi_label": "Edema,Mass" in tables[0]}
+    for option, text in zip(("labels", "threshold_labels"), tables, strict=True):
+        if text:
+            (tmp_path / f"{option}.csv").write_text("\n".join(text.split(" ")))
+            how[option] = str(tmp_path / f"{option}.csv")
     with pytest.raises(InputError) as refused:
         labels.open_labels(ZeroshotConfig(checkpoint="c", images=["a"], **how), CANDIDATES, IMAGES)
-    assert line in str(refused.value)
+    assert REFUSED[tables] in str(refused.value)
 
 
 def test_a_finding_without_positives_is_told(
@@ -213,22 +192,3 @@ def test_sets_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         call(zeroshot.main, ZeroshotConfig, "--list-prompts", "--prompts", folder / "set.yaml") == 0
     )
     assert "\nMass\n  + a mass\n  - no mass\n" in capsys.readouterr().out
-
-
-TOGETHER = {
-    "--prompts x --texts a": "--texts: not with --prompts",
-    "--prompts x --multi-label --top 3": "--top: not with --multi-label",
-    "--prompts x --multi-label --threshold 0": "--threshold: not with --multi-label",
-    "--texts a --multi-label": "--multi-label: not without --prompts",
-    "--prompts x --labels y --threshold-labels z": "--threshold-labels: not without --multi-label",
-    "--prompts x --features-in y.npz": "--images: not with --features-in",
-    "--prompts modality --multi-label": "--multi-label: modality: no negative text of CT",
-    "--prompts modalty": "modalty: no such file, and no prompt set; did you mean modality?",
-}
-
-
-@pytest.mark.parametrize("words", TOGETHER)
-def test_what_doesnt_go_together(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words_given = ["--checkpoint", "c", "--images", "a", *words.split()]
-    assert call(zeroshot.main, ZeroshotConfig, *words_given) == 2
-    assert capsys.readouterr().err.startswith(f"test: {TOGETHER[words]}")

@@ -7,8 +7,14 @@ import pytest
 
 from medclip_oc.errors import InputError
 from medclip_oc.inference import labels
+from medclip_oc.inference.prompt_sets import PromptClass
 
-CLASSES = {"Edema": ["edema"], "Pneumonia": [], "Lung Mass": ["mass"]}
+PNEUMONIA = PromptClass("Pneumonia", ())
+TWO = [
+    PromptClass("Edema", (), aliases=("edema",)),
+    PromptClass("Lung Mass", (), aliases=("mass",)),
+]
+CLASSES = [TWO[0], PNEUMONIA, TWO[1]]
 U = -1
 FORMS = {  # a table of 0.png and 1.png -> their rows
     "names": ("image,label\n0.png,Edema | lung mass\n1.png,No Finding\n", [[1, 0, 1], [0, 0, 0]]),
@@ -27,14 +33,14 @@ def read(folder: Path, text: str, *how: object) -> labels.LabelTable:
 def test_forms(form: str, tmp_path: Path) -> None:
     text, rows = FORMS[form]
     table = read(tmp_path, text, CLASSES)
-    assert table.names == [*CLASSES]
+    assert table.names == ["Edema", "Pneumonia", "Lung Mass"]
     assert [*table.truth.index] == ["0.png", "1.png"]
     assert np.array_equal(table.truth, rows)
 
 
 def test_what_is_uncertain(tmp_path: Path) -> None:
     for policy, value in {"ones": 1, "zeros": 0, "ignore": -1}.items():
-        table = read(tmp_path, "id,Edema\n0,-1\n1,\n", {"Edema": []}, policy)
+        table = read(tmp_path, "id,Edema\n0,-1\n1,\n", TWO[:1], policy)
         assert table.truth["Edema"].to_list() == [value, -1]
 
 
@@ -44,7 +50,7 @@ def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
     assert table.truth.loc["2"].to_list() == [1, 0, 1]
     assert read(tmp_path, "id,class\n0,b\n1,a\n2,A\n", None).names == ["A", "b"]
     with pytest.raises(InputError, match="some candidates differ in capitals alone"):
-        read(tmp_path, "id,class\n0,ct\n", {"CT": [], "Ct": []})
+        read(tmp_path, "id,class\n0,ct\n", [PromptClass("CT", ()), PromptClass("Ct", ())])
     table = read(tmp_path, "id,b,split,a\n0,1,train,0\n1,0,test,1\n", None)
     assert table.names == ["b", "a"]
     assert table.truth.to_numpy().tolist() == [[1, 0], [0, 1]]
@@ -79,9 +85,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_bad_tables(text: str, tmp_path: Path) -> None:
-    known = {name: CLASSES[name] for name in ("Edema", "Lung Mass")}
     with pytest.raises(InputError) as refused:
-        read(tmp_path, text, known).check_single()
+        read(tmp_path, text, TWO).check_single()
     assert REFUSED[text] in str(refused.value)
     assert f"--labels: {tmp_path / 'labels.csv'}: " in str(refused.value)
 
@@ -107,11 +112,11 @@ def test_rows_find_their_images(name: str) -> None:
     assert labels.match("--labels", rows, IMAGES) == found
 
 
-TWO = "0.png is the end of '/data/well/0.png' and '/data/sick/0.png': write more of it"
+BOTH = "0.png is the end of '/data/well/0.png' and '/data/sick/0.png': write more of it"
 NONE = "one of the images: 'x/0.png', '/data/well/0.png'; write paths or file names"
 
 
-@pytest.mark.parametrize(("row", "line"), [("0.png", TWO), ("x/0.png", NONE)])
+@pytest.mark.parametrize(("row", "line"), [("0.png", BOTH), ("x/0.png", NONE)])
 def test_rows_that_find_none_or_two(row: str, line: str) -> None:
     with pytest.raises(InputError) as refused:
         labels.match("--labels", [row], IMAGES)

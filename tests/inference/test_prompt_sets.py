@@ -37,15 +37,11 @@ def test_phrasings_are_names_in_templates_and_further_ones(tmp_path: Path) -> No
     mine = prompt_sets.load(str(tmp_path / "mine.yaml"))
     assert (mine.name, mine.source, mine.multi_label) == ("mine", "ours", True)
     heart, clear = mine.classes
-    assert heart.positive == (
-        "cardiomegaly",
-        "there is cardiomegaly.",
-        "a big heart",
-        "there is a big heart.",
-    )
+    texts = "cardiomegaly, there is cardiomegaly., a big heart, there is a big heart."
+    assert heart.positive == tuple(texts.split(", "))
     assert heart.negative == ("no cardiomegaly", "no a big heart")
     assert (clear.positive, clear.negative) == (("clear lungs",), ("opacities",))  # each once
-    assert mine.aliases == {"Cardiomegaly": ("Big Heart",), "Clear": ()}
+    assert (heart.aliases, clear.aliases) == (("Big Heart",), ())
 
 
 @pytest.mark.parametrize("name", MISTAKES)
