@@ -205,7 +205,7 @@ def open_labels(
     """Those of --labels, if given, and of --threshold-labels; InputError: see `Labels`, or an image
     is in both.
     """
-    classes = _named([NONE] * (settings.threshold is not None)) + [*candidates]
+    classes = [*_named([NONE] * (settings.threshold is not None)), *candidates]
     others, labels = images, list[Labels]()
     if settings.threshold_images:
         others = find(settings.threshold_images, None, "--threshold-images", "valid")
