@@ -1,6 +1,7 @@
 """Brings images (or their features), labels and splits together for `evaluation.probes`."""
 
-from pathlib import Path, PurePosixPath
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,10 +52,10 @@ def run(settings: EvaluateConfig) -> list[str]:
         parts = np.array([split_of[row_of[n]] for n in kept])
     else:
         parts = _drawn(truth, seed)
-        drawn = (
-            f"60, 20 and 20 % of the images are drawn with --seed {seed}, by image, not by patient"
+        lines.append(
+            f"{file} has no column `split`: 60, 20 and 20 % of the images are drawn with --seed "
+            f"{seed}, by image, not by patient"
         )
-        lines.append(f"{file} has no column `split`: {drawn}")
     if sets:
         embedder = open_embedder(settings)
         given = torch.cat([embedder.every_image(images, shown=True) for images in sets]).cpu()
@@ -77,7 +78,7 @@ def _splits(file: str) -> dict[str, int]:
             if word.lower() not in SPLIT_OF:
                 raise InputError(f"{where}: split {word!r}: allowed are {', '.join(SPLIT_OF)}")
             own = SPLITS.index(SPLIT_OF[word.lower()])
-            if splits.setdefault(str(PurePosixPath(image.replace("\\", "/"))), own) != own:
+            if splits.setdefault(os.path.normpath(image.replace("\\", "/")), own) != own:
                 raise InputError(f"{where}: {image} has another split before")
     return splits
 

@@ -76,15 +76,9 @@ BAD = {
     "hashes": ({"image_hash": np.zeros((3, 2), np.int64)}, r"image_hash is .* shape \(3, 2\)"),
     "flat": ({"concepts": np.ones(3, np.int32)}, "concepts is .* of whole numbers are needed"),
     "words": ({"concepts": np.array([["C1"]] * 3)}, "concepts is <U2 of shape"),
-    "bytes": (
-        {"ids": np.array([b"a", b"b", b"c"])},
-        "ids is |S1 of shape .* text or whole numbers",
-    ),
+    "bytes": ({"ids": np.array([b"a", b"b", b"c"])}, "ids is |S1 of .* text or whole numbers"),
     "line break": ({"ids": ["a", "b\nc", "d"]}, r"'b\\nc' is no id: one line of printable letters"),
-    "negative": (
-        {"concepts": np.array([[1], [-1], [0]])},
-        "concepts: only UMLS numbers of up to 9",
-    ),
+    "negative": ({"concepts": np.array([[1], [-1], [0]])}, "concepts: only UMLS numbers of up to"),
     "huge": ({"concepts": np.array([[1], [2**40], [0]])}, "concepts: only UMLS numbers"),
     "beyond float32": ({"image_features": np.full((3, 4), 1e300)}, "row 0 is zero, or holds"),
     "objects": ({"ids": np.array(["a", {}, "b"], dtype=object)}, r"save ids by \.astype\(str\)"),
@@ -103,15 +97,21 @@ def test_bad_content(tmp_path: Path, name: str) -> None:
         features.load(file, ALONE)
 
 
-def test_what_an_array_announces_is_not_believed(tmp_path: Path) -> None:
-    """10^14 ids that are not there, and 12 MB of zeros in 12 kB; or it is no .npz at all."""
+def test_what_a_file_announces_is_not_believed(tmp_path: Path) -> None:
+    """10^14 ids that are not there; 12 MB of zeros in 12 kB; the length of a comment, by one bit,
+    which hides an array from the zip's list; or it is no .npz at all.
+    """
     header = {"descr": "<U4", "fortran_order": False, "shape": (10**14,)}
-    with ZipFile(tmp_path / "x.npz", "w") as whole, whole.open("ids.npy", "w") as member:
+    with ZipFile(tmp_path / "w.npz", "w") as whole, whole.open("ids.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, header)
     zeros = np.zeros((3, 10**6), np.float32)
-    np.savez_compressed(tmp_path / "y.npz", ids=np.arange(3), image_features=zeros)
+    np.savez_compressed(tmp_path / "x.npz", ids=np.arange(3), image_features=zeros)
+    features.save(tmp_path / "y.npz", embedded(), ALONE)
+    data = bytearray((tmp_path / "y.npz").read_bytes())
+    data[data.rindex(b"image_hash.npy") - 13] ^= 16
+    (tmp_path / "y.npz").write_bytes(data)
     (tmp_path / "z.npz").write_bytes(b"PK no such thing")
-    for name in "xyz":
+    for name in "wxyz":
         with pytest.raises(InputError, match=r"damaged, or not a readable \.npz"):
             features.load(tmp_path / f"{name}.npz", ALONE)
 
@@ -140,17 +140,6 @@ def test_fuzz(tmp_path: Path) -> None:
             assert np.array_equal(getattr(read, name), getattr(right, name)), (n, name)
     assert f"{file}: damaged, or not a readable .npz: make it again" in told
     assert not any("\n" in line for line in told)
-
-
-def test_a_list_of_arrays_that_hides_some(tmp_path: Path) -> None:
-    """By one bit: the length of a comment, which the zip's list skips."""
-    file = tmp_path / "x.npz"
-    features.save(file, embedded(), ALONE)
-    data = bytearray(file.read_bytes())
-    data[data.rindex(b"image_hash.npy") - 13] ^= 16
-    file.write_bytes(data)
-    with pytest.raises(InputError, match="damaged, or not a readable"):
-        features.load(file, ALONE)
 
 
 def test_bad_files(tmp_path: Path) -> None:

@@ -61,18 +61,15 @@ def test_retrieval(packed: Path, tmp_path: Path) -> None:
         assert (sample["__key__"], sample[pair.extension]) == (key, pair.image)
         texts = ["left  lung  (arrow)"] if pair.key == "a" else [pair.caption, *pair.further]
         assert sample["txt"].decode().splitlines() == texts
-    assert (
-        len(read(written(tmp_path, "--data", packed, "--overwrite", "--split", "valid"), "valid"))
-        == 12
-    )
+    out = written(tmp_path, "--data", packed, "--overwrite", "--split", "valid")
+    assert len(read(out, "valid")) == 12
 
 
 def test_classification(tmp_path: Path) -> None:
     out = written(tmp_path, "--data", *classes(tmp_path))
     assert (out / "README.md").read_text().startswith("11 of 13 images, 2 classes")
-    assert [(s["__key__"], int(s["cls"])) for s in read(out)] == [
-        (f"x{n}", n % 2) for n in range(11)
-    ]
+    found = [(sample["__key__"], int(sample["cls"])) for sample in read(out)]
+    assert found == [(f"x{n}", n % 2) for n in range(11)]
     assert (out / "classnames.txt").read_text() == "an odd one\neven\n"
     forms = (out / "zeroshot_classification_templates.txt").read_text()
     assert forms == "{c}\nan X-ray  of {c}.\n"

@@ -48,7 +48,8 @@ def test_shards_files_and_features_are_probed_alike(
     assert one["images"] == COUNTS
     assert one["linear"]["confusion"]["classes"] == ["bright", "dark"]
     two = probe(table, file, *model, "--images", packed.parent / "source")
-    three = probe(table.sample(frac=1, random_state=0), file, "--features-in", tmp_path / "a.npz")
+    shuffled = table.assign(id="x/../" + table["id"]).sample(frac=1, random_state=0)
+    three = probe(shuffled, file, "--features-in", tmp_path / "a.npz")
     for name in ("knn", "linear", "few_shot"):
         assert one[name] == three[name]
         assert two[name]["1" if name == "few_shot" else "accuracy"]
@@ -56,9 +57,7 @@ def test_shards_files_and_features_are_probed_alike(
     drawn = probe(table[["id", "label"]], file, "--features-in", tmp_path / "a.npz", "--seed", 1)
     assert {**drawn["images"]} == {"train": 44, "valid": 14, "test": 14}
     said = capsys.readouterr().out
-    assert (
-        "no column `split`: 60, 20 and 20 % of the images are drawn with --seed 1, by image" in said
-    )
+    assert "no column `split`: 60, 20 and 20 % of the images are drawn with --seed 1, by" in said
     assert "72 of 72 images have a row" in said
 
 

@@ -182,21 +182,15 @@ def test_what_a_gain_is_called(gain: float, ends: Any, expected: str) -> None:
     assert chose.endswith("7 valid pairs, the pairs that chose the checkpoint")
 
 
+USUAL = "augmentation, model.preprocess, captions of other images"
+GUESSES = f"learning rate, {USUAL} (loss 6.93, guessing has 6.93)"
 CAUSES = [
     ((3, 2, 0.06, 0.4), "learning rate (loss 2, then 2.5)"),
-    (
-        (6.93, 2, 0.06, 0.4),
-        "learning rate, augmentation, model.preprocess, captions of other images "
-        "(loss 6.93, guessing has 6.93); "
-        "learning rate (loss 2, then 4.46)",
-    ),
+    ((6.93, 2, 0.06, 0.4), f"{GUESSES}; learning rate (loss 2, then 4.46)"),
     ((1.5, 10, 0.06, 0.4), "learning rate (gradient 2, then 6)"),
     ((1.5, 2, 0.06, 0.2), "too short a warm-up (step 2 was the worst)"),
     ((3, 2, 0.01, 0.4), "learning rate (loss 2, then 2.5); temperature at its clamp"),
-    (
-        (1.5, 2, 0.06, 0.4),
-        "augmentation, model.preprocess, captions of other images",
-    ),
+    ((1.5, 2, 0.06, 0.4), USUAL),
 ]
 
 
