@@ -8,6 +8,7 @@ A file (.npz) holds arrays, a row for each pair:
     image_hash      (N,) int64, equal for copies of an image; may be absent
     caption_hash    (N,) int64, equal for copies of a caption; may be absent
     concepts        (N, K) int32 UMLS numbers (C0040405 is 40405), padded with 0; may be absent
+    weights         (N,) float64, which model made them: see `averaging.size`; may be absent
 
 A file that another program made does, if it has the two matrices, under these names or others (see
 `_ALIASES`). Pairs without ids are numbered.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..data.dataset import Pairs, load_batches
 from ..errors import InputError, Stopped
+from ..models import averaging
 from ..models.clip import Clip
 from ..runtime import distributed, npz
 from ..runtime.devices import autocast
@@ -37,6 +39,7 @@ _ARRAYS = {  # dimensions, and kinds of numbers
     "image_hash": (1, "iu"),
     "caption_hash": (1, "iu"),
     "concepts": (2, "iu"),
+    "weights": (1, "f"),
 }
 _ALIASES = {
     f"{side}_features": (f"{side}_embeds", f"{side}_embeddings", f"{side}s", side)
@@ -143,14 +146,20 @@ def _gather(parts: list[Tensor], device: torch.device) -> np.ndarray:
     return np.asarray(distributed.all_gather_ragged(rows.to(device)).cpu().numpy())
 
 
-def save(path: Path, embedded: Embedded, world: distributed.World) -> None:
-    """Write the features of all ranks into a file; WorkError: it can't be written."""
+def save(
+    path: Path, embedded: Embedded, world: distributed.World, clip: Clip | None = None
+) -> None:
+    """Write the features of all ranks, which a model made, if it is at hand; WorkError: it can't be
+    written.
+    """
     sides = {"image_features": embedded.images, "text_features": embedded.texts}
     arrays = {k: distributed.all_gather_ragged(v).cpu().numpy() for k, v in sides.items()}  # (N, D)
     if not world.main:
         return
     facts = {name: getattr(embedded, name) for name in _FACTS}
     arrays |= {name: fact for name, fact in facts.items() if fact is not None}
+    if clip is not None:
+        arrays["weights"] = np.full(len(embedded), averaging.size(clip.towers.clip.state_dict()))
     npz.write(path, ids=np.array(embedded.ids), **arrays)
 
 
@@ -159,7 +168,7 @@ def load(path: Path, world: distributed.World) -> Embedded:
     `npz.read`; an id comes twice, a concept is none of UMLS's numbers, or features are not finite
     or zero.
     """
-    ids, arrays = _read(path, ("ids", *_FACTS))
+    ids, arrays = _read(path, ("ids", "weights", *_FACTS))
     images, texts = (_unit(path, name, arrays[name]) for name in list(_ARRAYS)[1:3])
     if images.shape != texts.shape:
         raise InputError(f"{path}: features of {images.shape[1]} and of {texts.shape[1]} numbers")
@@ -172,10 +181,13 @@ def load(path: Path, world: distributed.World) -> Embedded:
     return Embedded(images, texts, start, ids, image_hash, caption_hash, known)
 
 
-def load_images(path: Path) -> tuple[list[str], Tensor]:
-    """Keys and image features (N, D) of a file, which may be without texts; InputError: `load`."""
-    ids, arrays = _read(path, ("ids", "text_features", *_FACTS))
-    return ids, _unit(path, "image_features", arrays["image_features"])
+def load_images(path: Path) -> tuple[list[str], Tensor, float | None]:
+    """Keys and image features (N, D) of a file, which may be without texts, and the size of the
+    weights that made them, where known; InputError: see `load`.
+    """
+    ids, arrays = _read(path, ("ids", "text_features", "weights", *_FACTS))
+    weights = float(arrays["weights"][0]) if "weights" in arrays else None
+    return ids, _unit(path, "image_features", arrays["image_features"]), weights
 
 
 def _read(path: Path, optional: tuple[str, ...]) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -103,7 +103,8 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     lines = []
     embedded = source.embed(source.model, settings, world)
     if settings.features_out:  # at once: whatever fails later, they are made
-        features.save(Path(settings.features_out), embedded, world)
+        made_by = source.model if isinstance(source.model, Clip) else None
+        features.save(Path(settings.features_out), embedded, world, made_by)
         lines.append(f"written to {settings.features_out}")
     slices, name = concepts.find_slices(embedded.concepts, named), settings.baseline or ""
     theirs = None if baseline is None else source.embed(baseline, settings, world)

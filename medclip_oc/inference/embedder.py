@@ -19,7 +19,7 @@ from ..data.augment import Preprocess
 from ..data.dataset import Captions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
-from ..models import factory
+from ..models import averaging, factory
 from ..models.clip import Clip
 from ..runtime import devices, shutdown
 from ..runtime.devices import autocast, check_finite
@@ -56,12 +56,14 @@ class Embedder:
 
         Raises:
             InputError, WorkError: a shard is damaged, or gone; a worker died; features that were
-                read have another width; see `forward`.
+                read are of another model; see `forward`.
         """
         if (made := images.features) is not None:
             if made.shape[1] != self.width:
                 widths = f"features of {made.shape[1]} numbers, where the model's have {self.width}"
                 raise InputError(f"--features-in: {widths}: they are of another model")
+            if not averaging.is_of_size(self.clip.towers.clip.state_dict(), images.weights):
+                raise InputError("--features-in: made by other weights than those of this model")
             for rows in torch.arange(len(images)).split(_ROWS):
                 yield rows.tolist(), made[rows].to(self.device), {}
             return

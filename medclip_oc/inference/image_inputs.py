@@ -23,9 +23,12 @@ class ImageSet:
     """
 
     def __init__(
-        self, places: Sequence[Path | tuple[ShardSet, int] | str], made: Tensor | None = None
+        self,
+        places: Sequence[Path | tuple[ShardSet, int] | str],
+        features: Tensor | None = None,  # (N, D), normalised
+        weights: float | None = None,  # size of those that made them, where known
     ) -> None:
-        self._places, self.features = places, made  # (N, D), normalised
+        self._places, self.features, self.weights = places, features, weights
 
     def __len__(self) -> int:
         return len(self._places)

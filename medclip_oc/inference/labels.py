@@ -55,11 +55,9 @@ class LabelTable:
         return [*self.truth]
 
     def check_single(self) -> None:
-        """InputError: an image has no true class or several, or one is unknown."""
-        odd = (self.truth < 0).any(axis=1) | ((self.truth > 0).sum(axis=1) != 1)
-        for image, row in self.truth[odd].iterrows():
-            true, unknown = ([*row.index[row == value]] for value in (1, -1))
-            told = f"{unknown[0]!r} is unknown" if unknown else f"true are {true or 'none'}"
+        """InputError: an image has no true class, or several."""
+        for image, row in self.truth[(self.truth > 0).sum(axis=1) != 1].iterrows():
+            told = f"true are {[*row.index[row == 1]] or 'none'}"
             raise InputError(f"{self.where}: {image}: {told:.80}; one class is wanted")
 
 
@@ -147,6 +145,8 @@ def _of_words(cells: pd.Series, classes: Sequence[PromptClass] | None) -> pd.Dat
     for place, bad in words[found.isna() & ~plain.isin(_NORMAL)].items():
         near = _listed(difflib.get_close_matches(bad, names, 3) or names[:5])
         raise InputError(f"{place}: {bad[:40]!r} is no candidate; the nearest are {near}")
+    if (mixed := found.isna() & found.index.duplicated(keep=False)).any():
+        raise InputError(f"{mixed.idxmax()}: {words[mixed].iloc[0]!r} beside a class")
     if len(names) > _MOST:
         problem = f"{len(names):,} different labels: a column of captions?"
         raise InputError(f"{cells.index[0]}: {problem}")
@@ -168,9 +168,9 @@ class Labels:
             table.check_single()
         rows = dict.fromkeys(table.truth.index)
         row_of = match(table.where, rows, images.names(rows))
-        self.positions = np.array([*row_of])
-        self.truth = table.truth.loc[[*row_of.values()]].to_numpy()  # (n, M)
-        self.unused = len(rows) - len({*row_of.values()})
+        self.positions, self.rows = np.array([*row_of]), [*row_of.values()]
+        self.truth = table.truth.loc[self.rows].to_numpy()  # (n, M)
+        self.unused = len(rows) - len(self.rows)
         figured = (self.truth == 0).any(0) & (self.truth == 1).any(0)
         if not figured.any():
             raise InputError(f"{table.where}: all {len(row_of):,} images are alike: no figures")
@@ -180,8 +180,8 @@ class Labels:
             say(f"warning: {table.where}: {told}")
 
     def places(self) -> set[str]:
-        """Where the n images lie, by which they are told from those of other sets."""
-        return {os.path.realpath(self.images.name(n)) for n in self.positions}
+        """Where the n images lie, and what rows call them: no other set may have any of these."""
+        return {os.path.realpath(self.images.name(n)) for n in self.positions} | {*self.rows}
 
     def judged(self) -> tuple[np.ndarray, np.ndarray]:
         """Truth and probabilities, (n, M) both, of the images that were read."""
@@ -215,8 +215,8 @@ def open_labels(
             table = read(option, file, classes, settings.uncertain)
             labels.append(Labels(table, judged, single=not settings.multi_label))
     if labels[1:] and (both := labels[0].places() & labels[1].places()):
-        problem = f"{len(both):,} images are in --labels too, such as {min(both)}"
-        raise InputError(f"{labels[1].table.where}: {problem}; thresholds come from others")
+        problem = f"{min(both)} is in --labels too; thresholds come from other images"
+        raise InputError(f"{labels[1].table.where}: {problem}")
     missing = len(images) - sum(len(each.truth) for each in labels if each.images is images)
     unused = sum(each.unused for each in labels)
     if labels and (missing or unused):

@@ -36,7 +36,7 @@ def run(settings: EvaluateConfig) -> list[str]:
     table = labels.read("--probe", file, None, settings.uncertain)
     sets = list[ImageSet]()
     if settings.features_in:
-        names, given = features.load_images(Path(settings.features_in))
+        names, given, _ = features.load_images(Path(settings.features_in))
     else:
         words = [where] if isinstance(where, str) else where or settings.images
         for split in SPLITS if where else (None,):

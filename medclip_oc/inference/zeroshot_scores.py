@@ -3,6 +3,8 @@
 N images, M classes, D embedding size.
 """
 
+import hashlib
+
 from ..config.schema import ValidConfig
 from ..data.shards import ShardSet
 from ..errors import InputError
@@ -32,6 +34,8 @@ class ZeroshotScores:
         self.several, self.quiet = self.prompts.multi_label, not world.main
         table = labels.read(f"{option}.labels", asked.labels, self.prompts.classes)
         self.labels = labels.Labels(table, images, single=not self.several)
+        judged = repr(self.prompts).encode(), self.labels.truth.tobytes(), self.labels.positions
+        self.fingerprint = hashlib.sha256(b"".join(map(bytes, judged))).hexdigest()
         self.labels.scores[:] = 0.5  # until a model is measured
         known = self._figures()
         if settings.metric.startswith("zeroshot/") and settings.metric not in known:

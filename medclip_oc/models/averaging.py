@@ -8,6 +8,7 @@ remember more and know nearly as much of the new (WiSE-FT, Wortsman et al. 2022a
 runs from the same start can be averaged as well (model soups, Wortsman et al. 2022b).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -70,6 +71,17 @@ def _clones(state: State) -> dict[str, Tensor]:
 def _copy(values: State, into: State) -> None:
     for name, value in values.items():
         into[name].copy_(value)
+
+
+def size(state: State) -> float:
+    """The sum of the squares of all weights, which tells models apart: see `is_of_size`."""
+    floats = (value for value in state.values() if value.is_floating_point())
+    return math.fsum(value.double().square().sum().item() for value in floats)
+
+
+def is_of_size(state: State, known: float | None) -> bool:
+    """Whether the `size` is the one known, but for rounding; None: nothing is known."""
+    return known is None or math.isclose(size(state), known, rel_tol=1e-7)
 
 
 def check_alike(states: Mapping[str, State]) -> None:

@@ -79,9 +79,10 @@ class RunData:
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
-        """Of the shards, by setting; None for a stream."""
+        """Of shards and labels, by setting; None for a stream."""
         valid = None if self.valid is None else self.valid.fingerprint
-        return {"data.train": self.train.source.fingerprint, "data.valid": valid}
+        found = {"data.train": self.train.source.fingerprint, "data.valid": valid}
+        return found | ({"valid.zeroshot": self.zeroshot.fingerprint} if self.zeroshot else {})
 
 
 def open_data(config: Config, world: World) -> RunData:

@@ -76,8 +76,11 @@ def start(
 
     The main rank looks, and decides for all; the others read the same file. `source` is "auto",
     "never", or a checkpoint file; `allow` names settings that may differ from those of the state.
-    InputError: the folder is in use, can't be written, or holds a run that can't be resumed; says
-    what to do about it. Stopped: the launcher starts again what was told to stop.
+
+    Raises:
+        InputError: the folder is in use, can't be written, or holds a run that can't be resumed;
+            says what to do about it.
+        Stopped: the launcher starts again what was told to stop.
     """
     _check_names(allow)
     if distributed.restarts() and folder.marker.exists():
@@ -247,7 +250,7 @@ def _compare(
     before, may_differ = content["training"]["fingerprints"], set(allow)
     for key, now in data.fingerprints.items():
         if before.get(key) != now:
-            changed.setdefault(key, f"{key}, whose shards have changed since")
+            changed.setdefault(key, f"{key}, whose files have changed since")
         elif now is not None:  # moved shards are the same; of a stream there is but the address
             may_differ.add(key)
     wrong = [key for key in changed if key not in may_differ and not key.startswith(_FREE)]
@@ -263,6 +266,11 @@ def _compare(
         raise InputError(
             f"{key}: the run ends after {steps} steps, but {file} is {step} steps old; give more, "
             "or begin anew (--run.overwrite)"
+        )
+    epoch = content["position"] / data.plan.pairs
+    if not any(key.startswith("data.") for key in changed) and abs(content["epoch"] - epoch) > 1e-6:
+        raise InputError(
+            f"{file}: its epoch is {content['epoch']:g}, but its step's is {epoch:g}; use another"
         )
     told = "; ".join(words for key, words in changed.items() if not key.startswith("run."))
     lines = [f"resumes with other settings: {told}"] if told else []

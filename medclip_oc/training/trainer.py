@@ -22,7 +22,7 @@ from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
 from ..errors import InputError, Stopped, WorkError
-from ..models import checkpoint, lora
+from ..models import averaging, checkpoint, lora
 from ..models.averaging import Ema
 from ..runtime import distributed, shutdown
 from ..runtime.distributed import World
@@ -93,7 +93,7 @@ class Trainer:
         self.progress = checkpointer.Progress.of(origin.content, validated=not first)
         self.clip = build.model(config, world, origin.content, str(origin.file))
         if origin.content is None:
-            self.progress.start_size = validation.size(lora.plain_state(self.clip.towers))
+            self.progress.start_size = averaging.size(lora.plain_state(self.clip.towers))
         with distributed.errors_together():
             if world.main:
                 origin.lines.append(checkpointer.room(config, self.clip))

@@ -49,12 +49,6 @@ def alphas(config: Config) -> list[float]:
     return [0.25, 0.5, 0.75] if given == "auto" else sorted({*(given or ())} - {0.0, 1.0})
 
 
-def size(state: State) -> float:
-    """The sum of the squares of all weights, which tells models apart."""
-    floats = (value for value in state.values() if value.is_floating_point())
-    return math.fsum(value.double().square().sum().item() for value in floats)
-
-
 def likely_causes(records: list[dict[str, Any]], config: Config) -> str:
     """Why no validation of a run was above step 0's, as its curves show it."""
     steps, names = [r for r in records if "loss" in r], ("loss", "grad_norm", "temperature")
@@ -149,7 +143,7 @@ class Validation:
         try:
             with distributed.errors_together():
                 start = factory.baseline_clip("start", content["config"]).towers.clip.state_dict()
-                if not math.isclose(size(start), progress.start_size or size(start), rel_tol=1e-7):
+                if not averaging.is_of_size(start, progress.start_size):
                     raise InputError("model.pretrained has other weights than when the run began")
         except InputError as error:  # the run itself is sound
             return f"; no comparison with the start: {error}"

@@ -21,6 +21,7 @@ from medclip_oc.inference import labels
 from medclip_oc.inference.embedder import open_embedder
 from medclip_oc.inference.image_inputs import ImageSet, find
 from medclip_oc.inference.prompt_sets import PromptClass
+from medclip_oc.models import averaging
 from tests.support.cli import call
 from tests.support.tiny_dataset import jpeg
 
@@ -129,6 +130,12 @@ def test_features_in_place_of_images(folder: Path, capsys: pytest.CaptureFixture
         printed.append([float(row["probability"]) for row in rows])
         printed[-1].append(json.loads((folder / "figures.json").read_text())["macro"]["mcc"])
     assert printed[0] == pytest.approx(printed[1], abs=1e-5)
+    weights = averaging.size(embedder.clip.towers.clip.state_dict())
+    for code, made_by in {0: weights, 2: 1.001 * weights}.items():
+        about = {"image_features": np.eye(7, 24), "weights": np.full(7, made_by)}
+        np.savez(folder / "f.npz", ids=[f"{n:02}" for n in range(7)], **about)
+        run(folder, *words[:3], "--features-in", folder / "f.npz", code=code)
+    assert "made by other weights" in capsys.readouterr().err
     np.savez(folder / "f.npz", image_features=np.eye(7))
     run(folder, *words[:3], "--features-in", folder / "f.npz", code=2)
     assert (
@@ -144,10 +151,26 @@ REFUSED = {  # labels and labels for thresholds, a blank between lines -> what t
     ("id,Edema,Mass x,1,0", None): "labels.csv: none of its rows names one of the im",
     ("id,Edema,Mass 0,1,0 1,1,0", None): "all 2 images are alike: no figures",
     ("id,label 0,Mass 1,Mass", None): "all 2 images are alike: no figures",
-    (BOTH, BOTH): "2 images are in --labels too, such as /data/0.png; thresholds c",
-    (BOTH, "id,Edema,Mass 1,0,1 2,1,0"): "1 images are in --labels too, such as",
+    (BOTH, BOTH): "/data/0.png is in --labels too; thresholds come from other images",
+    (BOTH, "id,Edema,Mass 1,0,1 2,1,0"): "/data/1.png is in --labels too",
     ("id,label 0,Mass|Edema", None): "true are ['Edema', 'Mass']; one class is w",
 }
+
+
+def test_thresholds_on_copies_of_the_images_are_refused(tmp_path: Path) -> None:
+    """The same rows stand for other files."""
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        for n in range(2):
+            (tmp_path / place / f"{n}.png").touch()
+    (tmp_path / "labels.csv").write_text(BOTH.replace(" ", "\n"))
+    how: dict[str, Any] = dict.fromkeys(
+        ("labels", "threshold_labels"), str(tmp_path / "labels.csv")
+    )
+    how |= {"threshold_images": [str(tmp_path / "b")], "prompts": "chexpert5", "multi_label": True}
+    settings = ZeroshotConfig(checkpoint="c", images=[str(tmp_path / "a")], **how)
+    with pytest.raises(InputError, match=": 0 is in --labels too"):
+        labels.open_labels(settings, CANDIDATES, find(settings.images, None))
 
 
 @pytest.mark.parametrize("tables", REFUSED)

@@ -42,6 +42,7 @@ def test_what_is_uncertain(tmp_path: Path) -> None:
     for policy, value in {"ones": 1, "zeros": 0, "ignore": -1}.items():
         table = read(tmp_path, "id,Edema\n0,-1\n1,\n", TWO[:1], policy)
         assert table.truth["Edema"].to_list() == [value, -1]
+    read(tmp_path, "id,Edema,Mass\n0,1,\n1,-1,1\n", TWO).check_single()  # the one true class counts
 
 
 def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
@@ -59,8 +60,8 @@ def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "id,Edema,Mass\n0,1,\n": "labels.csv: 0: 'Lung Mass' is unknown; one class is wanted",
-    "id,Edema,Mass\n0,1,-1\n": "labels.csv: 0: 'Lung Mass' is unknown; one class is wanted",
+    "id,Edema,Mass\n0,0,-1\n": "labels.csv: 0: true are none; one class is wanted",
+    "id,label\n0,Edema|No Finding\n": "line 2: 'No Finding' beside a class",
     "id,Edema,Mass\n0,1,1\n": "0: true are ['Edema', 'Lung Mass']; one class is wanted",
     "id,Edema,Mass\n0,0,0\n": "0: true are none; one class is wanted",
     "id,label\n0,Edema|Mass\n": "0: true are ['Edema', 'Lung Mass']; one class is wanted",

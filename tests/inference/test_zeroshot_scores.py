@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from medclip_oc import zeroshot
+from medclip_oc import train, zeroshot
 from medclip_oc.config.inference import ZeroshotConfig
-from tests.support.cli import call, run_training
-from tests.support.interrupted import configure, fork_server, measured, same, weights
+from medclip_oc.config.schema import TrainCommand
+from tests.support.cli import call
+from tests.support.interrupted import ForkServer, configure, measured, same, weights
 from tests.support.tiny_dataset import caption
 from tests.support.tiny_models import TINY, VIT
 
@@ -40,7 +41,13 @@ def asked(folder: Path, packed: Path, *, several: bool, files: bool) -> dict[str
     [(True, False, 1), *(pytest.param(*case, marks=SLOW) for case in SLOW_CASES)],
 )
 def test_a_run_has_the_figures_of_the_command(
-    several: bool, files: bool, ranks: int, packed: Path, tmp_path: Path
+    several: bool,
+    files: bool,
+    ranks: int,
+    packed: Path,
+    tmp_path: Path,
+    fork_server: ForkServer,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = asked(tmp_path, packed, several=several, files=files)
     chosen = {"zeroshot": given, "metric": "zeroshot/auroc/right"}
@@ -49,7 +56,7 @@ def test_a_run_has_the_figures_of_the_command(
         model = {"arch": "zeroshot-test", "definition": DROPOUT}
         config = configure(packed, tmp_path, name, model=model, **how)
         if ranks == 1:
-            assert run_training(config) == 0
+            assert call(train.main, TrainCommand, "--config", config) == 0
         else:
             assert fork_server.train(ranks, tmp_path, "--config", config) == [0] * ranks
     assert same(weights(tmp_path / "with"), weights(tmp_path / "without"))
@@ -65,6 +72,12 @@ def test_a_run_has_the_figures_of_the_command(
     expected = {f"valid/zeroshot/{name}": whole[name] for name in names}
     expected |= {f"valid/zeroshot/auroc/{name}": each["auroc"] for name, each in classes.items()}
     assert {name: best[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    if ranks == 1:
+        labels = (tmp_path / "labels.csv").read_text()
+        (tmp_path / "labels.csv").write_text(labels.replace(",0,1", ",1,1"))
+        config = tmp_path / "with" / "config.yaml"
+        assert call(train.main, TrainCommand, "--config", config) == 2
+        assert "valid.zeroshot, whose files have changed since" in capsys.readouterr().err
 
 
 MISTAKES: dict[str, tuple[str, Any]] = {
@@ -88,7 +101,7 @@ def test_mistakes_before_the_first_step(
         given[key] = value
     valid = {"zeroshot": given, "metric": value if key == "metric" else "zeroshot/auroc"}
     config = configure(packed, tmp_path, "run", valid=valid)
-    assert run_training(config) == 2
+    assert call(train.main, TrainCommand, "--config", config) == 2
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1

@@ -12,9 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from medclip_oc import train
-from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.runtime import command
 from tests.support.tiny_models import TINY
 
@@ -22,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]  # a command: its exit code, output, and errors
 
 
-def write_config(shards: Path, folder: Path, name: str = "run", **changes: Any) -> Path:
-    """The file of a run FOLDER/NAME of 30 steps, 10 epochs of 48 pairs, in chunks of 4."""
+def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """A run of 30 steps, 10 epochs of 48 pairs, in chunks of 4."""
     tree: dict[str, Any] = {
-        "run": {"folder": str(folder / name), "seed": 1},
+        "run": {"folder": str(folder), "seed": 1},
         "model": {"arch": "train-test", "definition": TINY},
         "data": {
             "train": str(shards),
@@ -43,19 +40,18 @@ def write_config(shards: Path, folder: Path, name: str = "run", **changes: Any) 
         "valid": {"every_epochs": 5},
         "log": {"every_steps": 1},
     }
-    for change, value in changes.items():
-        section, _, key = change.partition("__")
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
         if key:
             tree[section][key] = value
         else:
             tree[section] = value
-    file = folder / f"{name}.yaml"
+    return tree
+
+
+def write(tree: dict[str, Any], file: Path) -> Path:
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return file
-
-
-def read_config(file: Path) -> Config:
-    return parse.parse(Config, ["--config", str(file)])
 
 
 def call(main: Callable[..., Any], config: type, *words: object) -> int:
@@ -65,23 +61,15 @@ def call(main: Callable[..., Any], config: type, *words: object) -> int:
     return int(str(end.value.code))
 
 
-def run_training(config: Path, *words: object) -> int:
-    """Train in this process; returns the exit code."""
-    return call(train.main, TrainCommand, "--config", config, *words)
-
-
-def torchrun(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command of the package in two processes, to this exit code."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    done = subprocess.run(
+def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run(
         [sys.executable, *launch, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

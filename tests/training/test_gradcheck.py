@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from medclip_oc import train
+from medclip_oc.config.schema import TrainCommand
 from medclip_oc.contrastive import grad_cache, loss
-from tests.support.cli import one_line, run_training, torchrun, write_config
+from tests.support.cli import call, one_line, settings, torchrun, write
 from tests.support.tiny_models import TINY
 
 Shown = pytest.CaptureFixture[str]
@@ -20,8 +22,9 @@ DRAWS = {"model__patch_dropout": 0.5, "model__arch": "check-dropout"}
 
 def check(shards: Path, folder: Path, **changes: Any) -> int:
     """Of 16 pairs at once, on the plain side, but where the micro batch is smaller."""
-    file = write_config(shards, folder, **{"train__micro_batch_size": 16, **changes})
-    code = run_training(file, "--selfcheck")
+    tree = settings(shards, folder / "run", **{"train__micro_batch_size": 16, **changes})
+    file = write(tree, folder / "config.yaml")
+    code = call(train.main, TrainCommand, "--config", file, "--selfcheck")
     assert not (folder / "run").exists(), "a check leaves no run"
     return code
 
@@ -75,8 +78,10 @@ def test_a_wrong_step(
 @pytest.mark.slow
 def test_two_processes(packed: Path, tmp_path: Path) -> None:
     """Dropout, SigLIP and a text tower of its own chunk size, checked over ranks."""
-    sizes = {"train__micro_batch_size": 16, "train__text_micro_batch_size": 3}
-    file = write_config(packed, tmp_path, **SIGLIP, **sizes, model__patch_dropout=0.5)
-    done = torchrun("medclip_oc.train", "--config", file, "--selfcheck")
+    tree = settings(packed, tmp_path / "run", **SIGLIP, model__patch_dropout=0.5)
+    tree["train"] |= {"micro_batch_size": 16, "text_micro_batch_size": 3}
+    file = write(tree, tmp_path / "config.yaml")
+    done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--selfcheck")
+    assert done.returncode == 0, done.stderr
     assert "16 of 16 pairs on 2 process(es), cpu, in chunks of 2 images and 3 texts" in done.stdout
     assert done.stdout.count("holds: every relative error is under 1e-05") == 1

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from medclip_oc import train
+from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.cli import one_line, records, run_training
+from tests.support.cli import call, one_line, records
 from tests.support.fault_injection import Payload
-from tests.support.interrupted import configure, fork_server, measured, same, weights
+from tests.support.interrupted import ForkServer, configure, measured, same, weights
 from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
@@ -34,7 +36,9 @@ KEPT = ("state_dict", "training", "metrics")
 @pytest.mark.parametrize(
     "kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)]
 )
-def test_killed_and_resumed_is_never_interrupted(kills: int, packed: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_never_interrupted(
+    kills: int, fork_server: ForkServer, packed: Path, tmp_path: Path
+) -> None:
     """Two ranks with dropout, killed at random moments: the same weights, state and records."""
     model = {"arch": "resume-dropout", "definition": TINY, "patch_dropout": 0.5}
     configs = [configure(packed, tmp_path, name, model=model) for name in ("whole", "cut")]
@@ -58,7 +62,9 @@ def test_killed_and_resumed_is_never_interrupted(kills: int, packed: Path, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes(packed: Path, tmp_path: Path, before: int, after: int) -> None:
+def test_another_number_of_processes(
+    fork_server: ForkServer, packed: Path, tmp_path: Path, before: int, after: int
+) -> None:
     """The same batches in the same order, and the losses of fp32 rounding."""
     whole = configure(packed, tmp_path, "whole", checkpoint={"keep_last": 99})
     assert fork_server.train(before, tmp_path, "--config", whole) == [0] * before
@@ -94,7 +100,17 @@ def assert_same(run: Path, finished: Path) -> None:
 
 
 def again(run: Path, *words: object) -> int:
-    return run_training(run.with_suffix(".yaml"), *words)
+    return call(train.main, TrainCommand, "--config", run.with_suffix(".yaml"), *words)
+
+
+def test_the_newest_states_are_kept(finished: Path) -> None:
+    kept = finished / "checkpoints"
+    names = {file.name for file in kept.iterdir()}
+    assert names == {f"step-0000000{n}.pt" for n in (7, 8, 9)} | {"last.pt", "best.pt"}
+    assert "training" not in checkpoint.load(kept / "best.pt")
+    assert checkpoint.load(kept / "last.pt")["step"] == 9
+    assert (kept / "last.pt").samefile(kept / "step-00000009.pt")
+    assert "the training paused for" in (finished / "log.txt").read_text()
 
 
 def flip(file: Path) -> None:
@@ -200,6 +216,7 @@ DAMAGED_STATES: dict[str, tuple[dict[str, Any], str]] = {
     "negative squares": ({f"{FIRST}/exp_avg_sq": -torch.ones(32, 32)}, "negative squares"),
     "negative steps": ({f"{FIRST}/step": torch.tensor(-5.0)}, "or -5 steps of 9"),
     "an earlier step": ({"step": 8, "position": 128}, "or 9 steps of 8"),
+    "another epoch": ({"epoch": 1e6}, "its epoch is 1e[+]06, but its step's is 3"),
     "kind of averages": ({FIRST: [1]}, "optimizer.state.0: .* .there: .1.."),
     "a parameter too many": ({f"{PARTS}/optimizer/state/999": AVERAGES}, "has averages of"),
     "names of bad pairs": ({f"{PARTS}/data/named": [[1]]}, "data.named.0: .* .there: .1.."),
@@ -268,6 +285,13 @@ def test_an_earlier_state_by_name(run: Path, finished: Path) -> None:
     assert_same(run, finished)
 
 
+def test_a_run_that_was_never_saved_begins_again(run: Path, finished: Path, capsys: Shown) -> None:
+    shutil.rmtree(run / "checkpoints")
+    assert again(run) == 0
+    assert "no state to resume from; it begins again" in capsys.readouterr().err
+    assert_same(run, finished)
+
+
 def test_a_lost_run_keeps_its_newest_state(run: Path, capsys: Shown) -> None:
     """The loss becomes NaN; the states before stay."""
     words = ["--train.epochs", 9, "--optim.lr", "1e30", "--valid.every_steps", 100]
@@ -284,10 +308,11 @@ def test_a_validation_that_fails_loses_no_step(packed: Path, tmp_path: Path, cap
     pairs = {"a.jpg": jpeg(1), "a.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
     tar = write_tar(tmp_path / "bad.tar", pairs)
     file = configure(packed, tmp_path, "run", data__valid=str(tar), train__epochs=2)
-    assert run_training(file) == 2
+    assert call(train.main, TrainCommand, "--config", file) == 2
     assert "step 3: data.valid: bad.tar: bad: undecodable" in one_line(capsys.readouterr().err)
     assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
-    assert run_training(file, "--data.valid", packed, "--resume.allow", "data.valid") == 0
+    words = ("--config", file, "--data.valid", packed, "--resume.allow", "data.valid")
+    assert call(train.main, TrainCommand, *words) == 0
     steps = [r["step"] for r in records(tmp_path / "run") if "loss" in r]
     assert steps == list(range(1, 7)), "no step was done twice"
 
@@ -310,7 +335,7 @@ def test_going_on_is_bit_for_bit(name: str, packed: Path, tmp_path: Path) -> Non
     def run(folder: str, *words: object) -> Path:
         kept = {"checkpoint": {"every_steps": 2, "keep_last": 9}, "train__epochs": 2}
         file = configure(packed, tmp_path, folder, **kept, **WAYS[name], data__train=str(pairs))
-        assert run_training(file, *words) == 0
+        assert call(train.main, TrainCommand, "--config", file, *words) == 0
         return tmp_path / folder
 
     whole = run("whole")
