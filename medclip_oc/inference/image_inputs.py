@@ -6,6 +6,7 @@ of features, these.
 
 import glob
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -17,30 +18,26 @@ from ..imaging.decode import is_dicom
 from ..packing.image_store import EXTENSIONS, is_file, read_file
 
 
+@dataclass(frozen=True)
 class ImageSet:
-    """Images by position, each at a place: a file, or a shard folder and the position in it; or in
-    a file of features under an id.
-    """
+    """N images by position."""
 
-    def __init__(
-        self,
-        places: Sequence[Path | tuple[ShardSet, int] | str],
-        features: Tensor | None = None,  # (N, D), normalised
-        weights: float | None = None,  # size of those that made them, where known
-    ) -> None:
-        self._places, self.features, self.weights = places, features, weights
+    places: Sequence[Path | tuple[ShardSet, int] | str]
+    """A file; a shard folder and the position in it; or an id of a file of features."""
+    features: Tensor | None = None  # of that file: (N, D), normalised
+    weights: float | None = None  # size of those that made them, where known
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def name(self, position: int) -> str:
         """What rows call an image: its path, or its key in a shard."""
-        place = self._places[position]
+        place = self.places[position]
         return place[0].key(place[1]) if isinstance(place, tuple) else str(place)
 
     def read(self, position: int) -> bytes:
         """The encoded image; BadImage: a file that can't be read; others as `ShardSet.read`."""
-        place = self._places[position]
+        place = self.places[position]
         if isinstance(place, tuple):
             return place[0].read(place[1]).image
         try:
@@ -50,12 +47,12 @@ class ImageSet:
 
     def part(self, positions: Sequence[int]) -> "ImageSet":
         """Some of them."""
-        return ImageSet([self._places[n] for n in positions])
+        return ImageSet([self.places[n] for n in positions])
 
     def names(self, rows: Collection[str]) -> list[str]:
         """What a table may call the images: see `name`, or else the id of which a key was made."""
         names = [self.name(n) for n in range(len(self))]
-        for n, place in enumerate(self._places):
+        for n, place in enumerate(self.places):
             if isinstance(place, tuple) and names[n] not in rows:
                 names[n] = str(place[0].facts(place[1]).get("id") or names[n])
         return names

@@ -5,7 +5,8 @@ size.
 import itertools
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,30 +26,19 @@ FIELDS = ("image", "rank", "text", "cosine", "probability", "margin")
 _DIGITS = 6  # behind the point; float32 features have no more
 
 
+@dataclass(frozen=True)
 class Ranking:
-    """Ranks the same candidates for any number of images.
+    """Ranks the same candidates for any number of images."""
 
-    Args:
-        names: of the M texts.
-        features: (M, D), normalised.
-        scale: the model's inverse temperature.
-        threshold: cosine of a further candidate, NONE, which stands before texts of equal cosine.
-            None: there is no such candidate.
-    """
-
-    fields = FIELDS
-
-    def __init__(
-        self, names: Sequence[str], features: Tensor, scale: float, threshold: float | None = None
-    ) -> None:
-        self.features, self.scale, self.threshold = features, scale, threshold
-        self.names = [*names] if threshold is None else [NONE, *names]  # of all candidates
+    names: Sequence[str]  # of the M candidates
+    features: Tensor  # (M, D), normalised; without the first where there is a threshold
+    scale: float  # the model's inverse temperature
+    threshold: float | None  # cosine of the first candidate, which has no text
+    fields: ClassVar = FIELDS
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of images (N, D), and the softmax over the candidates at the temperature.
-
-        Returns:
-            (N, M) float32 both, on the CPU.
+        """Cosines of images (N, D), and the softmax over the candidates at the temperature: (N, M)
+        float32 both, on the CPU.
         """
         cosines = (images @ self.features.T).float().cpu()  # (N, M)
         if self.threshold is not None:
@@ -80,20 +70,16 @@ class Ranking:
         return rows
 
 
+@dataclass(frozen=True)
 class Judging:
     """Judges M findings for any number of images, each by its own pair of texts (Tiu et al. 2022):
     the softmax over the two cosines at the temperature.
-
-    Args:
-        names: of the M findings.
-        sides: (2, M, D), normalised: what says that it is there, and that it isn't.
-        scale: the model's inverse temperature.
     """
 
-    fields = ("image", "finding", "probability", "cosine_positive", "cosine_negative")
-
-    def __init__(self, names: Sequence[str], sides: Tensor, scale: float) -> None:
-        self.names, self.sides, self.scale = names, sides, scale
+    names: Sequence[str]  # of the M findings
+    sides: Tensor  # (2, M, D), normalised: what says that it is there, and that it isn't
+    scale: float  # the model's inverse temperature
+    fields: ClassVar = ("image", "finding", "probability", "cosine_positive", "cosine_negative")
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Of images (N, D) the cosines (2, N, M), and the probabilities of the findings (N, M);
@@ -143,7 +129,7 @@ def embed_candidates(
     names = [candidate.name for candidate in candidates]
     if multi_label:
         return Judging(names, means.unflatten(0, (2, -1)), scale)
-    return Ranking(names, means, scale, threshold)
+    return Ranking([NONE] * (threshold is not None) + names, means, scale, threshold)
 
 
 def write_rows(
