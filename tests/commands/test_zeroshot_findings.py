@@ -46,9 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
         (folder / "pictures" / f"{n:02}.jpg").write_bytes(jpeg(n))
     rows = ["00,1,", "01,0,1", "02,1,0", "03,0,0", "04,1,-1", "05,0,1", "06,1,1"]
     (folder / "test.csv").write_text("\n".join(["id,Edema,Tumour", *rows]))
-    (folder / "valid.csv").write_text(
-        "id,findings\n07,mass\n08,edema\n09,No Finding\n10,mass|edema\n"
-    )
+    rows = ["07,mass", "08,edema", "09,No Finding", "10,mass|edema"]
+    (folder / "valid.csv").write_text("\n".join(["id,findings", *rows]))
     (folder / "set.yaml").write_text(SET)
     return folder
 
@@ -70,10 +69,8 @@ def test_probabilities_are_chexzeros(folder: Path, capsys: pytest.CaptureFixture
     assert said.err.startswith("prompts: set, 2 classes, 3 positive and 4 negative texts; ")
     clip, preprocess, tokenizer = medclip_oc.load(folder / "checkpoints" / "best.pt")
     pixels = preprocess(Image.open(folder / "pictures" / "00.jpg").convert("RGB"))[None]
-    sides = [
-        (["edema", "wet lungs"], ["no edema", "dry lungs", "clear"]),
-        (["a mass"], ["no mass"]),
-    ]
+    edema = (["edema", "wet lungs"], ["no edema", "dry lungs", "clear"])
+    sides = [edema, (["a mass"], ["no mass"])]
     with torch.inference_mode():
         image, scale = clip.encode_image(pixels, normalize=True)[0], float(clip.logit_scale.exp())
         for row, texts in zip(rows[:2], sides, strict=True):
@@ -103,29 +100,22 @@ def test_figures_and_their_record(folder: Path, capsys: pytest.CaptureFixture[st
     assert "test.csv: 1 images have no row, 0 rows have no image: not counted" in said.err
     assert "left out" not in said.err
     run(folder, *words, *images, "--figures", folder / "x" / "figures.json")
-    assert (
-        "balanced accuracy, F1, MCC are left out: they need thresholds" in capsys.readouterr().err
-    )
+    line = "balanced accuracy, F1, MCC are left out: they need thresholds"
+    assert line in capsys.readouterr().err
     assert "mcc" not in json.loads((folder / "x" / "figures.json").read_text())["findings"]["Mass"]
 
 
 def test_features_in_place_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same rows and figures; thresholds from images of their own."""
-    embedder = open_embedder(
-        ZeroshotConfig(
-            checkpoint=str(folder / "checkpoints" / "best.pt"), images=["x"], texts=["x"]
-        )
-    )
+    best = str(folder / "checkpoints" / "best.pt")
+    embedder = open_embedder(ZeroshotConfig(checkpoint=best, images=["x"], texts=["x"]))
     [(_, made, _)] = embedder.images(find([str(folder / "pictures")], None))
     np.savez(folder / "f.npz", ids=[f"{n:02}" for n in range(7)], image_features=made[:7].numpy())
     words = ["--prompts", folder / "set.yaml", "--multi-label", "--labels", folder / "test.csv"]
     words += ["--threshold-labels", folder / "valid.csv", "--threshold-images", folder / "pictures"]
-    printed = []
-    for source in (
-        ["--features-in", folder / "f.npz"],
-        ["--images", folder / "pictures" / "0[0-6].jpg"],
-    ):
-        run(folder, *words, *source, "--figures", folder / "figures.json")
+    sources, printed = {"--features-in": "f.npz", "--images": "pictures/0[0-6].jpg"}, []
+    for option, source in sources.items():
+        run(folder, *words, option, folder / source, "--figures", folder / "figures.json")
         rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
         printed.append([float(row["probability"]) for row in rows])
         printed[-1].append(json.loads((folder / "figures.json").read_text())["macro"]["mcc"])
@@ -138,10 +128,8 @@ def test_features_in_place_of_images(folder: Path, capsys: pytest.CaptureFixture
     assert "made by other weights" in capsys.readouterr().err
     np.savez(folder / "f.npz", image_features=np.eye(7))
     run(folder, *words[:3], "--features-in", folder / "f.npz", code=2)
-    assert (
-        "features of 7 numbers, where the model's have 24: they are of an"
-        in capsys.readouterr().err
-    )
+    line = "features of 7 numbers, where the model's have 24: they are of an"
+    assert line in capsys.readouterr().err
 
 
 IMAGES = ImageSet([Path(f"/data/{n}.png") for n in range(6)])
@@ -211,7 +199,6 @@ def test_sets_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     """Without a model or images."""
     assert call(zeroshot.main, ZeroshotConfig, "--list-prompts") == 0
     assert "\nchexpert14         14 classes  Irvin et al. 2019" in capsys.readouterr().out
-    assert (
-        call(zeroshot.main, ZeroshotConfig, "--list-prompts", "--prompts", folder / "set.yaml") == 0
-    )
+    words = ["--list-prompts", "--prompts", folder / "set.yaml"]
+    assert call(zeroshot.main, ZeroshotConfig, *words) == 0
     assert "\nMass\n  + a mass\n  - no mass\n" in capsys.readouterr().out
