@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .config.inference import EmbedConfig
 from .runtime import command
+from .runtime.extras import needed
 
 
 def main(settings: EmbedConfig) -> None:
@@ -16,7 +17,7 @@ def main(settings: EmbedConfig) -> None:
     from .runtime.distributed import World
 
     if settings.faiss:
-        feature_index.import_faiss()  # it may be missing: better said now than at the end
+        needed("faiss", "faiss")  # it may be missing: better said now than at the end
     split = settings.split or "test"
     world = World(0, 1, device_of(settings.device))
     embedder = open_embedder(settings)

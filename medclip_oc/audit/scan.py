@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..errors import BadImage, InputError
+from ..errors import BadImage
 from ..imaging.decode import decode, is_dicom, open_image
 from ..imaging.encode import refuse_blank
 from ..imaging.metadata import strip
 from ..packing.sources import Pair, Reject, Source
+from ..runtime.extras import needed
 from ..runtime.progress import Progress
 from ..runtime.workers import ordered_map
 from .burned_in import count_letters
@@ -43,12 +44,8 @@ def scan(
         decoded `pixels`; `phash` and `thumbnail` (see `hash_image`); kinds of `metadata`; `letters`
         that may be burned in, and `tagged`: DICOM says so. And the other ones: `split`, `reason`.
     """
-    try:
-        import datasketch  # noqa: F401
-        import imagehash  # noqa: F401
-    except ImportError as error:
-        install = "pip install 'medclip_oc[audit]'"
-        raise InputError(f"the audit needs {error.name} ({install})") from None
+    needed("datasketch", "audit")
+    needed("imagehash", "audit")
     look = partial(inspect, max_pixels=max_pixels)
     usable, others = list[dict[str, Any]](), list[tuple[str, str]]()
     with Progress(sum(map(source.count, source.splits)), "images", "audit") as progress:

@@ -53,9 +53,6 @@ class Labels:
     images: Tensor  # (G,) int64, equal where the images are
     concepts: Tensor  # (G, K) int32, padded with 0
 
-    def __getitem__(self, rows: slice) -> "Labels":
-        return Labels(self.captions[rows], self.images[rows], self.concepts[rows])
-
     @classmethod
     def of(cls, batch: Mapping[str, Tensor]) -> "Labels":
         """Of the pairs in a batch, see `data.Batch`."""

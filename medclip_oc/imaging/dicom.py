@@ -21,16 +21,14 @@ import io
 import re
 import warnings
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import BadImage, InputError
+from ..errors import BadImage
 from ..runtime.crash_isolation import call_isolated
-
-INSTALL = "pip install 'medclip_oc[dicom]'"
+from ..runtime.extras import needed
 
 READ = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration"),
@@ -81,14 +79,6 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             raise damage(error) from None
 
 
-def needed(package: str, extra: str) -> Any:
-    """An installed package; InputError: it isn't, but of an extra."""
-    try:
-        return import_module(package)
-    except ImportError:
-        raise InputError(f"needs {package}: pip install 'medclip_oc[{extra}]'") from None
-
-
 def damage(error: Exception, reader: str = "pydicom") -> BadImage:
     """Without the error's own words, which may quote a value: of any element, in a damaged file."""
     if isinstance(error, ChildProcessError | PermissionError):
@@ -97,7 +87,8 @@ def damage(error: Exception, reader: str = "pydicom") -> BadImage:
         return BadImage("truncated", f"fewer pixels than its size says ({cut[0]})")
     named = _NAMED.search(str(error))
     what = f"{reader} can't use {named[0] if named else 'its header or its pixels'}"
-    return BadImage("undecodable", what + f": {INSTALL}" * ("missing depend" in str(error)))
+    remedy = ": pip install 'medclip_oc[dicom]'" if "missing depend" in str(error) else ""
+    return BadImage("undecodable", what + remedy)
 
 
 def window(

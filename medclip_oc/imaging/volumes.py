@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..errors import BadImage, InputError
 from ..runtime.crash_isolation import call_isolated
+from ..runtime.extras import needed
 from . import dicom
 from .decode import is_dicom
 
@@ -90,7 +91,7 @@ def _dicom(
     source: bytes | Path, window: str | None, max_pixels: int
 ) -> tuple[_Plane, int, bool, bool]:
     """What gives a slice, and of how many; whether it is shown already, or has inverted values."""
-    pydicom = dicom.needed("pydicom", "dicom")
+    pydicom = needed("pydicom", "dicom")
     read = partial(pydicom.dcmread, specific_tags=_TAGS, force=True)
     if isinstance(source, bytes):
         datasets = [read(io.BytesIO(source))]
@@ -155,7 +156,7 @@ def _in_order(frames: list[Any]) -> list[Any]:
 
 
 def _nifti(data: bytes, axis: str) -> tuple[_Plane, int, bool, bool]:
-    nibabel = dicom.needed("nibabel", "volumes")
+    nibabel = needed("nibabel", "volumes")
     if data[:2] == _GZIP:
         data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_MOST_BYTES)
     image = nibabel.Nifti1Image.from_bytes(data)

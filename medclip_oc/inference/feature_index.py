@@ -27,6 +27,7 @@ from ..data.shards import ShardSet
 from ..errors import InputError
 from ..packing.journal import file_hash
 from ..runtime.atomic import atomic_folder
+from ..runtime.extras import needed
 from ..runtime.progress import Progress, print_line
 from .embedder import Embedder
 
@@ -187,7 +188,7 @@ class Index:
         file = self.folder / f"faiss-{target}.index"
         if not file.is_file():
             raise InputError(f"--engine faiss: {self.folder} has no such lists; embed it --faiss")
-        faiss = import_faiss()
+        faiss = needed("faiss", "faiss")
         lists = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
         lists.nprobe = min(_PROBED, lists.nlist)
         rows = torch.from_numpy(lists.search(queries.numpy(), k)[1])  # (Q, K)
@@ -214,18 +215,9 @@ def _best(scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return scores, rows.gather(1, order)
 
 
-def import_faiss() -> Any:
-    """faiss, which is optional; InputError: it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError("faiss is not installed: pip install 'medclip_oc[faiss]'") from error
-    return faiss
-
-
 def _write_faiss(features: np.ndarray, file: Path) -> None:
     """Inverted lists around means of a sample (Jegou et al. 2011), features as they are."""
-    faiss = import_faiss()
+    faiss = needed("faiss", "faiss")
     number, width = features.shape
     lists = max(1, min(int(4 * number**0.5), number // 39))  # faiss wants 39 points of each
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)

@@ -20,6 +20,7 @@ from ..data.index import CAPTION
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..imaging.jpeg import Picture
+from ..runtime.extras import needed
 from . import search
 from .embedder import Embedder, open_embedder
 from .feature_index import Index
@@ -227,12 +228,10 @@ def serve(settings: AppConfig) -> None:
     index = Index(Path(settings.index)) if settings.index else None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    try:
-        import gradio
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-    except ImportError as error:
-        raise InputError("the page needs gradio: pip install 'medclip_oc[app]'") from error
+    gradio = needed("gradio", "app")
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
     embedder = open_embedder(settings)
     if index is not None:
         search.check_model(index, embedder)

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from ..config.packing import MakeShardsConfig, parse_shares
 from ..data.index import INDEX, JOURNAL
 from ..errors import InputError
 from ..imaging.decode import is_dicom
-from ..imaging.dicom import INSTALL
 from ..runtime.atomic import atomic_file
+from ..runtime.extras import needed
 from ..runtime.progress import print_line
 from .sources import SPLITS, Pair, Reject, Source
 
@@ -53,8 +52,8 @@ class Grouped(Source):
             if first and not any(given.values()) and read_tag(first.image.read.args[0], _TAGS[0]):
                 given["group"] = _TAGS[0]
         self._columns = {what: column for what, column in given.items() if column}
-        if {*self._columns.values()} & {*_TAGS} and not find_spec("pydicom"):
-            raise InputError(f"a DICOM file needs pydicom: {INSTALL}")
+        if {*self._columns.values()} & {*_TAGS}:
+            needed("pydicom", "dicom")
         own, public = (table.names() if table else [] for table in (part.captions, part.license))
         kept, self._public = dict(part.kept), {*public} - {*own}
         for what, column in {**self._columns, "stratify": config.stratify_column}.items():

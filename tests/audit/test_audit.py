@@ -208,7 +208,7 @@ def test_modalities(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_one_line(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    with pytest.raises(InputError, match=r"needs imagehash \(pip install 'medclip_oc\[audit\]'\)"):
+    with pytest.raises(InputError, match=r"needs imagehash: pip install 'medclip_oc\[audit\]'"):
         look(planted)
 
 

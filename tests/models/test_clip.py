@@ -1,19 +1,16 @@
-"""Towers in training, pixels, and a tokenizer that gives what open_clip's own gives, faster."""
+"""The temperature, and a tokenizer that gives what open_clip's own gives, faster."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import open_clip
 import pytest
-import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import clip, factory
-from tests.support.reference import RESNET
 from tests.support.tiny_models import TINY
 
 PLAIN, OURS = open_clip.get_tokenizer("ViT-B-32"), clip.tokenizer_of("ViT-B-32")
@@ -37,15 +34,6 @@ def test_remembered_words_give_the_same_tokens() -> None:
 @example("\x1b[36mred\x1b[0m\r\nnext\x0bline")
 def test_texts_that_need_no_mending_give_the_same_tokens(text: str) -> None:
     assert OURS(text).equal(PLAIN(text))
-
-
-def test_frozen_batch_norm_stays_in_evaluation_mode() -> None:
-    resnet = ModelConfig(arch="rn-test", definition={**TINY, "vision_cfg": RESNET})
-    frozen = factory.build(resnet).towers.train()
-    live = factory.build(replace(resnet, freeze_batch_norm=False)).towers.train()
-    assert not any(m.training for m in frozen.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    assert all(m.training for m in live.modules())
-    assert frozen.clip.transformer.training
 
 
 def test_temperature_is_clamped(tiny: ModelConfig) -> None:

@@ -99,6 +99,7 @@ IMAGES: dict[str, tuple[str, bytes, Kept | Shown | Refused]] = {
     "LFS": ("a.png", b"version https://git-lfs.x/v1\n", Refused("undecodable", "Git LFS")),
     "12-bit JPEG": ("a.jpg", TWELVE_BITS, Refused("undecodable", "seems a JPEG of 12 bits")),
     "16-bit colour": ("a.png", png_16(DEEP[..., :3]), Refused("undecodable", "more than 8 bits")),
+    "16-bit alpha": ("a.png", png_16(DEEP[..., :2]), Refused("undecodable", "more than 8 bits")),
     "PNG bomb": ("a.png", BOMB, Refused("over max pixels", "pixels")),
     "PNG text bomb": ("a.png", TEXT_BOMB, Refused("undecodable", "MAX_TEXT_CHUNK")),
     "odd PPM": ("a.jpg", b"P6 3\x000 20 255 ", Refused("undecodable", "decoder failed$")),

@@ -117,11 +117,6 @@ def cached(towers: Towers, *, loss: str = "clip", **settings: Any) -> CachedStep
     return CachedStep(towers, loss, ONE, **{"micro_batch_size": 5, **settings})
 
 
-def copy_of(towers: Towers) -> Towers:
-    """Another model with the same weights."""
-    return deepcopy(towers)
-
-
 def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(relative_errors(found, wanted).values())
 
