@@ -291,9 +291,9 @@ def match(where: str, rows: Collection[str], names: Sequence[str]) -> dict[int, 
 
 def _longest_end(path: str, rows: Collection[str]) -> str | None:
     """The row that is the path, or the most of its end, with or without its extension."""
-    parts = path.split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((row for end in ends for row in (end, stem(end)) if row in rows), None)
+    forms = [path.split("/"), stem(path).split("/")]
+    ends = ("/".join(parts[start:]) for start in range(len(forms[0])) for parts in forms)
+    return next((end for end in ends if end in rows), None)
 
 
 def _by_file_name(paths: Collection[str], rows: Collection[str]) -> dict[Any, str]:
