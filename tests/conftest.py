@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +16,6 @@ from tests.support.cli import Run, call
 from tests.support.fault_injection import write_faulty_source
 from tests.support.tiny_dataset import write_shards
 from tests.support.tiny_models import TINY
-
-if TYPE_CHECKING:
-    from tests.support.interrupted import ForkServer
 
 # More threads than free cores spin against each other: small models run ten times slower.
 torch.set_num_threads(1)
@@ -93,11 +90,3 @@ def faulty_packed(faulty_source: Path, tmp_path_factory: pytest.TempPathFactory)
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs make_shards in this process."""
     return lambda *words: (call(make_shards.main, MakeShardsConfig, *words), *capsys.readouterr())
-
-
-@pytest.fixture(scope="session")
-def fork_server() -> "ForkServer":
-    """Starts training processes in a moment."""
-    from tests.support.interrupted import ForkServer
-
-    return ForkServer()

@@ -26,6 +26,7 @@ from ..config.checks import Decode, LongCaptions
 from ..errors import BadImage, InputError, Stopped, WorkError
 from ..imaging.jpeg import Picture
 from ..runtime import shutdown
+from ..runtime.distributed import World
 from .remote import ShardStream, Streamed
 from .sampler import Order, Place, permuted, shuffled
 from .shards import Sample, ShardSet
@@ -105,25 +106,17 @@ class Captions:
         return row, bool((longer[:-1] != row).any() or longer[-1] != self._pad)
 
 
-@dataclass
-class StepSampler:
-    """One rank's pairs, in loader batches that never span two optimizer steps."""
-
-    source: Order | ShardStream
-    _: KW_ONLY
-    global_batch_size: int  # G; a multiple of `world_size`
-    loader_batch_size: int  # most pairs of a loader batch
-    steps: int  # how many global batches
-    rank: int
-    world_size: int
-    start: int = 0  # pairs that are already done, and not read again; of a stream a multiple of G
-
-    def __iter__(self) -> Iterator[list[Place] | list[Streamed]]:
-        size = self.global_batch_size // self.world_size
-        own = range(self.rank * size, (self.rank + 1) * size)  # places within a global batch
-        for share in self.source.shares(self.start, self.steps, self.global_batch_size, own):
-            for first in range(0, len(share), self.loader_batch_size):
-                yield share[first : first + self.loader_batch_size]
+def step_parts(
+    order: Order | ShardStream, world: World, *, size: int, part: int, steps: int, start: int = 0
+) -> Iterator[list[Place] | list[Streamed]]:
+    """One rank's pairs in each of `steps` global batches of `size`, in loader batches of up to
+    `part`, which never span two steps. `start` pairs are done (of a stream a multiple of `size`).
+    """
+    share = size // world.size
+    own = range(world.rank * share, (world.rank + 1) * share)  # places within a global batch
+    for pairs in order.shares(start, steps, size, own):
+        for first in range(0, share, part):
+            yield pairs[first : first + part]
 
 
 @dataclass(eq=False)
@@ -270,13 +263,13 @@ def _collate(samples: list[dict[str, Any]]) -> LoadedBatch | InputError | WorkEr
 
 def load_batches(
     pairs: Pairs,
-    sampler: Iterable[list[Place] | list[Streamed]],
+    parts: Iterable[list[Place] | list[Streamed]],
     *,
     workers: int,
     pin: bool,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[LoadedBatch]:
-    """Batches in the sampler's order, prepared by `workers` processes (0: by this one).
+    """A batch of each part, in this order, prepared by `workers` processes (0: by this one).
 
     `stop` is asked whether to wait no longer, now and then while a batch doesn't come.
 
@@ -288,7 +281,7 @@ def load_batches(
     """
     loader: DataLoader[Any] = DataLoader(
         pairs,
-        batch_sampler=sampler,
+        batch_sampler=parts,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,

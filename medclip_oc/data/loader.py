@@ -22,7 +22,7 @@ from ..runtime import distributed
 from ..runtime.distributed import World
 from .augment import Preprocess, TrainingTransform
 from .balance import balanced_order, read_studies
-from .dataset import Batch, LoadedBatch, Pairs, StepSampler, Take, load_batches, step_batches
+from .dataset import Batch, LoadedBatch, Pairs, Take, load_batches, step_batches, step_parts
 from .index import CAPTION
 from .remote import ShardStream, is_stream
 from .sampler import Order
@@ -244,17 +244,9 @@ def training_batches(
     pairs = training_pairs(shards, clip, config.data, config.run.seed)
     share, left = size // world.size, steps - start // size
     part = min(config.train.micro_batch_size, share)
-    sampler = StepSampler(
-        data.order,
-        global_batch_size=size,
-        loader_batch_size=part,
-        steps=left,
-        rank=world.rank,
-        world_size=world.size,
-        start=start,
-    )
+    parts = step_parts(data.order, world, size=size, part=part, steps=left, start=start)
     pin = world.device.type == "cuda"
-    loaded = load_batches(pairs, sampler, workers=config.data.workers, pin=pin, stop=stop)
+    loaded = load_batches(pairs, parts, workers=config.data.workers, pin=pin, stop=stop)
     return TrainingBatches(
         loaded=step_batches(loaded, -(-share // part)),
         settings=config.data,

@@ -129,11 +129,11 @@ def svg(figure: Figure) -> Markup:
     return head + Markup(f"{view}>{drawn}")  # matplotlib has escaped the texts
 
 
-def save_png(figure: Figure, folder: Path) -> Path:
-    """A figure as a file, named by its title."""
+def save_png(figure: Figure, folder: Path, *, replace: bool = False) -> Path:
+    """A figure as a file, named by its title, beside one of that name or in its place."""
     title = figure.axes[0].get_title("left").lower()
     file = folder / (re.sub(r"\W+", "_", title).strip("_") + ".png")
-    while file.exists():  # titles are shortened
+    while file.exists() and not replace:  # titles are shortened
         file = file.with_stem(f"{file.stem}_")
     _save(figure, file, dpi=150)
     return file

@@ -13,6 +13,7 @@ import torch
 
 from ..config.schema import Config, LossConfig
 from ..data import loader
+from ..data.dataset import load_batches
 from ..errors import InputError
 from ..models.clip import Clip
 from ..reporting import plots
@@ -31,11 +32,9 @@ def search(config: Config, world: World, data: build.RunData, clip: Clip) -> Non
         raise InputError("--lr-range: compares rates by validation pairs, but data.valid is null")
     pairs = loader.evaluation_pairs(data.valid, clip, decode=config.valid.decode)
     count = min(len(pairs), data.plan.global_batch) // world.size * world.size
-    samples = [pairs[(0, n * len(pairs) // count)] for n in range(world.rank, count, world.size)]
-    for error in (sample["error"] for sample in samples if "error" in sample):
-        raise error
-    images = torch.stack([s["images"] for s in samples])  # (B, 3, H, W)
-    tokens = torch.cat([s["tokens"] for s in samples])  # (B, L): a caption each
+    places = [(0, n * len(pairs) // count) for n in range(world.rank, count, world.size)]
+    [held_out] = load_batches(pairs, [places], workers=config.data.workers, pin=False)
+    images, tokens = held_out.batch["images"], held_out.batch["tokens"]
     measure = build.cached_step(clip, replace(config, loss=LossConfig(config.loss.name)), world)
     start = {name: value.to("cpu", copy=True) for name, value in clip.towers.state_dict().items()}
     clip.towers.eval()
@@ -74,7 +73,8 @@ def search(config: Config, world: World, data: build.RunData, clip: Clip) -> Non
     figure = plots.lines(f"{folder.name} lr range", {"held-out loss": curve})
     figure.axes[0].set(xscale="log", xlabel="optim.lr", ylabel="held-out loss")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    print(f"lr-range: {advice}; the curve is in {plots.save_png(figure, folder.parent)}")
+    file = plots.save_png(figure, folder.parent, replace=True)
+    print(f"lr-range: {advice}; the curve is in {file}")
 
 
 def suggestion(losses: list[float], limit: float) -> float | None:

@@ -11,14 +11,23 @@ from typing import Any
 
 import pytest
 
-from medclip_oc import evaluate, train
+from medclip_oc import evaluate
 from medclip_oc.config import parse
 from medclip_oc.config.evaluation import EvaluateConfig
-from medclip_oc.config.schema import Config, TrainCommand
+from medclip_oc.config.schema import Config
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.cli import call, one_line, records, settings, torchrun, write
+from tests.support.cli import (
+    call,
+    one_line,
+    records,
+    run_training,
+    settings,
+    torchrun,
+    write,
+    write_config,
+)
 
 Shown = pytest.CaptureFixture[str]
 
@@ -27,8 +36,8 @@ Shown = pytest.CaptureFixture[str]
 def run(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of one process."""
     folder = tmp_path_factory.mktemp("run")
-    file = write(settings(packed, folder / "run"), folder / "config.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == 0
+    file = write_config(packed, folder)
+    assert run_training(file) == 0
     return folder / "run"
 
 
@@ -44,7 +53,7 @@ def test_what_a_run_leaves(run: Path) -> None:
     again = parse.parse(Config, ["--config", str(run / "config.yaml")])
     assert asdict(again) == checkpoint.load(run / "checkpoints" / "last.pt")["config"]
     before = (run / "metrics.jsonl").read_bytes()
-    assert call(train.main, TrainCommand, "--config", run / "config.yaml") == 0
+    assert run_training(run / "config.yaml") == 0
     assert (run / "metrics.jsonl").read_bytes() == before, "there is nothing left to do"
 
 
@@ -106,8 +115,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_in_one_line(name: str, packed: Path, tmp_path: Path, capsys: Shown) -> None:
     change, code, message = MISTAKES[name]
-    file = write(settings(packed, tmp_path / "run", **change), tmp_path / "config.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == code
+    file = write_config(packed, tmp_path, **change)
+    assert run_training(file) == code
     shown = capsys.readouterr().err
     assert re.search(message, one_line(shown)), shown
     assert "Traceback" not in shown
@@ -120,16 +129,16 @@ def test_tasks_of_srun_without_torchrun(
     """One run each would be written over the others; the first of them says so."""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", str(rank))
-    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == 2
+    file = write_config(packed, tmp_path)
+    assert run_training(file) == 2
     assert capsys.readouterr().err.count("srun started this 4 times over") == lines
     assert not (tmp_path / "run").exists()
 
 
 def test_tasks_of_an_interactive_shell(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    file = write(settings(packed, tmp_path / "run", train__epochs=1), tmp_path / "config.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == 0
+    file = write_config(packed, tmp_path, train__epochs=1)
+    assert run_training(file) == 0
     assert "SLURM_NTASKS is 4, but this is" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -142,7 +151,7 @@ def test_a_fault_on_one_rank_ends_all(packed: Path, tmp_path: Path) -> None:
     content = bytearray(tar.read_bytes())
     content[512:700] = bytes(188)  # the first image's beginning
     tar.write_bytes(content)
-    file = write(settings(folder, tmp_path / "run"), tmp_path / "config.yaml")
+    file = write_config(folder, tmp_path)
     done = torchrun(2, "-m", "medclip_oc.train", "--config", file)
     assert done.returncode != 0
     assert "train-000000.tar: train_0000: " in one_line(done.stderr)

@@ -6,11 +6,11 @@ from typing import Any
 import open_clip
 import pytest
 
-from medclip_oc import evaluate, train
+from medclip_oc import evaluate
 from medclip_oc.config.evaluation import EvaluateConfig
-from medclip_oc.config.schema import ModelConfig, TrainCommand
+from medclip_oc.config.schema import ModelConfig
 from medclip_oc.models import checkpoint, factory
-from tests.support.cli import call, records, settings, torchrun, write
+from tests.support.cli import call, records, run_training, settings, torchrun, write
 from tests.support.tiny_models import TINY
 
 BIASED = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
@@ -21,7 +21,7 @@ def trained(packed: Path, folder: Path, **changes: Any) -> Path:
     """The folder of a run of 6 steps."""
     tree = settings(packed, folder / "run", **{"train__epochs": 2, **changes})
     file = write(tree, folder / "c.yaml")
-    assert call(train.main, TrainCommand, "--config", file) == 0
+    assert run_training(file) == 0
     return folder / "run"
 
 

@@ -7,22 +7,18 @@ import open_clip
 import pytest
 import torch
 
-from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, ModelConfig
+from medclip_oc.config.schema import ModelConfig
 from medclip_oc.models import factory
 from medclip_oc.training import trainer
+from tests.support.cli import read_config
 from tests.support.tiny_models import TINY
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
-def read(file: Path) -> Config:
-    return parse.parse(Config, ["--config", str(file)])
-
-
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_settings(file: Path) -> None:
-    config = read(file)
+    config = read_config(file)
     assert config.run.folder == f"runs/{'demo' if file.stem == 'tiny_cpu' else file.stem}"
     assert config.train.global_batch_size % config.train.micro_batch_size == 0
     assert f"configs/{file.name}" in file.read_text(encoding="utf-8"), "its head shows the command"
@@ -36,7 +32,7 @@ STAND_IN = {**TINY, "init_logit_bias": -10, "init_logit_scale": 2.3}
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains(name: str, packed: Path, tmp_path: Path) -> None:
     """On a tiny stand-in for the model: all else as the file says, but for sizes."""
-    config = read(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    config = read_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
     config.run.folder = str(tmp_path / "run")
     kept = config.model.freeze_batch_norm, config.model.grad_checkpointing
     config.model = ModelConfig("recipe-stand-in", None, STAND_IN)
@@ -55,7 +51,7 @@ def test_a_recipe_trains(name: str, packed: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_model(file: Path) -> None:
     """Random weights; where open_clip's own towers allow it, small images."""
-    settings = read(file).model
+    settings = read_config(file).model
     if settings.arch.startswith("hf-hub:"):
         pytest.skip(f"{settings.arch} is on a model hub")
     known = open_clip.get_model_config(settings.arch) if settings.definition is None else None

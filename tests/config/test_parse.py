@@ -1,3 +1,6 @@
+import operator
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +39,6 @@ def test_defaults_then_yaml_then_words_wherever_they_stand(tmp_path: Path) -> No
         assert isinstance(config.train.epochs, int), "a whole number, as before, in the run folder"
 
 
-def test_a_number_below_zero_is_no_option() -> None:
-    words = ("--images", "a.jpg", "--texts", "a", "--checkpoint", "c.pt", "--threshold")
-    assert parse(ZeroshotConfig, *words, "-1e-2").threshold == -0.01
-    assert parse(ZeroshotConfig, *words[:-1], "--threshold=-1").threshold == -1
-
-
-def test_dashes_and_underscores_are_one() -> None:
-    config = parse(EvaluateConfig, "--checkpoint", "a_b-c.pt", "--batch-size", "3")
-    assert (config.checkpoint, config.batch_size) == ("a_b-c.pt", 3)
-    assert parse(Config, "--train.global-batch-size=8").train.global_batch_size == 8
-
-
 def test_a_later_file_wins_over_an_earlier_one_key_by_key(tmp_path: Path) -> None:
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("run: {seed: 1, folder: runs/one}")
@@ -66,41 +57,47 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
         assert config.model.definition == {"free": value}  # no type says that it is a number
 
 
-def test_lists_are_words_after_words() -> None:
-    texts = ["a: b", "1e-5", "null", "- a dash", ""]
-    config = parse(
-        ZeroshotConfig, "--images", "a.jpg", "b.jpg", "--checkpoint", "c.pt", "--texts", *texts
-    )
-    assert config.images == ["a.jpg", "b.jpg"]
-    assert config.texts == texts
-    one = parse(ZeroshotConfig, "--images", "5", "--texts=--- odd", "--checkpoint", "c.pt")
-    assert (one.images, one.texts) == (["5"], ["--- odd"])
+VALUES: dict[str, Any] = {
+    # words -> the first one's setting, of training where its name has a dot, else of zeroshot
+    "--optim.betas 0.8 0.9": (0.8, 0.9),
+    "--optim.clip_norm null": None,
+    "--optim.warmup_steps 7": 7,
+    "--train.global-batch-size=8": 8,
+    "--train.keep_chunks auto": "auto",
+    "--run.overwrite": True,
+    "--run.folder 5": "5",
+    """--model.definition '{"embed_dim": 24}'""": {"embed_dim": 24},
+    "--wise.alphas auto": "auto",
+    "--wise.alphas 0.5": [0.5],
+    "--log.tensorboard false": False,
+    "--log.wandb": "online",
+    "--log.wandb true": "online",
+    "--log.wandb false": "disabled",
+    "--log.wandb offline": "offline",
+    "--data.valid s/{000..003}.tar": "s/{000..003}.tar",
+    "--data.valid s/[01]*.tar": "s/[01]*.tar",
+    "--data.valid a.tar b.tar": ["a.tar", "b.tar"],
+    "--data.valid null": None,
+    "--data.valid None": None,
+    "--batch-size 3": 3,
+    "--threshold -1e-2": -0.01,
+    "--threshold=-1": -1.0,
+    "--images a.jpg b.jpg": ["a.jpg", "b.jpg"],
+    "--images 5": ["5"],
+    "--texts 'a: b' 1e-5 null '- a dash' ''": ["a: b", "1e-5", "null", "- a dash", ""],
+    "--texts='--- odd'": ["--- odd"],
+}
 
 
-def test_one_or_several() -> None:
-    several = {"s/{000..003}.tar": "s/{000..003}.tar", "s/[01]*.tar": "s/[01]*.tar", "null": None}
-    for words, value in {**several, "None": None, "a.tar b.tar": ["a.tar", "b.tar"]}.items():
-        assert parse(Config, "--data.valid", *words.split()).data.valid == value
-
-
-def test_each_type_from_words() -> None:
-    config = parse(
-        Config,
-        *("--optim.betas", "0.8", "0.9", "--optim.clip_norm", "null", "--optim.warmup_steps", "7"),
-        *("--run.overwrite", "--log.tensorboard", "false", "--run.folder", "5"),
-        *("--model.definition", '{"embed_dim": 24}', "--train.keep_chunks", "auto"),
-        *("--wise.alphas", "auto"),
-    )
-    assert config.optim.betas == (0.8, 0.9)
-    assert (config.optim.clip_norm, config.optim.warmup_steps) == (None, 7)
-    assert (config.run.overwrite, config.log.tensorboard) == (True, False)
-    assert (config.run.folder, config.train.keep_chunks) == ("5", "auto")
-    assert config.wise.alphas == "auto"
-    assert parse(Config, "--wise.alphas", "0.5").wise.alphas == [0.5]
-    assert config.model.definition == {"embed_dim": 24}
-    modes = {"": "online", "true": "online", "false": "disabled", "offline": "offline"}
-    for word, mode in modes.items():
-        assert parse(Config, "--log.wandb", *word.split()).log.wandb == mode
+@pytest.mark.parametrize(("words", "value"), VALUES.items(), ids=VALUES)
+def test_each_type_from_words(words: str, value: Any) -> None:
+    name = re.split("[ =]", words.removeprefix("--"))[0].replace("-", "_")
+    needed = ("--images", "a.jpg", "--texts", "a", "--checkpoint", "a_b-c.pt")
+    kind, more = (Config, ()) if "." in name else (ZeroshotConfig, needed)
+    config = parse(kind, *more, *shlex.split(words))
+    found = operator.attrgetter(name)(config)
+    assert (found, type(found)) == (value, type(value))
+    assert "." in name or config.checkpoint == "a_b-c.pt"
 
 
 def test_an_empty_file_or_section_changes_nothing(tmp_path: Path) -> None:

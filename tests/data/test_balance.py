@@ -11,7 +11,7 @@ import pytest
 
 from medclip_oc.config.schema import DataConfig
 from medclip_oc.data import balance, loader
-from medclip_oc.data.dataset import StepSampler
+from medclip_oc.data.dataset import step_parts
 from medclip_oc.errors import InputError
 from medclip_oc.models.clip import Clip
 from medclip_oc.runtime.distributed import World
@@ -54,8 +54,7 @@ def test_each_group_has_the_share_of_the_formula(tar: Path, key: str, strength: 
 def batches(world: World, tar: Path, settings: dict[str, Any]) -> list[list[int]]:
     """This rank's part of 8 batches of 12 pairs."""
     order = loader.open_training(DataConfig(train=str(tar), **settings), 3, world).order
-    how = {"global_batch_size": 12, "loader_batch_size": 12, "steps": 8}
-    parts: Any = StepSampler(order, **how, rank=world.rank, world_size=world.size)
+    parts: Any = step_parts(order, world, size=12, part=12, steps=8)
     return [[index for _, index in part] for part in parts]
 
 

@@ -33,7 +33,7 @@ FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
     weighted=st.booleans(),
     world_size=st.integers(1, 8),
     per_rank=st.integers(1, 5),
-    loader_batch_size=st.integers(1, 7),
+    part=st.integers(1, 7),
     steps=st.integers(1, 12),
     done=st.integers(0, 12),
 )
@@ -43,7 +43,7 @@ def test_global_batches_depend_on_nothing_but_the_position(
     weighted: bool,
     world_size: int,
     per_rank: int,
-    loader_batch_size: int,
+    part: int,
     steps: int,
     done: int,
 ) -> None:
@@ -51,10 +51,9 @@ def test_global_batches_depend_on_nothing_but_the_position(
     weights = [1.0 + n for n in range(len(sizes))] if weighted else None
     order = Order(sizes, seed=3, weights=weights)
     size = per_rank * world_size
-    how: dict[str, Any] = {"global_batch_size": size}
-    whole = global_batches(order, 1, steps=done + steps, loader_batch_size=size, **how)
-    how |= {"loader_batch_size": loader_batch_size, "start": done * size}
-    resumed = global_batches(order, world_size, steps=steps, **how)
+    whole = global_batches(order, 1, size=size, part=size, steps=done + steps)
+    how = {"size": size, "part": part, "steps": steps, "start": done * size}
+    resumed = global_batches(order, world_size, **how)
     assert resumed == whole[done:]
 
 

@@ -60,8 +60,8 @@ def batches(
     source: ShardStream, ranks: int, size: int, steps: int, start: int = 0
 ) -> list[list[str]]:
     """Keys of the global batches, in rank order."""
-    how = {"global_batch_size": size, "loader_batch_size": 2, "steps": steps, "start": start}
-    return [[pair.sample.key for pair in batch] for batch in global_batches(source, ranks, **how)]
+    found = global_batches(source, ranks, size=size, part=2, steps=steps, start=start)
+    return [[pair.sample.key for pair in batch] for batch in found]
 
 
 def keys_of(url: str) -> list[str]:

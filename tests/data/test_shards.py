@@ -196,9 +196,17 @@ def test_what_is_not_there_is_named(made: Path, tmp_path: Path) -> None:
         (f"{made}::{tmp_path}/nowhere", "train", "nowhere: no such shard folder"),
         (f"{made}::", "train", "no set on one side of ::"),
         (str(made), "test", "no such split 'test'; there are: train, valid"),
+        ("{0..999999999}.tar", "train", "stands for over 1,000,000 names"),
+        (f"{'{a,b}' * 40}.tar", "train", "over 1,000,000"),
+        (f"{'{' * 3000}a,b{'}' * 3000}", "train", "braces within braces"),
+        (f"{'x' * 5000}.tar", "train", "no such shard folder"),
+        (f"{{0..{'9' * 5000}}}", "train", "limit"),
+        ("{0..9", "train", "unbalanced braces"),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             ShardSet.open(where, split)
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    assert len(index.expand_braces("{a,b,c}/{00000..99999..2}.tar")) == 150_000
 
 
 def test_ids_are_unique_where_keys_are_not(

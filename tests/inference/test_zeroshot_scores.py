@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from medclip_oc import train, zeroshot
+from medclip_oc import zeroshot
 from medclip_oc.config.inference import ZeroshotConfig
-from medclip_oc.config.schema import TrainCommand
-from tests.support.cli import call
-from tests.support.interrupted import ForkServer, configure, measured, same, weights
+from tests.support.cli import call, run_training
+from tests.support.interrupted import configure, fork_server, measured, same, weights
 from tests.support.tiny_dataset import caption
 from tests.support.tiny_models import TINY, VIT
 
@@ -46,7 +45,6 @@ def test_a_run_has_the_figures_of_the_command(
     ranks: int,
     packed: Path,
     tmp_path: Path,
-    fork_server: ForkServer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = asked(tmp_path, packed, several=several, files=files)
@@ -56,7 +54,7 @@ def test_a_run_has_the_figures_of_the_command(
         model = {"arch": "zeroshot-test", "definition": DROPOUT}
         config = configure(packed, tmp_path, name, model=model, **how)
         if ranks == 1:
-            assert call(train.main, TrainCommand, "--config", config) == 0
+            assert run_training(config) == 0
         else:
             assert fork_server.train(ranks, tmp_path, "--config", config) == [0] * ranks
     assert same(weights(tmp_path / "with"), weights(tmp_path / "without"))
@@ -76,7 +74,7 @@ def test_a_run_has_the_figures_of_the_command(
         labels = (tmp_path / "labels.csv").read_text()
         (tmp_path / "labels.csv").write_text(labels.replace(",0,1", ",1,1"))
         config = tmp_path / "with" / "config.yaml"
-        assert call(train.main, TrainCommand, "--config", config) == 2
+        assert run_training(config) == 2
         assert "valid.zeroshot, whose files have changed since" in capsys.readouterr().err
 
 
@@ -101,7 +99,7 @@ def test_mistakes_before_the_first_step(
         given[key] = value
     valid = {"zeroshot": given, "metric": value if key == "metric" else "zeroshot/auroc"}
     config = configure(packed, tmp_path, "run", valid=valid)
-    assert call(train.main, TrainCommand, "--config", config) == 2
+    assert run_training(config) == 2
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1

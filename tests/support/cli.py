@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from medclip_oc import train
+from medclip_oc.config import parse
+from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.runtime import command
 from tests.support.tiny_models import TINY
 
@@ -54,11 +57,25 @@ def write(tree: dict[str, Any], file: Path) -> Path:
     return file
 
 
+def write_config(shards: Path, folder: Path, **changes: Any) -> Path:
+    """The file of such a run, FOLDER/run."""
+    return write(settings(shards, folder / "run", **changes), folder / "config.yaml")
+
+
+def read_config(file: Path) -> Config:
+    return parse.parse(Config, ["--config", str(file)])
+
+
 def call(main: Callable[..., Any], config: type, *words: object) -> int:
     """Run a command in this process; returns its exit code."""
     with pytest.raises(SystemExit) as end:
         command.run(main, config, prog="test", arguments=[str(w) for w in words])
     return int(str(end.value.code))
+
+
+def run_training(config: Path, *words: object) -> int:
+    """Train in this process; returns the exit code."""
+    return call(train.main, TrainCommand, "--config", config, *words)
 
 
 def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]:

@@ -60,6 +60,9 @@ class ForkServer:
         return self.answer()
 
 
+fork_server = ForkServer()
+
+
 def configure(packed: Path, folder: Path, name: str, **changes: Any) -> Path:
     """The configuration of a run FOLDER/NAME of 30 steps that saves at every second."""
     usual = {"checkpoint": {"every_steps": 2}, "valid": {"every_steps": 5}}

@@ -13,7 +13,7 @@ from medclip_oc.contrastive.grad_cache import CachedStep
 from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss
 from medclip_oc.contrastive.reference import relative_errors
 from medclip_oc.contrastive.soft_targets import Labels, Rule, Targets
-from medclip_oc.data.dataset import StepSampler
+from medclip_oc.data.dataset import step_parts
 from medclip_oc.models import checkpoint, factory, lora
 from medclip_oc.models.clip import Clip, Towers
 from medclip_oc.runtime.distributed import World
@@ -153,13 +153,13 @@ def by_blocks(
 DENSE = {"clip": clip_loss, "siglip": siglip_loss}
 
 
-def global_batches(source: Any, ranks: int, **settings: Any) -> list[list[Any]]:
-    """What a StepSampler gives to the ranks together, in rank order."""
+def global_batches(source: Any, ranks: int, **settings: int) -> list[list[Any]]:
+    """The global batches that the ranks get together, in rank order."""
     batches: list[list[Any]] = [[] for _ in range(settings["steps"])]
-    share = settings["global_batch_size"] // ranks
+    share = settings["size"] // ranks
     for rank in range(ranks):
-        sampler = StepSampler(source, rank=rank, world_size=ranks, **settings)
-        pairs = [pair for part in sampler for pair in part]
+        parts = step_parts(source, World(rank, ranks, ONE.device), **settings)
+        pairs = [pair for part in parts for pair in part]
         for step, batch in enumerate(batches):
             batch += pairs[step * share : (step + 1) * share]
     return batches

@@ -10,11 +10,10 @@ import pytest
 import torch
 from interpolate import InterpolateConfig, alphas, choose
 
-from medclip_oc import train
-from medclip_oc.config.schema import ModelConfig, TrainCommand
+from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import averaging, checkpoint, factory
-from tests.support.cli import call, one_line, settings, write
+from tests.support.cli import call, one_line, run_training, settings, write
 
 
 def states(count: int) -> list[dict[str, torch.Tensor]]:
@@ -90,7 +89,7 @@ def runs(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for number, lr in enumerate((1e-3, 2e-3)):
         tree = settings(packed, folder / f"run{number}", train__epochs=3, optim__lr=lr)
         file = write(tree, folder / f"{number}.yaml")
-        assert call(train.main, TrainCommand, "--config", file) == 0
+        assert run_training(file) == 0
         found.append(folder / f"run{number}" / "checkpoints" / "last.pt")
     return found
 

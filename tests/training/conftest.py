@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medclip_oc import train
-from medclip_oc.config.schema import TrainCommand
-from tests.support.cli import call
+from tests.support.cli import run_training
 from tests.support.interrupted import configure
 
 
@@ -16,5 +14,5 @@ def finished(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     kept = {"every_steps": 1, "keep_last": 3}
     file = configure(packed, folder, "run", train__epochs=3, checkpoint=kept)
-    assert call(train.main, TrainCommand, "--config", file) == 0
+    assert run_training(file) == 0
     return folder / "run"

@@ -10,7 +10,7 @@ from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfi
 from medclip_oc.errors import InputError
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build
-from tests.support.reference import RESNET
+from tests.support.reference import ONE, RESNET
 from tests.support.tiny_dataset import write_captions, write_pairs
 from tests.support.tiny_models import TINY
 
@@ -63,7 +63,7 @@ def test_what_needs_cuda_is_refused_before_the_shards_are_opened(
 ) -> None:
     config = Config(model=ModelConfig(arch="x"), train=TrainConfig(**change))
     with pytest.raises(InputError, match=message):
-        build.open_data(config, World(0, 1, torch.device("cpu")))
+        build.open_data(config, ONE)
 
 
 def test_studies_of_both_splits_are_told(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_studies_of_both_splits_are_told(tmp_path: Path) -> None:
     for valid, told in ((both, "; 2 of them are in data.valid too, which"), (none, "")):
         config = Config(train=TrainConfig(global_batch_size=4, precision="fp32"))
         config.data = DataConfig(train=where, valid=str(valid), unit="study")
-        found = build.open_data(config, World(0, 1, torch.device("cpu")))
+        found = build.open_data(config, ONE)
         assert found.train.note.startswith(f"data.unit: 4 studies with 8 images{told}")
 
 

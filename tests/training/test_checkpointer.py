@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from medclip_oc import train
-from medclip_oc.config.schema import CheckpointConfig, TrainCommand
+from medclip_oc.config.schema import CheckpointConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.models import checkpoint
 from medclip_oc.runtime.distributed import World
@@ -17,10 +16,9 @@ from medclip_oc.training.checkpointer import Checkpointer
 from medclip_oc.training.resume import Origin
 from medclip_oc.training.run_dir import RunFolder
 from medclip_oc.training.trainer import Trainer
-from tests.support.cli import call, one_line
+from tests.support.cli import one_line, run_training
 from tests.support.interrupted import configure
-
-ALONE = World(0, 1, torch.device("cpu"))
+from tests.support.reference import ONE
 
 
 def saver(folder: Path, *, main: bool = True, **settings: Any) -> Checkpointer:
@@ -78,13 +76,13 @@ def test_where_resuming_is_not_worth_it_the_weights_alone_are_kept(
 ) -> None:
     kept = {"checkpoint": {"keep_last": 0, "every_steps": 1}, "train__epochs": 1}
     config, folder = configure(packed, tmp_path, "run", **kept), tmp_path / "run"
-    assert call(train.main, TrainCommand, "--config", config) == 0
+    assert run_training(config) == 0
     [file] = (folder / "checkpoints").iterdir()
     assert file.name == "best.pt"
     needed = capsys.readouterr().err.partition("checkpoints take up to ")[2].split()[0]
     assert 1e9 * float(needed) == pytest.approx(2 * file.stat().st_size, rel=0.03)
     monkeypatch.setattr(Trainer, "agree", lambda self: (True, False))  # told to stop
-    assert call(train.main, TrainCommand, "--config", config) == 1
+    assert run_training(config) == 1
     shown = capsys.readouterr().err
     assert "no state to resume from; it begins again" in shown
     assert "stopped after step 1 of 3; nothing to resume from is kept" in one_line(shown)
@@ -93,13 +91,13 @@ def test_where_resuming_is_not_worth_it_the_weights_alone_are_kept(
 
 def state_of(parts: dict[str, Any]) -> dict[str, Any]:
     progress = checkpointer.Progress(7, 0.25, validated=False, scores={"mrr": 0.5})
-    training = checkpointer.capture(parts, progress, {}, ALONE)
+    training = checkpointer.capture(parts, progress, {}, ONE)
     content = {"step": 7, "training": training, "metrics": progress.scores}
     assert checkpointer.Progress.of(content) == progress
     return content
 
 
-def restore(content: dict[str, Any], parts: dict[str, Any], world: World = ALONE) -> None:
+def restore(content: dict[str, Any], parts: dict[str, Any], world: World = ONE) -> None:
     checkpointer.restore(Origin(Path("x.pt"), content), parts, seed=0, world=world)
 
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from medclip_oc import train
-from medclip_oc.config.schema import TrainCommand
 from medclip_oc.contrastive import grad_cache, loss
-from tests.support.cli import call, one_line, settings, torchrun, write
+from tests.support.cli import one_line, run_training, settings, torchrun, write, write_config
 from tests.support.tiny_models import TINY
 
 Shown = pytest.CaptureFixture[str]
@@ -22,9 +20,8 @@ DRAWS = {"model__patch_dropout": 0.5, "model__arch": "check-dropout"}
 
 def check(shards: Path, folder: Path, **changes: Any) -> int:
     """Of 16 pairs at once, on the plain side, but where the micro batch is smaller."""
-    tree = settings(shards, folder / "run", **{"train__micro_batch_size": 16, **changes})
-    file = write(tree, folder / "config.yaml")
-    code = call(train.main, TrainCommand, "--config", file, "--selfcheck")
+    file = write_config(shards, folder, **{"train__micro_batch_size": 16, **changes})
+    code = run_training(file, "--selfcheck")
     assert not (folder / "run").exists(), "a check leaves no run"
     return code
 

@@ -6,18 +6,14 @@ from typing import Any
 
 import make_phantoms
 import pytest
-import torch
 
-from medclip_oc import train
-from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, lr_range
 from tests.support import processes
-from tests.support.cli import call, records, settings, write
-from tests.support.reference import RESNET
+from tests.support.cli import read_config, records, run_training, write_config
+from tests.support.reference import ONE, RESNET
 from tests.support.tiny_models import TINY, VIT
 
 LORA = {"lora": {"rank": 2}, "optim": {"text_lr": 3e-3}, "loss": {"positives": "captions"}}
@@ -36,14 +32,14 @@ def test_the_suggestion_is_within_a_factor_of_2_of_the_best_full_run(
     changes = {"run__seed": seed, "valid__every_epochs": None, "train__epochs": 3}
     changes |= {"train__global_batch_size": 48, "train__micro_batch_size": 48}
     changes["model__definition"] = {**TINY, "embed_dim": 32, "vision_cfg": {**VIT, "width": 48}}
-    file = write(settings(shards, tmp_path / "run", **changes), tmp_path / "config.yaml")
+    file = write_config(shards, tmp_path, **changes)
     suggest, found = lr_range.suggestion, list[float]()
     monkeypatch.setattr(lr_range, "suggestion", lambda *a: found.append(suggest(*a)) or found[0])
-    assert call(train.main, TrainCommand, "--config", file, "--lr-range") == 0
+    assert run_training(file, "--lr-range") == 0
     scores = {}
     for lr in (4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3, 1.28e-2):
         run = tmp_path / f"{lr:g}"
-        call(train.main, TrainCommand, "--config", file, "--optim.lr", lr, "--run.folder", run)
+        run_training(file, "--optim.lr", lr, "--run.folder", run)
         scores[lr] = records(run)[-1]["valid/mean_recall"]
     assert 0.5 <= 1e-3 * found[0] / max(scores, key=scores.__getitem__) <= 2, (found, scores)
 
@@ -55,7 +51,7 @@ def tried(world: World, file: Path, factors: list[float]) -> list[float]:
         patch.setattr(lr_range, "_STEPS", 3)
         patch.setattr(lr_range, "_FACTORS", factors)
         patch.setattr(lr_range, "suggestion", lambda losses, _: seen.extend(losses))
-        config = parse.parse(Config, ["--config", str(file)])
+        config = read_config(file)
         lr_range.search(config, world, build.open_data(config, world), build.model(config, world))
     return seen
 
@@ -66,11 +62,11 @@ def tried(world: World, file: Path, factors: list[float]) -> list[float]:
 )
 def test_trials_start_alike(ranks: int, changes: Any, packed: Path, tmp_path: Path) -> None:
     """The first, the last and a lone one of a rate agree, whatever diverged between them."""
-    file = write(settings(packed, tmp_path / "run", **changes), tmp_path / "config.yaml")
+    file = write_config(packed, tmp_path, **changes)
     factors = [1.0, 1e30, 1e-9, 1.0]
     (first, wild, nothing, last), *others = processes.run(tried, ranks, tmp_path, file, factors)
     assert (first, others) == (last, [[]] * (ranks - 1))
-    alone = tried(World(0, 1, torch.device("cpu")), file, [1.0])
+    alone = tried(ONE, file, [1.0])
     assert alone == [pytest.approx(first, rel=1e-4 if ranks > 1 else 0)]
     assert wild > first != nothing
     assert [path.name for path in tmp_path.glob("run*")] == ["run_lr_range.png"]
@@ -78,11 +74,10 @@ def test_trials_start_alike(ranks: int, changes: Any, packed: Path, tmp_path: Pa
 
 def test_a_collapsed_model_is_no_gain(packed: Path, tmp_path: Path, capsys: Any) -> None:
     """It guesses, and a start that is too sure of itself is above that."""
-    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
-    config, world = parse.parse(Config, ["--config", str(file)]), World(0, 1, torch.device("cpu"))
+    config = read_config(write_config(packed, tmp_path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lr_range, "_FACTORS", [30.0, 100.0])
-        lr_range.search(config, world, build.open_data(config, world), build.model(config, world))
+        lr_range.search(config, ONE, build.open_data(config, ONE), build.model(config, ONE))
     assert "lr-range: no rate lowers the loss below guessing; look" in capsys.readouterr().out
 
 

@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from medclip_oc import train
-from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, preflight
-from tests.support.cli import call, settings, torchrun, write
+from tests.support.cli import read_config, run_training, torchrun, write_config
+from tests.support.reference import ONE
 from tests.support.tiny_dataset import caption, jpeg, write_tar
 
 LOADER_RATE, STEP_RATE = preflight.loader_rate, preflight.step_rate
@@ -30,9 +28,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def examined(folder: Path, shards: Path, **changes: Any) -> int:
-    tree = settings(shards, folder / "run", **changes)
-    file = write(tree, folder / "config.yaml")
-    code = call(train.main, TrainCommand, "--config", file, "--doctor")
+    code = run_training(write_config(shards, folder, **changes), "--doctor")
     assert not (folder / "run").exists(), "a check leaves no run"
     return code
 
@@ -108,8 +104,7 @@ def test_planted(fault: str, packed: Path, tmp_path: Path, capsys: Any, monkeypa
 @pytest.mark.slow
 def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -> None:
     """The twelfth; and findings of two processes are said once."""
-    tree = settings(packed, tmp_path / "run", train__global_batch_size=15)
-    file = write(tree, tmp_path / "config.yaml")
+    file = write_config(packed, tmp_path, train__global_batch_size=15)
     done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--doctor")
     assert done.returncode == 1
     assert done.stdout.startswith("error: train.global_batch_size: 15 can't be shared equally by 2")
@@ -117,11 +112,8 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
 
 
 def opened(packed: Path, tmp_path: Path) -> preflight.Opened:
-    file = write(settings(packed, tmp_path / "run"), tmp_path / "config.yaml")
-    config = parse.parse(Config, ["--config", str(file)])
-    world = World(0, 1, torch.device("cpu"))
-    data, clip = build.open_data(config, world), build.model(config, world)
-    return preflight.Opened(config, world, data, clip)
+    config = read_config(write_config(packed, tmp_path))
+    return preflight.Opened(config, ONE, build.open_data(config, ONE), build.model(config, ONE))
 
 
 def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -169,9 +161,7 @@ IMAGES = {"model": OPENAI, "optim__freeze": "image"}
     ],
 )
 def test_rates(tmp_path: Path, changes: dict[str, Any], lr: float, level: str, method: str) -> None:
-    tree = settings(tmp_path, tmp_path / "run", **changes, optim__lr=lr, optim__text_lr=lr)
-    file = write(tree, tmp_path / "c.yaml")
-    config = parse.parse(Config, ["--config", str(file)])
-    found = list(preflight.rates(config))
+    file = write_config(tmp_path, tmp_path, **changes, optim__lr=lr, optim__text_lr=lr)
+    found = list(preflight.rates(read_config(file)))
     assert len(found) == (2 if level else 0), "one for both towers, and one for the texts"
     assert all(re.match(f"{level}: optim.(text_)?lr: .* for {method}", line) for line in found)

@@ -15,14 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from medclip_oc import train
-from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
-from tests.support.cli import call, one_line, records
+from tests.support.cli import one_line, records, run_training
 from tests.support.fault_injection import Payload
-from tests.support.interrupted import ForkServer, configure, measured, same, weights
+from tests.support.interrupted import configure, fork_server, measured, same, weights
 from tests.support.tiny_dataset import jpeg, write_kaggle, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
@@ -36,9 +34,7 @@ KEPT = ("state_dict", "training", "metrics")
 @pytest.mark.parametrize(
     "kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)]
 )
-def test_killed_and_resumed_is_never_interrupted(
-    kills: int, fork_server: ForkServer, packed: Path, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_is_never_interrupted(kills: int, packed: Path, tmp_path: Path) -> None:
     """Two ranks with dropout, killed at random moments: the same weights, state and records."""
     model = {"arch": "resume-dropout", "definition": TINY, "patch_dropout": 0.5}
     configs = [configure(packed, tmp_path, name, model=model) for name in ("whole", "cut")]
@@ -62,9 +58,7 @@ def test_killed_and_resumed_is_never_interrupted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes(
-    fork_server: ForkServer, packed: Path, tmp_path: Path, before: int, after: int
-) -> None:
+def test_another_number_of_processes(packed: Path, tmp_path: Path, before: int, after: int) -> None:
     """The same batches in the same order, and the losses of fp32 rounding."""
     whole = configure(packed, tmp_path, "whole", checkpoint={"keep_last": 99})
     assert fork_server.train(before, tmp_path, "--config", whole) == [0] * before
@@ -100,7 +94,7 @@ def assert_same(run: Path, finished: Path) -> None:
 
 
 def again(run: Path, *words: object) -> int:
-    return call(train.main, TrainCommand, "--config", run.with_suffix(".yaml"), *words)
+    return run_training(run.with_suffix(".yaml"), *words)
 
 
 def test_the_newest_states_are_kept(finished: Path) -> None:
@@ -216,7 +210,6 @@ DAMAGED_STATES: dict[str, tuple[dict[str, Any], str]] = {
     "negative squares": ({f"{FIRST}/exp_avg_sq": -torch.ones(32, 32)}, "negative squares"),
     "negative steps": ({f"{FIRST}/step": torch.tensor(-5.0)}, "or -5 steps of 9"),
     "an earlier step": ({"step": 8, "position": 128}, "or 9 steps of 8"),
-    "another epoch": ({"epoch": 1e6}, "its epoch is 1e[+]06, but its step's is 3"),
     "kind of averages": ({FIRST: [1]}, "optimizer.state.0: .* .there: .1.."),
     "a parameter too many": ({f"{PARTS}/optimizer/state/999": AVERAGES}, "has averages of"),
     "names of bad pairs": ({f"{PARTS}/data/named": [[1]]}, "data.named.0: .* .there: .1.."),
@@ -308,11 +301,10 @@ def test_a_validation_that_fails_loses_no_step(packed: Path, tmp_path: Path, cap
     pairs = {"a.jpg": jpeg(1), "a.txt": b"x", "bad.jpg": b"no image", "bad.txt": b"y"}
     tar = write_tar(tmp_path / "bad.tar", pairs)
     file = configure(packed, tmp_path, "run", data__valid=str(tar), train__epochs=2)
-    assert call(train.main, TrainCommand, "--config", file) == 2
+    assert run_training(file) == 2
     assert "step 3: data.valid: bad.tar: bad: undecodable" in one_line(capsys.readouterr().err)
     assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 3
-    words = ("--config", file, "--data.valid", packed, "--resume.allow", "data.valid")
-    assert call(train.main, TrainCommand, *words) == 0
+    assert run_training(file, "--data.valid", packed, "--resume.allow", "data.valid") == 0
     steps = [r["step"] for r in records(tmp_path / "run") if "loss" in r]
     assert steps == list(range(1, 7)), "no step was done twice"
 
@@ -335,7 +327,7 @@ def test_going_on_is_bit_for_bit(name: str, packed: Path, tmp_path: Path) -> Non
     def run(folder: str, *words: object) -> Path:
         kept = {"checkpoint": {"every_steps": 2, "keep_last": 9}, "train__epochs": 2}
         file = configure(packed, tmp_path, folder, **kept, **WAYS[name], data__train=str(pairs))
-        assert call(train.main, TrainCommand, "--config", file, *words) == 0
+        assert run_training(file, *words) == 0
         return tmp_path / folder
 
     whole = run("whole")

@@ -10,26 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from medclip_oc import train
-from medclip_oc.config.schema import TrainCommand
 from medclip_oc.errors import InputError
 from medclip_oc.training import run_dir
 from medclip_oc.training.run_dir import RunFolder
-from tests.support.cli import call, one_line, records
-from tests.support.interrupted import ForkServer, configure, wait_for
+from tests.support.cli import one_line, records, run_training
+from tests.support.interrupted import configure, fork_server, wait_for
 from tests.support.processes import start
 
 Shown = pytest.CaptureFixture[str]
 
 
-def test_two_trainings_in_one_folder(
-    fork_server: ForkServer, packed: Path, tmp_path: Path, capsys: Shown
-) -> None:
+def test_two_trainings_in_one_folder(packed: Path, tmp_path: Path, capsys: Shown) -> None:
     """The second is refused and changes nothing; it may once the first is gone."""
     config, run = configure(packed, tmp_path, "run", train__epochs=1000), tmp_path / "run"
     [pid] = fork_server.begin(config, 1, 2)
     for words in ([], ["--run.overwrite"]):
-        assert call(train.main, TrainCommand, "--config", config, *words) == 2
+        assert run_training(config, *words) == 2
         holder = f"process {pid} on {socket.gethostname()}"
         assert f"run.folder: {run} is in use by {holder}" in one_line(capsys.readouterr().err)
     os.kill(pid, signal.SIGKILL)
@@ -37,7 +33,7 @@ def test_two_trainings_in_one_folder(
     assert (run / "in_use").exists()
     (run / "notes.txt").write_text("mine")
     words = ["--run.overwrite", "--train.epochs", "1"]
-    assert call(train.main, TrainCommand, "--config", config, *words) == 0
+    assert run_training(config, *words) == 0
     assert [r["step"] for r in records(run) if "loss" in r] == [1, 2, 3]
     assert not (run / "in_use").exists()
     assert (run / "notes.txt").read_text() == "mine"

@@ -15,28 +15,25 @@ from typing import Any
 import pytest
 import torch
 
-from medclip_oc import train
-from medclip_oc.config import parse
-from medclip_oc.config.schema import Config, TrainCommand
 from medclip_oc.data import dataset
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import WorkError
 from medclip_oc.models import checkpoint
-from medclip_oc.runtime.distributed import World
 from medclip_oc.runtime.shutdown import StopRequest
 from medclip_oc.training.trainer import Trainer
-from tests.support.cli import call, one_line, records, settings, write
+from tests.support.cli import one_line, read_config, records, run_training, write_config
 from tests.support.interrupted import (
-    ForkServer,
     alive,
     children,
     configure,
+    fork_server,
     measured,
     same,
     steps_of,
     wait_for,
     weights,
 )
+from tests.support.reference import ONE
 
 Shown = pytest.CaptureFixture[str]
 
@@ -59,11 +56,9 @@ def test_records_of_every_step(finished: Path) -> None:
 
 def test_a_step_has_its_rate_and_a_clipped_gradient(packed: Path, tmp_path: Path) -> None:
     optim = {"lr": 1e-3, "image_lr": 4e-3, "clip_norm": 0.5, "warmup_steps": 4}
-    file = write(settings(packed, tmp_path / "run", optim=optim), tmp_path / "config.yaml")
-    config = parse.parse(Config, ["--config", str(file)])
-    world = World(0, 1, torch.device("cpu"))
+    config = read_config(write_config(packed, tmp_path, optim=optim))
     with ExitStack() as opened:
-        trainer = Trainer(config, world, StopRequest(), opened)
+        trainer = Trainer(config, ONE, StopRequest(), opened)
         trainer.progress.step = 3
         values = trainer.optimizer_step(next(iter(trainer.batches)))
         parameters = list(trainer.clip.towers.parameters())
@@ -94,9 +89,9 @@ def test_validation_and_the_best_checkpoint(finished: Path) -> None:
 
 def test_what_another_folder_has_is_not_named(finished: Path, tmp_path: Path) -> None:
     """Its best was before the state that this one resumed from, and no step is left."""
-    words = ("--config", finished.with_suffix(".yaml"), "--run.folder", tmp_path / "new")
+    config = finished.with_suffix(".yaml")
     last = finished / "checkpoints" / "last.pt"
-    assert call(train.main, TrainCommand, *words, "--resume", last) == 0
+    assert run_training(config, "--run.folder", tmp_path / "new", "--resume", last) == 0
     log = (tmp_path / "new" / "log.txt").read_text()
     assert re.search("done: no step was left .best .* came before this folder, so no best.pt", log)
 
@@ -105,7 +100,7 @@ def test_without_validation_nothing_is_best(packed: Path, tmp_path: Path) -> Non
     changes = {"data__valid": None, "train__epochs": 1, "log": {"every_steps": 2}}
     changes["valid"] = {"patience": 1}
     config = configure(packed, tmp_path, "run", **changes)
-    assert call(train.main, TrainCommand, "--config", config) == 0
+    assert run_training(config) == 0
     assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3]
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -127,9 +122,7 @@ def _handlers() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_with_everything_saved(
-    fork_server: ForkServer, packed: Path, tmp_path: Path
-) -> None:
+def test_a_signal_to_one_rank_stops_all_with_everything_saved(packed: Path, tmp_path: Path) -> None:
     """Each of the three signals, and one that its loader process gets as well."""
     config = configure(packed, tmp_path, "run", data__workers=1, checkpoint={"every_minutes": None})
     run = tmp_path / "run"
@@ -160,7 +153,7 @@ def test_a_signal_in_the_middle_of_a_validation(
 
     quick = {"train__epochs": 2, "valid": {"at_start": True}, "checkpoint": {"every_steps": 5}}
     whole = configure(packed, tmp_path, "whole", **quick)
-    assert call(train.main, TrainCommand, "--config", whole) == 0
+    assert run_training(whole) == 0
     cut = configure(packed, tmp_path, "cut", **quick)
     load_batches, batches = features.load_batches, list[int]()
 
@@ -172,11 +165,11 @@ def test_a_signal_in_the_middle_of_a_validation(
             yield loaded
 
     monkeypatch.setattr(features, "load_batches", interrupting)
-    assert call(train.main, TrainCommand, "--config", cut) == 75
+    assert run_training(cut) == 75
     assert len(batches) == last
     state = checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")
     assert (state["step"], state["training"]["validated"]) == (step, False)
-    assert call(train.main, TrainCommand, "--config", cut) == 0
+    assert run_training(cut) == 0
     assert measured(tmp_path / "whole") == measured(tmp_path / "cut")
     for name in ("last", "best"):
         assert same(weights(tmp_path / "whole", name), weights(tmp_path / "cut", name))
@@ -199,7 +192,7 @@ def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(
 
     monkeypatch.setattr(ShardSet, "read", hang)
     monkeypatch.setattr(dataset, "PATIENCE_SECONDS", 0.5)
-    assert call(train.main, TrainCommand, "--config", config) == 75
+    assert run_training(config) == 75
     steps = steps_of(run)
     assert 2 <= steps < 30
     assert f"SIGTERM: stopped after step {steps} of 30" in (run / "interrupted").read_text()
@@ -210,9 +203,7 @@ def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_or_hangs_ends_all(
-    fork_server: ForkServer, packed: Path, tmp_path: Path
-) -> None:
+def test_a_rank_that_dies_or_hangs_ends_all(packed: Path, tmp_path: Path) -> None:
     config = configure(packed, tmp_path, "run", train__epochs=1000)
     words = ("--run.timeout_seconds", 4)
     for number, said in (
@@ -285,7 +276,7 @@ def test_too_small_a_disk_is_said_at_the_start(
 
     usage, config = shutil.disk_usage("/"), configure(packed, tmp_path, "run")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    assert call(train.main, TrainCommand, "--config", config) == 2
+    assert run_training(config) == 2
     assert "has 0.001 GB free, and the checkpoints need" in one_line(capsys.readouterr().err)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -302,8 +293,8 @@ def test_a_full_disk(packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: A
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", full)
-        assert call(train.main, TrainCommand, "--config", config) == 1
+        assert run_training(config) == 1
     assert "step-00000004.pt: can't be written (No space" in one_line(capsys.readouterr().err)
     assert checkpoint.load(run / "checkpoints" / "last.pt")["step"] == 3
-    assert call(train.main, TrainCommand, "--config", config) == 0
+    assert run_training(config) == 0
     assert [r["step"] for r in records(run) if "loss" in r] == list(range(1, 7))

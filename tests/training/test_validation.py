@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from medclip_oc import report, train
+from medclip_oc import report
 from medclip_oc.config.evaluation import ReportConfig
-from medclip_oc.config.schema import Config, ModelConfig, TrainCommand, ValidConfig
+from medclip_oc.config.schema import Config, ModelConfig, ValidConfig
 from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.data import loader
 from medclip_oc.evaluation import retrieval
@@ -19,8 +19,8 @@ from medclip_oc.runtime.distributed import World
 from medclip_oc.training import validation
 from medclip_oc.training.build import Plan
 from medclip_oc.training.trainer import Trainer
-from tests.support.cli import Reader, call, records
-from tests.support.interrupted import ForkServer, configure, measured, same, steps_of, weights
+from tests.support.cli import Reader, call, records, run_training
+from tests.support.interrupted import configure, fork_server, measured, same, steps_of, weights
 from tests.support.tiny_models import TINY, VIT
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -71,7 +71,7 @@ def test_step_0_is_a_candidate_and_changes_nothing_else(
     for name, at_start in (("without", False), ("measured", None)):
         valid = {"at_start": at_start}
         config = tune(finished, packed, tmp_path, name, valid=valid, **harm)
-        assert call(train.main, TrainCommand, "--config", config) == 0
+        assert run_training(config) == 0
     run, without = tmp_path / "measured", tmp_path / "without"
     first, *others = measured(run)
     assert first["step"] == 0
@@ -103,7 +103,7 @@ def assert_best_between(run: Path, before: dict[str, Any], packed: Path) -> None
 
 @pytest.mark.slow
 def test_wise_of_two_ranks_with_adapters_and_an_average(
-    fork_server: ForkServer, finished: Path, packed: Path, tmp_path: Path
+    finished: Path, packed: Path, tmp_path: Path
 ) -> None:
     ways = {"lora": {"rank": 4}, "ema": {"decay": 0.5}}
     config = tune(finished, packed, tmp_path, optim__lr=1e-2, **ways)
@@ -119,9 +119,9 @@ def test_a_signal_in_the_sweep_and_what_was_gained(
     config, run = tune(finished, packed, tmp_path), tmp_path / "run"
     with monkeypatch.context() as patch:  # the second of two: after 17 records and one of the first
         patch.setattr(Trainer, "asked_to_stop", lambda self: steps_of(run) == 18)
-        assert call(train.main, TrainCommand, "--config", config) == 75
+        assert run_training(config) == 75
     assert not (run / "checkpoints" / "wise.pt").exists()
-    assert call(train.main, TrainCommand, "--config", config) == 0
+    assert run_training(config) == 0
     assert_best_between(run, weights(finished), packed)
 
     hits = []
@@ -139,7 +139,7 @@ def test_a_signal_in_the_sweep_and_what_was_gained(
     assert words in Reader((run / "report.html").read_text()).text
     torch.save(weights(run), tmp_path / "start.pt")
     for why in ("model.pretrained has other weights", "model.pretrained: '.*start.pt' is neither"):
-        assert call(train.main, TrainCommand, "--config", config) == 0
+        assert run_training(config) == 0
         assert re.search(f"best.pt; no comparison with the start: {why}.*; next: ", said(run))
         (tmp_path / "start.pt").unlink(missing_ok=True)
 
@@ -151,14 +151,14 @@ def test_patience_ends_the_run_and_is_kept_by_its_state(
     kept = {"every_steps": 1, "keep_last": 99}
     changes = {"valid": {"patience": 2}, "optim__lr": 0.3, "checkpoint": kept}
     config, run = tune(finished, packed, tmp_path, **changes), tmp_path / "run"
-    assert call(train.main, TrainCommand, "--config", config) == 0
+    assert run_training(config) == 0
     once = measured(run)
     assert [once[0]["step"], once[-1]["step"]] == [0, 6]
     assert "done: step 6 of 12, after 2 validations without gain; best " in said(run)
     assert "best.pt, the start: no gain" in said(run)
     early = run / "checkpoints" / "step-00000004.pt"
     for words in (["--resume", early], []):  # from the middle, and with no step left
-        assert call(train.main, TrainCommand, "--config", config, *words) == 0
+        assert run_training(config, *words) == 0
         assert measured(run) == once
 
 

@@ -219,7 +219,7 @@ def _pass(batches: Iterable[int]) -> dict[str, float]:
 def _ours(side: Side) -> Any:
     from medclip_oc.config.schema import AugmentConfig, DataConfig, ModelConfig
     from medclip_oc.data import loader
-    from medclip_oc.data.dataset import StepSampler, load_batches
+    from medclip_oc.data.dataset import load_batches
     from medclip_oc.data.sampler import Order
     from medclip_oc.data.shards import ShardSet
     from medclip_oc.models import factory
@@ -235,15 +235,9 @@ def _ours(side: Side) -> Any:
     def make(number: int) -> Iterator[int]:
         shards = ShardSet.open(side.urls, "train")
         pairs = loader.training_pairs(shards, clip, DataConfig(augment=augment), 0)
-        sampler = StepSampler(
-            Order(shards.sizes, seed=number),
-            global_batch_size=size,
-            loader_batch_size=size,
-            steps=len(shards) // size,
-            rank=0,
-            world_size=1,
-        )
-        for loaded in load_batches(pairs, sampler, workers=0, pin=False):
+        order = Order(shards.sizes, seed=number)
+        batches = order.shares(0, len(shards) // size, size, range(size))
+        for loaded in load_batches(pairs, batches, workers=0, pin=False):
             yield len(loaded.batch["index"])
 
     return make
