@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import ROOT, records, settings, write
+from tests.support.cli import ROOT, records, write_config
 from tests.support.slurm import Slurm, Unavailable
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"}
@@ -53,7 +53,7 @@ def test_a_job_is_warned_requeued_and_goes_on_to_its_end(
     run, in the folder that was named, and the test.
     """
     run, log = tmp_path / "run", tmp_path / "job.log"
-    config = write(settings(packed, tmp_path / "not", train__epochs=20), tmp_path / "config.yaml")
+    config = write_config(packed, tmp_path, "not", train__epochs=20)
     job = submit(slurm, log, "--config", config, "--run.folder", run)
 
     def steps() -> list[int]:
@@ -92,7 +92,7 @@ def test_a_job_that_gets_no_further_is_not_requeued(
     run, log = tmp_path / "run", tmp_path / "job.log"
     run.mkdir()
     (run / "interrupted").write_text("SIGUSR1: stopped after step 3 of 60, and saved\n")
-    config = write(settings(packed, tmp_path / "not"), tmp_path / "config.yaml")
+    config = write_config(packed, tmp_path, "not")
     job = submit(slurm, log, f"--run.folder={run}", "--config", config, "--data.train", "gone")
     wait_for(lambda: slurm.field(job, "JobState") in ENDED, log)
     text = log.read_text("utf-8")

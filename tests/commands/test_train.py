@@ -12,20 +12,17 @@ from typing import Any
 import pytest
 
 from medclip_oc import evaluate
-from medclip_oc.config import parse
 from medclip_oc.config.evaluation import EvaluateConfig
-from medclip_oc.config.schema import Config
 from medclip_oc.models import checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from tests.support.cli import (
     call,
     one_line,
+    read_config,
     records,
     run_training,
-    settings,
     torchrun,
-    write,
     write_config,
 )
 
@@ -36,8 +33,7 @@ Shown = pytest.CaptureFixture[str]
 def run(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of one process."""
     folder = tmp_path_factory.mktemp("run")
-    file = write_config(packed, folder)
-    assert run_training(file) == 0
+    assert run_training(write_config(packed, folder)) == 0
     return folder / "run"
 
 
@@ -50,7 +46,7 @@ def test_what_a_run_leaves(run: Path) -> None:
     assert "valid/text_to_image/R@10" in valid[0]
     assert {p.name for p in run.iterdir()} >= {"config.yaml", "environment.txt", "log.txt"}
     assert "torch " in (run / "environment.txt").read_text()
-    again = parse.parse(Config, ["--config", str(run / "config.yaml")])
+    again = read_config(run / "config.yaml")
     assert asdict(again) == checkpoint.load(run / "checkpoints" / "last.pt")["config"]
     before = (run / "metrics.jsonl").read_bytes()
     assert run_training(run / "config.yaml") == 0
@@ -78,15 +74,13 @@ def test_evaluate(run: Path, packed: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_as_one(run: Path, packed: Path, tmp_path: Path) -> None:
     """Same batches, same losses; and the evaluation of two processes counts every pair once."""
-    file = write(settings(packed, tmp_path / "two"), tmp_path / "config.yaml")
-    done = torchrun(2, "-m", "medclip_oc.train", "--config", file)
-    assert done.returncode == 0, done.stderr
+    file = write_config(packed, tmp_path, "two")
+    torchrun("medclip_oc.train", "--config", file)
     one, two = ([r["loss"] for r in records(f) if "loss" in r] for f in (run, tmp_path / "two"))
     assert two[0] == pytest.approx(one[0], rel=1e-5)
     assert two == pytest.approx(one, rel=1e-3)
     best = tmp_path / "two" / "checkpoints" / "best.pt"
-    done = torchrun(2, "-m", "medclip_oc.evaluate", "--checkpoint", best, "--split", "test")
-    assert done.returncode == 0, done.stderr
+    done = torchrun("medclip_oc.evaluate", "--checkpoint", best, "--split", "test")
     assert done.stdout.count("pool of 12 pairs") == 1
     both = json.loads((tmp_path / "two" / "evaluations" / "best-test.json").read_text())
     out = tmp_path / "one.json"
@@ -95,11 +89,12 @@ def test_two_processes_train_as_one(run: Path, packed: Path, tmp_path: Path) -> 
     assert both == json.loads(out.read_text())
 
 
+GONE = {"data__train": "nowhere"}  # is said last
 MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
-    "no such folder": ({"data__train": "nowhere"}, 2, "nowhere"),
+    "no such folder": (GONE, 2, "nowhere"),
     "architecture": ({"model": {"arch": "ViT-B-61"}}, 2, "did you mean ViT-B-16"),
-    "fp16 on the CPU": ({"train__precision": "fp16"}, 2, "fp16 needs CUDA"),
-    "auto on the CPU": ({"train__keep_chunks": "auto"}, 2, "keep_chunks: auto needs CUDA"),
+    "fp16 on the CPU": ({"train__precision": "fp16", **GONE}, 2, "fp16 needs CUDA"),
+    "auto on the CPU": ({"train__keep_chunks": "auto", **GONE}, 2, "auto needs CUDA"),
     "siglip without a bias": ({"loss": {"name": "siglip"}}, 2, "siglip needs a model with a bias"),
     "weights that are no file": ({"model__pretrained": "x.pt"}, 2, "neither a file nor a tag"),
     "compiled": ({"lora": {"rank": 4}, "train__compile": True}, 2, "compile: not with adapters"),
@@ -115,8 +110,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_in_one_line(name: str, packed: Path, tmp_path: Path, capsys: Shown) -> None:
     change, code, message = MISTAKES[name]
-    file = write_config(packed, tmp_path, **change)
-    assert run_training(file) == code
+    assert run_training(write_config(packed, tmp_path, **change)) == code
     shown = capsys.readouterr().err
     assert re.search(message, one_line(shown)), shown
     assert "Traceback" not in shown
@@ -129,16 +123,14 @@ def test_tasks_of_srun_without_torchrun(
     """One run each would be written over the others; the first of them says so."""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", str(rank))
-    file = write_config(packed, tmp_path)
-    assert run_training(file) == 2
+    assert run_training(write_config(packed, tmp_path)) == 2
     assert capsys.readouterr().err.count("srun started this 4 times over") == lines
     assert not (tmp_path / "run").exists()
 
 
 def test_tasks_of_an_interactive_shell(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    file = write_config(packed, tmp_path, train__epochs=1)
-    assert run_training(file) == 0
+    assert run_training(write_config(packed, tmp_path, train__epochs=1)) == 0
     assert "SLURM_NTASKS is 4, but this is" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -152,8 +144,7 @@ def test_a_fault_on_one_rank_ends_all(packed: Path, tmp_path: Path) -> None:
     content[512:700] = bytes(188)  # the first image's beginning
     tar.write_bytes(content)
     file = write_config(folder, tmp_path)
-    done = torchrun(2, "-m", "medclip_oc.train", "--config", file)
-    assert done.returncode != 0
+    done = torchrun("medclip_oc.train", "--config", file, code=1)
     assert "train-000000.tar: train_0000: " in one_line(done.stderr)
     assert "medclip_oc/" not in done.stderr  # no frame of ours
 
@@ -167,8 +158,7 @@ def test_real_pairs_and_real_towers(rocov2_mini: Path, tmp_path: Path) -> None:
     words = ["--config", "configs/warm_towers.yaml", "--run.folder", run, "--data.workers", 0]
     words += ["--data.train", few, "--data.valid", shards, "--log.every_steps", 1]
     words += ["--train.global_batch_size", 20, "--train.micro_batch_size", 5, "--train.epochs", 5]
-    done = torchrun(2, "-m", "medclip_oc.train", *words)
-    assert done.returncode == 0, done.stderr
+    torchrun("medclip_oc.train", *words)
     losses = [r["loss"] for r in records(run) if "loss" in r]
     assert len(losses) == 10
     assert fmean(losses[-3:]) < 0.7 * math.log(20)

@@ -10,7 +10,7 @@ from medclip_oc import evaluate
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.models import checkpoint, factory
-from tests.support.cli import call, records, run_training, settings, torchrun, write
+from tests.support.cli import call, records, run_training, torchrun, write_config
 from tests.support.tiny_models import TINY
 
 BIASED = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
@@ -19,9 +19,7 @@ LORA = {"lora": {"rank": 4}, "ema": {"decay": 0.9}, "loss": {"positives": "capti
 
 def trained(packed: Path, folder: Path, **changes: Any) -> Path:
     """The folder of a run of 6 steps."""
-    tree = settings(packed, folder / "run", **{"train__epochs": 2, **changes})
-    file = write(tree, folder / "c.yaml")
-    assert run_training(file) == 0
+    assert run_training(write_config(packed, folder, **{"train__epochs": 2, **changes})) == 0
     return folder / "run"
 
 
@@ -86,9 +84,8 @@ def test_the_average_is_evaluated_and_saved(adapted: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path, adapted: Path) -> None:
-    file = write(settings(packed, tmp_path / "two", train__epochs=2, **LORA), tmp_path / "two.yaml")
-    done = torchrun(2, "-m", "medclip_oc.train", "--config", file)
-    assert done.returncode == 0, done.stderr
+    file = write_config(packed, tmp_path, "two", train__epochs=2, **LORA)
+    torchrun("medclip_oc.train", "--config", file)
     alone, both = (
         [r["loss"] for r in records(f) if "loss" in r] for f in (adapted, tmp_path / "two")
     )

@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]  # a command: its exit code, output, and errors
 
 
-def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """A run of 30 steps, 10 epochs of 48 pairs, in chunks of 4."""
+def write_config(shards: Path, folder: Path, name: str = "run", **changes: Any) -> Path:
+    """The file of a run FOLDER/NAME of 30 steps, 10 epochs of 48 pairs, in chunks of 4."""
     tree: dict[str, Any] = {
-        "run": {"folder": str(folder), "seed": 1},
+        "run": {"folder": str(folder / name), "seed": 1},
         "model": {"arch": "train-test", "definition": TINY},
         "data": {
             "train": str(shards),
@@ -43,23 +43,15 @@ def settings(shards: Path, folder: Path, **changes: Any) -> dict[str, Any]:
         "valid": {"every_epochs": 5},
         "log": {"every_steps": 1},
     }
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
+    for change, value in changes.items():
+        section, _, key = change.partition("__")
         if key:
             tree[section][key] = value
         else:
             tree[section] = value
-    return tree
-
-
-def write(tree: dict[str, Any], file: Path) -> Path:
+    file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return file
-
-
-def write_config(shards: Path, folder: Path, **changes: Any) -> Path:
-    """The file of such a run, FOLDER/run."""
-    return write(settings(shards, folder / "run", **changes), folder / "config.yaml")
 
 
 def read_config(file: Path) -> Config:
@@ -78,15 +70,18 @@ def run_training(config: Path, *words: object) -> int:
     return call(train.main, TrainCommand, "--config", config, *words)
 
 
-def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
+def torchrun(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command of the package in two processes, to this exit code."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
         [sys.executable, *launch, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
+    assert done.returncode == code, done.stderr
+    return done
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from medclip_oc.config.schema import TrainCommand
 from medclip_oc.models import checkpoint
 from medclip_oc.runtime import command
 from tests.support import processes
-from tests.support.cli import records, settings, write
+from tests.support.cli import records, write_config
 
 
 def _train(folder: Path, words: list[str]) -> None:
@@ -66,8 +66,7 @@ fork_server = ForkServer()
 def configure(packed: Path, folder: Path, name: str, **changes: Any) -> Path:
     """The configuration of a run FOLDER/NAME of 30 steps that saves at every second."""
     usual = {"checkpoint": {"every_steps": 2}, "valid": {"every_steps": 5}}
-    tree = settings(packed, folder / name, **(usual | changes))
-    return write(tree, folder / f"{name}.yaml")
+    return write_config(packed, folder, name, **(usual | changes))
 
 
 def measured(run: Path) -> list[dict[str, Any]]:

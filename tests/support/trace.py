@@ -20,7 +20,7 @@ from medclip_oc import make_shards, train
 from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.parse import parse
 from medclip_oc.config.schema import TrainCommand
-from tests.support.cli import settings, write
+from tests.support.cli import write_config
 from tests.support.tiny_dataset import write_kaggle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,8 +58,8 @@ def _packing(folder: Path, pairs: int) -> MakeShardsConfig:
 def batch_way(folder: Path) -> list[str]:
     """From the loop's taking the second batch to its loss."""
     make_shards.main(_packing(folder, 32))
-    tree = settings(folder / "shards", folder / "run", data__valid=None)
-    config = parse(TrainCommand, ["--config", str(write(tree, folder / "config.yaml"))])
+    file = write_config(folder / "shards", folder, data__valid=None)
+    config = parse(TrainCommand, ["--config", str(file)])
     with recorded() as calls:
         train.main(config)
     agreed = next(n for n, (_, name) in enumerate(calls) if name == "Trainer.agree")

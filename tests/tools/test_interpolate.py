@@ -13,7 +13,7 @@ from interpolate import InterpolateConfig, alphas, choose
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError
 from medclip_oc.models import averaging, checkpoint, factory
-from tests.support.cli import call, one_line, run_training, settings, write
+from tests.support.cli import call, one_line, run_training, write_config
 
 
 def states(count: int) -> list[dict[str, torch.Tensor]]:
@@ -87,8 +87,7 @@ def runs(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     found = []
     for number, lr in enumerate((1e-3, 2e-3)):
-        tree = settings(packed, folder / f"run{number}", train__epochs=3, optim__lr=lr)
-        file = write(tree, folder / f"{number}.yaml")
+        file = write_config(packed, folder, f"run{number}", train__epochs=3, optim__lr=lr)
         assert run_training(file) == 0
         found.append(folder / f"run{number}" / "checkpoints" / "last.pt")
     return found

@@ -54,18 +54,6 @@ def test_numbers_that_do_not_fit(change: dict[str, Any], message: str) -> None:
         planned(**change)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"precision": "fp16"}, "fp16 needs CUDA"), ({"keep_chunks": "auto"}, "auto needs CUDA")],
-)
-def test_what_needs_cuda_is_refused_before_the_shards_are_opened(
-    change: dict[str, Any], message: str
-) -> None:
-    config = Config(model=ModelConfig(arch="x"), train=TrainConfig(**change))
-    with pytest.raises(InputError, match=message):
-        build.open_data(config, ONE)
-
-
 def test_studies_of_both_splits_are_told(tmp_path: Path) -> None:
     """A validation set without any is one of single images."""
     where = str(write_pairs(tmp_path / "x.tar", range(8)))

@@ -55,6 +55,7 @@ def test_a_state_is_that_of_its_step(tmp_path: Path, background: bool) -> None:
     weight += 1
     one.wait()
     found = {file.name: checkpoint.load(file) for file in one.folder.checkpoints.iterdir()}
+    assert (one.folder.checkpoints / "last.pt").samefile(one.folder.state(3))
     values = {name: content["state_dict"]["w"][0].item() for name, content in found.items()}
     newest = {"step-00000002.pt": 2.0, "step-00000003.pt": 3.0}
     assert values == newest | {"last.pt": 3.0, "best.pt": 2.0}

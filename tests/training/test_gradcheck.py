@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medclip_oc.contrastive import grad_cache, loss
-from tests.support.cli import one_line, run_training, settings, torchrun, write, write_config
+from tests.support.cli import one_line, run_training, torchrun, write_config
 from tests.support.tiny_models import TINY
 
 Shown = pytest.CaptureFixture[str]
@@ -75,10 +75,8 @@ def test_a_wrong_step(
 @pytest.mark.slow
 def test_two_processes(packed: Path, tmp_path: Path) -> None:
     """Dropout, SigLIP and a text tower of its own chunk size, checked over ranks."""
-    tree = settings(packed, tmp_path / "run", **SIGLIP, model__patch_dropout=0.5)
-    tree["train"] |= {"micro_batch_size": 16, "text_micro_batch_size": 3}
-    file = write(tree, tmp_path / "config.yaml")
-    done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--selfcheck")
-    assert done.returncode == 0, done.stderr
+    sizes = {"train__micro_batch_size": 16, "train__text_micro_batch_size": 3}
+    file = write_config(packed, tmp_path, **SIGLIP, **sizes, model__patch_dropout=0.5)
+    done = torchrun("medclip_oc.train", "--config", file, "--selfcheck")
     assert "16 of 16 pairs on 2 process(es), cpu, in chunks of 2 images and 3 texts" in done.stdout
     assert done.stdout.count("holds: every relative error is under 1e-05") == 1

@@ -17,7 +17,7 @@ import torch
 from medclip_oc.models import checkpoint
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import pack
-from tests.support.cli import records, run_training, settings, write
+from tests.support.cli import records, run_training, write_config
 from tests.support.interrupted import weights
 
 pytestmark = pytest.mark.slow
@@ -48,8 +48,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recaptioned(folder / "us" / "source", np.random.default_rng(0).permutation, folder / "mixed")
     recaptioned(folder / "us" / "source", lambda texts: texts[0], folder / "one")
     own = {"model": MODEL, "train": BATCH | {"epochs": 10}, "optim": {"lr": 2e-3}}
-    tree = settings(folder / "ct" / "shards", folder / "run", **own, valid={"every_epochs": None})
-    assert run_training(write(tree, folder / "run.yaml")) == 0
+    file = write_config(folder / "ct" / "shards", folder, **own, valid={"every_epochs": None})
+    assert run_training(file) == 0
     torch.save(state := weights(folder / "run"), folder / "start.pt")
     torch.save(state | {"logit_scale": torch.tensor(100.0).log()}, folder / "clamped.pt")
     return folder
@@ -96,8 +96,8 @@ def test_best_is_never_below_the_start(start: Path, tmp_path: Path, name: str) -
     model = MODEL | {"pretrained": str(start / own.pop("weights", "start.pt"))}
     model |= {"preprocess": own.pop("preprocess", None)}
     data = {"model": model, "data__train": str(start / own.pop("shards", "us/shards"))}
-    tree = settings(start / "ct" / "shards", run := tmp_path / "run", **data, **own)
-    assert run_training(write(tree, tmp_path / "run.yaml")) == 0
+    run = tmp_path / "run"
+    assert run_training(write_config(start / "ct" / "shards", tmp_path, **data, **own)) == 0
     said = (run / "log.txt").read_text().splitlines()[-1]
     scores = [r["valid/mean_recall"] for r in records(run) if "valid/mean_recall" in r]
     best = checkpoint.load(run / "checkpoints" / "best.pt")

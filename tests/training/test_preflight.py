@@ -105,8 +105,7 @@ def test_planted(fault: str, packed: Path, tmp_path: Path, capsys: Any, monkeypa
 def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -> None:
     """The twelfth; and findings of two processes are said once."""
     file = write_config(packed, tmp_path, train__global_batch_size=15)
-    done = torchrun(2, "-m", "medclip_oc.train", "--config", file, "--doctor")
-    assert done.returncode == 1
+    done = torchrun("medclip_oc.train", "--config", file, "--doctor", code=1)
     assert done.stdout.startswith("error: train.global_batch_size: 15 can't be shared equally by 2")
     assert [done.stdout.count(word) for word in ("error", "model: ", "pairs: ")] == [1, 1, 0]
 

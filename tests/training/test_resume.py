@@ -97,16 +97,6 @@ def again(run: Path, *words: object) -> int:
     return run_training(run.with_suffix(".yaml"), *words)
 
 
-def test_the_newest_states_are_kept(finished: Path) -> None:
-    kept = finished / "checkpoints"
-    names = {file.name for file in kept.iterdir()}
-    assert names == {f"step-0000000{n}.pt" for n in (7, 8, 9)} | {"last.pt", "best.pt"}
-    assert "training" not in checkpoint.load(kept / "best.pt")
-    assert checkpoint.load(kept / "last.pt")["step"] == 9
-    assert (kept / "last.pt").samefile(kept / "step-00000009.pt")
-    assert "the training paused for" in (finished / "log.txt").read_text()
-
-
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 1
@@ -275,13 +265,6 @@ def test_an_earlier_state_by_name(run: Path, finished: Path) -> None:
     assert again(run, "--resume", early, "--train.epochs", 3) == 0
     names = {file.name for file in (run / "checkpoints").iterdir()}
     assert {"step-00000008.pt.left", "step-00000009.pt.left"} <= names
-    assert_same(run, finished)
-
-
-def test_a_run_that_was_never_saved_begins_again(run: Path, finished: Path, capsys: Shown) -> None:
-    shutil.rmtree(run / "checkpoints")
-    assert again(run) == 0
-    assert "no state to resume from; it begins again" in capsys.readouterr().err
     assert_same(run, finished)
 
 

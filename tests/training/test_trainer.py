@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -264,21 +263,14 @@ def test_no_room_in_shared_memory(packed: Path, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_too_small_a_disk_is_said_at_the_start(
-    finished: Path, packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: Any
-) -> None:
+def test_what_checkpoints_take_is_told(finished: Path) -> None:
     """What is estimated is what a run leaves, and a state while it is written."""
     files = {f.name: f.stat().st_size for f in finished.glob("checkpoints/*.pt")}
     log = (finished / "log.txt").read_text()
     needed = 1e9 * float(log.partition("checkpoints take up to ")[2].split()[0])
     del files["last.pt"]  # another name of one of them
     assert needed == pytest.approx(sum(files.values()) + files["step-00000009.pt"], rel=0.02)
-
-    usage, config = shutil.disk_usage("/"), configure(packed, tmp_path, "run")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    assert run_training(config) == 2
-    assert "has 0.001 GB free, and the checkpoints need" in one_line(capsys.readouterr().err)
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert "the training paused for" in log
 
 
 def test_a_full_disk(packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: Any) -> None:
