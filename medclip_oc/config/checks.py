@@ -42,15 +42,12 @@ JsonFile = Annotated[str, Bound("a file name that ends in .json", lambda v: v.en
 
 
 class Settings:
-    """Base of dataclasses of settings.
+    """Base of dataclasses of settings. InputError: a value is out of its bounds.
 
     Attributes:
         section: the dotted place in YAML, `optim.`; the options of a command have none.
         reads: the names of the fields that say what a command reads, for its help.
         writes: of those that say what it writes; help has the rest under "how".
-
-    Raises:
-        InputError: a value is out of its bounds.
     """
 
     section: ClassVar[str] = ""

@@ -271,13 +271,9 @@ def load_batches(
 ) -> Iterator[LoadedBatch]:
     """A batch of each part, in this order, prepared by `workers` processes (0: by this one).
 
-    `stop` is asked whether to wait no longer, now and then while a batch doesn't come.
-
-    Raises:
-        InputError: a pair can't be read; names the shard and the key.
-        ShardChanged: a shard went away or changed; names it.
-        Stopped: `stop` said so.
-        WorkError: a worker died, or nothing can be read.
+    `stop` is asked whether to wait no longer (Stopped), now and then while a batch doesn't come.
+    InputError: a pair can't be read; names the shard and the key. ShardChanged: a shard went away
+    or changed; names it. WorkError: a worker died, or nothing can be read.
     """
     loader: DataLoader[Any] = DataLoader(
         pairs,

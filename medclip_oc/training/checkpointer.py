@@ -118,13 +118,9 @@ def capture(
 
 
 def restore(origin: Origin, parts: Mapping[str, Any], *, seed: int, world: World) -> None:
-    """Put the parts and the generators where they stood when a state was saved, if there is one.
-
-    A part that the state doesn't know begins anew; a rank that the saved run didn't have draws from
-    the run's seed and the step.
-
-    Raises:
-        InputError: the state doesn't fit this run.
+    """Put the parts and the generators where they stood when a state was saved, if there is one. A
+    part that the state doesn't know begins anew; a rank that the saved run didn't have draws from
+    the run's seed and the step. InputError: the state doesn't fit this run.
     """
     if origin.content is None:
         return
@@ -213,11 +209,8 @@ class Checkpointer:
 
     def save(self, content: dict[str, Any], *, best: bool, since: float) -> None:
         """Copy a checkpoint's content, and have it written; as best.pt too, without `training`.
-
-        `since`: when the training stopped for it (time.perf_counter), for the log.
-
-        Raises:
-            WorkError: writing failed, now or the last time.
+        `since`: when the training stopped for it (time.perf_counter), for the log. WorkError:
+        writing failed, now or the last time.
         """
         self.step = content["step"]
         if not self.main or not (best or self.settings.keep_last):

@@ -76,11 +76,8 @@ def start(
 
     The main rank looks, and decides for all; the others read the same file. `source` is "auto",
     "never", or a checkpoint file; `allow` names settings that may differ from those of the state.
-
-    Raises:
-        InputError: the folder is in use, can't be written, or holds a run that can't be resumed;
-            says what to do about it.
-        Stopped: the launcher starts again what was told to stop.
+    InputError: the folder is in use, can't be written, or holds a run that can't be resumed; says
+    what to do about it. Stopped: the launcher starts again what was told to stop.
     """
     _check_names(allow)
     if distributed.restarts() and folder.marker.exists():

@@ -44,12 +44,9 @@ class RunFolder:
         self._lease = SoftFileLease(path / "in_use", timeout=1, lease_duration=LEASE_SECONDS)
 
     def hold(self, opened: ExitStack) -> None:
-        """Keep every other process from training here, until `opened` is closed.
-
-        A holder that was killed is passed over: at once on its own machine, or else after a wait.
-
-        Raises:
-            InputError: another process trains here; says which.
+        """Keep every other process from training here, until `opened` is closed. A holder that was
+        killed is passed over: at once on its own machine, or else after a wait. InputError: another
+        process trains here; says which.
         """
         lease = self._lease
         self.path.mkdir(parents=True, exist_ok=True)
