@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import run_files
 from tests.support.cli import call, one_line
+from tests.support.reference import save
 from tests.support.tiny_dataset import jpeg, write_captions, write_kaggle, write_pairs, write_tar
 from tests.support.tiny_models import TINY
 
@@ -49,15 +49,8 @@ def write_checkpoint(file: Path, shards: Path, seed: int, unit: Unit = "image") 
     config = Config()
     config.model = ModelConfig(arch="evaluate-test", definition=TINY)
     config.run.seed, config.data.valid, config.data.unit = 5, str(shards), unit
-    clip = factory.build(config.model, seed=seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "state_dict": clip.towers.clip.state_dict(),
-        "model": clip.description,
-        "config": asdict(config),
-    }
-    checkpoint.save(file, content)
-    return file
+    return Path(save(factory.build(config.model, seed=seed), file, config))
 
 
 @pytest.fixture(scope="module")

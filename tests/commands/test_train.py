@@ -128,12 +128,6 @@ def test_tasks_of_srun_without_torchrun(
     assert not (tmp_path / "run").exists()
 
 
-def test_tasks_of_an_interactive_shell(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert run_training(write_config(packed, tmp_path, train__epochs=1)) == 0
-    assert "SLURM_NTASKS is 4, but this is" in (tmp_path / "run" / "log.txt").read_text()
-
-
 @pytest.mark.slow
 def test_a_fault_on_one_rank_ends_all(packed: Path, tmp_path: Path) -> None:
     """A pair that only one rank meets: that rank speaks, the other doesn't hang or complain."""

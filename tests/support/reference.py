@@ -2,13 +2,14 @@
 
 import zlib
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medclip_oc.config.schema import LoraConfig, ModelConfig
+from medclip_oc.config.schema import Config, LoraConfig, ModelConfig
 from medclip_oc.contrastive.grad_cache import CachedStep
 from medclip_oc.contrastive.loss import Block, clip_loss, contrast, siglip_loss
 from medclip_oc.contrastive.reference import relative_errors
@@ -174,8 +175,8 @@ def embed(clip: Clip) -> Tensor:
     return torch.cat([image_features, text_features])
 
 
-def save(clip: Clip, file: Path) -> str:
+def save(clip: Clip, file: Path, config: Config | None = None) -> str:
     """A checkpoint, as training writes it."""
-    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description, "config": {}}
-    checkpoint.save(file, content)
+    content = {"state_dict": clip.towers.clip.state_dict(), "model": clip.description}
+    checkpoint.save(file, content | {"config": asdict(config) if config else {}})
     return str(file)

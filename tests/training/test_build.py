@@ -65,7 +65,7 @@ def test_studies_of_both_splits_are_told(tmp_path: Path) -> None:
         assert found.train.note.startswith(f"data.unit: 4 studies with 8 images{told}")
 
 
-def test_what_the_log_says_of_a_run() -> None:
+def test_what_the_log_says_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     definition = {**TINY, "vision_cfg": RESNET}
     model = ModelConfig(arch="build-test", definition=definition, freeze_batch_norm=False)
     config = Config(model=model, train=TrainConfig(**SIZES, epochs=3))
@@ -86,3 +86,6 @@ def test_what_the_log_says_of_a_run() -> None:
     config.train = TrainConfig(global_batch_size=20, micro_batch_size=20, epochs=1)
     *_, last = build.describe(clip, config, planned(pairs=20, epochs=1), alone)
     assert last.startswith("each step contrasts 20 pairs: 20 per rank in 1 chunk(s); warm-up")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    *_, last = build.describe(clip, config, planned(pairs=20, epochs=1), alone)
+    assert last.startswith("SLURM_NTASKS is 4, but this is")
