@@ -253,7 +253,7 @@ def test_shards_that_changed_and_shards_that_moved(
     capsys.readouterr()
     assert again(run, *where, *longer) == 2
     line = one_line(capsys.readouterr().err)
-    assert "step-00000012.pt was made with other settings: data.train, whose shards have" in line
+    assert "step-00000012.pt was made with other settings: data.train, whose files have" in line
     assert "(--resume.allow data.train data.valid)" in line
     assert again(run, *longer) == 0, "the old ones are still where they were"
     assert again(run, *where, *longer, "data.train", "data.valid") == 0
