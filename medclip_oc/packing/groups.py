@@ -62,6 +62,8 @@ class Grouped(Source):
                 problem = f"no column {column!r}; found {', '.join(found):.150}"
                 problem = f"--keep-columns has a {what} already" if what in part.kept else problem
                 raise InputError(f"--{what}-column: {problem}")
+            if column in part.kept.values() and what != "stratify":
+                raise InputError(f"--{what}-column {column}: --keep-columns has it, in plain")
             kept |= {what: column} if column in own else {}
         parts = [replace(each, kept=kept, numbered=self._hash_ids) for each in source.parts]
         path = config.path("group_salt") if config.group_salt else Path(f"{out}.salt")
@@ -105,9 +107,11 @@ class Grouped(Source):
         for what, column in self._columns.items():
             name = facts.get(what) or (facts.get("license") or {}).get(column, "")
             if not (name := name.strip() or self._tag(record.image.read.args[0], column)):
-                reject = record.reject("malformed row", f"{column}: none, so no {what} is known")
+                reject = record.reject(f"no {what}", f"nothing in {column}")
                 return replace(reject, id=identity), ""
-            facts[what] = name if column in self._public else self._hash(name)
+            # numbers of studies may begin anew with each patient
+            whole = f"{facts['group']} {name}" if what == "study" and "group" in facts else name
+            facts[what] = name if column in self._public else self._hash(whole)
         return replace(record, id=identity, key=key, facts=facts), stratum
 
     def _divide(self, config: MakeShardsConfig, file: Path) -> None:
@@ -129,7 +133,8 @@ class Grouped(Source):
             raise InputError(f"--split-by: too few groups, all are in {' and '.join(self.splits)}")
         self._places = [(found.get(group, self.splits[0]), rows) for group, rows in seen]
         by = next(iter(self._columns.values()), "image (--group-column says what belongs together)")
-        print_line(f"split by {by}; {file} has {len(known):,} groups already, which stay")
+        stay = f"; {file} has {len(known):,} groups already, which stay" if known else ""
+        print_line(f"split by {by}{stay}")
         table = pd.DataFrame(sorted(found.items()), columns=["group", "split"])
         self.beside = [(file.name, table.assign(salt=self._hash("")).to_csv(index=False))]
 
@@ -151,9 +156,10 @@ def assign(
     """Group -> split: the `known` ones stay, the others fill up the shares of train, valid, test.
 
     `pairs` counts those of each (group, stratum); a group's stratum is the commonest of its pairs.
-    New groups come stratum by stratum, in an order that seed and names decide, and each goes to the
-    split that lacks most; what a stratum leaves open, the next makes up. So splits that are new are
-    off their shares by no more pairs than the largest group has.
+    New groups come stratum by stratum, large ones first, of about a size (bits of it) as seed and
+    names decide. Each goes to the split of which most is open that has room for half of it; what a
+    stratum leaves open, the next makes up. So splits that are new are off their shares by no more
+    pairs than the largest group has.
     """
     sizes, strata, found, left = Counter[str](), dict[str, str](), dict(known), Counter[str]()
     for (group, stratum), number in sorted(pairs.items(), key=lambda item: (item[1], item[0])):
@@ -161,12 +167,15 @@ def assign(
         strata[group] = stratum
     before = [sum(sizes[it] for it in sizes if known.get(it) == split) for split in SPLITS]
     lacking, new = np.multiply(shares, sum(before)) - before, sizes.keys() - known.keys()
-    order = {it: (strata[it], hashlib.sha256(f"{seed} {it}".encode()).digest()) for it in new}
+    order = dict[str, tuple[str, int, bytes]]()
     for group in new:
+        mixed = hashlib.sha256(f"{seed} {group}".encode()).digest()
+        order[group] = strata[group], -sizes[group].bit_length(), mixed
         left[strata[group]] += sizes[group]
     for group in sorted(new, key=order.__getitem__):
         lacking += np.multiply(shares, left.pop(strata[group], 0))  # as its stratum begins
-        split = int(lacking.argmax())
+        room = np.where(2 * lacking >= sizes[group], lacking / np.maximum(shares, 1e-9), 0)
+        split = int((room if room.any() else lacking).argmax())
         lacking[split] -= sizes[group]
         found[group] = SPLITS[split]
     return found

@@ -38,6 +38,20 @@ def test_groups_fill_up_the_shares_and_stay(
     assert second.keys() == first.keys() | {group for group, _ in more}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_each_stratum_is_shared_out_beside_a_large_group(seed: int) -> None:
+    pairs = {(f"{kind}{n}", kind): 1 + n % 10 for kind in "ab" for n in range(60)}
+    pairs["large", "b"] = 66
+    found = assign(pairs, {}, [0.7, 0.15, 0.15], seed)
+    assert found != assign(pairs, {}, [0.7, 0.15, 0.15], seed + 1)
+    for stratum in "ab":
+        own = Counter[str]()
+        for (group, kind), number in pairs.items():
+            own[found[group]] += number * (kind == stratum)
+        shares = [own[split] / own.total() for split in SPLITS]
+        assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -65,13 +79,14 @@ def test_groups_are_salted_and_split(run: Run) -> None:
     words = TABLE + "--group-column patient --study-column exam --split-by 0.8,0.1,0.1"
     words += " --no-decode-check"  # so that workers are threads, which start at once
     error = run(*words.split())[2]
-    assert ("out.salt: a new salt;" in error, "split by patient;" in error) == (True, True)
+    assert ("out.salt: a new salt;" in error, "split by patient\n" in error) == (True, True)
     assert (SALT.stat().st_mode & 0o777, len(SALT.read_bytes())) == (0o600, 64)
     before, found = contents(OUT), facts()
     assert Counter(each["split"] for each in found) == {"train": 48, "valid": 6, "test": 6}
     split_of = {each["group"]: each["split"] for each in found}
     assert len(split_of) == len({(int(it["id"][1:]) // 3, it["group"]) for it in found}) == 20
     assert {it["split"] == split_of[it["group"]] and len(it["study"]) for it in found} == {16}
+    assert len({each["study"] for each in found}) == len({(n // 3, n // 2) for n in range(60)})
     assert run(*words.split(), "--workers", 3, "--overwrite")[0] == 0
     assert contents(OUT) == before
     write([*range(100, 130), *patients])  # more rows, in another order
@@ -143,6 +158,7 @@ WRONG = [
     ("--study-column exam --group-salt out/salt", "inside --out; keep it apart"),
     ("--study-column exam --group-salt t.csv", "t.csv: no salt; wanted are 64 hex letters"),
     ("--group-column sex --keep-columns group", "--group-column: --keep-columns has a group"),
+    ("--group-column sex --keep-columns sex", "sex: --keep-columns has it, in plain"),
     ("--split-by 1,0,0", "splits.csv is there; restore it"),
     ("--split-by 1,0,0 --group-salt salt", "splits.csv: wanted are groups, their splits, and"),
 ]
