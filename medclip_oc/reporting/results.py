@@ -116,9 +116,10 @@ def score(figures: Record, name: str) -> str:
     value, ends = figures.get(name), figures["intervals"].get(name, ())
     if value is None:
         return "-"
-    if name in _COUNTS:
-        return f"{value:,}"
-    return f"{value:.3f}" + (" [{:.3f},\u00a0{:.3f}]".format(*ends) if ends else "")
+    kind, most = (int, 2**53) if name in _COUNTS else (float, 1 + 1e-9)  # sums may be rounded up
+    assert all(type(each) is kind and -1 <= each <= most for each in (value, *ends))
+    interval = " [{:.3f},\u00a0{:.3f}]".format(*ends) if name in figures["intervals"] else ""
+    return f"{value:,}" if kind is int else f"{value:.3f}{interval}"
 
 
 def cell(name: str, value: float, unit: str = "\u00a0%") -> str:

@@ -14,6 +14,9 @@ from ..errors import InputError
 from ..runtime import npz
 from . import results
 
+_SCORES = ("R@1", "R@5", "R@10", "median_rank", "mean_rank", "mrr")
+_SHARES = ("mrr", "mean_recall", "level", "relevant")
+_TEXTS = ("name", "data", "features", "split", "ties", "duplicates")
 _NEAREST = {f"{direction}_nearest": (2, "U") for direction in DIRECTIONS}
 _ARRAYS = {"ids": (1, "U")} | {f"{way}_rank": (1, "f") for way in DIRECTIONS} | _NEAREST
 _MOST_POINTS = 300
@@ -39,10 +42,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
     *whole_lines, _rest = file.read_bytes().split(b"\n")
     for number, line in enumerate(whole_lines, 1):
         try:
-            record = json.loads(line)
-            assert record["step"] >= 0
-            np.array([*record.values()], float)  # raises where one is no number
-            parsed.append(record)
+            parsed.append(json.loads(line))
+            assert 0 <= parsed[-1]["step"] <= 2**53
+            for name, value in parsed[-1].items():  # of what isn't finite nothing is drawn
+                if value is not None and math.isfinite(value):
+                    assert _is_sound(value, name.split("/")[-1], 1e39, 0 if "/" in name else -1)
         except Exception:  # of any kind: a line may hold anything
             raise InputError(f"{file}: line {number} is no record of a run: remove it") from None
     return parsed
@@ -72,7 +76,7 @@ def evaluations(folder: Path, *, of_classes: bool = False) -> list[Evaluated]:
             record, arrays = json.loads(file.read_text(encoding="utf-8")), None
             if ("task" in record) != of_classes:
                 continue
-            results.text(record)  # made of all that a page shows
+            _check(record)
         except Exception:  # of any kind: a record may hold anything
             problem = "damaged, or not the record of an evaluation: make it again"
             raise InputError(f"{file}: {problem}") from None
@@ -83,3 +87,33 @@ def evaluations(folder: Path, *, of_classes: bool = False) -> list[Evaluated]:
                 raise InputError(f"{beside}: not of the {n:,} pairs of {file.name}: evaluate again")
         found.append(Evaluated(file.stem, record, arrays))
     return found
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Raise, of any kind, where what is shown of a record can't be made."""
+    if record.get("task") in ("findings", "classification", "probe"):
+        results.class_table(record)
+        if "confusion" in record:
+            classes, counts = (record["confusion"][name] for name in ("classes", "counts"))
+            assert {len(classes)} == {len(counts), *map(len, counts)}
+            assert all(type(each) is int and 0 <= each < 2**53 for row in counts for each in row)
+        return
+    assert all(record[part][name] >= 0 for part in (*DIRECTIONS, "chance") for name in _SCORES)
+    assert record.get("ties", "expected") in ("expected", "optimistic", "pessimistic")
+    assert _is_sound(record, "", record.get("pairs", record["pool"]))
+    results.tables(record)
+    results.recalls("", {each["name"]: each for each in record.get("slices", ())}, "images")
+
+
+def _is_sound(value: Any, name: str, pool: float, least: int = 0) -> bool:
+    """Whether what stands in a record under a name can stand there; only differences go below 0."""
+    if isinstance(value, dict | list):
+        if not value or (name in _TEXTS and isinstance(value, dict)):
+            return False
+        least = -1 if name == "difference" else least
+        inner = value.items() if isinstance(value, dict) else ((name, each) for each in value)
+        return all(_is_sound(each, key, pool, least) for key, each in inner)
+    if isinstance(value, str) or value is None:
+        return value is not None or name in ("concept", "data_fingerprint")
+    most = 1 if "@" in name or name in _SHARES else pool if name.endswith("_rank") else 1e39
+    return name not in _TEXTS and type(value) in (int, float) and least * most <= value <= most
