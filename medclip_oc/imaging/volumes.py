@@ -43,7 +43,7 @@ def take(
     if isinstance(source, Path) or is_dicom(source):
         _refuse(axis, f"--axis {axis} is for NIfTI")
         package, read = "pydicom", partial(_dicom, source, window, max_pixels)
-    elif source[344:348] == b"n+1\0" or source[:2] == _GZIP:
+    elif source[344:348] == b"n+1\0" or source[4:8] == b"n+2\0" or source[:2] == _GZIP:
         package, read = "nibabel", partial(_nifti, source, axis or "axial")
     else:
         return [(None, source)]
@@ -137,7 +137,7 @@ def _frames(dataset: Any) -> list[tuple[Any, Any, Any, int]]:
 
 def _in_order(frames: list[Any]) -> list[Any]:
     headers = [header for header, *_ in frames]
-    _refuse(not frames, "no DICOM file but localizers")
+    _refuse(not frames, "no DICOM file but localizers (folders in it don't count)")
     for tag, what in _SAME.items():
         several = len({str(header.get(tag)) for header in headers})
         _refuse(several > 1, f"{several} {what} in one volume")
@@ -159,7 +159,8 @@ def _nifti(data: bytes, axis: str) -> tuple[_Plane, int, bool, bool]:
     nibabel = needed("nibabel", "volumes")
     if data[:2] == _GZIP:
         data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_MOST_BYTES)
-    image = nibabel.Nifti1Image.from_bytes(data)
+    kind = nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image
+    image = kind.from_bytes(data)
     shape, header, axes = image.shape, image.header, nibabel.io_orientation(image.affine)
     told = header["qform_code"] or header["sform_code"]
     _refuse(not told or np.isnan(axes).any(), "no orientation: no qform, no sform")

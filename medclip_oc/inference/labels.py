@@ -241,7 +241,9 @@ def report(
     if settings.multi_label and not labels[1:]:
         print(_NO_THRESHOLDS, file=out)
     phrasings = {c.name: {"positive": c.positive, "negative": c.negative} for c in candidates}
-    figures |= {"prompts": phrasings, "threshold_labels": settings.threshold_labels}
+    names = ("features_in", "uncertain", "threshold_labels", "threshold_images", "min_positives")
+    figures |= {"prompts": phrasings, "prompt_set": settings.prompts}
+    figures |= {name: getattr(settings, name) for name in names}
     for line in keep(figures, settings.labels or "", settings.checkpoint, settings.figures):
         print(line, file=out)
 

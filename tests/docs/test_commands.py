@@ -65,6 +65,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = [f"{split}_{n:04}" for split in ("train", "valid", "test") for n in range(12)]
     labels = [f"{key},{('CT', 'MRI')[n % 2]}" for n, key in enumerate(keys)]
     (folder / "pairs.csv").write_text("\n".join(["path,report,split", *rows, ""]))
+    files = sorted(path.relative_to(folder) for path in (folder / "ROCOv2").rglob("train_*.jpg"))
+    rows = [f'{file},"{caption(n)}",{n // 2}' for n, file in enumerate(files)]
+    (folder / "patients.csv").write_text("\n".join(["path,report,patient_id", *rows, ""]))
     (folder / "captions.csv").write_text("\n".join(["caption", *texts, ""]))
     for name, rows in (("test", ["0,1", "1,0"]), ("valid", ["2,0", "3,1"])):
         (folder / f"{name}.csv").write_text("\n".join(["image,Edema", *rows, ""]))

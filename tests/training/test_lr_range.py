@@ -69,7 +69,8 @@ def test_trials_start_alike(ranks: int, changes: Any, packed: Path, tmp_path: Pa
     alone = tried(ONE, file, [1.0])
     assert alone == [pytest.approx(first, rel=1e-4 if ranks > 1 else 0)]
     assert wild > first != nothing
-    assert [path.name for path in tmp_path.glob("run*")] == ["run_lr_range.png"]
+    assert [path.name for path in tmp_path.glob("run_*")] == ["run_lr_range.png"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_collapsed_model_is_no_gain(packed: Path, tmp_path: Path, capsys: Any) -> None:
