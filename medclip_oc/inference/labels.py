@@ -58,7 +58,8 @@ class LabelTable:
         """InputError: an image has no true class, or several."""
         for image, row in self.truth[(self.truth > 0).sum(axis=1) != 1].iterrows():
             told = f"true are {[*row.index[row == 1]] or 'none'}"
-            raise InputError(f"{self.where}: {image}: {told:.80}; one class is wanted")
+            wanted = "one class is wanted (--multi-label takes several)"
+            raise InputError(f"{self.where}: {image}: {told:.80}; {wanted}")
 
 
 def read(

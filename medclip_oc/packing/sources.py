@@ -114,7 +114,7 @@ class Part:
                 if isinstance(cells.get(what), list) and len(cells[what]) == 1:
                     [cells[what]] = cells[what]
             if "split" not in cells or self.split == parse_split(
-                self.captions, row.location, columns["split"], cells["split"]
+                self.captions, row.location, columns["split"], cells["split"], not self.numbered
             ):
                 yield row, cells
 

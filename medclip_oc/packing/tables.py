@@ -149,14 +149,14 @@ def parse_cuis(listed: Any) -> list[str]:
     return [cui.upper() for cui in _CUI.findall(text)]
 
 
-def parse_split(table: Table, location: str, column: str, word: Any) -> str:
-    """The split that a cell of a table means; InputError: none that is known."""
+def parse_split(table: Table, location: str, column: str, word: Any, quoted: bool = True) -> str:
+    """The split that a cell of a table means; InputError: none that is known, which is `quoted`."""
     words = re.split(r"[/\\]", str(word))
     split = split_told(words)
     if split and not (words[1:] and split_told(words[-1:])):  # "train/val" is neither, nor a path
         return split
-    allowed, shown = ", ".join(SPLIT_OF), str(word)[:60]
-    raise InputError(f"{table}: {location}: {column} is {shown!r}; allowed are {allowed}")
+    told = f"is {str(word)[:60]!r}; allowed are" if quoted else "is none of"
+    raise InputError(f"{table}: {location}: {column} {told} {', '.join(SPLIT_OF)}")
 
 
 def split_told(words: Sequence[str]) -> str | None:

@@ -264,6 +264,11 @@ def _compare(
             f"{key}: the run ends after {steps} steps, but {file} is {step} steps old; give more, "
             "or begin anew (--run.overwrite)"
         )
+    epoch = content["position"] / data.plan.pairs
+    if not any(key.startswith("data.") for key in changed) and abs(content["epoch"] - epoch) > 1e-6:
+        raise InputError(
+            f"{file}: its epoch is {content['epoch']:g}, but its step's is {epoch:g}; use another"
+        )
     told = "; ".join(words for key, words in changed.items() if not key.startswith("run."))
     lines = [f"resumes with other settings: {told}"] if told else []
     return [*lines, f"resumes from {file}, step {step:,} of {steps:,}"]

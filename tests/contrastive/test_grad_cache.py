@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,14 @@ def test_equals_one_big_batch(name: str, loss: str, keep: int) -> None:
     found = check(towers, loss=loss, size=size, chunks=chunks, limit=1e-10, **how)
     bias = {"clip.logit_bias"} if loss == "clip" else set()
     assert found.keys() | bias == dict(towers.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("name", ["vit", "timm"])
+def test_patch_dropout_of_weights_that_know_none(name: str, tmp_path: Path) -> None:
+    vision, text, size = TOWERS[name]
+    torch.save(build(vision, text).clip.state_dict(), tmp_path / "plain.pt")
+    how: dict[str, Any] = {"pretrained": str(tmp_path / "plain.pt"), "patch_dropout": 0.5}
+    check(build(vision, text, **how).double(), size=size, limit=1e-10)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 9])

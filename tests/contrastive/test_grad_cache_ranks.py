@@ -17,6 +17,7 @@ from medclip_oc.runtime.distributed import World
 from tests.support.processes import run
 from tests.support.reference import (
     RESNET,
+    adapted,
     batch,
     build,
     dense_targets,
@@ -82,6 +83,14 @@ def _steps(world: World) -> dict[str, Any]:
         with watched() as sent:
             value = step(*[side[own] for side in batch(PAIRS)], about)
         results[name] = {"loss": value, "gradients": gradients(towers), "sent": sent}
+    towers = adapted()
+    if world.rank:
+        for name, parameter in towers.named_parameters():
+            if ".parametrizations." in name:
+                torch.nn.init.normal_(parameter)
+    step = CachedStep(towers, "clip", world, micro_batch_size=3)
+    step(*[side[own] for side in batch(PAIRS)])
+    results["adapters"] = gradients(towers)
     towers = build(RESNET, freeze_batch_norm=False)
     step = CachedStep(towers, "clip", world, micro_batch_size=4)
     step(*[side[own] for side in batch(PAIRS)])
@@ -152,3 +161,13 @@ def test_all_reduce_logsumexp(ranks: list[dict[str, Any]]) -> None:
     wanted = torch.stack([values + rank for rank in range(len(ranks))]).logsumexp(0)
     for result in ranks:
         torch.testing.assert_close(result["logsumexp"], wanted)
+
+
+def test_adapters(ranks: list[dict[str, Any]]) -> None:
+    """Only they have gradients, those of one big batch."""
+    reference = adapted()
+    plain_step(reference, "clip", *batch(PAIRS))
+    for result in ranks:
+        assert worst_error(result["adapters"], gradients(reference)) < 1e-5
+        names = {n.removeprefix("clip.") for n in result["adapters"]}
+        assert all(".parametrizations." in n for n in names - {"logit_scale"})

@@ -18,6 +18,7 @@ from tests.support.image_files import SMALL, file, png_16, turned
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)  # (H, W)
 COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)  # (H, W, 3)
+DEEP = np.random.default_rng(2).integers(300, 4096, (9, 13, 4), dtype=np.uint16)  # (H, W, 4)
 SMOOTH = Image.fromarray(GREY).resize((52, 36), Image.Resampling.BICUBIC)
 
 
@@ -29,6 +30,10 @@ def windowed(values: np.ndarray) -> np.ndarray:
     numbers = values.astype(float)
     scaled = (numbers - numbers.min()) / (numbers.max() - numbers.min())
     return (scaled * 255).round().astype(np.uint8)
+
+
+def with_alpha(alpha: int) -> bytes:
+    return saved(np.dstack([COLOUR, GREY * 0 + alpha]))
 
 
 FLOATS = GREY.astype(np.float32) / 7 - 3
@@ -44,7 +49,7 @@ EXACT: dict[str, tuple[bytes, np.ndarray]] = {
         np.where(ABSENT, 0, windowed(FLOATS)),
     ),
     "one grey is transparent": (saved(GREY, transparency=HOLE), np.where(ABSENT, 0, GREY)),
-    "opaque alpha": (saved(np.dstack([COLOUR, GREY * 0 + 255])), COLOUR),
+    "opaque alpha": (with_alpha(255), COLOUR),
     "palette": (file(Image.fromarray(GREY).convert("P"), "PNG"), np.dstack([GREY] * 3)),
     "turned TIFF": (turned("TIFF", 6, Image.fromarray(GREY)), np.rot90(GREY, -1)),
     "turned PNG": (turned("PNG", 3, Image.fromarray(GREY)), np.rot90(GREY, 2)),
@@ -129,9 +134,25 @@ def test_new_files_carry_no_metadata(kind: str, resize: int | None) -> None:
     assert not found.info.keys() - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 
 
-def test_an_error_crosses_between_processes() -> None:
-    again = pickle.loads(pickle.dumps(BadImage("blank", "every pixel is 0")))
-    assert (str(again), again.reason) == ("blank (every pixel is 0)", "blank")
+JPEG, PNG = LOSSY["JPEG grey"], EXACT["colour"][0]
+UNUSABLE: dict[str, tuple[bytes, str]] = {
+    "JPEG without its last pixels": (JPEG[:-3], "truncated"),
+    "PNG with a damaged stream": (PNG.replace(b"IDAT", b"IDOT"), "undecodable"),
+    "nothing but NaN": (saved(FLOATS * np.nan, "TIFF"), "blank"),
+    "all transparent": (with_alpha(0), "blank"),
+    "16-bit grey and alpha": (png_16(DEEP[..., 2:]), "undecodable"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_refuses(name: str) -> None:
+    data, reason = UNUSABLE[name]
+    with pytest.raises(BadImage) as caught:
+        prepare(data)
+    assert caught.value.reason == reason
+    assert caught.value.detail
+    again = pickle.loads(pickle.dumps(caught.value))  # it crosses between processes
+    assert (str(again), again.reason) == (str(caught.value), reason)
 
 
 @pytest.mark.parametrize("name", ["JPEG grey", "progressive", "grey"])

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and refused where they are damaged."""
+"""Files written whole or not at all, and refused where they are damaged or would run code."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from medclip_oc.errors import DamagedCheckpoint, InputError, WorkError
 from medclip_oc.models import checkpoint, pretrained
+from tests.support.fault_injection import Payload
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -65,6 +66,15 @@ def test_no_changed_byte_goes_unseen(tmp_path: Path) -> None:
             checkpoint.load(file)
 
 
+def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    file, marker = tmp_path / "a.pt", tmp_path / "ran"
+    torch.save({"format": checkpoint.FORMAT, "state_dict": Payload(marker)}, file)
+    for read in (checkpoint.load, pretrained.load_weights):
+        with pytest.raises(InputError, match="refused: it holds pickled Python objects"):
+            read(file)
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
@@ -93,10 +103,17 @@ def test_no_number_is_cast_or_taken_that_no_model_has(
 
 def test_weights_of_others(tmp_path: Path) -> None:
     file, safe = tmp_path / "a.pt", tmp_path / "a.safetensors"
-    torch.save({"state_dict": {"w": torch.ones(1)}, "epoch": 3}, file)
-    with pytest.raises(InputError, match="not a medclip_oc checkpoint"):
-        checkpoint.load(file)
+    half = torch.ones(1).half()
+    for content in ({"w": half}, {"state_dict": {"module.w": torch.ones(1)}, "epoch": 3}):
+        torch.save(content, file)
+        assert list(pretrained.load_weights(file)) == ["w"]
+        with pytest.raises(InputError, match="not a medclip_oc checkpoint"):
+            checkpoint.load(file)
     save_file({"w": torch.ones(1)}, safe)
+    assert list(pretrained.load_weights(safe)) == ["w"]
+    torch.save({"epoch": 3}, file)
+    with pytest.raises(InputError, match=r"holds .*, no state dict"):
+        pretrained.load_weights(file)
     for data, message in (
         (b"12345678rest", "damaged or not a safetensors file; copy or download it again"),
         (safe.read_bytes()[:-2], "damaged or not a safetensors file"),

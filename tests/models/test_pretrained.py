@@ -36,9 +36,15 @@ def test_bare_timm_weights_fit_or_are_refused(
     assert all(tensor.equal(own[name]) for name, tensor in trunk.items())
     left_out = "left out, as CLIP has no place for it: head.weight, head.bias"
     assert capsys.readouterr().err == f"{file}: {left_out}\n"
-    torch.save({**own, "extra.weight": torch.ones(1)}, file)
-    with pytest.raises(InputError, match=r" 1 of \d+ tensors too many: extra.weight"):
-        factory.build(settings)
+    without = {name: tensor for name, tensor in own.items() if name != "norm.weight"}
+    for state, message in (
+        (without, r" 1 of \d+ tensors missing: norm.weight"),
+        ({**own, "extra.weight": torch.ones(1)}, r" 1 of \d+ tensors too many: extra.weight"),
+        ({**own, "norm.weight": torch.ones(3)}, r" 1 of \d+ tensors of another size: norm.weight"),
+    ):
+        torch.save(state, file)
+        with pytest.raises(InputError, match=message):
+            factory.build(settings)
 
 
 BIN = ["open_clip_pytorch_model.bin"]

@@ -159,6 +159,7 @@ WRONG = [
     ("--study-column exam --group-salt t.csv", "t.csv: no salt; wanted are 64 hex letters"),
     ("--group-column sex --keep-columns group", "--group-column: --keep-columns has a group"),
     ("--group-column sex --keep-columns sex", "sex: --keep-columns has it, in plain"),
+    ("--hash-ids --group-salt salt --split-column patient", "row 1: patient is none of train,"),
     ("--split-by 1,0,0", "splits.csv is there; restore it"),
     ("--split-by 1,0,0 --group-salt salt", "splits.csv: wanted are groups, their splits, and"),
 ]

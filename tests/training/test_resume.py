@@ -200,6 +200,7 @@ DAMAGED_STATES: dict[str, tuple[dict[str, Any], str]] = {
     "negative squares": ({f"{FIRST}/exp_avg_sq": -torch.ones(32, 32)}, "negative squares"),
     "negative steps": ({f"{FIRST}/step": torch.tensor(-5.0)}, "or -5 steps of 9"),
     "an earlier step": ({"step": 8, "position": 128}, "or 9 steps of 8"),
+    "another epoch": ({"epoch": 1e6}, "its epoch is 1e[+]06, but its step's is 3"),
     "kind of averages": ({FIRST: [1]}, "optimizer.state.0: .* .there: .1.."),
     "a parameter too many": ({f"{PARTS}/optimizer/state/999": AVERAGES}, "has averages of"),
     "names of bad pairs": ({f"{PARTS}/data/named": [[1]]}, "data.named.0: .* .there: .1.."),
@@ -265,6 +266,13 @@ def test_an_earlier_state_by_name(run: Path, finished: Path) -> None:
     assert again(run, "--resume", early, "--train.epochs", 3) == 0
     names = {file.name for file in (run / "checkpoints").iterdir()}
     assert {"step-00000008.pt.left", "step-00000009.pt.left"} <= names
+    assert_same(run, finished)
+
+
+def test_a_run_that_was_never_saved_begins_again(run: Path, finished: Path, capsys: Shown) -> None:
+    shutil.rmtree(run / "checkpoints")
+    assert again(run) == 0
+    assert "no state to resume from; it begins again" in capsys.readouterr().err
     assert_same(run, finished)
 
 

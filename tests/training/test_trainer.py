@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +272,16 @@ def test_what_checkpoints_take_is_told(finished: Path) -> None:
     del files["last.pt"]  # another name of one of them
     assert needed == pytest.approx(sum(files.values()) + files["step-00000009.pt"], rel=0.02)
     assert "the training paused for" in log
+
+
+def test_too_small_a_disk_is_said_at_the_start(
+    packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: Any
+) -> None:
+    usage, config = shutil.disk_usage("/"), configure(packed, tmp_path, "run")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    assert run_training(config) == 2
+    assert "has 0.001 GB free, and the checkpoints need" in one_line(capsys.readouterr().err)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_full_disk(packed: Path, tmp_path: Path, capsys: Shown, monkeypatch: Any) -> None:
