@@ -13,7 +13,7 @@ from medclip_oc import evaluate
 from medclip_oc.config.checks import Unit
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.schema import Config, ModelConfig
-from medclip_oc.models import checkpoint, factory
+from medclip_oc.models import averaging, checkpoint, factory
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
 from medclip_oc.reporting import run_files
@@ -194,6 +194,9 @@ def test_figures_are_redone_from_features(best: Path, tmp_path: Path) -> None:
     first = measured("--checkpoint", best, "--features-out", file, *words, out=tmp_path / "a.json")
     again = measured("--features-in", file, *words, out=tmp_path / "b.json")
     assert figures(first) == figures(again)
+    weights = averaging.size(checkpoint.load(best)["state_dict"])
+    with np.load(file) as arrays:
+        assert arrays["weights"] == pytest.approx(np.full(len(arrays["ids"]), weights), rel=1e-9)
     compared = measured("--features-in", file, "--baseline", file, out=tmp_path / "c.json")
     assert set(compared["baseline"]["difference"]["image_to_text"].values()) == {0}
 

@@ -118,7 +118,9 @@ def test_features_in_place_of_images(folder: Path, capsys: pytest.CaptureFixture
         run(folder, *words, option, folder / source, "--figures", folder / "figures.json")
         rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
         printed.append([float(row["probability"]) for row in rows])
-        printed[-1].append(json.loads((folder / "figures.json").read_text())["macro"]["mcc"])
+        record = json.loads((folder / "figures.json").read_text())
+        assert record["features_in"] == (str(folder / source) if source == "f.npz" else None)
+        printed[-1].append(record["macro"]["mcc"])
     assert printed[0] == pytest.approx(printed[1], abs=1e-5)
     weights = averaging.size(embedder.clip.towers.clip.state_dict())
     for code, made_by in {0: weights, 2: 1.001 * weights}.items():
