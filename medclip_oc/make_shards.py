@@ -22,8 +22,8 @@ def main(config: MakeShardsConfig) -> None:
     options = PackOptions(decode_check=not config.no_decode_check, **named)
     if config.source and out.resolve() == config.path("source").resolve():
         raise InputError("--out: the source itself; the shards need a folder of their own")
-    if not config.audit_only:
-        check_folder(out, options, overwrite=config.overwrite)  # before an audit takes its time
+    # before an audit takes its time
+    check_folder(out, options, overwrite=config.overwrite or config.audit_only)
     source = formats.from_settings(config)
     audit = None
     if config.audit or config.audit_only or config.drop_leaks:

@@ -27,7 +27,7 @@ import pandas as pd
 from ..config.packing import MakeShardsConfig
 from ..config.vocabulary import MODALITIES
 from ..errors import BadImage, InputError, WorkError
-from ..imaging.decode import MAX_PIXELS, decode
+from ..imaging.decode import decode
 from ..models import clip
 from ..packing.sources import Pair, Source
 from ..reporting import audit_page, html
@@ -39,9 +39,7 @@ from .registration import aligned_correlation
 from .scan import scan
 
 VERSION = 1
-# Seen on 316 real images. Found of their copies: re-encoded, resized, a fifth darker or brighter,
-# other contrast or gamma, all but 1 in 150; cropped by 2 % on each side 98 %, by 3 % 91 %, by 5 %
-# 31 %. Called copies of 49,770 pairs: one, two neighbouring slices of a CT; the next has 0.89.
+# docs/data.md says how well copies are found so; of pairs that are none, the next has 0.89
 HASH_RADIUS, FINE_RADIUS, CORRELATION = 12, 80, 0.95
 JACCARD = 0.8  # common words / all words, from which two captions are near
 _COMPARED = 8  # images per image and split, the nearest by the fine hash
@@ -75,18 +73,14 @@ class Audit:
 
 def audit_source(source: Source, config: MakeShardsConfig, workers: int) -> Audit:
     """Audit a source before it is packed, and print what was found; --audit-only writes it, too.
-    (Else it waits: packing may have to refuse or clear the folder first.) InputError, WorkError:
-    the folder is a file, or the audit fails.
+    (Else it waits: packing may have to clear the folder first.) InputError, WorkError: it fails.
     """
     out = config.path("out")
-    if out.exists() and not out.is_dir():  # now rather than after all the reading
-        raise InputError(f"{out}: not a folder")
     try:
         counter = clip.token_counter(config.audit_arch)
     except (InputError, WorkError) as error:
         raise type(error)(str(error).replace("model.arch", "--audit-arch")) from None
-    by_group = config.drop_leaks == "groups"
-    found = audit(source, config.audit_arch, counter, workers, config.max_pixels, by_group)
+    found = audit(source, config, counter, workers)
     print(*audit_page.headlines(found.report), sep="\n")
     if config.audit_only:
         found.write(out)
@@ -98,20 +92,16 @@ def audit_source(source: Source, config: MakeShardsConfig, workers: int) -> Audi
 
 def audit(
     source: Source,
-    arch: str,
+    config: MakeShardsConfig,
     token_counter: tuple[Callable[[str], int], int],
-    workers: int = 1,
-    max_pixels: int = MAX_PIXELS,
-    by_group: bool = False,
+    workers: int,
 ) -> Audit:
-    """Look at every pair of a source, in so many processes. InputError: a broken table, or the
-    extra `audit` is not installed. WorkError: a worker died.
-
-    `token_counter` is what `models.clip.token_counter(arch)` returns. Images of over `max_pixels`
-    count as unusable. `by_group`: training pairs are `dropped` for their group, too.
+    """Look at every pair of a source, in so many processes; `token_counter` is that of
+    `models.clip`. InputError: a broken table, or the extra `audit` is not installed. WorkError: a
+    worker died.
     """
     count_tokens, context_length = token_counter
-    pairs, others = scan(source, max_pixels, count_tokens, workers)
+    pairs, others = scan(source, config.max_pixels, count_tokens, workers)
     images = _named(_image_copies(pairs, workers), pairs, IMAGE_WAYS)
     captions = _named(_caption_copies(pairs), pairs, CAPTION_WAYS)
     dropped, splits = _dropped(images), list(source.splits)
@@ -128,8 +118,8 @@ def audit(
             "fine_radius": FINE_RADIUS,
             "likeness": CORRELATION,
             "jaccard": JACCARD,
-            "arch": arch,
-            "max_pixels": max_pixels,
+            "arch": config.audit_arch,
+            "max_pixels": config.max_pixels,
         },
         "pairs": {split: _read(pairs, others, split) for split in splits},
         "images": {
@@ -149,8 +139,8 @@ def audit(
         "groups": groups,
     }
     said = dict(zip(zip(pairs.split, pairs.id, strict=True), pairs.caption, strict=True))
-    dropped = grouped | dropped if by_group else dropped
-    return Audit(report, dropped, _pictures(source, report, max_pixels), said)
+    dropped = grouped | dropped if config.drop_leaks == "groups" else dropped
+    return Audit(report, dropped, _pictures(source, report, config.max_pixels), said)
 
 
 def _image_copies(pairs: pd.DataFrame, workers: int) -> pd.DataFrame:

@@ -35,14 +35,9 @@ _COLUMNS += ["metadata", "letters", "tagged"]
 def scan(
     source: Source, max_pixels: int, count_tokens: Callable[[str], int], workers: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Look at every pair, in order. InputError: a library is not installed.
-
-    Returns:
-        The N usable pairs: `split`, `id`, `key`, `caption`, `tokens`; `words` (see `word_hashes`);
-        `cuis` and their `names` (lists, None: not known), `group` (None: not known); `width`,
-        `height`, `format` and `mode`, the last two of the file; hashes of the `file` and the
-        decoded `pixels`; `phash` and `thumbnail` (see `hash_image`); kinds of `metadata`; `letters`
-        that may be burned in, and `tagged`: DICOM says so. And the other ones: `split`, `reason`.
+    """Look at every pair, in order. Returns a row of _COLUMNS for each of the N usable pairs, as
+    `inspect` gives them, with `tokens`; and `split` and `reason` of the other ones. InputError: a
+    library is not installed.
     """
     needed("datasketch", "audit")
     needed("imagehash", "audit")
@@ -67,8 +62,7 @@ def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
         return pair
     try:
         data = pair.image.read()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; nobody would see them
+        with warnings.catch_warnings(action="ignore"):  # about odd metadata; nobody would see them
             image = decode(data, max_pixels=max_pixels)
             refuse_blank(image)
             header = image if is_dicom(data) else open_image(data, max_pixels)
@@ -85,20 +79,20 @@ def inspect(pair: Pair | Reject, *, max_pixels: int) -> dict[str, Any] | Reject:
         "rows": pair.rows,  # that were read, for the bar
         "caption": pair.caption,
         "words": word_hashes(pair.caption),
-        "cuis": pair.facts.get("concepts"),
+        "cuis": pair.facts.get("concepts"),  # None: not known, as of the next two
         "names": pair.facts.get("concept_names"),
         "group": pair.facts.get("group") or pair.facts.get("study") or article or None,
         "width": image.width,
         "height": image.height,
         "format": header.format or "DICOM",
-        "mode": header.mode,
+        "mode": header.mode,  # of the file
         "file": hashlib.sha256(data).digest(),
         "pixels": hash_pixels(image),
         "phash": phash,
         "thumbnail": thumbnail,
         "metadata": sorted(strip(data)[1]),
         "letters": count_letters(image),
-        "tagged": image.info.get("burned_in", False),
+        "tagged": image.info.get("burned_in", False),  # DICOM says that there are some
     }
 
 

@@ -12,8 +12,8 @@ NpzFile = Annotated[str, Bound("a file name that ends in .npz", lambda v: v.ends
 
 
 @dataclass(kw_only=True)
-class ComputeConfig(Settings):
-    """How a model embeds."""
+class ModelSource(Settings):
+    """Which model works, and how it embeds."""
 
     batch_size: Count = 64
     """Pairs, images or texts embedded at once on one rank."""
@@ -21,12 +21,6 @@ class ComputeConfig(Settings):
     """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
     device: checks.Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
-
-
-@dataclass(kw_only=True)
-class ModelSource(ComputeConfig):
-    """Which model works."""
-
     checkpoint: str | None = None
     """A checkpoint written by training."""
     model: str | None = None

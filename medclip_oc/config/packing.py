@@ -19,6 +19,7 @@ SPLIT_WORDS = {
 }
 """What people call them."""
 SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+SPLIT = Bound("of train, valid, test, blanks between", lambda word: word.lower() in SPLIT_OF)
 MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
@@ -57,7 +58,7 @@ class MakeShardsConfig(Settings):
     """Folder that holds a data set in a known form; or one Parquet file."""
     format: Form = "auto"
     """Form of the source. auto: told by looking."""
-    splits: list[str] | None = None
+    splits: list[Annotated[str, SPLIT]] | None = None
     """Which splits to pack. null: train, valid and test; of a table those that its column split,
     its files' names or its paths tell, or train."""
     concepts: Concepts = "all"
@@ -135,7 +136,7 @@ class MakeShardsConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.splits = self.splits and [SPLIT_OF.get(each.lower(), each) for each in self.splits]
+        self.splits = [*dict.fromkeys(SPLIT_OF[word.lower()] for word in self.splits or ())] or None
         if self.verify:
             self._refuse("--verify", VERIFY, only=True)
         elif (self.source is None) == (self.table is None):

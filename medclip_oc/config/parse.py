@@ -39,17 +39,11 @@ _POSITIONAL: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def parse(config_class: type[T], arguments: Sequence[str] | None = None, prog: str = "") -> T:
-    """Read the settings of a command.
+    """Read the settings of a command from words of the command line; None: those of this process.
 
-    Args:
-        config_class: a dataclass, perhaps of dataclasses; its docstring and those under its fields
-            are the help, and a field without default is required.
-        arguments: words of the command line; None: those of this process.
-        prog: name of the command, for help.
-
-    Raises:
-        InputError: what the user gave is wrong, in one line (without `prog`).
-        SystemExit: after `--help` and `--version`, with code 0.
+    The docstring of the dataclass (perhaps of dataclasses) and those under its fields are the help,
+    and a field without default is required. InputError: what the user gave is wrong, in one line.
+    SystemExit: after `--help` and `--version`, with code 0.
     """
     settings = fields.settings_of(config_class)
     files: dict[str, tuple[str, Any]] = {}  # where it stands, and the value

@@ -12,9 +12,6 @@ workers. A rank reads the lanes that its part of the batch touches. The pairs of
 read to its end are remembered in the user's cache folder: to resume, shards that are known to be
 over are passed over, and of each lane at most one shard is read again.
 
-A web server that is silent for SILENCE_SECONDS is given up, in a shard at once; opening one is
-tried again after each of _WAITS, also where the server says that it is busy or broken.
-
 G pairs over all ranks.
 """
 
@@ -50,8 +47,8 @@ from .tars import walk
 _URL = re.compile(r"(?:pipe:|[a-z][a-z0-9+.-]*://)")
 _INDEX_STEP = 1 << 32  # between the numbers of the first pairs of two shards
 _SHARDS, _BLOCKS = 1, 2  # which permutation
-SILENCE_SECONDS = 60.0
-_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds, between five tries
+SILENCE_SECONDS = 60.0  # of a web server, which is then given up
+_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds, between five tries to open a shard
 _BUSY = (408, 429, 500, 502, 503, 504)  # answers of HTTP that may be others soon
 
 

@@ -51,19 +51,13 @@ _AT_ONCE = 1 << 15  # values: in float64 a whole image would take eight times it
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
     """Decode the first of `info["frames"]` by the rules at the top of this module: "L" or "RGB".
-
-    Args:
-        data: the whole file.
-        max_pixels: largest Rows times Columns; seen before anything is decoded.
-
-    Raises:
-        BadImage: no picture, truncated, over max pixels, undecodable.
-        InputError: pydicom is not installed.
+    `max_pixels` is the largest Rows times Columns. BadImage: no picture, truncated, over max
+    pixels, undecodable. InputError: pydicom is not installed.
     """
     pydicom = needed("pydicom", "dicom")
-    with warnings.catch_warnings(), np.errstate(over="ignore"):  # a sigmoid's exp may be infinite
-        # pydicom warns wherever a file departs from the standard; what matters raises
-        warnings.simplefilter("ignore", UserWarning)
+    # pydicom warns wherever a file departs from the standard; what matters raises
+    quiet = warnings.catch_warnings(action="ignore", category=UserWarning)
+    with quiet, np.errstate(over="ignore"):  # a sigmoid's exp may be infinite
         try:
             # nothing in radiology writes that; pydicom would unpack it without bound
             if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() in data:

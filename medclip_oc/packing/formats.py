@@ -120,7 +120,7 @@ def open_source(
     `splits` None: train, valid and test. `form` auto: told by looking. `concepts`: which table of
     CUIs to join: all, the manual one (checked by hand), or none.
     """
-    chosen = _check_splits(SPLITS if splits is None else splits)
+    chosen = splits or SPLITS
     if folder.is_file():
         split = _split_of_file(folder, chosen)
         return Source("parquet", [_parquet_part([folder], folder.parent, split, concepts)])
@@ -195,9 +195,7 @@ def open_table(
         if len(folders) > 1 and None not in folders:
             told = {columns["image"]: folders}
     column, there = next(iter(told.items()), (columns.get("split"), {*named}))
-    if splits is None:
-        splits = [split for split in SPLITS if split in there] or ["train"]
-    chosen = _check_splits(splits)
+    chosen = splits or [split for split in SPLITS if split in there] or ["train"]
     tables = dict.fromkeys(chosen, table)
     if column:
         columns = {**columns, "split": column}
@@ -210,7 +208,7 @@ def open_table(
     else:
         why = f"its column {called[0]} has none" if called else ""
         why = why or "some images lie in others" * bool(folders - {None, *chosen})
-        if why := why or "as it is called" * (tuple(named) == chosen != ("train",)):
+        if why := why or "as it is called" * ([*named] == [*chosen] != ["train"]):
             print_line(f"warning: {table}: all rows go to the split {chosen[0]} ({why})")
     kept_as = {name: name for name in kept}
     part = partial(Part, columns=columns, images=images, kept=kept_as, further=further)
@@ -225,14 +223,6 @@ def _told(table: Table, column: str) -> set[str | None]:
             return {None}  # images, which aren't to be read for this
         told.add(split_told(re.split(r"[/\\]", row.values[0])))
     return told
-
-
-def _check_splits(splits: Sequence[str]) -> tuple[str, ...]:
-    wrong = [split for split in splits if split not in SPLITS]
-    if wrong or not splits:
-        given = ", ".join(wrong) or "none"
-        raise InputError(f"--splits: {given}; allowed are {', '.join(SPLITS)}, blanks between")
-    return tuple(dict.fromkeys(splits))
 
 
 def _recognise(folder: Path, splits: Sequence[str]) -> str:

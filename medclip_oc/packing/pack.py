@@ -212,8 +212,9 @@ def _write_split(
                 line["rejects"] += [[each.id, each.split, each.reason, each.detail]] * each.rows
             packed = [each for each in group if isinstance(each, Packed)]
             line["further"] += sum(each.rows - 1 for each in packed)
-            line["reencoded"].update(each.reencoded for each in packed if each.reencoded)
-            line["multi_frame"] += sum(each.multi_frame for each in packed)
+            images = [each.image for each in packed]
+            line["reencoded"].update(image.reencoded for image in images if image.reencoded)
+            line["multi_frame"] += sum(image.multi_frame for image in images)
             if packed:
                 yield packed
 
@@ -242,11 +243,12 @@ def _prepared(
 ) -> Iterator[list[Packed | Reject]]:
     """What becomes of each record, in order."""
     prepare = partial(_prepare, options)
-    with warnings.catch_warnings():
-        _ignore_warnings()  # for all threads at once: within one, each would undo the others'
+    # of large images (ours is --max-pixels), of odd metadata; here for all threads at once, since
+    # one of them would undo what another did
+    with warnings.catch_warnings(action="ignore"):
         batch = 1 if options.slices else BATCH  # volumes
         if options.slices or options.decode_check or options.resize or options.image_format:
-            yield from ordered_map(prepare, records, workers, batch=batch, start=_ignore_warnings)
+            yield from ordered_map(prepare, records, workers, batch=batch)
         else:
             # reading and hashing let other threads run; the rest is too little to share out
             threads = max(2, workers)
@@ -302,11 +304,4 @@ def _lay_out(options: PackOptions, pair: Pair, data: bytes) -> Packed | Reject:
         facts["resized_from"] = stored.resized_from or (stored.width, stored.height)
     # half a surrogate pair in a fact stays what it was: an escape of JSON
     about = json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
-    members = stored.data, pair.caption.encode(), about
-    about_image = stored.extension, members, stored.reencoded, stored.multi_frame
-    return Packed(pair.key, *about_image, pair.rows)
-
-
-def _ignore_warnings() -> None:
-    """Large images: ours is --max-pixels. Odd metadata: a worker's warning reaches nobody."""
-    warnings.simplefilter("ignore")
+    return Packed(pair.key, stored, pair.caption.encode(), about, pair.rows)

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import pandas as pd
 
 from ..errors import InputError
+from ..runtime.extras import needed
 from .image_store import MAX_BYTES
 
 _CHUNK = 1000  # rows of text that are in memory at once
@@ -248,13 +249,9 @@ def _excel(path: Path) -> Opened:
 
 
 def _parquet(path: Path) -> Opened:
+    parquet = needed("pyarrow.parquet", "parquet")
     try:
-        from pyarrow import parquet  # an extra
-
         file = parquet.ParquetFile(path)
-    except ImportError:
-        needed = "reading Parquet needs pip install 'medclip_oc[parquet]'"
-        raise InputError(f"{path}: {needed}") from None
     except (ValueError, OSError) as error:  # pyarrow's own are among them
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
     return file.schema_arrow.names, "row", partial(_parquet_frames, path, file)

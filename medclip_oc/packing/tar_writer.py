@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from ..imaging.encode import Stored
 from ..runtime.atomic import atomic_file
 
 _CHUNK_BYTES = 1 << 20  # handed to the writing thread at once
@@ -23,10 +24,9 @@ class Packed(NamedTuple):
     """A pair, ready to be written."""
 
     key: str
-    extension: str  # of the image
-    members: tuple[bytes, bytes, bytes]  # image, caption, facts
-    reencoded: str | None  # why the image is a new file; None: it is the source's
-    multi_frame: bool  # it is the first of several frames or pages
+    image: Stored
+    caption: bytes
+    facts: bytes
     rows: int = 1  # of the source, that it stands for
 
 
@@ -62,10 +62,9 @@ def _write_shard(path: Path, split: str, pairs: Iterable[Packed]) -> dict[str, A
         tar.tarstream = _Tar(stream)
         for pair in pairs:
             keys.append(pair.key)
-            extensions.append(pair.extension)
-            # one call for each member: of several, TarWriter sorts the names
-            endings = (pair.extension, "txt", "json")
-            for extension, content in zip(endings, pair.members, strict=True):
+            extensions.append(image := pair.image.extension)
+            members = {image: pair.image.data, "txt": pair.caption, "json": pair.facts}
+            for extension, content in members.items():  # one by one: TarWriter sorts several
                 tar.write({"__key__": pair.key, extension: content})
         tar.close()
         stream.flush()

@@ -110,8 +110,7 @@ def check_shard(folder: Path, decode: bool, entry: dict[str, Any]) -> list[str]:
             damages.append(f"{name}: {size} bytes; should be {entry['bytes']}")
         elif digest != entry["sha256"]:
             damages.append(f"{name}: SHA-256 {digest}; should be {entry['sha256']}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata, which packing let in as well
+        with warnings.catch_warnings(action="ignore"):  # of odd metadata, as packing let it in
             damages += [f"{name}: {damage}" for damage in _walk(path, entry, decode)]
     except OSError as error:
         return [f"{name}: unreadable: {error.strerror or error}"]

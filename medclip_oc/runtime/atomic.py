@@ -20,16 +20,10 @@ PARTIAL = ".partial"
 def atomic_file(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
     """Replace a file at the end of a `with` block, which writes under the temporary name given.
 
-    An error leaves what was there before.
-
-    Args:
-        path: the file. Its folder exists.
-        durable: the content and the name survive a power cut.
-        shared: several processes may write this file at once (a cache): each has its own
-            temporary name, and the last one to finish wins.
-
-    Raises:
-        WorkError: the file can't be written (disk full, no permission, folder gone); names it.
+    An error leaves what was there before. `durable`: content and name survive a power cut.
+    `shared`: several processes may write the file at once (a cache); each has its own temporary
+    name, and the last one to finish wins. WorkError: the file can't be written (disk full, no
+    permission, no such folder); names it.
     """
     partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + PARTIAL)
     with _named(path, partial):
@@ -51,15 +45,8 @@ def atomic_file(path: Path, *, durable: bool = False, shared: bool = False) -> I
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Let a folder, given new and empty, appear at the end of a `with` block.
 
-    An error leaves nothing new.
-
-    Args:
-        path: the folder. Those above it are made.
-        replace: an earlier folder of that name is removed once the new one is complete.
-
-    Raises:
-        InputError: `path` is there, and `replace` is not set.
-        WorkError: the folder can't be written; names it.
+    An error leaves nothing new. With `replace` an earlier folder of that name is removed once the
+    new one is complete; without it, it is an InputError. WorkError: the folder can't be written.
     """
     if path.exists() and not replace:
         raise InputError(f"{path}: is there already")

@@ -42,13 +42,9 @@ def run(
     prog: str = "",
     arguments: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Parse the settings, call `main`, and end the process with the contract's exit code.
-
-    Args:
-        main: does everything; takes the settings, returns an exit code or None for 0.
-        config_class: dataclass of settings (see `config.parse.parse`).
-        prog: name of the command, which begins an error line; empty: that of the script that runs.
-        arguments: words of the command line; None: those of this process.
+    """Parse the settings (see `config.parse.parse`), call `main`, which returns an exit code (None
+    is 0), and end the process with the contract's. `prog` begins an error line; empty: the name of
+    the script that runs.
     """
     _prepare_streams()
     _prepare_home()

@@ -14,20 +14,13 @@ R = TypeVar("R")
 def call_isolated(function: Callable[[], R], seconds: int) -> R:
     """Run a function in a fork of this process, silently, and return what it returns.
 
-    The fork takes some milliseconds. What the function changes, this process doesn't see.
-
-    Args:
-        function: what it returns can be pickled.
-        seconds: how long it may take.
-
-    Raises:
-        RuntimeError: the function raised something; the message is the same.
-        ChildProcessError: the process died; names the signal.
+    The fork takes some milliseconds. What the function changes, this process doesn't see; what it
+    returns is pickled. RuntimeError: it raised something; the message is the same.
+    ChildProcessError: the process died, or took longer; names the signal.
     """
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        # Python 3.12 warns where there are other threads; the fork waits for none of them
-        warnings.simplefilter("ignore", DeprecationWarning)
+    # Python 3.12 warns where there are other threads; the fork waits for none of them
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         child = os.fork()
     if not child:
         _run_in_fork(function, seconds, writer)

@@ -60,14 +60,8 @@ def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> I
     """Join the process group the launcher asks for (nccl on CUDA, gloo on CPU), and leave it after.
 
     Not by open_clip_train's init_distributed_device, which has no time-out and no store of its own.
-
-    Args:
-        device: see `devices.device_of`.
-        timeout_seconds: longest wait for another rank.
-
-    Raises:
-        InputError: srun started several processes, and nothing says that they belong together.
-        WorkError: a rank died, or didn't answer for that long.
+    InputError: srun started several processes, and nothing says that they belong together.
+    WorkError: a rank died, or didn't answer for `timeout_seconds`.
     """
     own = device_of(device)
     # an interactive shell or a batch script has no tasks of a step
@@ -182,12 +176,9 @@ def all_reduce_sum(numbers: list[int], device: torch.device) -> list[int]:
 
 
 def all_reduce_logsumexp(values: Tensor, near: Tensor) -> Tensor:
-    """log(sum over ranks of exp(values)), elementwise, in one all-reduce.
-
-    Args:
-        values: (n,), on each rank its own, at most 700 from `near`, in float64: a cosine times the
-            inverse temperature is at most 200 from that temperature.
-        near: (), the same on every rank.
+    """log(sum over ranks of exp(values)), elementwise, in one all-reduce: (n,) and (), which is the
+    same on every rank. The values are at most 700 from `near`, for float64: a cosine times the
+    inverse temperature is at most 200 from that temperature.
     """
     if not dist.is_initialized():
         return values

@@ -28,12 +28,9 @@ def read(
 ) -> dict[str, np.ndarray]:
     """The arrays that are wanted: name -> dimensions and kinds (see `_KINDS`).
 
-    Where a name is absent, the first of its aliases that is there counts.
-
-    Raises:
-        InputError: no such file, or a damaged one; an array is absent and not optional, of another
-            shape or kind, or has other rows than the first; there is no row; a text is empty, or
-            holds what can't be printed, such as a line break.
+    Where a name is absent, the first of its aliases that is there counts. InputError: no such file,
+    or a damaged one; an array is absent and not optional, of another shape or kind, or has other
+    rows than the first; there is no row; a text is empty, or can't be printed in a line.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")

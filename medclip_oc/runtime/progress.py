@@ -12,15 +12,9 @@ _LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, {
 
 
 class Progress(tqdm):
-    """Counts items to stderr, with their rate and the time left. A context manager.
-
-    Args:
-        total: how many items there will be.
-        unit: what they are, in the plural.
-        title: stands before the numbers.
-        done: how many an earlier run did.
-        shown: False shows nothing (on all ranks but one).
-        lines: print lines where there is no terminal; False where the caller logs its own.
+    """Counts items (`unit`, in the plural) to stderr, with their rate and the time left; an earlier
+    run may have `done` some. Not `shown` on all ranks but one. `lines` are printed where there is
+    no terminal; False where the caller logs its own. A context manager.
     """
 
     def __init__(

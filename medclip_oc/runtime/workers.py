@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -33,21 +34,12 @@ def ordered_map(
     *,
     batch: int = BATCH,
     threads: bool = False,
-    start: Callable[[], None] | None = None,
 ) -> Iterator[R]:
     """`function` of each item, in the items' order, at most two batches a worker ahead.
 
-    Args:
-        function: at the top level of a module, or a `partial` of such a function.
-        items: the stream; they and the results travel between processes.
-        workers: how many. 1: the caller does it, when a result is asked for.
-        batch: items handed over at once.
-        threads: workers are threads: better where the function mostly reads and hashes, which lets
-            other threads run.
-        start: called in each process before its first item; not in the caller's.
-
-    Raises:
-        WorkError: a worker died.
+    Workers are processes, in which Python's warnings are ignored, or `threads`: better where the
+    function mostly reads and hashes, which lets other threads run. With one, the caller does the
+    work, when a result is asked for. `batch` items are handed over at once. WorkError: one died.
     """
     if workers == 1:
         yield from map(function, items)
@@ -56,7 +48,7 @@ def ordered_map(
     pool: Executor = (
         ThreadPoolExecutor(workers)
         if threads
-        else ProcessPoolExecutor(workers, spawn, _start_worker, (start,))
+        else ProcessPoolExecutor(workers, spawn, _start_worker)
     )
     stream, pending = iter(items), deque[Any]()
     try:
@@ -76,11 +68,10 @@ def _batch(function: Callable[[T], R], items: list[T]) -> list[R]:
     return [function(item) for item in items]
 
 
-def _start_worker(start: Callable[[], None] | None) -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if start:
-        start()
+    warnings.simplefilter("ignore")  # a worker's reach nobody
 
 
 def _end_with_parent() -> None:

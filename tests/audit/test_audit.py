@@ -42,7 +42,8 @@ def write(folder: Path, pairs: Mapping[str, Mapping[str, tuple[bytes, str]]]) ->
 
 
 def look(folder: Path, *splits: str, workers: int = 1) -> Audit:
-    return audit(open_source(folder, list(splits) or None), "words", WORDS, workers)
+    config = MakeShardsConfig(out="", source=str(folder), audit_arch="words")
+    return audit(open_source(folder, list(splits) or None), config, WORDS, workers)
 
 
 def listed(found: Audit, what: str) -> set[tuple[str, str, str]]:
