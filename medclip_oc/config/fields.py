@@ -70,12 +70,11 @@ def settings_of(config_class: Any, prefix: str = "") -> dict[str, tuple[Any, Any
 
 def build(config_class: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """An instance of the dataclass; what `values` (by dotted name) leaves out has its default."""
-    given: dict[str, Any] = {}
-    for name, key, kind, _ in fields_of(config_class, prefix):
-        if dataclasses.is_dataclass(kind):
-            given[name] = build(kind, values, f"{key}.")
-        elif key in values:
-            given[name] = values[key]
+    given = {
+        name: build(kind, values, f"{key}.") if dataclasses.is_dataclass(kind) else values[key]
+        for name, key, kind, _ in fields_of(config_class, prefix)
+        if dataclasses.is_dataclass(kind) or key in values
+    }
     return config_class(**given)
 
 

@@ -92,18 +92,17 @@ def _split(arguments: Sequence[str], settings: Collection[str]) -> list[tuple[st
 def _value(name: str, kind: Any, words: list[str]) -> Any:
     """A single word or, where the type has a place for them, several."""
     kinds = choices(kind)
-    origins = {get_origin(choice) for choice in kinds}
     if bool in kinds and not words:
         return True  # a bare --log.tensorboard switches it on
-    several = bool(origins & {list, tuple})
-    # one word is a list of one, but for a text or a choice such as auto
-    alone = str in kinds or any(words[:1] == [word] for kind in kinds for word in get_args(kind))
-    if (several and len(words) > 1) or (words and list in origins and not alone):
+    several = {get_origin(choice) for choice in kinds} & {list, tuple}
+    if several and len(words) > 1:
         return words
     if len(words) != 1:
         count = f"not {len(words)}: {shorten(words)}" if words else "and none is given"
         raise InputError(f"{name}: takes one value{' or more' if several else ''}, {count}")
-    return words[0]
+    # one word is a list of one, but for a text or a choice such as auto
+    alone = str in kinds or any(words[0] in get_args(choice) for choice in kinds)
+    return words if list in several and not alone else words[0]
 
 
 def _read(path: str, settings: Collection[str]) -> dict[str, tuple[str, Any]]:
