@@ -7,7 +7,7 @@ tied scores").
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,34 +169,30 @@ def has(concepts: np.ndarray, cui: str) -> np.ndarray:
     return np.asarray((concepts == int(cui[1:])).any(1))
 
 
-def find_slices(concepts: np.ndarray | None, named: dict[str, str]) -> list[Slice]:
-    """A slice for each modality that occurs, and for each concept of `named` (see `resolve`)."""
+def find_slices(
+    concepts: np.ndarray | None, wanted: Sequence[str], packed: Mapping[str, str]
+) -> tuple[list[Slice], str]:
+    """A slice for each modality that occurs, and for each concept that is wanted; and a line on
+    those that no pair has, or "".
+
+    Concepts (N, K) are wanted by their CUI, or by a name; `packed` are names in lower case -> CUI.
+    """
     if concepts is None:
-        return []
-    slices = [Slice(name, cui, has(concepts, cui)) for name, cui in MODALITIES.items()]
-    slices = sorted((s for s in slices if s.pairs.any()), key=lambda s: -int(s.pairs.sum()))
+        return [], ""
+    numbers, counts = np.unique(concepts[concepts > 0], return_counts=True)
+    present = [f"C{number:07}" for number in numbers[counts.argsort()[::-1]]]
+    cui_of = {name.lower(): cui for name, cui in MODALITIES.items()}
+    cui_of |= {**packed, **{cui.lower(): cui for cui in present}}
+    named = {name: cui_of.get(name.lower()) for name in wanted}
+    slices = [Slice(n, c, has(concepts, c)) for n, c in MODALITIES.items() if c in present]
+    slices.sort(key=lambda each: -int(each.pairs.sum()))
     unknown = modality_bits(concepts) == 0
     if slices and unknown.any():
         slices.append(Slice("no known modality", None, unknown))
-    return slices + [Slice(name, cui, has(concepts, cui)) for name, cui in named.items()]
-
-
-def resolve(names: Sequence[str], known: dict[str, str]) -> dict[str, str]:
-    """The CUI of each name (or CUI, in any case) that pairs have, which is `known`: CUI or name in
-    lower case -> CUI.
-    """
-    present = set(known.values())
-    titles = {title.lower(): cui for title, cui in MODALITIES.items() if cui in present} | known
-    return {name: titles[name.lower()] for name in names if name.lower() in titles}
-
-
-def unknown(names: Sequence[str], known: dict[str, str], concepts: np.ndarray) -> str:
-    """A line on `names` that no pair of (N, K) concepts has: what there is instead."""
-    packed = {cui: name for name, cui in known.items() if name != cui.lower()}
+    slices += [Slice(n, c, has(concepts, c)) for n, c in named.items() if c in present]
+    absent = [name for name, cui in named.items() if cui not in present]
+    titles = {cui: name for name, cui in (*MODALITIES.items(), *packed.items())}
+    most = [f"{titles[cui]} ({cui})" if cui in titles else cui for cui in present[:10]]
     hint = "" if packed else "; no names of concepts were packed, give CUIs"
-    titles = {cui: title for title, cui in MODALITIES.items()} | packed
-    numbers, counts = np.unique(concepts[concepts > 0], return_counts=True)
-    most = [f"C{number:07}" for number in numbers[counts.argsort()[::-1][:10]]]
-    shown = ", ".join(f"{titles[cui]} ({cui})" if cui in titles else cui for cui in most)
-    line = f"--slices: no pair has {', '.join(names)}{hint}; the most frequent: {shown}"
-    return textwrap.shorten(line, 300)
+    line = f"no pair has {', '.join(absent)}{hint}; the most frequent: {', '.join(most)}"
+    return slices, textwrap.shorten(f"--slices: {line}", 300) if absent else ""

@@ -3,12 +3,9 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
-
-import numpy as np
 
 from ..config.evaluation import EvaluateConfig
 from ..data import loader
@@ -59,23 +56,18 @@ class Source:
             precision=settings.precision,
         )
 
-    def concepts(self) -> dict[str, str]:
-        """Concepts of the pairs: CUI or name in lower case -> CUI."""
-        if isinstance(self.model, Embedded) and self.shards is None:
-            numbers = np.unique(self.model.concepts) if self.model.concepts is not None else ()
-            return {f"c{number:07}": f"C{number:07}" for number in numbers if number}
-        known: dict[str, str] = {}
-        for position in range(len(self.pairs())):
+    def concept_names(self) -> dict[str, str]:
+        """Names that were packed with the pairs' concepts, in lower case -> CUI."""
+        named: dict[str, str] = {}
+        for position in range(len(self.shards or ())):
             facts = self.pairs().facts(position)
             # other makers' .json may hold anything
             lists = [facts.get(name) for name in ("concepts", "concept_names")]
             cuis, names = (values if isinstance(values, list) else [] for values in lists)
-            for cui, name in zip_longest(cuis, names):
-                if isinstance(cui, str) and _CUI.fullmatch(cui):
-                    known[cui.lower()] = cui
-                    if name and isinstance(name, str):
-                        known.setdefault(name.lower(), cui)
-        return known
+            for cui, name in zip(map(str, cuis), names, strict=False):
+                if isinstance(name, str) and name and _CUI.fullmatch(cui):
+                    named.setdefault(name.lower(), cui)
+        return named
 
 
 def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str]]:
@@ -97,8 +89,6 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     for size in settings.pool_sizes():
         if size > count:
             raise InputError(f"--pools: {size} {kind}, but the set holds only {count}")
-    known = source.concepts() if settings.slices else {}
-    named = concepts.resolve(settings.slices, known)
     baseline = _baseline(settings, source, world)
     lines = []
     embedded = source.embed(source.model, settings, world)
@@ -106,7 +96,8 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
         made_by = source.model if isinstance(source.model, Clip) else None
         features.save(Path(settings.features_out), embedded, world, made_by)
         lines.append(f"written to {settings.features_out}")
-    slices, name = concepts.find_slices(embedded.concepts, named), settings.baseline or ""
+    packed, name = source.concept_names() if settings.slices else {}, settings.baseline or ""
+    slices, absent = concepts.find_slices(embedded.concepts, settings.slices, packed)
     theirs = None if baseline is None else source.embed(baseline, settings, world)
     measured = retrieval.measure(
         embedded, settings, slices=slices, baseline=theirs, baseline_name=name
@@ -121,8 +112,8 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
         lines.append(f"{what}: no figures by concept, and no nearest ids")
     elif embedded.concepts is None:
         lines.append("no concepts (CUIs) with these pairs: no figures by concept, modality, slice")
-    elif absent := [name for name in settings.slices if name not in named]:
-        lines.append(concepts.unknown(absent, known, embedded.concepts))
+    elif absent:
+        lines.append(absent)
     if not embedded.hashed:
         lines.append("no hashes with these features: copies are not found")
     for each, file, about in outcomes if world.main else ():

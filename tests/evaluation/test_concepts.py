@@ -41,10 +41,9 @@ def test_figures_of_a_list() -> None:
 
 def test_slices_of_names() -> None:
     pairs = np.array([[CT, LUNG], [CT, 0], [MRI, 0], [0, 0]])
-    known = {"c0040405": "C0040405", "c0024109": "C0024109", "lung": "C0024109"}
-    named = concepts.resolve(["Lung", "MRI", "ct", "c0024109"], known)
-    assert named == {"Lung": "C0024109", "ct": "C0040405", "c0024109": "C0024109"}
-    slices = concepts.find_slices(pairs, named)
+    packed = {"lung": "C0024109", "gout": "C0018099"}
+    slices, absent = concepts.find_slices(pairs, ["Lung", "PET", "ct", "c0024109"], packed)
+    assert "no pair has PET; " in absent
     assert [(s.name, s.concept, s.pairs.nonzero()[0].tolist()) for s in slices] == [
         ("CT", "C0040405", [0, 1]),
         ("MRI", "C0024485", [2]),
@@ -53,12 +52,13 @@ def test_slices_of_names() -> None:
         ("ct", "C0040405", [0, 1]),
         ("c0024109", "C0024109", [0]),
     ]
-    assert concepts.find_slices(None, {}) == []
-    line = concepts.unknown(["MRI", "gout"], known, pairs[:2])
+    assert concepts.find_slices(pairs, ["CT"], packed)[1] == ""
+    assert concepts.find_slices(None, ["CT"], {}) == ([], "")
+    line = concepts.find_slices(pairs[:2], ["MRI", "gout"], packed)[1]
     assert line == (
         "--slices: no pair has MRI, gout; the most frequent: CT (C0040405), lung (C0024109)"
     )
-    line = concepts.unknown(["gout"], {"c0040405": "C0040405"}, np.arange(1, 99))
+    line = concepts.find_slices(np.arange(1, 99)[:, None], ["gout"], {})[1]
     assert "no names of concepts were packed, give CUIs; the most frequent: C0000098, C" in line
     assert len(line) < 300
     assert line.count("C00") == 10

@@ -60,7 +60,7 @@ def everything(world: World, n: int, file: Path) -> list[Any]:
     """What every rank has in the end, and one has saved."""
     one = made(n, 0, world)
     features.save(file, one, world)
-    slices = concepts.find_slices(one.concepts, {"C0032227": "C0032227"})
+    slices = concepts.find_slices(one.concepts, SETTINGS.slices, {})[0]
     other = made(n, 0, world, noise=2.0)
     found = retrieval.measure(one, SETTINGS, slices=slices, baseline=other, baseline_name="b")
     assert found.nearest is not None
@@ -82,7 +82,7 @@ def test_any_number_of_processes(size: int, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def measured() -> retrieval.Measured:
     one = made(60, 1, ALONE)
-    slices = concepts.find_slices(one.concepts, {"C0032227": "C0032227", "ct": "C0040405"})
+    slices = concepts.find_slices(one.concepts, ["C0032227", "ct"], {})[0]
     return retrieval.measure(one, SETTINGS, slices=slices)
 
 
@@ -166,7 +166,7 @@ def test_a_copy_is_in_the_slices_of_all_its_pairs() -> None:
     one = made(4, 1, ALONE, copies=False)
     one.caption_hash = np.array([0, 0, 1, 2])
     one.concepts = np.array([[CT], [XRAY], [CT], [0]], dtype=np.int32)
-    slices = concepts.find_slices(one.concepts, {})
+    slices = concepts.find_slices(one.concepts, [], {})[0]
     settings = MeasureConfig(duplicates="merge", interval_draws=20)
     record = retrieval.measure(one, settings, slices=slices).record
     counts = {row["name"]: (row["images"], row["texts"]) for row in record["slices"]}
