@@ -16,20 +16,23 @@ import pandas as pd
 from ..config.evaluation import Uncertain
 from ..config.fields import shorten
 from ..config.inference import ZeroshotConfig
+from ..config.packing import SPLIT_OF
 from ..data.index import say
 from ..errors import InputError
 from ..evaluation import classification, findings
 from ..packing.image_store import fold, stem
+from ..packing.sources import SPLITS
 from ..reporting import results
 from ..runtime import atomic
 from .image_inputs import ImageSet, find
 from .prompt_sets import PromptClass
 from .prompts import NONE, open_table, read_table
 
-IMAGE = ["image", "id", "file", "path", "filename", "file_name", "image_id", "image index"]
+_IMAGE = ["image", "id", "file", "path", "filename", "file_name", "image_id", "image index"]
 _LABEL = ["label", "class", "labels", "findings", "finding labels"]
 _OTHERS = ["split", "patient", "patient_id", "study", "group", "slice"]  # no findings
-_CODES = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1, "": -1}
+_CODES = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "": -1}
+_PARTS = {word: SPLITS.index(split) for word, split in SPLIT_OF.items()}
 _UNCERTAIN = {"ones": 1, "zeros": 0, "ignore": -1}
 _MOST = 1000  # classes of a table
 _NORMAL = ("no finding", "none", "normal")  # no class is true, where none has that name
@@ -48,6 +51,7 @@ class LabelTable:
     """A row for each image, as the table calls it, a column for each class: 1 true, 0 false, -1
     unknown.
     """
+    parts: pd.Series | None  # of each row, the index in SPLITS. None: not asked for, or not there
 
     @property
     def names(self) -> list[str]:
@@ -67,6 +71,8 @@ def read(
     file: str,
     classes: Sequence[PromptClass] | None,
     uncertain: Uncertain | None = None,
+    *,
+    splits: bool = False,
 ) -> LabelTable:
     """Read a table with a column of images (`image`, `id`, `file`, `path`, ...), and either one of
     names (`label`, `class`, `labels`, `findings`; `a|b` for several), or one for each class: 0, 1,
@@ -78,37 +84,46 @@ def read(
         classes: M, by names and aliases, in any capitals; columns of others are passed over, and a
             class without a column is unknown. None: all that the table has.
         uncertain: what -1 is taken for; None as ignore: unknown.
+        splits: take a column `split` too, if there is one.
     """
     where, header = f"{option}: {file}", open_table(option, file).names()
     lower = {column.lower(): column for column in header}
-    image, label = (next((lower[n] for n in known if n in lower), "") for known in (IMAGE, _LABEL))
+    known = (_IMAGE, _LABEL, ["split"] * splits)
+    image, label, split = (next((lower[n] for n in names if n in lower), "") for names in known)
     if classes is None and not label:
-        classes = _named(c for c in header if c and c.lower() not in IMAGE + _OTHERS)
+        classes = _named(c for c in header if c and c.lower() not in _IMAGE + _OTHERS)
     class_of = _spellings(classes or ())
     if label and len({*class_of.values()}) < len(classes or ()):
         raise InputError(f"{where}: some candidates differ in capitals alone, which labels may not")
     found = [None if c in (image, label) else class_of.get(c.casefold()) for c in header]
     columns = {c: name for c, name in zip(header, found, strict=True) if name is not None}
     if not image or bool(columns) == bool(label):
-        wanted = f"images ({', '.join(IMAGE[:3])}, ...), and either of labels or of each class"
+        wanted = f"images ({', '.join(_IMAGE[:3])}, ...), and either of labels or of each class"
         raise InputError(f"{where}: has {_listed(header)}; wanted are columns of {wanted}")
     if twice := [c for c, name in columns.items() if found.count(name) > 1]:
         raise InputError(f"{where}: several columns of one class: {_listed(twice)}")
-    chosen = [image, *(columns or [label])]
-    rows = dict(read_table(option, file, chosen, 1 if columns else 2))
+    texts = [*filter(None, (image, label, split))]
+    chosen = [*texts, *columns]
+    rows = dict(read_table(option, file, chosen, len(texts)))
     cells = pd.DataFrame.from_dict(rows, "index", object, chosen)  # the index tells the places
     if cells.empty:
         raise InputError(f"{where}: no rows")
     if columns:
-        truth = _of_numbers(cells[[*columns]], uncertain or "ignore").rename(columns=columns)
+        codes = _CODES | dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain or "ignore"])
+        truth = _coded(cells[[*columns]], codes, "0, 1, -1 (uncertain) or nothing (unknown)")
+        truth = truth.rename(columns=columns)
         truth = truth.reindex(columns=[each.name for each in classes or ()], fill_value=-1)
     else:
         truth = _of_words(cells[label], classes)
+    parts = _coded(cells[[split] if split else []], _PARTS, ", ".join(_PARTS))
     paths = cells[image].str.replace("\\", "/").map(os.path.normpath)  # without ./
-    differs = (truth != truth.groupby(paths, sort=False).transform("first")).any(axis=1)
-    for place, path in paths[differs].items():
-        raise InputError(f"{place}: {path} has another label before")
-    return LabelTable(where, truth.astype(np.int8).set_axis(paths)[~paths.duplicated().to_numpy()])
+    for kind, told in (("label", truth), ("split", parts)):
+        differs = (told != told.groupby(paths, sort=False).transform("first")).any(axis=1)
+        for place, path in paths[differs].items():
+            raise InputError(f"{place}: {path} has another {kind} before")
+    first = ~paths.duplicated().to_numpy()
+    truth, parts = (frame.set_axis(paths)[first] for frame in (truth.astype(np.int8), parts))
+    return LabelTable(where, truth, parts[split] if split else None)
 
 
 def _named(names: Iterable[str]) -> list[PromptClass]:
@@ -125,15 +140,13 @@ def _listed(words: Iterable[str]) -> str:
     return cut(", ".join(words), 110, placeholder=" ...")
 
 
-def _of_numbers(cells: pd.DataFrame, uncertain: Uncertain) -> pd.DataFrame:
-    """What the cells of one column for each class say."""
-    codes = _CODES | dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain])
-    truth = cells.apply(lambda column: column.map(codes))
-    if (bad := truth.isna()).any(axis=None):
+def _coded(cells: pd.DataFrame, codes: dict[str, int], wanted: str) -> pd.DataFrame:
+    """What cells stand for, in any capitals."""
+    found = cells.apply(lambda column: column.str.lower().map(codes))
+    if (bad := found.isna()).any(axis=None):
         place, column = bad.stack().idxmax()
-        told = f"{place}: {column}: {str(cells.at[place, column])[:40]!r}"
-        raise InputError(f"{told}: wanted is 0, 1, -1 (uncertain) or nothing (unknown)")
-    return truth
+        raise InputError(f"{place}: {column}: {cells.at[place, column][:40]!r}: wanted is {wanted}")
+    return found
 
 
 def _of_words(cells: pd.Series, classes: Sequence[PromptClass] | None) -> pd.DataFrame:
@@ -180,10 +193,6 @@ class Labels:
             told = f"no positive, or no negative image of {lacking}"
             say(f"warning: {table.where}: {told}")
 
-    def places(self) -> set[str]:
-        """Where the n images lie, and what rows call them: no other set may have any of these."""
-        return {os.path.realpath(self.images.name(n)) for n in self.positions} | {*self.rows}
-
     def judged(self) -> tuple[np.ndarray, np.ndarray]:
         """Truth and probabilities, (n, M) both, of the images that were read."""
         probabilities = self.scores[self.positions]
@@ -215,7 +224,9 @@ def open_labels(
         if file is not None:
             table = read(option, file, classes, settings.uncertain)
             labels.append(Labels(table, judged, single=not settings.multi_label))
-    if labels[1:] and (both := labels[0].places() & labels[1].places()):
+    # where images lie, and what rows call them
+    places = [{*map(os.path.realpath, map(x.images.name, x.positions)), *x.rows} for x in labels]
+    if labels[1:] and (both := places[0] & places[1]):
         problem = f"{min(both)} is in --labels too; thresholds come from other images"
         raise InputError(f"{labels[1].table.where}: {problem}")
     missing = len(images) - sum(len(each.truth) for each in labels if each.images is images)

@@ -1,13 +1,11 @@
 """Brings images (or their features), labels and splits together for `evaluation.probes`."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..config.evaluation import EvaluateConfig
-from ..config.packing import SPLIT_OF
 from ..errors import InputError
 from ..evaluation import features, probes
 from ..packing.sources import SPLITS
@@ -16,7 +14,6 @@ from ..runtime import distributed, npz
 from . import image_inputs, labels
 from .embedder import open_embedder
 from .image_inputs import ImageSet
-from .prompts import open_table, read_table
 
 
 def run(settings: EvaluateConfig) -> list[str]:
@@ -33,7 +30,7 @@ def run(settings: EvaluateConfig) -> list[str]:
     if distributed.is_distributed():
         raise InputError("--probe: runs in one process, not under torchrun")
     file, where, seed = settings.probe or "", settings.data, settings.seed
-    table = labels.read("--probe", file, None, settings.uncertain)
+    table = labels.read("--probe", file, None, settings.uncertain, splits=not where)
     sets = list[ImageSet]()
     if settings.features_in:
         names, given, _ = features.load_images(Path(settings.features_in))
@@ -44,43 +41,28 @@ def run(settings: EvaluateConfig) -> list[str]:
         names = [images.name(n) for images in sets for n in range(len(images))]
     row_of = labels.match(table.where, {*table.truth.index}, names)
     kept = sorted(row_of)
-    truth = table.truth.loc[[row_of[n] for n in kept]].to_numpy()  # (n, M)
+    rows = [row_of[n] for n in kept]
+    truth = table.truth.loc[rows].to_numpy()  # (n, M)
     lines = [f"{len(kept):,} of {len(names):,} images have a row, of {len(table.truth):,}"]
     if where:
         parts = np.repeat(range(len(sets)), [len(images) for images in sets])[kept]
-    elif split_of := _splits(file):
-        parts = np.array([split_of[row_of[n]] for n in kept])
+    elif table.parts is not None:
+        parts = table.parts.loc[rows].to_numpy()
     else:
         parts = _drawn(truth, seed)
-        lines.append(
-            f"{file} has no column `split`: 60, 20 and 20 % of the images are drawn with --seed "
-            f"{seed}, by image, not by patient"
-        )
+        how = f"60, 20 and 20 % of the images are drawn with --seed {seed}, by image, not patient"
+        lines.append(f"{file} has no column `split`: {how}")
     if sets:
         embedder = open_embedder(settings)
         given = torch.cat([embedder.every_image(images, shown=True) for images in sets]).cpu()
-    rows = given.numpy()  # (N, D)
+    known = given.numpy()  # (N, D)
     if settings.features_out:
-        npz.write(Path(settings.features_out), ids=np.array(names), image_features=rows)
+        npz.write(Path(settings.features_out), ids=np.array(names), image_features=known)
     how = {"draws": settings.interval_draws, "seed": seed}
-    record, left_out = probes.measure(table.names, rows[kept], truth, parts, **how)
+    record, left_out = probes.measure(table.names, known[kept], truth, parts, **how)
     lines += left_out + labels.keep(record, file, settings.checkpoint, settings.json)
     sizes = ", ".join(f"{n:,} {split}" for split, n in record["images"].items())
     return [results.text(record), f"images: {sizes}", *lines]
-
-
-def _splits(file: str) -> dict[str, int]:
-    """Index of each image's split, by the name that the table has; {}: it has no such column."""
-    splits = dict[str, int]()
-    if "split" in map(str.lower, open_table("--probe", file).names()):
-        columns = ["|".join(labels.IMAGE), "split"]
-        for where, [image, word] in read_table("--probe", file, columns, 2):
-            if word.lower() not in SPLIT_OF:
-                raise InputError(f"{where}: split {word!r}: allowed are {', '.join(SPLIT_OF)}")
-            own = SPLITS.index(SPLIT_OF[word.lower()])
-            if splits.setdefault(os.path.normpath(image.replace("\\", "/")), own) != own:
-                raise InputError(f"{where}: {image} has another split before")
-    return splits
 
 
 def _drawn(truth: np.ndarray, seed: int) -> np.ndarray:

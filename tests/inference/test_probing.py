@@ -65,7 +65,7 @@ def test_shards_files_and_features_are_probed_alike(
     ("rows", "words", "line"),
     [
         ("id,label,split\na,x,train\na,x,dev\n", [], "line 3: a has another split before"),
-        ("id,label,split\na,x,home\n", [], "line 2: split 'home': allowed are train, training"),
+        ("id,label,split\na,x,home\n", [], "line 2: split: 'home': wanted is train, training"),
         ("id,label\na,x\nb,y\n", [], "images with a label {'train': 2, 'valid': 0, 'test': 0}"),
         ("id,label\na,x\n", ["--images", "x"], "give --data, --images or --features-in"),
         ("id,label\na,x\n", ["--slices", "CT"], "--slices: ['CT'] is not allowed with --probe"),
