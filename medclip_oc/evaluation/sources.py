@@ -180,9 +180,7 @@ def _split(settings: EvaluateConfig, where: str | list[str]) -> str:
     if folders:
         raise InputError(f"--data {where}: mixes shard folders, which have splits, and tars")
     if settings.data is None:
-        raise InputError(
-            f"--data: name the pairs; the run validated on {where}, which is no shard folder"
-        )
+        raise InputError(f"--data: name the pairs; {where} of the run is no shard folder")
     if settings.split is not None:
         raise InputError(f"--split {settings.split}: {where} is not a shard folder with splits")
     return "tars"

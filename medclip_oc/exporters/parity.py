@@ -59,10 +59,8 @@ def check(expected: dict[str, Tensor], exported: dict[str, Tensor], command: str
     differences = {n: float((ours - exported[n]).abs().max()) for n, ours in expected.items()}
     for name, difference in differences.items():
         if not difference <= LIMIT:  # NaN too
-            raise WorkError(
-                f"{command}: its features of {name} differ from the checkpoint's by "
-                f"{difference:.1e}, more than {LIMIT:g}; nothing is exported"
-            )
+            told = f"differ by {difference:.1e}, more than {LIMIT:g}; nothing is exported"
+            raise WorkError(f"{command}: its features of {name} {told}")
     return max(differences.values())
 
 

@@ -23,10 +23,8 @@ def write(content: dict[str, Any], folder: Path) -> None:
     model = config.get("model", {})
     named = model.get("pretrained") or model.get("arch", "").startswith("hf-hub:")
     if "adapters" not in parts or not named or any(map(model.get, _OWN)):
-        raise InputError(
-            "--to adapters: wanted is last.pt (best.pt is merged) of a run with lora.rank, from "
-            f"model.pretrained or hf-hub: without {', '.join(_OWN)} of its own"
-        )
+        run = f"from model.pretrained or hf-hub: without {', '.join(_OWN)}"
+        raise InputError(f"--to adapters: wanted is last.pt of a run with lora.rank, {run}")
     tensors = {n: t for n, t in content["state_dict"].items() if n.startswith("logit_")}
     for name, tensor in parts["adapters"].items():
         weight, _, side = name.replace(lora.INSIDE, ".").rpartition(".0.")

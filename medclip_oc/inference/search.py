@@ -75,7 +75,6 @@ def check_model(index: Index, embedder: Embedder) -> None:
     for name, ours in embedder.probes().items():
         theirs = index.about["probes"].get(name, [])
         if len(theirs) != len(ours) or torch.tensor(theirs) @ torch.tensor(ours) <= SAME:
-            raise InputError(
-                f"--index: {index.folder} was made with other weights ({index.about['model']}) "
-                f"than those of {embedder.clip.description['name']} now; embed the data again"
-            )
+            made_by, now = index.about["model"], embedder.clip.description["name"]
+            told = f"was made with other weights ({made_by}) than those of {now} now"
+            raise InputError(f"--index: {index.folder} {told}; embed the data again")

@@ -70,10 +70,8 @@ def load(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
     """
     content = read(path, verify=verify)
     if not is_ours(content):
-        raise InputError(
-            f"{path}: not a medclip_oc checkpoint (of format {FORMAT}); weights of another kind "
-            "are given by --model ARCH --pretrained FILE, in training by model.pretrained"
-        )
+        others = "other weights are given by --model ARCH --pretrained FILE, or model.pretrained"
+        raise InputError(f"{path}: not a medclip_oc checkpoint (of format {FORMAT}); {others}")
     if "state_dict" in content:
         check_weights(content["state_dict"], path)
     return content

@@ -66,10 +66,7 @@ def identify(settings: ModelConfig) -> tuple[str, dict[str, Any], dict[str, Any]
     if definition is not None:
         description.check(description.DEFINITION, definition, "model.definition.")
         if definition != _BUILT_IN.get(arch, definition):
-            raise InputError(
-                f"model.arch: {arch!r} is open_clip's own; a model given in full "
-                "(model.definition) needs a name of its own"
-            )
+            raise InputError(f"model.arch: {arch!r} is open_clip's own; name the definition anew")
     elif has_schema(arch):
         definition, preprocess = _described(arch)
     elif not (definition := deepcopy(_BUILT_IN.get(arch)) or open_clip.get_model_config(arch)):
@@ -259,9 +256,8 @@ def unreachable(
     if not isinstance(error, OSError | RuntimeError) or getattr(error, "filename", None):
         return InputError(f"{problem} ({first_lines(error)})")
     away = f"{constants.ENDPOINT} can't be reached, and its cache has no copy"
-    return WorkError(
-        f"{problem}; {remedy} ({away if constants.HF_HUB_OFFLINE else first_lines(error)})"
-    )
+    reason = away if constants.HF_HUB_OFFLINE else first_lines(error)
+    return WorkError(f"{problem}; {remedy} ({reason})")
 
 
 def first_lines(error: Exception) -> str:

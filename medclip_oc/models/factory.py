@@ -36,9 +36,7 @@ def build(settings: ModelConfig, *, seed: int = 0) -> Clip:
     asked = settings.preprocess or {}
     description.check(description.OWN_PREPROCESS, asked, "model.preprocess.")
     if settings.pretrained and definition.has_schema(settings.arch):
-        raise InputError(
-            f"model.pretrained: {settings.arch} brings its own weights; leave pretrained out"
-        )
+        raise InputError(f"model.pretrained: {settings.arch} brings its own weights; leave it out")
     name, config, preprocess = definition.identify(settings)
     definition.register(name, config)
     file, known = _weights(settings, config)
@@ -135,9 +133,7 @@ def _assemble(model: Any, about: dict[str, Any], settings: ModelConfig | None, w
     if settings is not None:
         # every parameter that trains must be in the loss, or several processes would disagree
         if hasattr(model, "text_decoder"):
-            raise InputError(
-                f"model.arch: {settings.arch} is a CoCa; its text decoder has no contrastive loss"
-            )
+            raise InputError(f"model.arch: {settings.arch} is a CoCa; its decoder has no loss here")
         if getattr(model, "logit_bias", None) is not None:
             model.logit_bias.requires_grad_(False)  # InfoNCE's softmax cancels it; see train_bias
         if settings.grad_checkpointing:
@@ -149,10 +145,9 @@ def _assemble(model: Any, about: dict[str, Any], settings: ModelConfig | None, w
     here = tokenizer([_PROBE])[0].tolist()
     there = about.get("tokens") or here  # absent from early checkpoints
     if here != there:
-        raise InputError(
-            f"{where}: made with a tokenizer ({about.get('tokenizer')}) that isn't the one here: "
-            f"{_PROBE!r} was {there[:12]}..., and is {here[:12]}..."
-        )
+        told = f"{_PROBE!r} was {there[:12]}..., and is {here[:12]}..."
+        name = about.get("tokenizer")
+        raise InputError(f"{where}: made with a tokenizer ({name}) that isn't the one here: {told}")
     if max(here) >= getattr(model, "vocab_size", 2**20):
         raise InputError(f"{where}: text_cfg.vocab_size: too small, its tokenizer has {max(here)}")
     about["tokens"] = here

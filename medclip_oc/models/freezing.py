@@ -69,10 +69,8 @@ def freeze(towers: Towers, settings: OptimConfig) -> None:
         own = {name: place for name, place in by_name.items() if place.tower == tower}
         blocks = next(iter(own.values())).blocks
         if last > blocks:
-            raise InputError(
-                f"optim.{tower}_last_blocks: {last}, but the {tower} tower has {blocks} blocks"
-                + ("" if blocks else " that can be told apart")
-            )
+            held = f"the {tower} tower has {blocks} blocks that can be told apart"
+            raise InputError(f"optim.{tower}_last_blocks: {last}, but {held}")
         frozen |= {name for name, place in own.items() if place.layer <= blocks - last}
     given = settings.freeze or []
     for word in [given] if isinstance(given, str) else given:
@@ -93,7 +91,6 @@ def _matching(word: str, by_name: dict[str, Place]) -> set[str]:
     plain_names = {name: name.removeprefix("clip.") for name in by_name}
     if names := {name for name, plain in plain_names.items() if re.search(word, plain)}:
         return names
-    raise InputError(
-        f"optim.freeze: {word!r} is neither image, text nor all_but_projections, and matches "
-        f"no parameter (one is {next(iter(plain_names.values()))})"
-    )
+    problem = "neither image, text nor all_but_projections, and matches no parameter"
+    one = next(iter(plain_names.values()))
+    raise InputError(f"optim.freeze: {word!r} is {problem} (one is {one})")

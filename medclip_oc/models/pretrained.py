@@ -110,10 +110,8 @@ def check_tag(arch: str, tag: str, definition: dict[str, Any]) -> dict[str, Any]
     if theirs != ours:
         words = {True: "QuickGELU", False: "GELU"}
         remedy = f"use {arch}-quickgelu" if theirs else "drop -quickgelu from the name"
-        raise InputError(
-            f"model.arch: {arch} uses {words[ours]}, but the weights {tag!r} were "
-            f"trained with {words[theirs]}; {remedy}"
-        )
+        told = f"uses {words[ours]}, but the weights {tag!r} were trained with {words[theirs]}"
+        raise InputError(f"model.arch: {arch} {told}; {remedy}")
     return about
 
 

@@ -44,17 +44,13 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
     """Derive a run's steps, or say (InputError) why the numbers don't go together."""
     batch = settings.global_batch_size
     if over := batch % world_size:
-        raise InputError(
-            f"train.global_batch_size: {batch} can't be shared equally by {world_size} processes; "
-            f"the nearest sizes that can: {batch - over or world_size} or "
-            f"{batch + world_size - over}"
-        )
+        near = f"{batch - over or world_size} or {batch + world_size - over}"
+        problem = f"{batch} can't be shared equally by {world_size} processes"
+        raise InputError(f"train.global_batch_size: {problem}; the nearest sizes that can: {near}")
     passes, longest = settings.epochs, settings.max_steps
     if (seen := round(min(1, passes) * pairs)) < batch:
-        raise InputError(
-            f"train.global_batch_size: {batch} pairs per step, but {min(1, passes):g} epoch of "
-            f"data.train holds only {seen}"
-        )
+        held = f"{min(1, passes):g} epoch of data.train holds only {seen}"
+        raise InputError(f"train.global_batch_size: {batch} pairs per step, but {held}")
     steps = round(passes * pairs) // batch  # 0.07 * 100 is a little over 7
     if longest is not None and longest > steps:
         ending = f"train.epochs: {passes:g} ends after {steps} steps; raise that, or take fewer"
@@ -62,9 +58,8 @@ def plan(settings: TrainConfig, warmup_steps: int | None, pairs: int, world_size
     steps = longest or steps
     warmup = max(1, steps // 10) if warmup_steps is None else warmup_steps
     if warmup > steps:
-        raise InputError(
-            f"optim.warmup_steps: {warmup} is more than the run's {steps} steps; null takes a tenth"
-        )
+        more = f"{warmup} is more than the run's {steps} steps"
+        raise InputError(f"optim.warmup_steps: {more}; null takes a tenth")
     return Plan(pairs, batch, steps, warmup)
 
 
@@ -183,10 +178,8 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
         lines.append(f"model.context_length: {stretched}, linearly (Long-CLIP)")
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and "RANK" not in os.environ:
-        lines.append(
-            f"SLURM_NTASKS is {tasks}, but this is a run of one process: torchrun makes it one of "
-            "several (see jobs/multinode.sh)"
-        )
+        several = "torchrun makes it one of several (see jobs/multinode.sh)"
+        lines.append(f"SLURM_NTASKS is {tasks}, but this is a run of one process: {several}")
     if chunks * world.size > 1 and live_batch_norms(clip.towers.train()):
         lines.append(
             "batch norm is live: each chunk is normalised by itself, so the step equals one big "

@@ -63,9 +63,8 @@ class OptimizerState:
         """Take the averages over; ValueError: they are of other parameters."""
         shapes = self.state_dict()["shapes"]
         if state["shapes"] != shapes:
-            raise ValueError(
-                f"{len(shapes)} parameters train, but it holds {len(state['shapes'])}, or others"
-            )
+            held = len(state["shapes"])
+            raise ValueError(f"{len(shapes)} parameters train, but it holds {held}, or others")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
@@ -136,10 +135,9 @@ def restore(origin: Origin, parts: Mapping[str, Any], *, seed: int, world: World
             torch.manual_seed(seed + world.rank + _OTHER_RANKS * int(origin.content["step"]))
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(
-            f"{origin.file}: its {name} doesn't fit this run ({reason}); start a "
-            "new run from its weights with model.pretrained"
-        ) from error
+        problem = f"its {name} doesn't fit this run ({reason})"
+        way = "start a new run from its weights with model.pretrained"
+        raise InputError(f"{origin.file}: {problem}; {way}") from error
 
 
 def parameter_bytes(clip: Clip) -> tuple[int, int]:
@@ -167,10 +165,9 @@ def room(config: Config, clip: Clip) -> str:
     files = [file.stat() for file in folder.glob("checkpoints/*.pt")]
     free = shutil.disk_usage(folder).free + sum({f.st_ino: f.st_size for f in files}.values())
     if free < needed:
-        raise InputError(
-            f"run.folder: {folder} has {free / 1e9:.3g} GB free, and the checkpoints need about "
-            f"{needed / 1e9:.3g} GB; make room, choose another folder or less checkpoint.keep_last"
-        )
+        told = f"{free / 1e9:.3g} GB free, and the checkpoints need about {needed / 1e9:.3g} GB"
+        ways = "make room, choose another folder or less checkpoint.keep_last"
+        raise InputError(f"run.folder: {folder} has {told}; {ways}")
     return f"checkpoints take up to {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free"
 
 

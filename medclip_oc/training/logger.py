@@ -111,10 +111,8 @@ def _wandb() -> Iterator[Any]:
         yield wandb
     except wandb.errors.Error as error:
         reason = str(error).partition("\n")[0]
-        raise WorkError(
-            f"log.wandb: online does not work here: {reason}; "
-            "run `wandb login`, or take --log.wandb offline and `wandb sync` later"
-        ) from error
+        ways = "run `wandb login`, or take --log.wandb offline and `wandb sync` later"
+        raise WorkError(f"log.wandb: online does not work here: {reason}; {ways}") from error
 
 
 def _start_wandb(folder: Path, config: Config, opened: ExitStack) -> Any:

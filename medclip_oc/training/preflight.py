@@ -122,10 +122,9 @@ def rates(config: Config) -> Iterator[str]:
         lr = getattr(optim, name)
         if lr is not None and not low <= lr <= high:
             effect = "it forgets what it knew, or diverges" if lr > high else "it hardly learns"
-            yield (
-                f"{'error' if lr >= 5 * high else 'warning'}: optim.{name}: {lr:g} is not usual "
-                f"for {method}: {effect}; take {low:g} to {high:g}"
-            )
+            kind = "error" if lr >= 5 * high else "warning"
+            told = f"{lr:g} is not usual for {method}: {effect}; take {low:g} to {high:g}"
+            yield f"{kind}: optim.{name}: {told}"
 
 
 def shared_memory(run: Opened) -> Iterator[str]:
@@ -138,11 +137,9 @@ def shared_memory(run: Opened) -> Iterator[str]:
     needed = 2 * batch * run.config.data.workers * ranks  # each worker is two batches ahead
     yield f"shared memory: {needed / 1e6:.0f} MB needed"
     if shares.is_dir() and (free := shutil.disk_usage(shares).free) < needed:
-        yield (
-            f"error: data.workers: {run.config.data.workers} on {ranks} rank(s) hold up to "
-            f"{needed / 1e6:.0f} MB of batches in /dev/shm, and {free / 1e6:.0f} MB are free: take "
-            "fewer, or a smaller train.micro_batch_size, or give it more (docker run --shm-size 8g)"
-        )
+        held = f"on {ranks} rank(s) hold up to {needed / 1e6:.0f} MB of batches in /dev/shm"
+        ways = f"{free / 1e6:.0f} MB are free: take fewer, or give it more (docker --shm-size 8g)"
+        yield f"error: data.workers: {run.config.data.workers} {held}, and {ways}"
 
 
 def pairs(run: Opened) -> Iterator[str]:
@@ -159,24 +156,18 @@ def pairs(run: Opened) -> Iterator[str]:
     readable, total, long = distributed.all_reduce_sum(counts, device)
     yield f"pairs: {total} read, {long} captions cut"
     if not readable:  # what comes after would only say the same
-        yield (
-            f"error: data.train: none of {total} pairs can be read ({reasons[0]}); see what "
-            "tools/make_shards.py --verify says"
-        )
+        way = "see what make_shards --verify says"
+        yield f"error: data.train: none of {total} pairs can be read ({reasons[0]}); {way}"
         return
     bad = total - readable
     if reasons and bad / total > settings.max_bad_share:  # a rank without any leaves it to another
-        yield (
-            f"warning: data.train: {bad} of {total} pairs can't be read ({reasons[0]}); the run "
-            f"stops past data.max_bad_share {settings.max_bad_share:g}: pack again with the decode "
-            "check"
-        )
+        ends = f"the run stops past data.max_bad_share {settings.max_bad_share:g}: pack again"
+        yield f"warning: data.train: {bad} of {total} pairs can't be read ({reasons[0]}); {ends}"
     if settings.long_captions == "truncate" and long / readable > _LONG_SHARE:
-        yield (
-            f"warning: data.long_captions: {long / readable:.0%} of the captions are longer than "
-            f"{read.captions.context} tokens and would be cut; take `sentences`, or a model with "
-            "a longer context"
+        cut = (
+            f"{long / readable:.0%} of the captions are longer than {read.captions.context} tokens"
         )
+        yield f"warning: data.long_captions: {cut}; take `sentences`, or a longer context"
     sound = sound[:_LOSS_PAIRS]
     if run.config.loss.name == "clip" and len(sound) > 1:
         images = torch.stack([s["images"] for s in sound])  # (B, 3, H, W)
@@ -196,11 +187,9 @@ def loss(images: Tensor, tokens: Tensor, run: Opened) -> Iterator[str]:
     chance = math.log(len(images))
     yield f"loss at start {value:.2f}, chance {chance:.2f}"
     if not value <= chance + _LOSS_SLACK:
-        yield (
-            f"warning: the loss of {len(images)} pairs starts at {value:.2f}, above "
-            f"ln({len(images)}) = {chance:.2f} of features that say nothing: weights, activation "
-            "(quickgelu) and model.preprocess may not belong together"
-        )
+        limit = f"ln({len(images)}) = {chance:.2f} of features that say nothing"
+        why = "weights, activation (quickgelu) and model.preprocess may not belong together"
+        yield f"warning: the loss starts at {value:.2f}, above {limit}: {why}"
 
 
 def speed(run: Opened) -> Iterator[str]:
@@ -216,17 +205,13 @@ def speed(run: Opened) -> Iterator[str]:
                 raise WorkError("the GPU has no memory for one pair of this model") from None
             part *= 2
     if part > 1:
-        yield (
-            f"error: train.micro_batch_size: {sizes[0]} needs more memory than the GPU has free; "
-            f"take {max(1, min(sizes[0], share) // part)}, the result is the same"
-        )
+        way = f"take {max(1, min(sizes[0], share) // part)}, the result is the same"
+        yield f"error: train.micro_batch_size: {sizes[0]} needs more memory than is free; {way}"
     given = loader_rate(run) if isinstance(run.data.train.source, ShardSet) else math.inf
     yield f"speed: step {rate(taken)} pairs/s, loader {rate(given)} pairs/s"
     if given < taken:
-        yield (
-            f"warning: data.workers: {run.config.data.workers} give {rate(given)} pairs/s, and a "
-            f"step takes {rate(taken)} pairs/s: give more workers, or pack with --resize 256"
-        )
+        told = f"{run.config.data.workers} give {rate(given)} pairs/s, a step takes {rate(taken)}"
+        yield f"warning: data.workers: {told}: give more workers, or pack with --resize 256"
 
 
 def loader_rate(run: Opened) -> float:

@@ -26,6 +26,8 @@ from .run_dir import RunFolder
 # settings, and groups of them, that change no figure
 _FREE: tuple[str, ...] = ("run.folder", "run.device", "run.overwrite", "run.timeout_seconds")
 _FREE += ("data.workers", "data.cache_folder", "valid.at_start", "wise.", "log.", "checkpoint.")
+_REPLACE = "replace it (--run.overwrite true), or choose another folder"
+_ANEW = "start a new run from its weights with model.pretrained"
 _SHAPED = ("exp_avg", "exp_avg_sq", "step")  # what AdamW has of a parameter
 _PARAMETER: Any = description.open_mapping(dict.fromkeys(_SHAPED, Any))
 _STATE = description.open_mapping(
@@ -97,10 +99,8 @@ def start(
                         folder.set_aside_after(origin.content["step"])
                 folder.prepare(clear=overwrite)
         except OSError as error:
-            where = f"run.folder: {folder.path}"
-            raise InputError(
-                f"{where} can't be written ({error.strerror}); choose another folder"
-            ) from error
+            problem = f"can't be written ({error.strerror}); choose another folder"
+            raise InputError(f"run.folder: {folder.path} {problem}") from error
     origin.file = distributed.all_gather_objects(origin.file)[0]
     with distributed.errors_together():
         if origin.file is not None and not world.main:
@@ -117,23 +117,16 @@ def _choose(source: str, folder: RunFolder, *, overwrite: bool, restarted: bool)
         file = Path(source)
         content, own = _open(file), folder.owns(file)
         if own and overwrite:
-            raise InputError(
-                f"--resume {file}: run.overwrite would remove it with its run; leave that out, or "
-                "choose another run.folder"
-            )
+            raise InputError(f"--resume {file}: run.overwrite would remove it; leave that out")
         if not own and folder.begun() and not (overwrite or restarted):
-            raise InputError(
-                f"run.folder: {folder.path} holds another run than --resume {file}; replace it "
-                "(--run.overwrite true), or choose another folder"
-            )
+            held = f"another run than --resume {file}"
+            raise InputError(f"run.folder: {folder.path} holds {held}; {_REPLACE}")
         return Origin(file, content)
     if overwrite or not folder.begun():
         return Origin()
     if source == "never" and not restarted:
-        raise InputError(
-            f"run.folder: {folder.path} holds an earlier run; resume it (--resume auto), "
-            "replace it (--run.overwrite true), or choose another folder"
-        )
+        held = "an earlier run; resume it (--resume auto)"
+        raise InputError(f"run.folder: {folder.path} holds {held}, {_REPLACE}")
     return _newest(folder)
 
 
@@ -146,10 +139,8 @@ def _newest(folder: RunFolder) -> Origin:
         except DamagedCheckpoint as error:
             damaged.append(str(error))
     if damaged:
-        raise InputError(
-            f"run.folder: {folder.path} has no sound checkpoint to resume from "
-            f"({'; '.join(damaged)}); replace the run with --run.overwrite true"
-        )
+        told = f"no sound checkpoint to resume from ({'; '.join(damaged)})"
+        raise InputError(f"run.folder: {folder.path} has {told}; {_REPLACE}")
     return Origin(lines=[f"{folder.path}: no state to resume from; it begins again"])
 
 
@@ -157,10 +148,8 @@ def _open(file: Path) -> dict[str, Any]:
     content = checkpoint.load(file)
     checkpoint.description_of(content, str(file))
     if "training" not in content:
-        raise InputError(
-            f"{file}: holds a model, and no training state to resume from; use a step-*.pt or "
-            "last.pt, or start a new run from it with model.pretrained"
-        )
+        ways = f"use a step-*.pt or last.pt, or {_ANEW}"
+        raise InputError(f"{file}: holds a model, and no training state to resume from; {ways}")
     try:
         description.check(_STATE, content, f"{file}: ")
         _check_whole(content, f"{file}: no state to resume from (use another)")
@@ -211,10 +200,7 @@ def _check_names(allow: Sequence[str]) -> None:
         if key not in names:
             raise InputError(f"--resume.allow {key}: {fields.no_such(key, names)}")
         if _is_fixed(key):
-            raise InputError(
-                f"--resume.allow {key}: a run can't resume with another one; start a new run from "
-                "its weights with model.pretrained"
-            )
+            raise InputError(f"--resume.allow {key}: a run can't resume with another; {_ANEW}")
 
 
 def differences(before: Mapping[str, Any], now: Config) -> dict[str, str]:
@@ -260,15 +246,12 @@ def _compare(
     step, steps = content["step"], data.plan.steps
     if step > steps:
         key = "train.epochs" if config.train.max_steps is None else "train.max_steps"
-        raise InputError(
-            f"{key}: the run ends after {steps} steps, but {file} is {step} steps old; give more, "
-            "or begin anew (--run.overwrite)"
-        )
+        ended = f"the run ends after {steps} steps, but {file} is {step} steps old"
+        raise InputError(f"{key}: {ended}; give more, or begin anew (--run.overwrite)")
     epoch = content["position"] / data.plan.pairs
     if not any(key.startswith("data.") for key in changed) and abs(content["epoch"] - epoch) > 1e-6:
-        raise InputError(
-            f"{file}: its epoch is {content['epoch']:g}, but its step's is {epoch:g}; use another"
-        )
+        told = f"its epoch is {content['epoch']:g}, but its step's is {epoch:g}"
+        raise InputError(f"{file}: {told}; use another")
     told = "; ".join(words for key, words in changed.items() if not key.startswith("run."))
     lines = [f"resumes with other settings: {told}"] if told else []
     return [*lines, f"resumes from {file}, step {step:,} of {steps:,}"]

@@ -60,20 +60,17 @@ class RunFolder:
                 lease.acquire(timeout=wait, poll_interval=LEASE_SECONDS / 60)
         if not lease.is_locked:
             holder = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
-            raise InputError(
-                f"run.folder: {self.path} is in use by {holder}; wait for its end or stop it, or "
-                "choose another folder"
-            )
+            ways = "wait for its end or stop it, or choose another folder"
+            raise InputError(f"run.folder: {self.path} is in use by {holder}; {ways}")
         opened.callback(lease.release)
 
     def lost(self) -> WorkError | None:
         """Why this process no longer holds the folder, if so."""
         if self._lease.compromise is None:
             return None
-        return WorkError(
-            f"run.folder: {self.path} could not be held ({self._lease.compromise.reason}): another "
-            "run began there, or its disk did not answer"
-        )
+        told = f"could not be held ({self._lease.compromise.reason})"
+        why = "another run began there, or its disk did not answer"
+        return WorkError(f"run.folder: {self.path} {told}: {why}")
 
     def state(self, step: int) -> Path:
         """File of the state after a step."""
