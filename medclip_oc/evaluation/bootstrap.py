@@ -30,17 +30,10 @@ def bootstrap(
     seed: int,
     baseline: np.ndarray | None = None,
 ) -> dict[str, list[float]]:
-    """The interval of each score (see `metrics.scores_of`), or of its difference to a baseline.
+    """The interval of each score of ranks (n,), see `metrics.scores_of`; or of its difference to a
+    `baseline`, (n,) ranks of another model for the same queries. n of them are drawn `draws` times.
 
-    Args:
-        ranks: (n,) of the queries.
-        ks: the K of R@K.
-        draws: how many times n queries are drawn with replacement.
-        seed: of the draws.
-        baseline: (n,) ranks of another model for the same queries. None: the scores themselves.
-
-    Returns:
-        Name -> [low, high], which hold the middle LEVEL of the draws; or Wilson's, see above.
+    Name -> [low, high], which hold the middle LEVEL of the draws; or Wilson's, see above.
     """
     parts = []
     for chosen in _draw(len(ranks), draws, seed):

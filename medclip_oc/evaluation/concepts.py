@@ -99,13 +99,7 @@ class Judge:
         return np.asarray(common / np.maximum(union, 1))
 
     def scores(self, queries: np.ndarray, index: np.ndarray, share: np.ndarray) -> np.ndarray:
-        """The figures of b queries, (b, names), from their lists (see `top_k.Nearest`).
-
-        Args:
-            queries: (b,) int64, numbers of pairs.
-            index: (b, W) int64, pairs listed.
-            share: (b, W, k) each listed one's share of each place.
-        """
+        """The figures (b, names) of b queries, numbers of pairs; for the others see `graded`."""
         scores = graded(self.overlap(queries), index, share, self.ks, self._relevant)
         same = (self.modalities[index] & self.modalities[queries, None]) != 0  # (b, W)
         scores["modality_agreement@1"] = (same * share[:, :, 0]).sum(1)
@@ -130,15 +124,9 @@ def graded(
     (Jarvelin and Kekalainen 2002). relevant_recall@K: share of the relevant candidates that stand
     in the first K places. relevant_precision@K: share of the first K places that hold one.
 
-    Args:
-        overlap: (b, N), of each query with every candidate.
-        index: (b, W) int64, candidates listed.
-        share: (b, W, k) each listed candidate's share of each place, k >= every K or all places.
-        ks: the K.
-        relevant: least overlap of a relevant candidate.
-
-    Returns:
-        Name -> (b,) float64.
+    From the overlap (b, N) of each query with every candidate; the W candidates listed, `index`
+    (b, W) int64, and each one's `share` (b, W, k) of each place, k >= every K or all places (see
+    `top_k.Nearest`). From an overlap of `relevant` on one is. Name -> (b,) float64.
     """
     gains = np.take_along_axis(overlap, index, 1)  # (b, W)
     places = share.shape[2]

@@ -28,13 +28,9 @@ _AREAS, _DECISIONS = ["auroc", "average_precision"], ["balanced_accuracy", "f1",
 
 
 class Ordered:
-    """A finding's images of known label, highest probability first; P positives in g groups, each
-    of one probability.
-
-    Args:
-        truth: (N,) 1, 0 or -1.
-        probabilities: (N,).
-        limit: a probability from which on the finding counts as told. NaN: none is known.
+    """A finding's images of known label, of (N,) labels 1, 0 or -1, highest probability first; P
+    positives in g groups, each of one probability. From `limit` on it counts as told; NaN: no limit
+    is known.
     """
 
     def __init__(self, truth: np.ndarray, probabilities: np.ndarray, limit: float = np.nan) -> None:
@@ -117,16 +113,9 @@ def measure(
     thresholds: np.ndarray | None = None,
     min_positives: int = 1,
 ) -> dict[str, Any]:
-    """All figures.
-
-    Args:
-        names: of the M findings.
-        truth: (N, M) int8: 1, 0 or -1.
-        probabilities: (N, M).
-        draws: bootstrap draws behind each interval. 0: no intervals.
-        seed: of the draws.
-        thresholds: (M,), see `thresholds`.
-        min_positives: of a finding that the macro mean takes.
+    """All figures of probabilities (N, M), by labels (N, M) int8: 1, 0 or -1. Decisions are by
+    `thresholds` (M,), see there; the macro mean takes findings with `min_positives`; with 0 draws
+    there are no intervals.
 
     Returns:
         task; images; findings: of each its positives, negatives, unknown, few (fewer than 10

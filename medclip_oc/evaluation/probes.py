@@ -73,15 +73,8 @@ def measure(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[dict[str, Any], list[str]]:
-    """All figures of N images and M classes or findings.
-
-    Args:
-        names: of the classes.
-        features: (N, D), normalised.
-        truth: (N, M) int8: 1, 0, or -1 for unknown.
-        split: (N,) index in SPLITS.
-        draws: bootstrap draws of the test images, behind each interval. 0: no intervals.
-        seed: of these, and of the few-shot draws.
+    """All figures of N images with normalised features (N, D), labels (N, M) int8 (1, 0, or -1 for
+    unknown) and a split each, (N,) index in SPLITS; with 0 draws of the test images no intervals.
 
     Returns:
         task; images of each split; knn with k and linear with C: figures of `classification` or

@@ -47,22 +47,13 @@ def retrieval_ranks(
     *,
     ties: Ties = "expected",
 ) -> tuple[Tensor, Tensor]:
-    """Rank of each image among the texts and of each text among the images, on all processes.
+    """Rank of each image among the texts (N,) and of each text among the images (M,), float64, 1 is
+    best, on all processes. WorkError: features that are not finite.
 
-    Each process holds its images and meets the texts of every process in turn.
-
-    Args:
-        images: (n, D) float, normalised, of this process.
-        texts: (m, D) float, normalised, of this process.
-        links: (E, 2) int64, row of an image of this process, and number among all texts of one that
-            is right for it; everyone needs one. None: one process, n = m, row i belongs to row i.
-        ties: how equal scores count.
-
-    Returns:
-        Image-to-text (N,) and text-to-image (M,) ranks, float64, 1 is best.
-
-    Raises:
-        WorkError: features that are not finite.
+    Each process holds its images (n, D) and texts (m, D), normalised, and meets the texts of every
+    process in turn. `links` (E, 2) int64 are the row of an image of this process, and the number
+    among all texts of one that is right for it; everyone needs one. None: one process, row i
+    belongs to row i.
     """
     images, texts = images.float(), texts.float()
     if links is None:
@@ -136,17 +127,11 @@ def _tied_with_best(scores: Tensor, owners: Tensor, best: Tensor) -> Tensor:
 def count(
     images: Tensor, texts: Tensor, image_best: Tensor, text_best: Tensor, links: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How many wrong texts beat each image's best right text, or tie with it; and the reverse.
+    """How many wrong texts beat each image's best right text, or tie with it; and the reverse: of
+    the images (2, n) and of the texts (2, m), int64, wrong candidates above, and tied ones.
 
-    Args:
-        images: (n, D) float32, normalised.
-        texts: (m, D) float32, normalised.
-        image_best: (n,) float64, score of the best right text.
-        text_best: (m,) float64, score of the best right image.
-        links: (E, 2) int64, row of an image and of a text that is right for it.
-
-    Returns:
-        Of the images (2, n) and of the texts (2, m), int64: wrong candidates above, and tied ones.
+    Images (n, D) and texts (m, D) are float32, normalised; the scores of their best right ones (n,)
+    and (m,) float64; links (E, 2) int64 are rows of an image and of a text that is right for it.
     """
 
     def part(a: int, b: int) -> tuple[Tensor, Tensor]:
@@ -220,12 +205,8 @@ class _Direction:
         self.counts = torch.zeros(2, len(best), dtype=torch.int64, device=best.device)
 
     def add(self, scores: Tensor, corner: tuple[int, int], above: Tensor) -> None:
-        """Add a tile; scores between the limits are settled in float64.
-
-        Args:
-            scores: (r, c), a row for each query.
-            corner: number of its first query and candidate.
-            above: (2, r) scores above either limit.
+        """Add a tile of scores (r, c), a row for each query, whose `corner` is its first query and
+        candidate; (2, r) are `above` either limit. What lies between is settled in float64.
         """
         (first, other), (sure, possible) = corner, above
         counts = self.counts[:, first : first + len(scores)]  # (2, r)

@@ -88,14 +88,9 @@ def measure(
 ) -> Measured:
     """All figures that the settings ask for; every rank takes part, and has them afterwards.
 
-    Args:
-        embedded: features of N pairs.
-        settings: what to measure.
-        slices: see concepts.find_slices.
-        baseline: features of another model for the same pairs.
-        baseline_name: what the record calls it.
-        nearest: also look for the nearest candidates, and measure them by concepts; not where
-            images have several captions, nor by study.
+    `baseline` are features of another model for the same pairs. With `nearest` the nearest
+    candidates are looked for, and measured by concepts; not where images have several captions, nor
+    by study.
 
     Returns:
         A record of metrics.retrieval (the pairs as they are, or copies merged where only that is

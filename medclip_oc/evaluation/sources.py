@@ -72,14 +72,9 @@ class Source:
 
 def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str]]:
     """Evaluate a checkpoint, or a file of features, and write the result into its run folder; and
-    that of the start, where it is the baseline.
-
-    Returns:
-        The figures, and lines about what could not be measured and what was written.
-
-    Raises:
-        InputError: see `EvaluateConfig`; nothing of that name, or it doesn't fit.
-        WorkError: features that are not finite; a file that can't be written.
+    that of the start, where it is the baseline. Returns the figures, and lines about what could not
+    be measured and what was written. InputError: see `EvaluateConfig`; nothing of that name, or it
+    doesn't fit. WorkError: features that are not finite; a file that can't be written.
     """
     devices.check_precision(settings.precision, world.device)
     source = _open(settings, world)

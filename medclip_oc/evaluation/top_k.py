@@ -37,12 +37,8 @@ class Nearest(NamedTuple):
 
 
 def nearest(queries: Tensor, targets: Tensor, k: int) -> Iterator[Nearest]:
-    """The k nearest targets of each query, and whoever ties with the k-th.
-
-    Args:
-        queries: (n, D) float32, normalised.
-        targets: (m, D) float32, normalised.
-        k: at least 1; the number of targets where that is less.
+    """The k nearest targets (m, D) of each query (n, D), or all where there are fewer, and whoever
+    ties with the k-th; float32 and normalised both.
     """
     k = min(k, len(targets))
     targets = targets.double()

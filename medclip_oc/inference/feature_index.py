@@ -52,17 +52,10 @@ def write(
     faiss: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write an index, whose folder appears when it is complete; InputError: it is there already;
-    WorkError: it can't be written.
+    """Write the index of N rows, which come in order; its folder appears when it is complete.
 
-    Args:
-        folder: a new one, or an index if it may be overwritten.
-        size: (N, D).
-        dtype: "float16" or "float32".
-        batches: the rows in order.
-        about: the rest of what about.json says.
-        faiss: add the lists.
-        overwrite: replace an index that is there.
+    `size` is (N, D), `dtype` float16 or float32, `about` the rest of what about.json says.
+    InputError: it is there already; WorkError: it can't be written.
     """
     is_index = (folder / _ABOUT).is_file()
     if folder.exists() and not (overwrite and is_index):
@@ -157,20 +150,11 @@ class Index:
     def search(
         self, queries: Tensor, k: int, *, target: Target = "images", engine: str = "exact"
     ) -> tuple[Tensor, Tensor]:
-        """The k rows of highest cosine with each query; equal ones in the order of the rows.
+        """The k (or all) rows of highest cosine with each query (Q, D), normalised: cosines (Q, K)
+        float32 and rows (Q, K) int64, best first; equal ones in the order of the rows.
 
-        Args:
-            queries: (Q, D), normalised.
-            k: how many; all rows where these are fewer.
-            target: features of images or of captions.
-            engine: "exact" looks at every row. "faiss" at the lists that promise most.
-
-        Returns:
-            cosines (Q, K) float32 and rows (Q, K) int64, best first; of faiss -1 where it found
-            fewer.
-
-        Raises:
-            InputError: the engine is faiss, which the index, or this Python, lacks.
+        The engine "exact" looks at every row, "faiss" at the lists that promise most, with -1 where
+        it finds fewer. InputError: the index, or this Python, lacks faiss.
         """
         queries, k = queries.float().cpu(), min(k, len(self))
         if engine == "faiss":

@@ -61,17 +61,9 @@ class ImageSet:
 def find(
     words: Sequence[str], split: str | None, option: str = "--images", default: str = "test"
 ) -> ImageSet:
-    """All images that the words name, in their order; in a folder by name. A file counts once.
-
-    Args:
-        words: see `ZeroshotConfig.images`.
-        split: of a shard folder. None: the default.
-        option: what errors call them.
-        default: a split.
-
-    Raises:
-        InputError: a word that names no image, a split without a shard folder, or what
-            `ShardSet.open` raises.
+    """All images that the words name (see `ZeroshotConfig.images`), in their order; in a folder by
+    name. A file counts once. `option` is what errors call them. InputError: a word that names no
+    image, a split without a shard folder, or what `ShardSet.open` raises.
     """
     places = dict[Path | tuple[ShardSet, int], None]()  # each once, in order
     has_folder = False

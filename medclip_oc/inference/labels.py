@@ -76,15 +76,12 @@ def read(
 ) -> LabelTable:
     """Read a table with a column of images (`image`, `id`, `file`, `path`, ...), and either one of
     names (`label`, `class`, `labels`, `findings`; `a|b` for several), or one for each class: 0, 1,
-    blank for unknown, -1 for uncertain. InputError: a mistake in it, by its row.
+    blank for unknown, -1 for uncertain (None: as `ignore`, unknown). InputError: a mistake in it,
+    by its row.
 
-    Args:
-        option: that names the file, for errors.
-        file: see `packing.table_files`.
-        classes: M, by names and aliases, in any capitals; columns of others are passed over, and a
-            class without a column is unknown. None: all that the table has.
-        uncertain: what -1 is taken for; None as ignore: unknown.
-        splits: take a column `split` too, if there is one.
+    The M classes are found by names and aliases, in any capitals; columns of others are passed
+    over, and a class without a column is unknown. None: all that the table has. With `splits` a
+    column `split` counts too, if there is one.
     """
     where, header = f"{option}: {file}", open_table(option, file).names()
     lower = {column.lower(): column for column in header}

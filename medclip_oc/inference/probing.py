@@ -17,15 +17,9 @@ from .image_inputs import ImageSet
 
 
 def run(settings: EvaluateConfig) -> list[str]:
-    """Probe features of images with a table of labels, and keep the figures.
-
-    Returns:
-        The figures, and lines on what was left out and what was written.
-
-    Raises:
-        InputError: see `labels.read`, `labels.match`, `probes.measure`; a split that is none; an
-            image that can't be read.
-        WorkError: a file can't be written.
+    """Probe features of images with a table of labels, and keep the figures. Returns these, and
+    lines on what was left out and what was written. InputError: see `labels.read`, `labels.match`,
+    `probes.measure`; or an image can't be read. WorkError: a file can't be written.
     """
     if distributed.is_distributed():
         raise InputError("--probe: runs in one process, not under torchrun")

@@ -171,27 +171,22 @@ def room(config: Config, clip: Clip) -> str:
     return f"checkpoints take up to {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free"
 
 
+@dataclass
 class Checkpointer:
     """Writes a run's checkpoints, on the main rank; elsewhere it does nothing.
 
     The state is copied to host memory while the training stands still; a thread writes the copy. At
     most one is written at a time. best.pt comes before the state that knows of it, so that a run
     which is killed in between writes it once more.
-
-    Attributes:
-        step: of the last state that was given to it.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        settings: CheckpointConfig,
-        log: Callable[[str], None],
-        *,
-        main: bool,
-    ) -> None:
-        self.folder, self.settings, self.log, self.main = folder, settings, log, main
-        self.step = -1
+    folder: RunFolder
+    settings: CheckpointConfig
+    log: Callable[[str], None]
+    main: bool
+    step: int = -1  # of the last state that was given to it
+
+    def __post_init__(self) -> None:
         self._writing: futures.Future[None] = futures.Future()
         self._writing.set_result(None)
         self._saved_at = time.monotonic()

@@ -30,18 +30,11 @@ from .checkpointer import Progress
 
 
 class RunLog:
-    """The log of one run: `message` and `record`.
+    """The log of one run: `message` and `record`; on all ranks but the main one they do nothing.
 
-    Args:
-        folder: the run folder; files are appended to, so that a resumed run continues them.
-        config: of the run: what to write besides, and what wandb shows beside it.
-        progress: what was done before; records of later steps, or of a validation that is done
-            again, are taken back.
-        opened: when it is closed, the last records get to tensorboard and wandb.
-        main: whether this rank writes. On all others every method does nothing.
-
-    Raises:
-        WorkError: the folder cannot be written to, or wandb online cannot be reached.
+    A resumed run continues the files; records of steps after `progress`, or of a validation that is
+    done again, are taken back. When `opened` is closed, the last records get to tensorboard and
+    wandb. WorkError: the folder cannot be written to, or wandb online cannot be reached.
     """
 
     def __init__(
