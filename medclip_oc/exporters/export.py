@@ -74,10 +74,8 @@ def export(settings: ExportConfig) -> str:
             copymode(partial / "README.md", weights)
         if form == "open_clip":
             to_open_clip.prepare_rename(partial, out)
-    return (
-        f"features of {len(pictures)} images and {len(texts)} texts "
-        f"differ from the checkpoint's by at most {difference:.1e}"
-    )
+    compared = f"features of {len(pictures)} images and {len(texts)} texts"
+    return f"{compared} differ from the checkpoint's by at most {difference:.1e}"
 
 
 def _pairs(settings: ExportConfig, content: dict[str, Any]) -> tuple[list[Image.Image], list[str]]:

@@ -36,10 +36,7 @@ _PARTS = {word: SPLITS.index(split) for word, split in SPLIT_OF.items()}
 _UNCERTAIN = {"ones": 1, "zeros": 0, "ignore": -1}
 _MOST = 1000  # classes of a table
 _NORMAL = ("no finding", "none", "normal")  # no class is true, where none has that name
-_NO_THRESHOLDS = (
-    "balanced accuracy, F1, MCC are left out: they need thresholds from labels of other images, "
-    "--threshold-labels"
-)
+_NO_THRESHOLDS = "balanced accuracy, F1, MCC are left out: they need --threshold-labels"
 
 
 @dataclass(frozen=True)

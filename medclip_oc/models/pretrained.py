@@ -180,10 +180,8 @@ def load_text_tower(text: nn.Module, reference: str) -> None:
     logging.set_verbosity_error()  # it reports what it didn't find, and goes on
     transformer = getattr(text, "transformer", None)
     if not hasattr(text, "config") or not isinstance(transformer, nn.Module):
-        raise InputError(
-            "model.pretrained_text: only a Hugging Face text tower (text_cfg.hf_model_name) can "
-            "start from other weights; for open_clip's own towers give model.pretrained"
-        )
+        towers = "only a Hugging Face text tower (text_cfg.hf_model_name) can start from it"
+        raise InputError(f"model.pretrained_text: {towers}; others take model.pretrained")
     folder = Path(resolve(reference))  # or a name of the hub: then nothing is there
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     for file in files:

@@ -181,8 +181,6 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
         several = "torchrun makes it one of several (see jobs/multinode.sh)"
         lines.append(f"SLURM_NTASKS is {tasks}, but this is a run of one process: {several}")
     if chunks * world.size > 1 and live_batch_norms(clip.towers.train()):
-        lines.append(
-            "batch norm is live: each chunk is normalised by itself, so the step equals one big "
-            "batch of the same chunks, not one that is normalised whole (model.freeze_batch_norm)"
-        )
+        line = "batch norm is live: each chunk is normalised by itself (model.freeze_batch_norm)"
+        lines.append(line)
     return lines

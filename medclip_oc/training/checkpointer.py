@@ -245,8 +245,6 @@ class Checkpointer:
             sizes[file.name] = checkpoint.save(file, content)
             self.folder.keep(content["step"], self.settings.keep_last)
         now = time.perf_counter()
-        self.log(
-            f"saved {' and '.join(sizes)}: {sum(sizes.values()) / 1e6:,.1f} MB in "
-            f"{now - began:.2f} s; the training paused for "
-            f"{now - since if paused is None else paused:.2f} s"
-        )
+        saved = f"saved {' and '.join(sizes)}: {sum(sizes.values()) / 1e6:,.1f} MB"
+        paused = now - since if paused is None else paused
+        self.log(f"{saved} in {now - began:.2f} s; the training paused for {paused:.2f} s")
