@@ -32,24 +32,17 @@ class Source:
     shards: ShardSet | None  # where the pairs lie. None: only a file of features is at hand
     trained: dict[str, Any] | None  # configuration of the checkpoint's run. None: no checkpoint
     about: dict[str, Any]  # what the record says of its origin
-
-    def ids(self) -> list[str]:
-        """Keys of the pairs."""
-        return self.model.ids if isinstance(self.model, Embedded) else self.pairs().ids()
-
-    def pairs(self) -> ShardSet:
-        """The shards, which a model needs."""
-        assert self.shards is not None
-        return self.shards
+    ids: list[str]  # keys of the pairs
 
     def embed(self, model: Clip | Embedded, settings: EvaluateConfig, world: World) -> Embedded:
         """Features of the pairs by a model; or those given."""
         if isinstance(model, Embedded):
             return model
+        assert self.shards is not None  # a model needs them
         how: dict[str, Any] = {"decode": settings.decode, "take": settings.captions}
         return features.embed_pairs(
             model,
-            loader.evaluation_pairs(self.pairs(), model, **how),
+            loader.evaluation_pairs(self.shards, model, **how),
             world,
             batch_size=settings.batch_size,
             workers=settings.workers,
@@ -59,8 +52,7 @@ class Source:
     def concept_names(self) -> dict[str, str]:
         """Names that were packed with the pairs' concepts, in lower case -> CUI."""
         named: dict[str, str] = {}
-        for position in range(len(self.shards or ())):
-            facts = self.pairs().facts(position)
+        for facts in map(self.shards.facts, range(len(self.shards))) if self.shards else ():
             # other makers' .json may hold anything
             lists = [facts.get(name) for name in ("concepts", "concept_names")]
             cuis, names = (values if isinstance(values, list) else [] for values in lists)
@@ -80,7 +72,7 @@ def evaluate(settings: EvaluateConfig, world: World) -> tuple[Measured, list[str
     source = _open(settings, world)
     files = _outputs(settings, source)
     studies = source.shards and source.shards.studies
-    kind, count = ("studies", len(studies.names)) if studies else ("pairs", len(source.ids()))
+    kind, count = ("studies", len(studies.names)) if studies else ("pairs", len(source.ids))
     for size in settings.pool_sizes():
         if size > count:
             raise InputError(f"--pools: {size} {kind}, but the set holds only {count}")
@@ -149,7 +141,8 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
         if unit == "study":
             raise InputError("--unit study: features have none; name the pairs (--data)")
         about["split"] = settings.split or "features"
-        about["data_fingerprint"] = hashlib.sha256("\n".join(model.ids).encode()).hexdigest()
+        ids = model.ids
+        about["data_fingerprint"] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     else:
         split = _split(settings, where)
         key = settings.caption_key or ran_on.get("caption_key", CAPTION)
@@ -157,10 +150,11 @@ def _open(settings: EvaluateConfig, world: World) -> Source:
         studies = read_studies(shards, world) if unit == "study" else None
         about |= {"data": where, "split": split, "data_fingerprint": shards.fingerprint}
         about |= {"caption_key": key} if key != CAPTION else {}
+        ids = shards.ids()
         if isinstance(model, Embedded):  # they must be of the same pairs
-            retrieval.check_ids(shards.ids(), model.ids, "--features-in")
+            retrieval.check_ids(ids, model.ids, "--features-in")
             model.study_of = studies and studies.of_pair
-    return Source(model, shards, trained, about)
+    return Source(model, shards, trained, about, ids)
 
 
 def _split(settings: EvaluateConfig, where: str | list[str]) -> str:
@@ -188,7 +182,7 @@ def _baseline(settings: EvaluateConfig, source: Source, world: World) -> Clip | 
         return None
     if name.endswith(".npz"):
         embedded = features.load(Path(name), world)
-        retrieval.check_ids(source.ids(), embedded.ids, "--baseline")
+        retrieval.check_ids(source.ids, embedded.ids, "--baseline")
         return embedded
     if source.shards is None:
         raise InputError(f"--baseline {name}: a model needs the pairs; name them with --data")

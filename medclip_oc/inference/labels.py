@@ -139,7 +139,8 @@ def _coded(cells: pd.DataFrame, codes: dict[str, int], wanted: str) -> pd.DataFr
     found = cells.apply(lambda column: column.str.lower().map(codes))
     if (bad := found.isna()).any(axis=None):
         place, column = bad.stack().idxmax()
-        raise InputError(f"{place}: {column}: {cells.at[place, column][:40]!r}: wanted is {wanted}")
+        cell = str(cells.at[place, column])
+        raise InputError(f"{place}: {column}: {cell[:40]!r}: wanted is {wanted}")
     return found
 
 

@@ -44,8 +44,8 @@ def run(settings: EvaluateConfig) -> list[str]:
         parts = table.parts.loc[rows].to_numpy()
     else:
         parts = _drawn(truth, seed)
-        how = f"60, 20 and 20 % of the images are drawn with --seed {seed}, by image, not patient"
-        lines.append(f"{file} has no column `split`: {how}")
+        drawn = f"60, 20 and 20 % of the images are drawn with --seed {seed}, by image, not patient"
+        lines.append(f"{file} has no column `split`: {drawn}")
     if sets:
         embedder = open_embedder(settings)
         given = torch.cat([embedder.every_image(images, shown=True) for images in sets]).cpu()

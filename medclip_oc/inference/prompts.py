@@ -18,17 +18,8 @@ from . import prompt_sets
 from .prompt_sets import PromptClass
 
 NONE = "none of these"  # the candidate that a threshold adds
-RADIOLOGY = (
-    "{}",
-    "an image showing {}.",
-    "radiological image showing {}.",
-    "imaging of a patient with {}.",
-    "findings of {}.",
-    "evidence of {}.",
-    "there is {}.",
-    "{} is seen.",
-)
-"""The built-in templates: of any modality, in the words of captions."""
+# the built-in templates: of any modality, in the words of captions
+RADIOLOGY = Path(__file__).parent / "prompt_sets" / "radiology.txt"
 _NO_TEXT = re.compile(r"<!doctype html|<html|.*[\0\ud800-\udfff]", re.IGNORECASE | re.DOTALL)
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
 _NO_LINES = (".yaml", ".yml", ".zip", ".xls", ".docx", ".pdf")
@@ -128,16 +119,16 @@ def _of_file(settings: ZeroshotConfig) -> Iterator[tuple[str, str]]:
 def _templates(given: str | None) -> tuple[str, ...]:
     if given is None:
         return ("{}",)
-    if given == "radiology":
-        print_line(f"templates: {' | '.join(RADIOLOGY)}")
-        return RADIOLOGY
-    if not Path(given).is_file():
+    file = str(RADIOLOGY) if given == "radiology" else given
+    if not Path(file).is_file():
         raise InputError(f"--templates: {given}: no such file, and not `radiology`")
     templates = dict[str, None]()
-    for where, [template] in read_table("--templates", given, ["text"], 1, ("text",)):
+    for where, [template] in read_table("--templates", file, ["text"], 1, ("text",)):
         if "{}" not in template:
             raise InputError(f"{where}: no {{}} in {template!r}")
         templates[template] = None
     if not templates:
         raise InputError(f"--templates: {given} holds no template")
+    if given == "radiology":
+        print_line(f"templates: {' | '.join(templates)}")
     return tuple(templates)

@@ -94,7 +94,7 @@ def test_templates_are_the_mean_of_their_features(
     built_in, _ = ranked(*words, "radiology")
     assert {row["text"] for row in built_in} == set(TEXTS)
     assert {row["cosine"] for row in built_in} != {row["cosine"] for row in rows}
-    assert all("{}" in form for form in prompts.RADIOLOGY)
+    assert len(prompts.RADIOLOGY.read_text().splitlines()) == 8
 
 
 def test_texts_of_a_label_are_one_candidate(ranked: Run, pictures: Path, tmp_path: Path) -> None:
