@@ -16,15 +16,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..packing.sources import SPLITS
+from ..runtime.extras import needed
 from . import bootstrap, classification, findings
 
-try:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-except ImportError:
-    install = "pip install 'medclip_oc[probe]'"
-    raise InputError(f"--probe: scikit-learn is not installed: {install}") from None
-
+LogisticRegression = needed("sklearn.linear_model", "probe").LogisticRegression
+KNeighborsClassifier = needed("sklearn.neighbors", "probe").KNeighborsClassifier
 _KS, _STRENGTHS = (1, 3, 5, 11, 21, 51), (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _SHOTS, _DRAWS, _FIXED = (1, 2, 4, 8, 16), 10, 10.0
 

@@ -45,10 +45,6 @@ class ImageSet:
         except OSError as error:
             raise BadImage("undecodable", error.strerror or str(error)) from None
 
-    def part(self, positions: Sequence[int]) -> "ImageSet":
-        """Some of them."""
-        return ImageSet([self.places[n] for n in positions])
-
     def names(self, rows: Collection[str]) -> list[str]:
         """What a table may call the images: see `name`, or else the id of which a key was made."""
         names = [self.name(n) for n in range(len(self))]

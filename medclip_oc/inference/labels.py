@@ -50,11 +50,6 @@ class LabelTable:
     """
     parts: pd.Series | None  # of each row, the index in SPLITS. None: not asked for, or not there
 
-    @property
-    def names(self) -> list[str]:
-        """Of the M classes."""
-        return [*self.truth]
-
     def check_single(self) -> None:
         """InputError: an image has no true class, or several."""
         for image, row in self.truth[(self.truth > 0).sum(axis=1) != 1].iterrows():
@@ -172,7 +167,7 @@ class Labels:
 
     def __init__(self, table: LabelTable, images: ImageSet, *, single: bool) -> None:
         self.table, self.images, self.single = table, images, single
-        self.scores = np.full((len(images), len(table.names)), np.nan)
+        self.scores = np.full((len(images), len(table.truth.columns)), np.nan)
         if single:
             table.check_single()
         rows = dict.fromkeys(table.truth.index)
@@ -198,10 +193,10 @@ class Labels:
 
     def measure(self, **how: Any) -> dict[str, Any]:
         """The figures of the scores as they are: see `classification` (single), or `findings`."""
-        truth, probabilities = self.judged()
+        (truth, probabilities), names = self.judged(), [*self.table.truth]
         if self.single:
-            return classification.measure(self.table.names, truth.argmax(1), probabilities, **how)
-        return findings.measure(self.table.names, truth, probabilities, **how)
+            return classification.measure(names, truth.argmax(1), probabilities, **how)
+        return findings.measure(names, truth, probabilities, **how)
 
 
 def open_labels(

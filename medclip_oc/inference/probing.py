@@ -53,7 +53,7 @@ def run(settings: EvaluateConfig) -> list[str]:
     if settings.features_out:
         npz.write(Path(settings.features_out), ids=np.array(names), image_features=known)
     how = {"draws": settings.interval_draws, "seed": seed}
-    record, left_out = probes.measure(table.names, known[kept], truth, parts, **how)
+    record, left_out = probes.measure([*table.truth], known[kept], truth, parts, **how)
     lines += left_out + labels.keep(record, file, settings.checkpoint, settings.json)
     sizes = ", ".join(f"{n:,} {split}" for split, n in record["images"].items())
     return [results.text(record), f"images: {sizes}", *lines]

@@ -52,8 +52,8 @@ class ZeroshotScores:
         features = pairs.images  # (n, D) of this rank
         if self.images is not None:
             with distributed.errors_together():
-                own = self.images.part(range(*share(len(self.images), self.world)))
-                features = embedder.every_image(own)
+                own = self.images.places[slice(*share(len(self.images), self.world))]
+                features = embedder.every_image(ImageSet(own))
         shares = judge.scores(features)[1].to(self.world.device)  # (n, M)
         self.labels.scores = distributed.all_gather_ragged(shares).cpu().numpy()
         return self._figures()

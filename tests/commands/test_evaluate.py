@@ -248,7 +248,7 @@ MISTAKES = {
     "--model ViT-B-16": "--model ViT-B-16: give an architecture with --pretrained, or without",
     "--model ViT-B-16 --pretrained x": "--pretrained: 'x' is neither a file nor a tag of ViT-B-16",
     "--model runs/x --pretrained y": "--model runs/x: give an architecture with --pretrained",
-    "--model local-dir:FOLDER --pretrained x": " brings its own weights; leave pretrained out",
+    "--model local-dir:FOLDER --pretrained x": " brings its own weights; leave it out",
     "--model local-dir:FOLDER": "--data: name the pairs, such as shards/rocov2",
     "--model local-dir:FOLDER --data SHARDS --baseline start": "start: needs --checkpoint",
     "--features-in a.npz --json a.json": "--features-in: 'a.npz' is not another name than that of",

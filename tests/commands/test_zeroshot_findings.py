@@ -100,7 +100,7 @@ def test_figures_and_their_record(folder: Path, capsys: pytest.CaptureFixture[st
     assert "test.csv: 1 images have no row, 0 rows have no image: not counted" in said.err
     assert "left out" not in said.err
     run(folder, *words, *images, "--figures", folder / "x" / "figures.json")
-    line = "balanced accuracy, F1, MCC are left out: they need thresholds"
+    line = "balanced accuracy, F1, MCC are left out: they need --threshold-labels"
     assert line in capsys.readouterr().err
     assert "mcc" not in json.loads((folder / "x" / "figures.json").read_text())["findings"]["Mass"]
 

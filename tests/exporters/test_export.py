@@ -262,7 +262,7 @@ def test_mistakes(folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     error = error_of(*images, kind="ModifiedResNet", form="hf")
     assert "export-ModifiedResNet has no counterpart in CLIPModel: its image tower is a" in error
     error = error_of(*images, form="adapters")
-    assert "--to adapters: wanted is last.pt (best.pt is merged) of a run with lora.rank" in error
+    assert "--to adapters: wanted is last.pt of a run with lora.rank" in error
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     error = error_of(*images, form="onnx")
     assert "needs onnxruntime: pip install 'medclip_oc[onnx]'" in error

@@ -33,7 +33,7 @@ def read(folder: Path, text: str, *how: object) -> labels.LabelTable:
 def test_forms(form: str, tmp_path: Path) -> None:
     text, rows = FORMS[form]
     table = read(tmp_path, text, CLASSES)
-    assert table.names == ["Edema", "Pneumonia", "Lung Mass"]
+    assert [*table.truth] == ["Edema", "Pneumonia", "Lung Mass"]
     assert [*table.truth.index] == ["0.png", "1.png"]
     assert np.array_equal(table.truth, rows)
 
@@ -47,13 +47,13 @@ def test_what_is_uncertain(tmp_path: Path) -> None:
 
 def test_a_table_names_the_classes_itself(tmp_path: Path) -> None:
     table = read(tmp_path, "id,class\n0,b\n1,a\n2,c|a\n", None)
-    assert table.names == ["a", "b", "c"]
+    assert [*table.truth] == ["a", "b", "c"]
     assert table.truth.loc["2"].to_list() == [1, 0, 1]
-    assert read(tmp_path, "id,class\n0,b\n1,a\n2,A\n", None).names == ["A", "b"]
+    assert [*read(tmp_path, "id,class\n0,b\n1,a\n2,A\n", None).truth] == ["A", "b"]
     with pytest.raises(InputError, match="some candidates differ in capitals alone"):
         read(tmp_path, "id,class\n0,ct\n", [PromptClass("CT", ()), PromptClass("Ct", ())])
     table = read(tmp_path, "id,b,split,a\n0,1,train,0\n1,0,test,1\n", None)
-    assert table.names == ["b", "a"]
+    assert [*table.truth] == ["b", "a"]
     assert table.truth.to_numpy().tolist() == [[1, 0], [0, 1]]
     with pytest.raises(InputError, match="1,001 different labels: a col"):
         read(tmp_path, "id,findings\n" + "".join(f"{n},text {n}\n" for n in range(1001)), None)

@@ -213,7 +213,7 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({"arch": "RN50"}, "'RN50' is open_clip's own"),
         ({"definition": {**TINY, "vision_cfg": {"foo": 1}}}, "vision_cfg.foo: no such setting"),
         ({"arch": "ViT-B-61", "definition": None}, "'ViT-B-61' is not .*; did you mean ViT-B-16"),
-        ({"arch": "hf-hub:a/b", "pretrained": "openai"}, "leave pretrained out"),
+        ({"arch": "hf-hub:a/b", "pretrained": "openai"}, "leave it out"),
         ({**RN50, "pretrained": "openai"}, "RN50 uses GELU, but .*QuickGELU; use RN50-quickgelu"),
         ({"arch": "local-dir:/nowhere"}, "wanted is open_clip_model.* there: no folder"),
         ({"arch": f"local-dir:{__file__}", "definition": None}, "and weights; there: no folder"),

@@ -144,9 +144,9 @@ REFUSED = {
     ),
     "--train.global_batch_size 12": "16, now 12; take another run.folder, or begin anew .--run",
     "--train.global_batch_size 12 --resume.allow train.global_batch_size": (
-        "--resume.allow train.global_batch_size: a run can't resume with another one"
+        "--resume.allow train.global_batch_size: a run can't resume with another"
     ),
-    "--resume.allow data.unit": "data.unit: a run can't resume with another one; start a new run",
+    "--resume.allow data.unit": "data.unit: a run can't resume with another; start a new run",
     "--resume.allow optim.lrr": "optim.lrr: no such setting; did you mean",
     "--train.max_steps 5 --resume.allow train.max_steps": (
         "train.max_steps: the run ends after 5 steps, but .*9.pt is 9 steps old; give more,"
@@ -157,7 +157,7 @@ REFUSED = {
     "--resume never": "holds an earlier run; resume it .--resume auto.",
     "--resume BEST": "best.pt: holds a model, and no training state",
     "--resume LAST --run.folder OTHER": "holds another run than --resume",
-    "--resume LAST --run.overwrite": "run.overwrite would remove it with its run; leave that out",
+    "--resume LAST --run.overwrite": "run.overwrite would remove it; leave that out",
 }
 
 
