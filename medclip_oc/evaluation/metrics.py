@@ -32,17 +32,11 @@ class Pool:
     size: int  # pairs, or studies, that were drawn
 
 
-def plain_pool(pairs: np.ndarray) -> Pool:
-    """A pool of pairs as they are; `pairs` (P,) int64 ascending, positions in the set."""
-    own = np.arange(len(pairs))
-    return Pool(pairs, pairs, np.stack([own, own], 1), own, own, len(pairs))
-
-
-def merged_pool(pairs: np.ndarray, image_hash: np.ndarray, caption_hash: np.ndarray) -> Pool:
-    """A pool of `pairs` (P,) in which copies are one, by the hashes (N,) of the whole set, or by
-    rows (N, k).
+def pool_of(pairs: np.ndarray, image_ids: np.ndarray, text_ids: np.ndarray) -> Pool:
+    """A pool of `pairs` (P,), ascending positions in the set, in which what has the same id is one:
+    numbers (N,) or rows (N, k) of the whole set, such as the hashes of images and captions.
     """
-    (images, image_of), (texts, text_of) = (_first(h[pairs]) for h in (image_hash, caption_hash))
+    (images, image_of), (texts, text_of) = (_first(ids[pairs]) for ids in (image_ids, text_ids))
     links = np.unique(np.stack([image_of, text_of], 1), axis=0)
     return Pool(pairs[images], pairs[texts], links, image_of, text_of, len(pairs))
 

@@ -161,8 +161,6 @@ def check_ids(ours: list[str], theirs: list[str], option: str) -> None:
 
 def _pool(embedded: Embedded, pairs: np.ndarray, *, merge: bool) -> Pool:
     images, texts, studies = embedded.image_hash, embedded.caption_hash, embedded.study_of
-    if not merge and embedded.image_of is None and studies is None:
-        return metrics.plain_pool(pairs)
     if not merge:
         rows = np.arange(len(embedded))
         images = rows if embedded.image_of is None else embedded.image_of
@@ -171,7 +169,7 @@ def _pool(embedded: Embedded, pairs: np.ndarray, *, merge: bool) -> Pool:
     if images is None or texts is None:
         reason = "the features come without image_hash and caption_hash"
         raise InputError(f"--duplicates merge: {reason}")
-    pool = metrics.merged_pool(pairs, images, texts)
+    pool = metrics.pool_of(pairs, images, texts)
     return pool if studies is None else metrics.study_pool(pool, studies[pairs])
 
 

@@ -10,21 +10,21 @@ CAPTIONS = np.array([1, 2, 3, 1, 4])
 
 
 def test_pairs_as_they_are() -> None:
-    pool = metrics.plain_pool(np.array([1, 4]))
+    pool = metrics.pool_of(np.array([1, 4]), np.arange(5), np.arange(5))
     assert pool.images.tolist() == pool.texts.tolist() == [1, 4]
     assert pool.links.tolist() == [[0, 0], [1, 1]]
 
 
 def test_copies_become_one() -> None:
     """Pairs 0 and 2 share an image, 0 and 3 a caption; a part of the pairs shares nothing."""
-    pool = metrics.merged_pool(np.arange(5), IMAGES, CAPTIONS)
+    pool = metrics.pool_of(np.arange(5), IMAGES, CAPTIONS)
     assert pool.images.tolist() == [0, 1, 3, 4]
     assert pool.texts.tolist() == [0, 1, 2, 4]
     assert pool.links.tolist() == [[0, 0], [0, 2], [1, 1], [2, 0], [3, 3]]
     assert pool.image_of.tolist() == [0, 1, 0, 2, 3]
     assert pool.text_of.tolist() == [0, 1, 2, 0, 3]
     # links are not followed further: the image of pair 3 has no claim on the caption of pair 2
-    pool = metrics.merged_pool(np.array([2, 3, 4]), IMAGES, CAPTIONS)
+    pool = metrics.pool_of(np.array([2, 3, 4]), IMAGES, CAPTIONS)
     assert pool.images.tolist() == pool.texts.tolist() == [2, 3, 4]
     assert pool.links.tolist() == [[0, 0], [1, 1], [2, 2]]
 
@@ -69,7 +69,7 @@ def test_chance_by_hand() -> None:
 
 def test_retrieval_record_of_a_pool_with_copies() -> None:
     """Pairs 0 and 2 share their image: two images, three texts."""
-    pool = metrics.merged_pool(np.arange(3), np.array([7, 8, 7]), np.array([1, 2, 3]))
+    pool = metrics.pool_of(np.arange(3), np.array([7, 8, 7]), np.array([1, 2, 3]))
     record = metrics.retrieval((np.array([1.0, 2.0]), np.array([1.0, 1.0, 2.0])), pool, [1, 5, 10])
     assert (record["pool"], record["images"], record["texts"]) == (3, 2, 3)
     # image 0 has two of the three texts; each text has one of the two images

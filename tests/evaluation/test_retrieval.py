@@ -65,7 +65,7 @@ def everything(world: World, n: int, file: Path) -> list[Any]:
     found = retrieval.measure(one, SETTINGS, slices=slices, baseline=other, baseline_name="b")
     assert found.nearest is not None
     # a pool of two pairs: with four ranks some have nothing to rank
-    few = retrieval.pool_ranks(one, metrics.plain_pool(np.array([0, 2])))
+    few = retrieval.pool_ranks(one, metrics.pool_of(np.array([0, 2]), *2 * [np.arange(n)]))
     tensors = [torch.from_numpy(a) for a in (*found.pair_ranks(), *found.nearest, *few)]
     return [json.dumps(found.record), *tensors]
 
@@ -137,7 +137,7 @@ def test_random_pools_agree_with_the_formula() -> None:
     one.image_hash = one.caption_hash = np.arange(80)
     settings = MeasureConfig(pools=["10"], pool_draws=300, interval_draws=0, duplicates="keep")
     record = retrieval.measure(one, settings, nearest=False).record["pools"][0]
-    whole, _ = retrieval.pool_ranks(one, metrics.plain_pool(np.arange(80)), "optimistic")
+    whole, _ = retrieval.pool_ranks(one, metrics.pool_of(*3 * [np.arange(80)]), "optimistic")
     for k in (1, 5):
         expected = hypergeom.cdf(k - 1, 79, whole - 1, 9).mean()
         assert record["image_to_text"][f"R@{k}"] == pytest.approx(expected, abs=0.03)
