@@ -51,11 +51,9 @@ def check(config: Config) -> int:
         batch = {name: rows[:share] for name, rows in batch.items()}
         images = max(1, share // _CHUNKS)
         texts = min(train.text_micro_batch_size or images, max(1, share // 2))
-        say(
-            f"{share * world.size} of {train.global_batch_size} pairs on {world.size} process(es), "
-            f"{world.device.type}, in chunks of {images} images and {texts} texts, "
-            f"{train.keep_chunks} kept, against one plain batch on one process"
-        )
+        pairs = f"{share * world.size} of {train.global_batch_size} pairs"
+        chunks = f"in chunks of {images} images and {texts} texts, {train.keep_chunks} kept"
+        say(f"{pairs} on {world.size} process(es), {world.device.type}, {chunks}, and plain ones")
         for precision in dict.fromkeys([train.precision, "fp32"]):
             changed = replace(
                 train, precision=precision, micro_batch_size=images, text_micro_batch_size=texts
