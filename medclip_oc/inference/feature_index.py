@@ -104,7 +104,7 @@ def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
             captions = embedder.forward("text", loaded.batch["tokens"])
             pairs = []
             for position in loaded.batch["index"].tolist():
-                sample = shards.read(position)
+                sample = shards.read(position, image=False)
                 shard = shards.locate(position).removesuffix(f": {sample.key}")
                 pair = {"id": sample.key, "caption": sample.caption}
                 pairs.append(pair | {"shard": shard, "position": position})

@@ -52,8 +52,9 @@ def check(config: Config) -> int:
         images = max(1, share // _CHUNKS)
         texts = min(train.text_micro_batch_size or images, max(1, share // 2))
         pairs = f"{share * world.size} of {train.global_batch_size} pairs"
+        where = f"on {world.size} process(es), {world.device.type}"
         chunks = f"in chunks of {images} images and {texts} texts, {train.keep_chunks} kept"
-        say(f"{pairs} on {world.size} process(es), {world.device.type}, {chunks}, and plain ones")
+        say(f"{pairs} {where}, {chunks}, against one plain batch on one process")
         for precision in dict.fromkeys([train.precision, "fp32"]):
             changed = replace(
                 train, precision=precision, micro_batch_size=images, text_micro_batch_size=texts
