@@ -41,7 +41,7 @@ FOUND = {
     "captions cut": r"warning: data.long_captions: 3\d% of the captions .* `sentences`",
     "memory for 4": "error: train.micro_batch_size: 32 needs more memory .*; take 4, the",
     "memory for 0": "error: the GPU has no memory for one pair of this model",
-    "slow loader": "warning: data.workers: 0 give 99 pairs/s, a step takes 100 .*--resize",
+    "slow loader": "warning: data.workers: 0 give 99 pairs/s, a step takes 100: .*--resize",
     "full disk": "error: run.folder: .* has 0.001 GB free, .* need about .* make room",
     "no wandb": "error: log.wandb: online does not work here: .*http://127.0.0.1:9.*offline",
 }
