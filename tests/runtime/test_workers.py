@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def double(number: int) -> int:
 
 
 def die(number: int) -> int:
+    warnings.warn("odd metadata", stacklevel=1)
     os._exit(number)
 
 
@@ -41,9 +43,12 @@ def test_results_come_in_order_and_items_only_as_they_are_taken(
     assert taken == 1000
 
 
-def test_a_worker_that_dies_is_an_error() -> None:
+def test_a_worker_that_dies_is_an_error_and_its_warnings_reach_nobody(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(WorkError, match="a worker process died"):
         list(parallel.ordered_map(die, range(1, 5), 2))
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
