@@ -19,7 +19,7 @@ SPLIT_WORDS = {
 }
 """What people call them."""
 SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
-SPLIT = Bound("of train, valid, test, blanks between", lambda word: word.lower() in SPLIT_OF)
+SPLIT = Bound("some of train, valid, test, blanks between", lambda word: word.lower() in SPLIT_OF)
 MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
 MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)

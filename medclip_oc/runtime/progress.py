@@ -13,8 +13,8 @@ _LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, {
 
 class Progress(tqdm):
     """Counts items (`unit`, in the plural) to stderr, with their rate and the time left; an earlier
-    run may have `done` some. Not `shown` on all ranks but one. `lines` are printed where there is
-    no terminal; False where the caller logs its own. A context manager.
+    run may have `done` some. `shown` by one rank alone. `lines` are printed where there is no
+    terminal; False where the caller logs its own. A context manager.
     """
 
     def __init__(

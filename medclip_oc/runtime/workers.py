@@ -37,9 +37,10 @@ def ordered_map(
 ) -> Iterator[R]:
     """`function` of each item, in the items' order, at most two batches a worker ahead.
 
-    Workers are processes, in which Python's warnings are ignored, or `threads`: better where the
-    function mostly reads and hashes, which lets other threads run. With one, the caller does the
-    work, when a result is asked for. `batch` items are handed over at once. WorkError: one died.
+    Workers are processes, to which function, items and results travel pickled, and whose warnings
+    are ignored; or `threads`: better where the function mostly reads and hashes, which lets others
+    run. With one, the caller does the work, when a result is asked for. `batch` items are handed
+    over at once. WorkError: a worker died.
     """
     if workers == 1:
         yield from map(function, items)
