@@ -35,14 +35,10 @@ class ModelSource(Settings):
         if self.model is None:
             self.require(self.pretrained is None, "pretrained", "used without --model")
         elif self.checkpoint is not None:
-            raise InputError(
-                f"--model {self.model}: {self.checkpoint} names its own model; give one of the two"
-            )
+            raise InputError(f"--model: {self.checkpoint} names its own model; give one of the two")
         elif not own and (self.pretrained is None or "/" in self.model):
-            raise InputError(
-                f"--model {self.model}: give an architecture with --pretrained, or without it "
-                "local-dir:FOLDER or hf-hub:ORG/NAME, which have weights of their own"
-            )
+            ways = "an architecture with --pretrained, or without it local-dir:FOLDER, hf-hub:NAME"
+            raise InputError(f"--model {self.model}: give {ways}")
 
 
 @dataclass(kw_only=True)

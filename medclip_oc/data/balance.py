@@ -86,9 +86,7 @@ def group_by(shards: ShardSet, key: str) -> tuple[list[str], np.ndarray]:
         if len(names) > _MOST_GROUPS:
             raise InputError(f"data.balance: {key} has over {_MOST_GROUPS:,} values, as an id has")
     if len(names) == 1:
-        raise InputError(
-            f"data.balance: all {len(shards):,} pairs are one group, {next(iter(names))!r:.50}; "
-            f"KEY.json has {', '.join(sorted(fields)) or 'nothing':.90} (make_shards "
-            "--keep-columns adds); or a concept: C0040405"
-        )
+        there = f"KEY.json has {', '.join(sorted(fields)) or 'nothing':.90} (--keep-columns adds)"
+        told = f"all {len(shards):,} pairs are one group, {next(iter(names))!r:.50}; {there}"
+        raise InputError(f"data.balance: {told}; or a concept: C0040405")
     return list(names), codes

@@ -114,9 +114,8 @@ def _without_index(folder: Path, split: str) -> list[Path]:
     own = [tar for tar, name in zip(tars, splits, strict=True) if split.startswith(name)]
     if not own:
         there = f"by names there are: {', '.join(dict.fromkeys(splits))}; a glob of tars takes all"
-        raise InputError(
-            f"{folder}: no split {split!r}: no {INDEX}, {there if tars else f'no tars; {_OTHERS}'}"
-        )
+        there = there if tars else f"no tars; {_OTHERS}"
+        raise InputError(f"{folder}: no split {split!r}: no {INDEX}, {there}")
     say(f"{folder}: no {INDEX}; {len(own):,} of its {len(tars):,} tars are read for {split!r}")
     return own
 
@@ -282,10 +281,8 @@ def _parse(path: Path, content: bytes | None = None) -> list[Shard]:
             return [shard for shard in index["shards"] if shard.path]  # each has one, if it is one
     except (OSError, *DAMAGED):
         raise InputError(f"{path}: {pointer(path) or f'damaged; {RESTORE}'}") from None
-    version = index["version"]
-    raise InputError(
-        f"{path}: version {version!r:.40}, this program reads version {VERSION}; pack it again"
-    )
+    version = f"version {index['version']!r:.40}, this program reads version {VERSION}"
+    raise InputError(f"{path}: {version}; pack it again")
 
 
 def parse_shard(folder: Path, entry: dict[str, Any]) -> Shard:

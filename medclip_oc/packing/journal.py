@@ -124,23 +124,21 @@ def read_head(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except DAMAGED:
-        damaged = f"{path}: damaged or of another version; begin again with --overwrite"
-        raise InputError(damaged) from None
+        raise InputError(f"{path}: damaged or of another version; pack with --overwrite") from None
     return head
 
 
 def refuse_other(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse shards that depend on other things than those given: "samples_per_shard 3, not 4"."""
     old, new = ({**each["options"], **each.get("source", {})} for each in (there, given))
-    if changes := [
+    changes = [
         _CHANGED.get(name) or f"{name} {shorten(old.get(name))}, not {shorten(new.get(name))}"
         for name in {**old, **new}
         if (old.get(name) or None) != (new.get(name) or None)  # an option that came later was off
-    ]:
-        raise InputError(
-            f"{folder}: holds a packing with other settings: {', '.join(changes)}; give those "
-            "again, choose another --out, or --overwrite"
-        )
+    ]
+    if changes:
+        ways = "give those again, choose another --out, or --overwrite"
+        raise InputError(f"{folder}: a packing with other settings: {', '.join(changes)}; {ways}")
 
 
 @contextmanager
@@ -152,8 +150,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                busy = "another process is packing into this folder; wait, or choose another --out"
-                raise InputError(f"{folder}: {busy}") from None
+                raise InputError(f"{folder}: another process is packing into this folder") from None
         yield
     finally:
         os.close(descriptor)

@@ -106,10 +106,8 @@ def check_folder(out: Path, options: PackOptions, *, overwrite: bool = False) ->
         there = {"options": read_head(out / INDEX)["options"]}
         refuse_other(out, there, {"options": asdict(options)})
     elif tars := len(list(out.glob("*.tar"))):
-        raise InputError(
-            f"{out}: holds {tars} tars that are not ours, or of an earlier version (no {INDEX}, "
-            f"no {JOURNAL}); choose another --out, or --overwrite"
-        )
+        why = f"holds {tars} tars that are not ours, or of an earlier version (no {INDEX})"
+        raise InputError(f"{out}: {why}; choose another --out, or --overwrite")
 
 
 def _finished(out: Path, head: Mapping[str, Any]) -> PackReport:
@@ -139,9 +137,7 @@ def _check_shard(out: Path, shard: Mapping[str, Any]) -> None:
     """A shard that an earlier run wrote must still be there."""
     path = out / shard["name"]
     if not path.is_file() or path.stat().st_size != shard["bytes"]:
-        raise InputError(
-            f"{path}: lost or changed since it was packed; begin again with --overwrite"
-        )
+        raise InputError(f"{path}: lost or changed since it was packed; pack with --overwrite")
 
 
 def _clear(out: Path) -> None:

@@ -217,10 +217,8 @@ def _json_file(path: Path) -> Opened:
                 places = zip(frame["id"], frame.groupby(level=0).cumcount(), strict=True)
                 frame["id"] = [f"{name}-{n}" if n else name for name, n in places]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f"{path}: no table: wanted is an array of objects, an object a line, {{split: array}} "
-            "as R2Gen has it, or COCO's images (id, file_name) and annotations (image_id, caption)"
-        ) from None
+        wanted = "an array of objects, an object a line, {split: array}, or COCO's two arrays"
+        raise InputError(f"{path}: no table: wanted is {wanted} (see docs/data.md)") from None
     return _whole(path, frame)
 
 

@@ -30,9 +30,8 @@ def call_isolated(function: Callable[[], R], seconds: int) -> R:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
-        raise ChildProcessError(
-            f"the decoder died: {f'took over {seconds} s' if name == 'SIGALRM' else name}"
-        )
+        reason = f"took over {seconds} s" if name == "SIGALRM" else name
+        raise ChildProcessError(f"the decoder died: {reason}")
     succeeded, result = pickle.loads(answer)
     if not succeeded:
         raise RuntimeError(result)

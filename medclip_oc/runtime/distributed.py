@@ -70,10 +70,8 @@ def process_group(device: str = "auto", *, timeout_seconds: float = 1800.0) -> I
         if os.environ.get("SLURM_PROCID") != "0":  # the first one speaks for all
             time.sleep(1.0)
             sys.exit(InputError.exit_code)
-        raise InputError(
-            f"srun started this {tasks} times over (SLURM_STEP_NUM_TASKS), each by itself; for one "
-            "run of several processes take torchrun, as jobs/multinode.sh does, or srun --ntasks 1"
-        )
+        ways = "for one run take torchrun, as jobs/multinode.sh does, or srun --ntasks 1"
+        raise InputError(f"srun started this {tasks} times over, each by itself; {ways}")
     if not is_distributed():
         yield World(0, 1, own)
         return

@@ -61,10 +61,9 @@ def read(
     for name, array in found.items():
         dimensions, kinds = wanted[name]
         if array.ndim != dimensions or array.dtype.kind not in kinds or len(array) != size:
-            raise InputError(
-                f"{path}: {name} is {array.dtype} of shape {array.shape}, where {size} rows in "
-                f"{dimensions} dimension(s) of {_KINDS[kinds]} are needed"
-            )
+            own = f"{name} is {array.dtype} of shape {array.shape}"
+            needed = f"{size} rows in {dimensions} dimension(s) of {_KINDS[kinds]} are needed"
+            raise InputError(f"{path}: {own}, where {needed}")
     if not all(array.size for array in found.values()):
         raise InputError(f"{path}: holds no pair, or an array without columns")
     if bad := [text for text in texts if not text or not text.isprintable()]:
