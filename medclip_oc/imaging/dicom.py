@@ -20,6 +20,7 @@ read: what says who the patient is, is not even parsed.
 import io
 import re
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -118,6 +119,21 @@ def window(
     return shown
 
 
+def by_value(function: Callable[[np.ndarray], np.ndarray], stored: np.ndarray) -> tuple[Any, Any]:
+    """`made` and `where`, of which `made[where]` is `function(stored)`: worked out once for each
+    value, of which 16 bits have few. It is to depend on nothing but which values there are.
+    """
+    if stored.dtype.kind not in "iu" or stored.itemsize > 2:
+        return function(stored), ...
+    lowest = stored.min()
+    where = np.subtract(stored, lowest, dtype=np.uint16, casting="unsafe")  # can't overflow
+    present = np.flatnonzero(np.bincount(where.ravel()))
+    values = function((present + int(lowest)).astype(stored.dtype))
+    made = np.repeat(values[:1], present[-1] + 1)  # between them, one that there is
+    made[present] = values
+    return made, where
+
+
 def stored_pixels(
     dataset: Any, data: bytes, max_pixels: int, frame: int = 0, *, isolated: bool = False
 ) -> np.ndarray:
@@ -153,7 +169,8 @@ def shown(dataset: Any, stored: np.ndarray) -> np.ndarray:
     dataset = with_groups(dataset, 0)
     space = dataset.PhotometricInterpretation
     if space in ("MONOCHROME1", "MONOCHROME2"):
-        return _grey(dataset, stored, inverted=space == "MONOCHROME1")
+        made, where = by_value(partial(_grey, dataset, inverted=space == "MONOCHROME1"), stored)
+        return made[where]
     if space == "PALETTE COLOR":
         count, first, _ = dataset.RedPaletteColorLookupTableDescriptor
         last = first + (count or 65536) - 1

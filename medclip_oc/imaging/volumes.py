@@ -5,7 +5,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..runtime.crash_isolation import call_isolated
 from ..runtime.extras import needed
 from . import dicom
 from .decode import is_dicom
+from .encode import png, refuse_blank
 
 WINDOWS = {"lung": (-600, 1500), "bone": (400, 1800), "brain": (40, 80), "soft": (50, 400)}
 """Centre and width in HU (Radiopaedia, "Windowing (CT)")."""
@@ -26,16 +27,18 @@ _SAME |= {"Columns": "widths", "PhotometricInterpretation": "kinds of pixels"}
 _TAGS = [*dicom.READ, *_SAME, "ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber"]
 _TAGS += ["ImageType", "Modality"]
 _MOST_BYTES, _MOST_FRAMES, _MOST_VOXELS = 1 << 31, 1 << 16, 1 << 28
+_KEPT_PIXELS = 1 << 27  # 512 slices of 512 x 512, 268 MB
 _LEAST_STEP = 0.01  # mm between slices
 _GZIP = b"\x1f\x8b"
-_Plane = Callable[[int], np.ndarray]
+_Plane = Callable[[int], tuple[np.ndarray, Any]]  # as `dicom.by_value`
 
 
 def take(
     source: bytes | Path, pick: str, axis: str | None, window: str | None, max_pixels: int
-) -> Sequence[tuple[int | None, bytes]]:
-    """Slices of a file, or of a series' folder, in order: positions from 0, and PNG files. Of what
-    is no volume: None, and the file. BadImage: it can't be used. InputError: a package is absent.
+) -> Sequence[tuple[int | None, bytes | BadImage]]:
+    """Slices of a file, or of a series' folder, in order: positions from 0, and PNG files (or that
+    one is blank). Of what is no volume: None, and the file. BadImage: it can't be used. InputError:
+    a package is absent.
 
     `pick`: "middle", "N" (in the middles of N equal parts) or "every:K" (from the first on);
     `axis`: of NIfTI, None is "axial"; `window`: of WINDOWS, "min-max", or None: the file's own.
@@ -65,25 +68,28 @@ def _refuse(wrong: Any, why: str) -> None:
 
 def _pngs(
     pick: str, window: str | None, plane: _Plane, count: int, shown: bool, inverted: bool
-) -> list[tuple[int, bytes]]:
+) -> list[tuple[int, bytes | BadImage]]:
     centre, width = WINDOWS.get(window or "", (128, 256))
     low, high = centre - width / 2, centre + width / 2 - 1.0  # DICOM PS3.3, C.11.2.1.2.1
     if window not in WINDOWS and not shown:
         low, high = np.inf, -np.inf
-        for values in map(plane, range(count)):
+        for values, _ in map(plane, range(count)):
             finite = values[np.isfinite(values)].astype(float)
             low, high = finite.min(initial=low), finite.max(initial=high)
     kind, _, step = pick.partition(":")
     parts = 1 if kind == "middle" else count if step else min(int(kind), count)
-    files = list[tuple[int, bytes]]()
+    files = list[tuple[int, bytes | BadImage]]()
     for part in range(0, parts, int(step or 1)):
-        n, file = (2 * part + 1) * count // (2 * parts), io.BytesIO()
-        pixels = plane(n)
+        n = (2 * part + 1) * count // (2 * parts)
+        values, where = plane(n)
         if not shown:
-            pixels = dicom.window(pixels, limits=(low, high), inverted=inverted)
-        # zlib's Z_RLE: 3 % larger than Pillow's own strategy, in two fifths of the time
-        Image.fromarray(pixels).save(file, "PNG", compress_type=3)
-        files.append((n, file.getvalue()))
+            values = dicom.window(values, limits=(low, high), inverted=inverted)
+        pixels = values[where]
+        try:
+            refuse_blank(Image.fromarray(pixels))
+            files.append((n, png(pixels)))
+        except BadImage as blank:
+            files.append((n, blank))
     return files
 
 
@@ -92,7 +98,8 @@ def _dicom(
 ) -> tuple[_Plane, int, bool, bool]:
     """What gives a slice, and of how many; whether it is shown already, or has inverted values."""
     pydicom = needed("pydicom", "dicom")
-    read = partial(pydicom.dcmread, specific_tags=_TAGS, force=True)
+    tags = [*map(pydicom.tag.Tag, _TAGS)]  # names would be looked up for each file
+    read = partial(pydicom.dcmread, specific_tags=tags, force=True)
     if isinstance(source, bytes):
         datasets = [read(io.BytesIO(source))]
     else:
@@ -111,14 +118,20 @@ def _dicom(
     own = not grey or middle.get("WindowWidth") or middle.get("VOILUTSequence")
     shown = not window and bool(own or len(frames) == 1)
 
-    def plane(n: int) -> np.ndarray:
+    def plane(n: int) -> tuple[np.ndarray, Any]:
         header, _, dataset, frame = frames[n]
         stored = dicom.stored_pixels(dataset, b"", max_pixels, frame, isolated=True)
         if shown:
-            return dicom.shown(header, stored)
-        values = pydicom.pixels.apply_modality_lut(stored, header)
-        return np.where(dicom.padding(header, stored), np.nan, values)
+            return dicom.shown(header, stored), ...
 
+        def values(stored: np.ndarray) -> np.ndarray:
+            rescaled = pydicom.pixels.apply_modality_lut(stored, header)
+            return np.where(dicom.padding(header, stored), np.nan, rescaled)
+
+        return dicom.by_value(values, stored)
+
+    if not shown and window not in WINDOWS:  # whose range is looked for first
+        plane = lru_cache(_KEPT_PIXELS // size)(plane)
     return plane, len(frames), shown, not shown and space == "MONOCHROME1"
 
 
@@ -147,7 +160,9 @@ def _in_order(frames: list[Any]) -> list[Any]:
     if {*map(len, turns)} == {6} and {*map(len, places)} == {3}:
         rows = np.array(turns, float)
         _refuse(np.ptp(rows, axis=0).max() > _LEAST_STEP, "slices of several orientations")
-        depths = np.array(places, float) @ np.cross(rows[0, :3], rows[0, 3:])
+        normal = np.cross(rows[0, :3], rows[0, 3:])
+        _refuse(abs(np.linalg.norm(normal) - 1) > 0.01, "an orientation with no right angles")
+        depths = np.array(places, float) @ normal
     order = depths.argsort()
     steps = np.diff(depths[order])
     _refuse(np.isnan(steps).any(), "no orientation, and no InstanceNumber to sort by")
@@ -169,4 +184,4 @@ def _nifti(data: bytes, axis: str) -> tuple[_Plane, int, bool, bool]:
     _refuse(header.get_data_dtype().kind not in "iuf", "voxels that are colours or complex")
     voxels = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
     voxels = np.moveaxis(voxels.reshape(voxels.shape[:3]), _AXES.index(axis), 0)
-    return lambda n: voxels[n, ::-1, ::-1].T, len(voxels), False, False
+    return lambda n: (voxels[n, ::-1, ::-1].T, ...), len(voxels), False, False

@@ -99,8 +99,11 @@ def from_settings(config: MakeShardsConfig) -> Source:
         more: dict[str, Any] = {"splits": config.splits, "kept": _names(config.keep_columns)}
         source = open_table(paths, columns, image_root=root, further=further, **more)
     source = replace(source, grouped=config.group_by_image)
-    asked = config.group_column, config.study_column, config.hash_ids, config.split_by
-    return Grouped(source, config) if any(asked) else source
+    told = config.group_column, config.study_column, config.split_by
+    if config.drop_leaks == "groups" and not any([*told, *(it.license for it in source.parts)]):
+        raise InputError("--drop-leaks groups: no pair has a group; --group-column names it")
+    asked = any([*told, config.hash_ids, config.group_salt])
+    return Grouped(source, config) if asked else source
 
 
 def _names(given: str | Sequence[str] | None) -> list[str]:

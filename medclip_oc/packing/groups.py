@@ -68,6 +68,8 @@ class Grouped(Source):
         parts = [replace(each, kept=kept, numbered=self._hash_ids) for each in source.parts]
         path = config.path("group_salt") if config.group_salt else Path(f"{out}.salt")
         salted = self._hash_ids or config.split_by or {*self._columns.values()} - self._public
+        if config.group_salt and not salted:
+            raise InputError("--group-salt: of no use; no group, study, split or id is hashed")
         self._salt = read_salt(path, out, overwrite=config.overwrite) if salted else b""
         self._source = replace(source, parts=parts)
         if config.split_by:

@@ -272,24 +272,29 @@ def _prepare(options: PackOptions, pair: Pair | Reject) -> list[Packed | Reject]
         end, rows = "" if n is None else f"_s{n:03}", 1 if packed else pair.rows
         facts = {"study": pair.id, **pair.facts, "slice": n}
         part = replace(pair, id=pair.id + end, key=pair.key + end, facts=facts, rows=rows)
-        packed.append(_lay_out(options, part, data))
+        if isinstance(data, BadImage):
+            packed.append(part.reject(data.reason, data.detail))
+        else:
+            packed.append(_lay_out(options, part, data))
     return packed
 
 
 def _lay_out(options: PackOptions, pair: Pair, data: bytes) -> Packed | Reject:
-    """Check an image (see `encode.prepare`), lay out its pair."""
+    """Check an image (see `encode.prepare`) that is no slice, lay out its pair."""
+    sliced = pair.facts.get("slice") is not None
     try:
         stored = encode.prepare(
             data,
             max_pixels=options.max_pixels,
-            check=options.decode_check or options.strip_metadata,  # a turn may stand at the end
+            # a turn may stand at the end
+            check=not sliced and (options.decode_check or options.strip_metadata),
             resize=options.resize,
             image_format=options.image_format,
         )
         stored = encode.without_metadata(stored) if options.strip_metadata else stored
     except BadImage as error:
         return pair.reject(error.reason, error.detail)
-    if pair.facts.get("slice") is not None:
+    if sliced:
         stored = replace(stored, reencoded="slice of a volume")
     facts = {"id": pair.id, "split": pair.split, "width": stored.width, "height": stored.height}
     facts |= {"mode": stored.mode, "sha256": hashlib.sha256(data).hexdigest()}

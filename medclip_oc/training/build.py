@@ -164,11 +164,12 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
     chunks, text_chunks = (-(-share // size) for size in rows)
     texts = f", {text_chunks} of texts" if text_chunks != chunks else ""
     unused = round(train.epochs * plan.pairs) - plan.steps * plan.global_batch
-    left = f"; the last {unused:,} pairs of {train.epochs:g} epochs are left out" if unused else ""
+    unit = "studies" if config.data.unit == "study" else "pairs"
+    left = f"; the last {unused:,} {unit} of {train.epochs:g} epochs are left out" if unused else ""
     lines = [
         f"{model.arch} from {weights}, {trained / 1e6:.1f} M trainable parameters, "
         f"{train.precision}, {world.size} process(es) on {world.device.type}",
-        f"{plan.pairs:,} training pairs, {plan.steps:,} steps "
+        f"{plan.pairs:,} training {unit}, {plan.steps:,} steps "
         f"({plan.steps_per_epoch:.1f} per epoch{left})",
         f"each step contrasts {plan.global_batch:,} pairs: {share:,} per rank in {chunks} "
         f"chunk(s){texts}; warm-up {plan.warmup_steps:,} steps "

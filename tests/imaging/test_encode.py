@@ -13,7 +13,7 @@ from PIL import Image
 from medclip_oc.errors import BadImage
 from medclip_oc.imaging import dicom
 from medclip_oc.imaging.decode import decode
-from medclip_oc.imaging.encode import prepare
+from medclip_oc.imaging.encode import png, prepare
 from tests.support.image_files import SMALL, file, png_16, turned
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)  # (H, W)
@@ -185,6 +185,29 @@ def test_pixels_are_counted_before_any_is_decoded(
     for read in (decode, prepare):
         with pytest.raises(BadImage, match=r"over max pixels \(60 x 40, limit 2399 pixels\)"):
             read(data, max_pixels=2399)
+
+
+@pytest.mark.parametrize("pixels", [GREY, COLOUR, GREY.T, GREY[:1], COLOUR[:, :1]])
+def test_a_png_is_read_again(pixels: np.ndarray) -> None:
+    image = Image.open(io.BytesIO(png(pixels)))
+    image.load()
+    assert (image.mode, image.info) == ("L" if pixels.ndim == 2 else "RGB", {})
+    assert np.array_equal(image, pixels)
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<u2", ">u2", "i1", "u1", "u4", "f4"])
+def test_by_value_is_as_pixel_by_pixel(dtype: str) -> None:
+    stored = (np.random.default_rng(3).normal(0, 99, (9, 13)) * 999).astype(dtype)
+    seen = list[np.ndarray]()
+
+    def function(values: np.ndarray) -> np.ndarray:
+        seen.append(values)
+        return values.astype(float) - values.min() * 0.5
+
+    made, where = dicom.by_value(function, stored)
+    assert np.array_equal(made[where], function(stored))
+    assert seen[0].dtype.newbyteorder("=") == stored.dtype.newbyteorder("=")
+    assert {*made.ravel()} <= {*function(seen[0]).ravel()}  # also between those that there are
 
 
 def test_many_bits_take_little_more_memory_than_they_have() -> None:

@@ -171,6 +171,7 @@ BAD: dict[str, tuple[bytes | Tags, str]] = {
     "copies": (lambda n: {"ImagePositionPatient": [0, 0, n // 2]}, "slices at one place"),
     "no order": (lambda n: dict.fromkeys(["ImagePositionPatient", "InstanceNumber"]), "no orien"),
     "two planes": (lambda n: {"ImageOrientationPatient": TILTED if n else FLAT}, "several orien"),
+    "no plane": (lambda n: {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "no right angles"),
     "localizers": (lambda n: {"ImageType": ["LOCALIZER"]}, "no DICOM file but localizers"),
     "MR": (lambda n: {"Modality": "MR"}, "--window lung is for CT"),
     "colour": (lambda n: {"PhotometricInterpretation": "RGB"}, "colour, which --window lung"),

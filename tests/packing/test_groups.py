@@ -157,6 +157,7 @@ WRONG = [
     ("--split-by 1,0,0 --split-column group", "--split-by: the source has splits: test"),
     ("--study-column exam --group-salt out/salt", "inside --out; keep it apart"),
     ("--study-column exam --group-salt t.csv", "t.csv: no salt; wanted are 64 hex letters"),
+    ("--group-salt salt", "--group-salt: of no use; no group, study, split or id is hashed"),
     ("--group-column sex --keep-columns group", "--group-column: --keep-columns has a group"),
     ("--group-column sex --keep-columns sex", "sex: --keep-columns has it, in plain"),
     ("--hash-ids --group-salt salt --split-column patient", "row 1: patient is none of train,"),

@@ -83,6 +83,9 @@ def test_what_the_log_says_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last.startswith("batch norm is live: ")
     _, told, *_ = build.describe(clip, config, planned(max_steps=4), two)
     assert told.endswith("4 steps (2.4 per epoch; the last 61 pairs of 3 epochs are left out)")
+    config.data.unit = "study"
+    _, told, *_ = build.describe(clip, config, planned(), two)
+    assert told == lines[1].replace("pairs", "studies")
     config.train = TrainConfig(global_batch_size=20, micro_batch_size=20, epochs=1)
     *_, last = build.describe(clip, config, planned(pairs=20, epochs=1), alone)
     assert last.startswith("each step contrasts 20 pairs: 20 per rank in 1 chunk(s); warm-up")

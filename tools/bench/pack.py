@@ -1,6 +1,7 @@
 """Packing against what it can't do without: decoding the images, or copying their bytes.
 
     python tools/bench.py pack --source FOLDER [--repeat N] [--cases decode copy]
+    python tools/bench.py pack --cases series
 
 - decode: packing, every image checked, against a bare loop that opens each of the same files with
   Pillow and converts it to RGB, in as many processes. Both count the start of their processes.
@@ -8,13 +9,14 @@
   same files with their captions and ids. Only we hash, index, and wait for the disk: `fsync_s` are
   the seconds of that wait (median of the rounds), which are part of our time. Our workers are
   threads here.
+- series: `--slices every:1` of a made-up CT series in each transfer syntax, one process, against
+  a bare pydicom loop that decodes the same files.
 All pairs of the source are read once beforehand into a temporary folder, from where every side
 reads them in the same order, warm. All sides write to one disk, and what they wrote is removed
 after each round, untimed.
 """
 
 import csv
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -26,25 +28,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from phantom_pictures import LEVELS, organ_masks, smooth_noise
 from side_by_side import Comparison, compare
 
 from medclip_oc.errors import InputError
+from medclip_oc.runtime.extras import needed
+from medclip_oc.runtime.workers import ordered_map
 
-CASES = ("decode", "copy")
+CASES = ("decode", "copy", "series")
+SYNTAXES = ["ExplicitVRLittleEndian", "RLELossless", "JPEGLosslessProcess14_1"]  # GDCM's names
+SYNTAXES += ["JPEGLSLossless", "JPEG2000Lossless"]
 
 
 @dataclass
 class Config:
     """What to pack, and how often."""
 
-    source: str
-    """Folder of a data set in any form that make_shards.py knows."""
+    source: str | None = None
+    """Folder of a data set in any form that make_shards.py knows; the case series needs none."""
     repeat: int = 1
     """Each pair counts so many times, under ids of its own."""
     cases: list[str] = field(default_factory=lambda: list(CASES))
-    """What to measure: decode, copy."""
+    """What to measure: decode, copy, series."""
     workers: int | list[int] = field(default_factory=lambda: [1, 2])
     """Processes of a packing, one case each."""
+    slices: int = 60
+    """Of a series."""
     rounds: int = 5
     """Paired runs that count, after one that doesn't."""
     samples_per_shard: int = 1000
@@ -63,8 +73,12 @@ def run(config: Config) -> Iterator[Comparison]:
     measures = {"decode": _decode_case, "copy": _copy_case}
     with tempfile.TemporaryDirectory(prefix="bench_pack_", dir=config.folder) as name:
         folder = Path(name)
-        table, paths = _gather(config, folder)
+        if config.source:
+            table, paths = _gather(config, folder)
         for case in dict.fromkeys(config.cases):
+            if case == "series":
+                yield from _series_cases(config, folder)
+                continue
             for workers in _workers(config):
                 yield measures[case](config, folder, table, paths, workers)
 
@@ -76,7 +90,9 @@ def _workers(config: Config) -> list[int]:
 def _check(config: Config) -> None:
     if wrong := [case for case in config.cases if case not in CASES]:
         raise InputError(f"--cases {' '.join(wrong)}: allowed are {', '.join(CASES)}")
-    for name in ("repeat", "rounds", "samples_per_shard"):
+    if not config.source and {*config.cases} != {"series"}:
+        raise InputError("--source: the cases decode and copy need one")
+    for name in ("repeat", "slices", "rounds", "samples_per_shard"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name} {getattr(config, name)}: at least 1")
     if min(_workers(config), default=0) < 1:
@@ -93,7 +109,7 @@ def _gather(config: Config, folder: Path) -> tuple[Path, list[Path]]:
     from medclip_oc.packing.formats import open_source
     from medclip_oc.packing.sources import Pair
 
-    source = open_source(Path(config.source).expanduser())
+    source = open_source(Path(config.source or "").expanduser())
     images = folder / "images"
     images.mkdir()
     rows: list[tuple[str, Path, str]] = []
@@ -116,13 +132,13 @@ def _write_table(path: Path, rows: list[tuple[str, Path, str]]) -> Path:
     return path
 
 
-def _pack(table: Path, out: Path, workers: int, samples_per_shard: int, check: bool) -> None:
+def _pack(table: Path, out: Path, workers: int, samples_per_shard: int, **options: Any) -> None:
     """Ours."""
     from medclip_oc.packing.formats import open_table
     from medclip_oc.packing.pack import PackOptions, pack
 
     source = open_table(table, {"id": "id", "image": "image", "caption": "caption"})
-    pack(source, out, PackOptions(samples_per_shard, decode_check=check), workers=workers)
+    pack(source, out, PackOptions(samples_per_shard, **options), workers=workers)
 
 
 # ------------------------------------------------------------------------------------------- cases
@@ -135,10 +151,10 @@ def _decode_case(
     out = folder / "ours"
     return compare(
         "pack",
-        f"decode check on, {len(paths)} images, {_processes(workers)}",
-        partial(_pack, table, out, workers, config.samples_per_shard, True),
+        f"decode check on, {len(paths)} images, processes: {workers}",
+        partial(_pack, table, out, workers, config.samples_per_shard),
         partial(_decode_all, paths, workers),
-        peer=f"Pillow, bare decode loop, {_processes(workers)}",
+        peer=f"Pillow, bare decode loop, processes: {workers}",
         rounds=config.rounds,
         items=len(paths),
         item="images",
@@ -147,13 +163,8 @@ def _decode_case(
 
 
 def _decode_all(paths: list[Path], workers: int) -> None:
-    if workers == 1:
-        for path in paths:
-            _decode(path)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for _ in pool.imap_unordered(_decode, paths, chunksize=16):
-            pass
+    for _ in ordered_map(_decode, paths, workers, batch=16):
+        pass
 
 
 def _decode(path: Path) -> None:
@@ -181,14 +192,14 @@ def _copy_case(
         waited = 0.0
         os.fsync = timed_fsync  # type: ignore[assignment]
         try:
-            _pack(table, out, workers, config.samples_per_shard, False)
+            _pack(table, out, workers, config.samples_per_shard, decode_check=False)
         finally:
             os.fsync = fsync
         waits.append(waited)
 
     found = compare(
         "pack",
-        f"decode check off, {len(paths)} images, {workers} worker" + ("s" if workers > 1 else ""),
+        f"decode check off, {len(paths)} images, workers: {workers}",
         ours,
         partial(_copy, table, out, config.samples_per_shard),
         peer="webdataset ShardWriter, 1 process",
@@ -218,11 +229,59 @@ def _copy(table: Path, out: Path, samples_per_shard: int) -> None:
             sink.write(sample)
 
 
+def _series_cases(config: Config, folder: Path) -> Iterator[Comparison]:
+    """Packing every slice, against decoding alone, by transfer syntax."""
+    from pydicom import dcmread
+
+    out = folder / "ours"
+    for series in _write_series(folder, config.slices):
+        paths = [*series.iterdir()]
+        table = _write_table(folder / "series.csv", [(series.name, series, "caption")])
+        yield compare(
+            "pack",
+            f"--slices every:1, {series.name}, {len(paths)} slices of 512 x 512",
+            partial(_pack, table, out, 1, config.samples_per_shard, slices="every:1"),
+            lambda: [dcmread(path).pixel_array for path in paths],  # noqa: B023
+            peer="pydicom, bare decode loop",
+            rounds=config.rounds,
+            before=partial(_clean, out),
+        )
+
+
+def _write_series(folder: Path, count: int) -> list[Path]:
+    """A folder for each of SYNTAXES, of so many slices of a chest, with noise of 15 HU."""
+    from pydicom import dcmread
+    from pydicom.data import get_testdata_file
+
+    gdcm, folders = needed("gdcm", "dicom"), [folder / syntax for syntax in SYNTAXES]
+    for each in folders:
+        each.mkdir()
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[-1:1:512j, -1:1:512j]
+    values = np.zeros(x.shape)  # HU + 1024
+    for thing, mask in organ_masks("lung", "ct", x, y):
+        values += mask * (2600 * LEVELS["ct"][thing] - values)
+    for n in range(count):
+        ct: Any = dcmread(str(get_testdata_file("CT_small.dcm")))
+        ct.Rows, ct.Columns, ct.ImagePositionPatient = 512, 512, [0, 0, n]
+        ct.WindowCenter, ct.WindowWidth = 40, 400
+        ct.PixelData = (values + 15 * smooth_noise(rng, x, 256)).astype(np.int16).tobytes()
+        ct.save_as(folders[0] / f"{n}.dcm")
+        reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
+        reader.SetFileName(str(folders[0] / f"{n}.dcm"))
+        assert reader.Read()
+        for each in folders[1:]:
+            change = gdcm.ImageChangeTransferSyntax()
+            change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, each.name)))
+            change.SetInput(reader.GetImage())
+            assert change.Change()
+            writer.SetFile(reader.GetFile())
+            writer.SetImage(change.GetOutput())
+            writer.SetFileName(str(each / f"{n}.dcm"))
+            assert writer.Write()
+    return folders
+
+
 def _clean(out: Path) -> None:
     """Before each run: no old output, and no write of the other side still underway."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-
-
-def _processes(workers: int) -> str:
-    return f"{workers} process" + ("es" if workers > 1 else "")
