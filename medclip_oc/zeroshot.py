@@ -33,11 +33,17 @@ def main(settings: ZeroshotConfig) -> None:
         images = find(settings.images, settings.split)
     tables = labels.open_labels(settings, candidates, images)
     embedder = open_embedder(settings)
-    several = settings.multi_label
+    several, top = settings.multi_label, settings.top
     ranked = ranking.embed_candidates(embedder, candidates, settings.threshold, multi_label=several)
     writer = RowWriter(sys.stdout, settings.format, ranked.fields)
     own = [table.scores for table in tables if table.images is images]
-    bad = ranking.write_rows(embedder, images, ranked, writer, top=settings.top, scores=own)
+    explain = None
+    if settings.explain is not None:
+        from .relevance.overlay import map_writer  # matplotlib
+
+        texts = [candidate.positive for candidate in candidates]
+        explain = map_writer(settings.explain, embedder.clip, texts, settings.explain_top or 1)
+    bad = ranking.write_rows(embedder, images, ranked, writer, top=top, scores=own, explain=explain)
     for table in tables:
         if table.images is not images:
             ranking.write_rows(embedder, table.images, ranked, None, scores=[table.scores])

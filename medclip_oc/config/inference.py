@@ -25,12 +25,13 @@ class ModelChoice(ModelSource):
 
 _NEEDS = {"figures": "labels", "uncertain": "labels", "multi_label": "prompts"}
 _NEEDS |= {"threshold_labels": "labels multi_label", "threshold_images": "threshold_labels"}
-_NEEDS |= {"search": "index", "search_image": "index"}
+_NEEDS |= {"search": "index", "search_image": "index", "explain_top": "explain"}
 _EXCLUDES = {
     "index": "images features_in texts texts_file templates prompts threshold labels",
     "prompts": "texts texts_file templates",
     "multi_label": "threshold top",
     "features_in": "images split",
+    "explain": "index features_in multi_label threshold",
 }
 
 
@@ -41,7 +42,7 @@ class ZeroshotConfig(ModelChoice):
     reads = """checkpoint model pretrained images split features_in texts texts_file text_column
         label_column templates prompts labels threshold_labels threshold_images search search_image
         index"""
-    writes = "format top figures"
+    writes = "format top figures explain explain_top"
 
     images: list[str] = field(default_factory=list)
     """Files, folders (with those inside), globs, shard folders (see --split), tars."""
@@ -98,6 +99,10 @@ class ZeroshotConfig(ModelChoice):
     """exact: every pair is looked at. faiss: for millions; needs an index made with --faiss."""
     top: Count | None = None
     """Only the K best of each image or query. null: all texts; 10 of an index."""
+    explain: str | None = None
+    """New folder for relevance maps of the best text of each image: STEM-1.png and STEM-1.npy."""
+    explain_top: Count | None = None
+    """Maps of the K best texts, STEM-1 to STEM-K. null: 1."""
     format: Literal["table", "json", "jsonl", "csv"] = "table"
     """Of the rows: image, rank, text, cosine, probability, margin; with --multi-label image,
     finding, probability, cosine_positive, cosine_negative; of a search query, rank, id, score,

@@ -4,7 +4,7 @@ size.
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -140,9 +140,11 @@ def write_rows(
     *,
     top: int | None = None,
     scores: Sequence[np.ndarray] = (),
+    explain: Callable[[str, bytes, list[int]], None] | None = None,
 ) -> int:
     """Rank the candidates for every image, and write the rows, if there is a writer, batch by
-    batch. Probabilities go into each of the `scores` (N, M) too.
+    batch. Probabilities go into each of the `scores` (N, M) too; each image's name, bytes and
+    candidates, best first, to `explain`.
 
     Returns:
         How many images couldn't be read; each is named on standard error.
@@ -163,6 +165,10 @@ def write_rows(
             scored = ranking.scores(features)
             if writer is not None:
                 writer.write(ranking.rows([images.name(n) for n in positions], scored, top))
+            if explain is not None:
+                order = scored[0].argsort(dim=1, descending=True, stable=True)
+                for n, best in zip(positions, order.tolist(), strict=True):
+                    explain(images.name(n), images.read(n), best)
             for table in scores:
                 table[positions] = scored[1].numpy()
             unreadable += len(bad)

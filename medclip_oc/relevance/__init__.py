@@ -1,3 +1,1 @@
-"""Where an image-text score comes from: maps of a picture, shares of words, and pictures of both.
-Models are watched by hooks, and left as they were.
-"""
+"""Where an image-text score comes from: maps of the picture, shares of the words."""

@@ -3,10 +3,8 @@ arXiv:2404.03214).
 
 The tokens of each layer l are pooled and projected as the tower does with its last ones; s_l is
 their cosine with a text, A_l the layer's attention map. The relevance of patch j is the mean over
-layers, heads and queries i of max(0, ds_l / dA_l[head, i, j]).
-
-The authors' package takes the last two layers, pools by the mean of all tokens, and the attention
-of a tower's attention pool in place of the layers'; here one rule serves all towers.
+layers, heads and queries i of max(0, ds_l / dA_l[head, i, j]). The authors' package takes the last
+two layers alone, pools by the mean of all tokens, and explains an attention pool by its own map.
 """
 
 from typing import Any
@@ -18,17 +16,16 @@ from torch import Tensor, nn
 from ..models.clip import Towers
 
 
-def is_known(tower: Any) -> bool:
-    """Whether a ViT's attentions are plain ones of torch or timm, and its pool gives one vector."""
+def is_known(towers: Towers) -> bool:
+    """Whether a ViT's attentions are plain ones of torch or timm: A V, then one linear layer."""
 
     def is_plain(own: Any) -> bool:
-        between = [getattr(own, name, None) for name in ("norm", "gate")]  # A V and the last layer
+        between = [getattr(own, name, None) for name in ("norm", "gate")]
         timms = type(own).__name__ == "Attention" and hasattr(own, "qkv")
-        plain = all(isinstance(part, nn.Identity | None) for part in between)
-        return isinstance(own, nn.MultiheadAttention) or (timms and plain)
+        return timms and all(isinstance(part, nn.Identity | None) for part in between)
 
-    one = getattr(tower, "pool_type", "") != "none"
-    return one and all(is_plain(getattr(block, "attn", None)) for block in _blocks(tower))
+    owns = (getattr(block, "attn", None) for block in towers.image_blocks(stem=False))
+    return all(isinstance(own, nn.MultiheadAttention) or is_plain(own) for own in owns)
 
 
 def legrad(towers: Towers, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +38,7 @@ def legrad(towers: Towers, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tenso
     """
     visual = towers.clip.visual
     tower = getattr(visual, "trunk", visual)
-    blocks = _blocks(tower)
+    blocks: list[Any] = towers.image_blocks(stem=False)
     values, attended, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def watch(attention: Any, args: tuple[Tensor, ...], output: Any) -> Any:
@@ -74,10 +71,6 @@ def legrad(towers: Towers, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tenso
             total += relevance.mean((0, 1))[-h * w :] / len(blocks)  # patches come last
         maps.append(total.reshape(h, w))
     return torch.stack(maps), features[-1].detach()
-
-
-def _blocks(tower: Any) -> Any:
-    return tower.blocks if hasattr(tower, "blocks") else tower.transformer.resblocks
 
 
 def _pooled(visual: Any, tokens: Tensor) -> Tensor:

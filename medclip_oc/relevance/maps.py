@@ -1,12 +1,12 @@
 """Relevance maps of image-text cosines, in the pixels of the image that was given.
 
-M texts, D embedding size; H and W are an image's height and width, h and w those of the grid of
-cells that a tower divides its input into.
+M texts, D embedding size; an image has (H, W) pixels, a tower's input (h, w) cells.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ class Relevance:
     text: str
     cosine: float
     values: np.ndarray
-    """(H, W) float32 from 0 to 1, in the upright image's own pixels; 0 where the model saw
-    nothing. They compare places of one map, and no map with another."""
+    """(H, W) float32 from 0 to 1, in the upright image's own pixels; 0 where nothing was seen."""
     words: list[tuple[str, float]] | None
     """Each word, and how much of the cosine goes with it (below 0: it speaks against)."""
 
@@ -49,13 +48,12 @@ def explain(
 
     with _undisturbed(towers):
         text_features = embed(texts)  # (M, D)
-        check_finite(text_features, "text")
         grids, features = method(towers, pixels, text_features)  # (M, h, w), (D,)
-        check_finite(features, "image")
-        cosines = (text_features @ features).tolist()
+        cosines = text_features @ features  # (M,)
+        check_finite(cosines, "image or text")
         shares = [_word_shares(embed, text, features) if words else None for text in texts]
     maps = [_in_pixels(clip, grid.cpu(), image.size) for grid in grids]
-    return [Relevance(*it) for it in zip(texts, cosines, maps, shares, strict=True)]
+    return [Relevance(*it) for it in zip(texts, cosines.tolist(), maps, shares, strict=True)]
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -68,11 +66,10 @@ def method_of(clip: Clip) -> Callable[[Towers, Tensor, Tensor], tuple[Tensor, Te
     visual = clip.towers.clip.visual
     tower = getattr(visual, "trunk", visual)  # timm's stands in a trunk
     kind = type(tower).__name__
-    if kind == "VisionTransformer" and is_known(tower):
+    if kind == "VisionTransformer" and is_known(clip.towers):
         return legrad
     if kind not in ("ModifiedResNet", "ResNet", "ConvNeXt", "EfficientNet"):
-        kinds = "ViTs (open_clip's, timm's), ResNet, ConvNeXt and EfficientNet"
-        raise InputError(f"relevance maps: are of {kinds}; not of an image tower like this {kind}")
+        raise InputError(f"relevance maps: of ViT, ResNet, ConvNeXt, EfficientNet; not this {kind}")
     extras.needed("captum.attr", "explain")
     return grad_cam
 
@@ -113,20 +110,16 @@ def _word_shares(
 
 
 def _in_pixels(clip: Clip, grid: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """A map (h, w) of the model's input, scaled to [0, 1], in an image of `size` (width, height):
-    (H, W) float32, interpolated bilinearly.
+    """A map (h, w) of the model's input, scaled to [0, 1] and interpolated, as it lies in an image
+    of `size` (width, height): (H, W) float32.
     """
     grid = (grid - grid.min()) / (grid.max() - grid.min()).clamp(min=torch.finfo().tiny)
-    # as the model's own resizing rounds; it then crops or pads about the centre
-    resized = clip.preprocess.transforms[0](Image.new("L", size)).size  # type: ignore[attr-defined]
-    way = list[float]()  # from pixels to cells: a factor and an offset for each axis
-    for axis in (0, 1):
-        shown, cells = clip.image_size[1 - axis], grid.shape[1 - axis]
-        room = shown - resized[axis]
-        offset = room // 2 if room >= 0 else round(room / 2)  # as open_clip and torchvision round
-        way += [resized[axis] / size[axis] * cells / shown, offset * cells / shown]
-    across, left, down, top = way
-    placed = Image.fromarray(grid.numpy()).transform(
-        size, Image.Transform.AFFINE, (across, 0, left, 0, down, top), Image.Resampling.BILINEAR
-    )  # 0 outside of the input
-    return np.array(placed)
+    shown = clip.image_size[::-1]
+    seen = Image.fromarray(grid.numpy()).resize(shown, Image.Resampling.BILINEAR)
+    # the model's own resizing; it then crops or pads about the centre, and rounds as here
+    resize: Any = clip.preprocess.transforms[0]  # type: ignore[attr-defined]
+    whole = Image.new("F", resize(Image.new("L", size)).size)
+    spare = [whole.size[axis] - shown[axis] for axis in (0, 1)]
+    left, top = (round(side / 2) if side > 0 else -(-side // 2) for side in spare)
+    whole.paste(seen, (left, top))
+    return np.array(whole.resize(size, Image.Resampling.NEAREST))
