@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .config.evaluation import ReportConfig
-from .errors import BadImage, InputError
+from .errors import InputError, WorkError
 from .runtime import command
 
 
@@ -13,35 +13,44 @@ def main(settings: ReportConfig) -> None:
     """Write the page, and its charts as pictures."""
     from .data.index import CAPTION
     from .data.shards import ShardSet
-    from .imaging.decode import decode
     from .reporting import html, run_page
 
-    folder, data = Path(settings.run), settings.data
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder")
+    if settings.maps:  # which take torch
+        from .models import factory
+        from .relevance.maps import explain
+        from .relevance.overlay import overlay
 
-    def read_pairs(ids: set[str], record: dict[str, Any]) -> tuple[run_page.Pairs, list[str]]:
+    folder, data = Path(settings.run), settings.data
+
+    def read_gallery(wanted: list[run_page.Pair], record: dict[str, Any]) -> run_page.Gallery:
         try:
             split, key = record.get("split") or "test", record.get("caption_key", CAPTION)
             shards = ShardSet.open(data or record["data"], split, key)
         except InputError as error:
             if data:
                 raise
-            return {}, [f"Gallery: {error}. Name their place with --data."]
-        changed = record.get("data_fingerprint") not in (None, shards.fingerprint)
-        notes = ["Gallery: the pairs changed since they were evaluated."] if changed else []
-        pairs = {}
-        for position, key in enumerate(shards.ids()):
-            if key in ids:
-                sample = shards.read(position)
-                try:
-                    picture = html.preview(decode(sample.image).convert("RGB"))
-                    pairs[key] = sample.caption, picture
-                except BadImage as error:
-                    notes.append(f"Gallery: {key}: {error}.")
-        return pairs, notes
+            return {}, {}, [f"Gallery: {error}. Name their place with --data."]
+        same = record.get("data_fingerprint") in (None, shards.fingerprint)
+        notes = [] if same else ["Gallery: the pairs changed since they were evaluated."]
+        read, bad = shards.pictures({name for ids in wanted for name in ids})
+        notes += [f"Gallery: {name}: {error}." for name, error in bad.items()]
+        small = {name: html.preview(image.convert("RGB")) for name, (_, image) in read.items()}
+        pairs = {name: (text, small[name]) for name, (text, _) in read.items()}
+        if not settings.maps:
+            return pairs, {}, notes
+        maps = {}
+        try:
+            clip = factory.load(folder / "checkpoints" / Path(record.get("checkpoint", "")).name)
+            for ids in wanted:
+                if pairs.keys() >= {*ids}:
+                    image, text = read[ids[0]][1], read[ids[1]][0]
+                    drawn = overlay(image, explain(clip, image, [text])[0], width=320)
+                    maps[ids] = html.preview(drawn, max(drawn.size))
+        except (InputError, WorkError) as error:
+            notes.append(f"Gallery: no relevance maps: {error}.")
+        return pairs, maps, notes
 
-    files, notes = run_page.write(folder, settings.gallery, read_pairs)
+    files, notes = run_page.write(folder, settings.gallery, read_gallery)
     written = f"written to {files[0]}, and {len(files) - 1} charts to {folder / 'report'}"
     print(*notes, written, sep="\n")
 

@@ -61,7 +61,7 @@ class Audit:
     def write(self, folder: Path) -> None:
         """Write audit.json and audit.html, whole or not at all; WorkError: the disk failed."""
         report = json.dumps(self.report, indent=1, ensure_ascii=False) + "\n"
-        page = audit_page.render(self.report, self.pictures, self.captions)
+        page = audit_page.render(folder.resolve().name, self.report, self.pictures, self.captions)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

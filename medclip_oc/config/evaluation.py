@@ -153,3 +153,5 @@ class ReportConfig(Settings):
     """Where the evaluated pairs are now, for the pictures. null: where they were evaluated."""
     gallery: Natural = 3
     """Best, median and worst retrievals shown of each direction, so many of each."""
+    maps: bool = False
+    """Show where in these images the scores come from: needs the checkpoint, and a while."""

@@ -18,15 +18,17 @@ import hashlib
 import os
 import resource
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from ..errors import InputError, ShardChanged
+from ..errors import BadImage, InputError, ShardChanged
+from ..imaging.decode import decode
 from .index import CAPTION, IMAGE_EXTENSIONS, RESTORE, Shard, choose_captions, find, parse_facts
 from .tars import BLOCK, has_extended_member
 
@@ -133,6 +135,20 @@ class ShardSet:
         except ValueError as error:
             raise InputError(f"{path.name}: {key}: {error}") from None
         return Sample(key, picture, extension, caption, facts, tuple(further))
+
+    def pictures(
+        self, keys: Set[str]
+    ) -> tuple[dict[str, tuple[str, Image.Image]], dict[str, BadImage]]:
+        """Captions and decoded images of those pairs that are there, by key; and what can't be."""
+        pairs, bad = {}, {}
+        for position, key in enumerate(self.ids()):
+            if key in keys:
+                sample = self.read(position)
+                try:
+                    pairs[key] = sample.caption, decode(sample.image)
+                except BadImage as error:
+                    bad[key] = error
+        return pairs, bad
 
     def facts(self, position: int) -> dict[str, Any]:
         """KEY.json of a pair alone."""

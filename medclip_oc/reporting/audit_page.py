@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations, permutations
+from math import nan
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -58,13 +59,16 @@ def headlines(report: Report) -> Iterator[str]:
         yield f"  pictures that may have text burned in: {len(texts):,}"
 
 
-def render(report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Place, str]) -> str:
-    """The page of what stands in audit.json, with a JPEG and a caption of each pair `shown`."""
+def render(
+    name: str, report: Report, pictures: Mapping[Place, bytes], captions: Mapping[Place, str]
+) -> str:
+    """The page of a data set's audit.json, with a JPEG and a caption of each pair `shown`."""
     images, bins = report["images"], report["captions"]["tokens"]["histogram"]
+    bins = bins[: max((n for n, each in enumerate(bins, 1) if each["count"]), default=1)]
     over = (n for n, b in enumerate(bins) if b["from"] > report["settings"]["context_length"])
     return html.render(
         "audit.html.j2",
-        title="Audit of image-caption pairs",
+        title=f"Audit of {name}",
         report=report,
         pictures=pictures,
         captions=captions,
@@ -94,7 +98,7 @@ def _modalities(report: Report) -> list[Figure]:
 
 def _shares(title: str, counts: Mapping[str, int], total: int | None = None) -> Figure:
     total = sum(counts.values()) if total is None else total
-    rows = [(name, n, f"{n:,} ({_share(n, total)})") for name, n in counts.items()]
+    rows = [(k, n / (total or 1), nan, f"{n:,} ({_share(n, total)})") for k, n in counts.items()]
     return plots.bars(title, rows)
 
 

@@ -13,8 +13,6 @@ from PIL import Image
 
 from . import plots
 
-_PREVIEW_SIDE = 224
-
 
 def render(template: str, **values: Any) -> str:
     """A whole page: one of those in `templates/`, with the values that it asks for."""
@@ -32,10 +30,10 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(colours=plots.COLOURS, **values)
 
 
-def preview(picture: Image.Image) -> bytes:
+def preview(picture: Image.Image, side: int = 224) -> bytes:
     """A small JPEG."""
     small, file = picture.copy(), io.BytesIO()
     small.info = {}  # Pillow would write comments
-    small.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+    small.thumbnail((side, side))
     small.save(file, "JPEG", quality=80)
     return file.getvalue()

@@ -111,6 +111,25 @@ def class_rows(record: Record) -> dict[str, Record]:
     return rows | {macro: record["macro"], "weighted mean": record["weighted"]}
 
 
+def weakest(record: Record) -> tuple[str, str, str] | None:
+    """Of the slices, findings or classes with enough queries the worst, its figures, and chance."""
+    if "task" not in record:
+        parts = [each for each in record.get("slices", ()) if each["images"] >= FEW_QUERIES]
+        low = min(parts, key=lambda e: sum(e[way]["R@10"] for way in DIRECTIONS), default=None)
+        if low is None:
+            return None
+        shares = " and ".join(figure(low, way, "R@10", "") for way in DIRECTIONS)
+        return low["name"], f"R@10 {shares}", cell("R@10", record["chance"]["R@10"])
+    name, size = ("auroc", "positives") if "findings" in record else ("recall", "images")
+    groups = record.get("findings") or record.get("classes") or {}  # a probe has none
+    told = [n for n, g in groups.items() if g[size] >= FEW_QUERIES and g.get(name) is not None]
+    if not told:
+        return None
+    worst = min(told, key=lambda n: groups[n][name])
+    chance = "0.5" if name == "auroc" else f"{1 / len(groups):.3f}"
+    return worst, f"{_words(name)} {score(groups[worst], name)}", chance
+
+
 def score(figures: Record, name: str) -> str:
     """A count, or a share with its interval if it has one; "-": there is none."""
     value, ends = figures.get(name), figures["intervals"].get(name, ())
@@ -170,7 +189,7 @@ def _scores(record: Record, title: str, ranges: str = "intervals") -> Table:
     """A row for each score, a column for each direction, and one for chance where that is known."""
     about, chance = record.get(ranges, {}), record.get("chance")
     if "draws" in about and record.get("images", FEW_QUERIES) >= FEW_QUERIES:
-        level = f"{about['level']:.0%} intervals, {about['draws']:,} bootstrap draws"
+        level = f"{100 * about['level']:.0f} % intervals, {about['draws']:,} bootstrap draws"
         title += f" (in brackets {level})"
     rows = []
     for name in record["image_to_text"]:

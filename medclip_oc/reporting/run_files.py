@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ..config.vocabulary import DIRECTIONS
 from ..errors import InputError
@@ -20,6 +22,12 @@ _TEXTS = ("name", "data", "features", "split", "ties", "duplicates")
 _NEAREST = {f"{direction}_nearest": (2, "U") for direction in DIRECTIONS}
 _ARRAYS = {"ids": (1, "U")} | {f"{way}_rank": (1, "f") for way in DIRECTIONS} | _NEAREST
 _MOST_POINTS = 300
+_IN_LOG = {
+    "training pairs": r"([\d,]+) training pairs",
+    "planned": r"training pairs, ([\d,]+ steps)",
+    "date": r"(?m)^(\d{4}-\d\d-\d\d \d\d:\d\d)",
+    "outcome": r"  done: (.*)",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,30 @@ class Evaluated:
     name: str
     record: dict[str, Any]
     arrays: dict[str, np.ndarray] | None  # ids, ranks and nearest ids. None: the .npz is not there
+
+
+def was_run(folder: Path) -> dict[str, str]:
+    """What was run, in words, by what it is: an older run's folder says less. InputError:
+    config.yaml is damaged.
+    """
+    files = [folder / name for name in ("config.yaml", "environment.txt", "log.txt")]
+    texts = [file.read_text("utf-8", "replace") if file.is_file() else "" for file in files]
+    found: dict[str, Any] = {}
+    try:
+        if tree := yaml.safe_load(texts[0]):
+            model, data, keys = tree["model"], tree["data"], ("", "_image", "_text")
+            weights = " and ".join(filter(None, (model.get(f"pretrained{key}") for key in keys)))
+            own = "its own weights" if ":" in model["arch"] else "random weights"
+            found |= {"architecture": model["arch"], "start weights": weights or own}
+            found |= {"training data": results.origin({"data": data["train"]})}
+            found |= {"validation data": results.origin({"data": data["valid"] or "none"})}
+            found |= {"learning rate": tree["optim"]["lr"]}
+            found |= {"batch": f"{tree['train']['global_batch_size']:,} pairs"}
+    except Exception:  # of any kind: a file may hold anything
+        raise InputError(f"{files[0]}: damaged, or no run's: remove it") from None
+    found |= {name: (re.findall(each, texts[2]) or [None])[-1] for name, each in _IN_LOG.items()}
+    found |= dict(re.findall(r"(?m)^(commit|torch|command) (.+)", texts[1]))
+    return {name: str(words) for name, words in found.items() if words is not None}
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A run as a page: how it trained, what it retrieves, and pictures of that."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,8 @@ from .run_files import Evaluated
 
 Record = dict[str, Any]
 Pairs = dict[str, tuple[str, bytes]]  # by id: caption, and image as a JPEG
+Pair = tuple[str, str]  # the ids of an image and of a caption
+Gallery = tuple[Pairs, dict[Pair, bytes], list[str]]
 _CURVES = {
     "loss": "Loss",
     "lr": "Learning rate",
@@ -23,34 +26,41 @@ _CURVES = {
     "pairs_per_second": "Pairs per second",
     "grad_norm": "Gradient norm",
 }
+_CANDIDATES = {"image_to_text": "texts", "text_to_image": "images"}  # what a rank is counted among
 
 
 def write(
     folder: Path,
     number: int,
-    read_pairs: Callable[[set[str], Record], tuple[Pairs, list[str]]],
+    read_gallery: Callable[[list[Pair], Record], Gallery],
 ) -> tuple[list[Path], list[str]]:
     """Write report.html in a run's folder, and each of its charts as a PNG in report/; returns the
     files, and notes on what could not be shown. InputError: no run. WorkError: it can't be written.
 
-    The gallery has `number` queries of each kind; `read_pairs` gives the pairs of some ids of an
-    evaluation, and notes on what is missing.
+    The gallery has `number` queries of each kind; `read_gallery` gives what some pairs of an
+    evaluation are made of, JPEGs of their relevance maps, and notes on what is missing.
     """
     records, evaluations = run_files.records(folder), run_files.evaluations(folder)
-    classified = [_classes(each) for each in run_files.evaluations(folder, of_classes=True)]
+    by_class = run_files.evaluations(folder, of_classes=True)
+    classified = [_classes(each) for each in by_class]
     if not records and not evaluations and not classified:
         raise InputError(
             f"{folder}: no run folder: neither metrics.jsonl nor evaluations/ is there"
         )
     notes = [] if records else ["Training: this folder has no metrics.jsonl with records."]
-    values = Record(record=None, results=results, classified=classified)
-    charts = {"training": _training_charts(records), "classes": [c["chart"] for c in classified]}
+    weakest = [results.weakest(each.record) for each in (*evaluations[:1], *by_class)]
+    values = Record(record=None, results=results, classified=classified, weakest=weakest)
+    values["was_run"] = run_files.was_run(folder)
+    values["last"] = max((record["step"] for record in records), default=0)
+    values["validations"] = run_files.series(records, "valid/mean_recall")
+    training = _training_charts(records, values["last"])
+    charts = {"training": training, "classes": [c["chart"] for c in classified]}
     if evaluations:
         first, *others = evaluations
-        chosen, pairs = examples(first, number), Pairs()
+        chosen, pairs, maps = examples(first, number), Pairs(), dict[Pair, bytes]()
         if chosen and first.record.get("data"):
-            ids = {each[name] for each in chosen for name in ("query", "first")}
-            pairs, problems = read_pairs(ids, first.record)
+            wanted = [pair for each in chosen for pair in each["maps"]]
+            pairs, maps, problems = read_gallery(wanted, first.record)
             notes += problems
         elif number:
             missing = "the place of its pairs" if chosen else "nearest ids"
@@ -63,13 +73,11 @@ def write(
             "directions": DIRECTIONS,
             "examples": chosen,
             "pairs": pairs,
+            "maps": maps,
             "slices": results.recalls("queries", slices, "images"),
             "others": results.recalls("evaluation", named, "pool"),
         }
         charts |= _retrieval_charts(first)
-    log = folder / "log.txt"
-    said = log.read_text("utf-8", "replace").rpartition("  done: ")[2] if log.is_file() else ""
-    values["outcome"] = said.partition("\n")[0]
     title = f"Run {folder.resolve().name}"
     page = html.render("run.html.j2", title=title, charts=charts, notes=notes, **values)
     file = folder / "report.html"
@@ -84,7 +92,7 @@ def write(
 def examples(evaluated: Evaluated, number: int) -> list[Record]:
     """The best, median and worst queries of each direction, so many of each kind: `direction`;
     `kind`; `rank`; `query`, the id of the pair whose image or caption is the query; `first`, that
-    of the pair whose caption or image came first.
+    of the pair whose caption or image came first; `maps`, the query with its own and with that.
     """
     arrays, chosen = evaluated.arrays or {}, []
     for direction in DIRECTIONS if "image_to_text_nearest" in arrays else ():
@@ -96,35 +104,50 @@ def examples(evaluated: Evaluated, number: int) -> list[Record]:
         for kind, places in kinds.items():
             for place in places:
                 example = {"direction": direction, "kind": kind, "rank": float(ranks[place])}
-                ids = {"query": str(arrays["ids"][place]), "first": str(nearest[place, 0])}
-                chosen.append(example | ids)
+                query, first = str(arrays["ids"][place]), str(nearest[place, 0])
+                found = (query, first) if direction == "image_to_text" else (first, query)
+                pairs = list(dict.fromkeys(((query, query), found)))
+                chosen.append(example | {"query": query, "first": first, "maps": pairs})
     return chosen
 
 
-def _training_charts(records: Sequence[Record]) -> list[Figure]:
+def _training_charts(records: Sequence[Record], last: float) -> list[Figure]:
     curves = {title: run_files.series(records, key) for key, title in _CURVES.items()}
-    charts = [plots.lines(title, {title: points}) for title, points in curves.items() if points]
-    keys = {"mean recall": "valid/mean_recall"} | {
+    charts = [plots.lines(title, {title: pts}, last) for title, pts in curves.items() if pts]
+    recalls = {"mean recall": "valid/mean_recall"} | {
         f"{name}, {title}": f"valid/{direction}/{name}"
         for name in ("R@1", "R@10")
         for direction, title in DIRECTIONS.items()
     }
-    recalls = {label: run_files.series(records, key) for label, key in keys.items()}
-    per_cent = {k: [(x, 100 * y) for x, y in points] for k, points in recalls.items() if points}
-    return charts + ([plots.lines("Validation recall, per cent", per_cent)] if per_cent else [])
+    shown = {"Validation recall": recalls}
+    keys = {key for record in records for key in record if key.startswith("valid/zeroshot/")}
+    for key in sorted(keys):
+        _, _, name, *of = key.split("/", 3)  # of a class, or of all
+        name = name.replace("_", " ")
+        title = f"Zero-shot {name}" if of else "Zero-shot scores"
+        shown.setdefault(title, {})[of[0] if of else name] = key
+    for title, series_of in shown.items():
+        found = {label: run_files.series(records, key) for label, key in series_of.items()}
+        series = {k: [(x, 100 * y) for x, y in points] for k, points in found.items() if points}
+        if series:
+            charts.append(plots.lines(f"{title}, per cent", series, last))
+    return charts
 
 
 def _retrieval_charts(evaluated: Evaluated) -> dict[str, list[Figure]]:
-    charts = dict[str, list[Figure]](slices=[], ranks=[])
+    charts, record = dict[str, list[Figure]](slices=[], ranks=[]), evaluated.record
+    chance = record["chance"]["R@10"]
     for direction, title in DIRECTIONS.items():
-        if parts := evaluated.record.get("slices"):
+        if parts := record.get("slices"):
             ks = [(each, each[direction]["R@10"]) for each in parts]
-            rows = [(e["name"], v, results.figure(e, direction, "R@10", "")) for e, v in ks]
+            rows = [(e["name"], v, chance, results.figure(e, direction, "R@10", "")) for e, v in ks]
             charts["slices"].append(plots.bars(f"R@10, {title}", rows))
         if evaluated.arrays:
             ranks = evaluated.arrays[f"{direction}_rank"]
-            rows = [(label, n, f"{n:,} ({n / len(ranks):.1%})") for label, n in rank_bins(ranks)]
-            charts["ranks"].append(plots.bars(f"Rank of the right one, {title}", rows))
+            pool = max(record.get(_CANDIDATES[direction], record["pool"]), math.ceil(ranks.max()))
+            charts["ranks"].append(
+                plots.bars(f"Rank of the right one, {title}", rank_bins(ranks, pool))
+            )
     return charts
 
 
@@ -136,18 +159,22 @@ def _classes(evaluated: Evaluated) -> Record:
         chart = plots.confusion(f"Confusion, {name}", parts["classes"], parts["counts"])
     else:
         rows = results.class_rows(record)
-        values = [(k, f.get("auroc") or 0, results.score(f, "auroc")) for k, f in rows.items()]
+        values = [(k, f.get("auroc") or 0, 0.5, results.score(f, "auroc")) for k, f in rows.items()]
         ends = [figures["intervals"].get("auroc", ()) for figures in rows.values()]
         chart = plots.bars(f"AUROC, {name}", values, ends)
     table = results.class_table(record)
     return {"name": name, "task": record["task"], "table": table, "chart": chart}
 
 
-def rank_bins(ranks: np.ndarray) -> list[tuple[str, int]]:
-    """Label and number of queries of each range of ranks: 1, 2-5, 6-10, then doubling."""
-    edges = [0, 1, 5, 10]
+def rank_bins(ranks: np.ndarray, pool: int) -> list[plots.Bar]:
+    """Bars of ranges of ranks among `pool`, as far as there are any: 1, 2-5, 6-10, then doubling.
+    By chance each rank is as frequent.
+    """
+    edges, rows = [0, 1, 5, 10], []
     while edges[-1] < ranks.max():
         edges.append(2 * edges[-1])
-    counts = np.diff([(ranks <= edge).sum() for edge in edges]).tolist()
-    labels = [f"{b:,}" if a == b - 1 else f"{a + 1:,}-{b:,}" for a, b in pairwise(edges)]
-    return list(zip(labels, counts, strict=True))
+    for a, b in pairwise(sorted({min(edge, pool) for edge in edges})):
+        label, number = f"{a + 1:,}-{b:,}", int(((ranks > a) & (ranks <= b)).sum())
+        note = f"{number:,} ({results.cell('R@', number / len(ranks))})"
+        rows.append((label if b > a + 1 else f"{b:,}", number / len(ranks), (b - a) / pool, note))
+    return rows

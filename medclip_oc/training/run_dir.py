@@ -9,9 +9,11 @@ RUN/in_use                         a process trains here: which, and on which ma
 """
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -137,8 +139,9 @@ class RunFolder:
 
 
 def environment() -> str:
-    """The commit of the working tree and the versions that decide a result, one a line."""
+    """The commit of the working tree, what decides a result, and the command, one a line."""
     lines = [f"{name} {version}" for name, version in checkpoint.versions().items()]
+    lines.append(" ".join(f"command python {shlex.join(sys.orig_argv[1:])}".splitlines()))
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     with suppress(OSError):  # no git here
         commit = subprocess.run([*git, "--abbrev=40"], capture_output=True, text=True).stdout

@@ -138,9 +138,9 @@ def test_workers_change_no_byte(
     planted: Path, found: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medclip_oc.audit.audit._PIECE", 1)  # so that comparing is shared out, too
-    look(planted, workers=2).write(tmp_path / "many")
-    found.write(tmp_path / "one")
-    for name in ("audit.json", "audit.html"):
+    look(planted, workers=2).write(tmp_path / "many" / "set")
+    found.write(tmp_path / "one" / "set")
+    for name in ("set/audit.json", "set/audit.html"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
@@ -149,6 +149,9 @@ def test_the_page_shows_leaks_and_escapes_what_people_wrote(found: Audit, tmp_pa
     assert json.loads((tmp_path / "audit.json").read_text()) == found.report
     reader = Reader((tmp_path / "audit.html").read_text())
     assert "script" not in reader.tags
+    assert f"Audit of {tmp_path.name}" in reader.text
+    assert "likeness 1.000" not in reader.text  # of a near copy, that is
+    assert "near, likeness over 0.999" in reader.text
     assert NASTY in reader.text
     assert all(f"train: {name}" in reader.text for name, _, _ in LEAKS)
     pictures = [str(value) for name, value in reader.attributes if name == "src"]

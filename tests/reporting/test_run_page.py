@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 
 from medclip_oc import report
+from medclip_oc.config import fields, parse
 from medclip_oc.config.evaluation import ReportConfig
+from medclip_oc.config.schema import Config
 from medclip_oc.config.vocabulary import DIRECTIONS
 from medclip_oc.errors import InputError
 from medclip_oc.evaluation import classification, findings
 from medclip_oc.reporting import plots, run_files, run_page
 from tests.support import cli
-from tests.support.cli import NASTY, Reader
+from tests.support.cli import NASTY, ROOT, Reader
 
 CHARTS = ["Loss", "Learning rate", "Temperature", "Pairs per second", "Validation recall, per cent"]
+CHARTS += ["Zero-shot scores, per cent", "Zero-shot auroc, per cent"]
 AFTER = ("R@10", "Rank of the right one")
 CLASSES = ("Confusion, best-classes", "AUROC, best-findings", "AUROC, best-probe")
 IDS = [f"train_{n:04}" for n in range(20)]
@@ -31,6 +34,10 @@ SHOWN += ["Pools of 5 pairs, mean of 33", "Pools of 6 pairs, mean of 44", "Basel
 SHOWN += ["This model less start", "last-valid", "Best: rank 1 of 20", "Median: rank 10 of 20"]
 SHOWN += ["Findings: best-findings", "Mass *", "macro mean of 2", "few-shot, 4 each"]
 SHOWN += ["0.425 [0.285,\u00a00.578]"]  # 17 of 40 right, Wilson's interval
+SHOWN += ["tiny-clip was trained from random weights on 3,000 pairs of shards/<b>, for 40 steps"]
+SHOWN += ["that is +12.3 and +13.3 percentage points against start", "0123abc-dirty", "2026-01-02"]
+SHOWN += ["It is weakest at notumor: recall ", "; at Edema: AUROC ", "where chance has 0.5"]
+SHOWN += ["python -m medclip_oc.train --config 'x y.yaml'"]
 SHOWN += [NASTY, "Worst: rank 20 of 20", "number 0: upper left dark", "the right one"]
 
 
@@ -94,6 +101,7 @@ def write_run(folder: Path, shards: Path) -> Path:
         if step % 10 == 0:
             recalls = {f"valid/{way}/R@1": step / 100 for way in DIRECTIONS}
             lines.append({"step": step, "valid/mean_recall": step / 80, **recalls})
+    lines[-1] |= {"valid/zeroshot/auroc": 0.7, "valid/zeroshot/auroc/PET/CT": 0.6}
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 41, "lo')  # cut by a crash
     for name in ("best-test", "last-valid"):
@@ -119,10 +127,23 @@ def run(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_run(tmp_path / "run <1>", packed)
 
 
+def describe_run(folder: Path) -> None:
+    """What training leaves of its settings; write_run's folder is an older one."""
+    config = parse.parse(Config, ["--config", str(ROOT / "configs" / "tiny_cpu.yaml")])
+    config.data.train = "shards/<b>"
+    fields.save_yaml(config, folder / "config.yaml")
+    command = "command python -m medclip_oc.train --config 'x y.yaml'"
+    (folder / "environment.txt").write_text(f"commit 0123abc-dirty\ntorch 2.9\n{command}\n")
+    start = "2026-01-02 03:04:05  tiny-clip from random weights, 2 process(es) on cpu\n"
+    plan = "2026-01-02 03:04:05  3,000 training pairs, 20 steps (23.4 per epoch)\n"
+    (folder / "log.txt").write_text(f"{start}{plan}2026-01-02 03:05:05  done: the end\n")
+
+
 def test_everything_is_on_the_page(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run", packed)
+    describe_run(run)
     assert call("--run", run) == 0
     page = Reader((run / "report.html").read_text())
     for text in SHOWN:
@@ -155,8 +176,8 @@ def test_text_stays_text_wherever_it_stands(run: Path) -> None:
     plain, nasty = page("plain"), page(NASTY)
     assert nasty.tags == plain.tags
     assert [name for name, _ in nasty.attributes] == [name for name, _ in plain.attributes]
-    assert nasty.text.count(NASTY) == 5
-    assert nasty.text.count(NASTY[:36]) == plain.text.count("plain") == 7  # charts shorten it
+    assert nasty.text.count(NASTY) == 8
+    assert nasty.text.count(NASTY[:36]) == plain.text.count("plain") == 10  # charts shorten it
 
 
 def test_the_examples_are_those_of_their_ranks(run: Path) -> None:
@@ -172,10 +193,15 @@ def test_the_examples_are_those_of_their_ranks(run: Path) -> None:
     assert {one["first"] for one in chosen} == {"train_0000"}
 
 
-def test_bins_hold_every_rank_once() -> None:
-    bins = run_page.rank_bins(np.array([1, 1.5, 2, 5, 6, 10, 10.5, 11, 20, 21, 39]))
-    assert bins == [("1", 1), ("2-5", 3), ("6-10", 2), ("11-20", 3), ("21-40", 2)]
-    assert run_page.rank_bins(np.array([1.0])) == [("1", 1), ("2-5", 0), ("6-10", 0)]
+def test_bins_hold_every_rank_once_and_end_with_the_pool() -> None:
+    ranks = np.array([1, 1.5, 2, 5, 6, 10, 10.5, 11, 20, 39])
+    labels, shares, chance, notes = zip(*run_page.rank_bins(ranks, 100), strict=True)
+    assert labels == ("1", "2-5", "6-10", "11-20", "21-40")
+    assert shares == (0.1, 0.3, 0.2, 0.3, 0.1)
+    assert chance == (0.01, 0.04, 0.05, 0.1, 0.2)
+    assert notes[1] == "3 (30.0\u00a0%)"
+    assert run_page.rank_bins(ranks, 39)[-1][0] == "21-39"
+    assert [each[0] for each in run_page.rank_bins(np.array([1.0]), 3)] == ["1", "2-3"]
 
 
 def test_long_series_are_averaged() -> None:
@@ -213,6 +239,8 @@ MISTAKES = [
     ("metrics.jsonl", "{}\n", "metrics.jsonl: line 1 is no record of a run"),
     ("metrics.jsonl", '{"step": 1, "loss": "x"}\n', "metrics.jsonl: line 1 is no record of a run"),
     ("metrics.jsonl", "[" * 100_000 + "\n", "metrics.jsonl: line 1 is no record of a run"),
+    ("config.yaml", "run: [", "config.yaml: damaged, or no run's: remove it"),
+    ("config.yaml", "run: {folder: x}", "config.yaml: damaged, or no run's: remove it"),
     ("evaluations/best-test.json", "[" * 100_000, "best-test.json: damaged, or not the record"),
     ("evaluations/best-test.json", '{"pool": 3}', "best-test.json: damaged, or not the record of"),
     ("evaluations/best-probe.json", '{"task": "x"}', "best-probe.json: damaged, or not the record"),
@@ -262,7 +290,7 @@ def test_fuzz(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "svg", str)
 
     def page() -> str:
-        run_page.write(run, 3, lambda *_: ({}, []))
+        run_page.write(run, 3, lambda *_: ({}, {}, []))
         return (run / "report.html").read_text()
 
     right, rng, told = page(), np.random.default_rng(0), []
@@ -287,3 +315,23 @@ def test_fuzz(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file.write_bytes(whole)
     assert len(told) > 200
     assert not any("\n" in line for line in told)
+
+
+def test_maps_are_of_the_checkpoint_that_was_evaluated(
+    run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The query with its own caption, and with that which came first; one where it is the same."""
+    assert call("--run", run, "--maps", "--gallery", 1) == 0
+    assert "Gallery: no relevance maps: " in capsys.readouterr().out  # there is no checkpoint
+    assert "details" not in Reader((run / "report.html").read_text()).tags
+    (run / "checkpoints").mkdir()
+    shutil.copy(tiny_checkpoint, run / "checkpoints" / "best.pt")
+    assert call("--run", run, "--maps", "--gallery", 1) == 0
+    html, chosen = (
+        (run / "report.html").read_text(),
+        run_page.examples(run_files.evaluations(run)[0], 1),
+    )
+    right = sum(each["query"] == each["first"] for each in chosen)
+    assert right == 2
+    assert Reader(html).tags.count("details") == len(chosen) == 6
+    assert html.count('alt="Relevance map') == 2 * len(chosen) - right
