@@ -9,9 +9,9 @@ from .runtime import command
 
 def main(settings: AppConfig) -> None:
     """Serve the page until it is interrupted."""
-    from .inference import web_page
+    from .web import serve
 
-    web_page.serve(settings)
+    serve.serve(settings)
 
 
 if __name__ == "__main__":

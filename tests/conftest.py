@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from medclip_oc import make_shards
+from medclip_oc import embed, make_shards
+from medclip_oc.config.inference import EmbedConfig
 from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.packing.formats import open_source
@@ -69,6 +70,15 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard folder of 48 training, 12 validation and 12 test pairs."""
     counts = {"train": 48, "valid": 12, "test": 12}
     return write_shards(tmp_path_factory.mktemp("packed"), counts, samples_per_shard=20)
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, packed: Path) -> Path:
+    """Of the 48 training pairs of `packed`, in three shards."""
+    out = tmp_path_factory.mktemp("index") / "train"
+    words = ["--checkpoint", tiny_checkpoint, "--data", packed, "--split", "train", "--out", out]
+    assert call(embed.main, EmbedConfig, *words, "--dtype", "float32", "--batch-size", 10) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

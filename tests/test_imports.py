@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "medclip_oc"
 # A folder imports from itself and from those before it; entry points from all, nobody from them.
 ORDER = ["errors", "config", "runtime", "imaging", "contrastive", "reporting", "models", "data"]
-ORDER += ["relevance", "packing", "audit", "evaluation", "inference", "training", "exporters"]
+ORDER += ["relevance", "packing", "audit", "evaluation", "inference", "web", "training"]
+ORDER += ["exporters"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SEAMS = {
     "open_clip": {"models", "exporters"},

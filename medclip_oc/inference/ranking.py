@@ -34,6 +34,7 @@ class Ranking:
     features: Tensor  # (M, D), normalised; without the first where there is a threshold
     scale: float  # the model's inverse temperature
     threshold: float | None  # cosine of the first candidate, which has no text
+    cut: Sequence[str] = ()  # texts that the context cut
     fields: ClassVar = FIELDS
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +80,7 @@ class Judging:
     names: Sequence[str]  # of the M findings
     sides: Tensor  # (2, M, D), normalised: what says that it is there, and that it isn't
     scale: float  # the model's inverse temperature
+    cut: Sequence[str] = ()  # texts that the context cut
     fields: ClassVar = ("image", "finding", "probability", "cosine_positive", "cosine_negative")
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,8 +130,8 @@ def embed_candidates(
     scale = embedder.clip.towers.inverse_temperature().item()
     names = [candidate.name for candidate in candidates]
     if multi_label:
-        return Judging(names, means.unflatten(0, (2, -1)), scale)
-    return Ranking([NONE] * (threshold is not None) + names, means, scale, threshold)
+        return Judging(names, means.unflatten(0, (2, -1)), scale, cut)
+    return Ranking([NONE] * (threshold is not None) + names, means, scale, threshold, cut)
 
 
 def write_rows(

@@ -5,7 +5,7 @@ B images or texts in a batch, M texts, L context length, D embedding size.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import open_clip
@@ -129,6 +129,7 @@ class Clip:
     tokenizer: Callable[[list[str]], Tensor]  # M texts -> (M, L) int64
     description: dict[str, Any]  # what a checkpoint says of the model: plain values
     caption_key: str = "caption"  # see `DataConfig`, of the run that made it
+    run: dict[str, Any] = field(default_factory=dict)  # step and config of the checkpoint
 
     def __post_init__(self) -> None:
         *geometry, _to_tensor, _normalize = self.open_clip_preprocess().transforms

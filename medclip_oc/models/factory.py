@@ -77,7 +77,8 @@ def restore(content: dict[str, Any], where: str, settings: ModelConfig | None = 
         built = _plain(model.visual.preprocess_cfg)
         description.check_equal(f"{where}: made with", preprocess, f"{name} is built with", built)
         clip = _assemble(model, about, settings, where)
-        trained = (content.get("config") or {}).get("data", {})
+        clip.run = {"step": content.get("step"), "config": content.get("config") or {}}
+        trained = clip.run["config"].get("data", {})
         clip.caption_key = trained.get("caption_key", clip.caption_key)
         return clip
 
