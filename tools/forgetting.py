@@ -18,39 +18,21 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc.errors import InputError, WorkError
+import yaml
+from interpolate import InterpolateConfig, make_folder
+from interpolate import main as interpolate
+from make_phantoms import PhantomConfig, split_combinations, write_split
+
+from medclip_oc.config.checks import Natural, Settings
+from medclip_oc.errors import WorkError
 from medclip_oc.runtime import command
 
-if TYPE_CHECKING:
-    from make_phantoms import Combination
-
 ROOT = Path(__file__).resolve().parents[1]
-OLD, NEW = ("ct", "mr"), ("us", "xray")
-SPLITS = ("train", "valid", "test")
-MODEL: dict[str, Any] = {
-    "arch": "phantom-clip",
-    "definition": {
-        "embed_dim": 128,
-        "vision_cfg": {
-            "image_size": 64,
-            "patch_size": 16,
-            "width": 128,
-            "head_width": 32,
-            "layers": 4,
-        },
-        "text_cfg": {
-            "context_length": 32,
-            "vocab_size": 49408,
-            "width": 64,
-            "heads": 4,
-            "layers": 2,
-        },
-    },
-}
+MODALITIES = {"old": ("ct", "mr"), "new": ("us", "xray")}
 # ways of fine-tuning, by their settings; the running average comes with the plain run
 FINE_LR = 1e-3
 METHODS: dict[str, dict[str, Any]] = {
@@ -72,19 +54,15 @@ class Sizes(NamedTuple):
 
 
 @dataclass
-class ExperimentConfig:
+class ExperimentConfig(Settings):
     """What fine-tuning forgets, and what keeps it: an experiment on phantoms."""
 
     out: str
     """Folder for the data, the runs and result.json."""
-    seed: int = 0
+    seed: Natural = 0
     """Of the pictures, the weights and the order of the data."""
     quick: bool = False
     """Almost no training: to see that it runs."""
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: at least 0")
 
     @property
     def sizes(self) -> Sizes:
@@ -92,66 +70,30 @@ class ExperimentConfig:
         return Sizes(64, 32, 1, 1, 32) if self.quick else Sizes(1600, 150, 20, 8, 128)
 
 
-# ------------------------------------------------------------------------------------------ data
-
-
-def draw(
-    folder: Path, combinations: dict[str, list["Combination"]], counts: dict[str, int], seed: int
-) -> str:
-    """Draw phantoms of these combinations and pack them; returns the shard folder.
-
-    Args:
-        folder: where to.
-        combinations: of each split, which take turns.
-        counts: pairs of each split.
-        seed: of the pictures.
-    """
-    import make_phantoms
-    import numpy as np
-    import phantom_pictures
-    from PIL import Image
-
+def draw(config: ExperimentConfig, out: Path) -> dict[str, str]:
+    """Shard folders of the old modalities and of the new ones."""
     from medclip_oc.packing.formats import open_source
     from medclip_oc.packing.pack import PackOptions, pack
 
-    source, shards = folder / "source", folder / "shards"
-    if (shards / "index.json").exists():  # the last that packing writes
-        return str(shards)
-    for split, count in counts.items():
-        images = source / f"{split}_images" / split
-        images.mkdir(parents=True, exist_ok=True)
-        rows = [["ID", "Caption"]]
-        for index in range(count):
-            rng = np.random.default_rng([seed, SPLITS.index(split), index])
-            drawn = combinations[split][index % len(combinations[split])]
-            picture = phantom_pictures.draw(*drawn, rng=rng, pixels=80)
-            Image.fromarray(picture.pixels).save(images / f"{split}_{index:05}.jpg", quality=90)
-            rows.append([f"{split}_{index:05}", make_phantoms.caption(drawn, rng)])
-        make_phantoms.write_csv(source / f"{split}_captions.csv", rows)
-    pack(open_source(source), shards, PackOptions(samples_per_shard=500))
-    return str(shards)
-
-
-def old_and_new(config: ExperimentConfig, out: Path) -> dict[str, str]:
-    """Shard folders of the old modalities and of the new ones."""
-    import make_phantoms
-
     found, sizes = {}, config.sizes
-    every = make_phantoms.split_combinations(config.seed)
-    for name, modalities in (("old", OLD), ("new", NEW)):
-        known = {split: [c for c in every[split] if c.modality in modalities] for split in SPLITS}
-        counts = {"train": sizes.train, "valid": sizes.held_out, "test": sizes.held_out}
-        data = out / f"{name}-{config.seed}-{sizes.train}"
-        found[name] = draw(data, known, counts, config.seed)
+    for name, modalities in MODALITIES.items():
+        source = out / f"{name}-{config.seed}-{sizes.train}" / "source"
+        shards, held_out = source.with_name("shards"), sizes.held_out
+        found[name] = str(shards)
+        if (shards / "index.json").exists():  # the last that packing writes
+            continue
+        drawn = PhantomConfig(str(source), sizes.train, held_out, held_out, config.seed, size=80)
+        for split, every in split_combinations(config.seed).items():
+            write_split(drawn, split, [c for c in every if c.modality in modalities])
+        pack(open_source(source), shards, PackOptions(samples_per_shard=500))
     return found
 
 
-# -------------------------------------------------------------------------------------- training
-
-
 def settings(shards: str, folder: Path, seed: int, epochs: int, batch: int) -> dict[str, Any]:
-    """A run, by dotted names."""
+    """A run of the demo's model, by dotted names."""
+    demo = (ROOT / "configs" / "tiny_cpu.yaml").read_text(encoding="utf-8")
     return {
+        "model": yaml.safe_load(demo)["model"],
         "run.folder": str(folder),
         "run.seed": seed,
         "run.overwrite": True,
@@ -167,103 +109,71 @@ def settings(shards: str, folder: Path, seed: int, epochs: int, batch: int) -> d
     }
 
 
-def run_all(runs: dict[str, dict[str, Any]]) -> None:
-    """Train each that an earlier call didn't, two at a time."""
-    import yaml
-
-    def one(item: tuple[str, dict[str, Any]]) -> None:
-        name, values = item
-        folder = Path(values["run.folder"])
-        file = folder.with_name(f"{folder.name}.yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tree: dict[str, Any] = {"model": MODEL}
-        for key, value in values.items():
-            section, _, word = key.partition(".")
-            tree[section] = {**tree.get(section, {}), word: value}
-        text, last = yaml.safe_dump(tree), folder / "checkpoints" / "last.pt"
-        if last.exists() and file.exists() and file.read_text(encoding="utf-8") == text:
-            return  # an earlier call came this far
-        last.unlink(missing_ok=True)
-        file.write_text(text, encoding="utf-8")
-        words = [sys.executable, "-m", "medclip_oc.train", "--config", str(file)]
-        # one thread each: more than there are cores would spin against each other
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise WorkError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-        print(f"trained: {name}", file=sys.stderr)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, runs.items()))
+def train(run: tuple[str, dict[str, Any]]) -> Path:
+    """The last checkpoint of a named run, trained unless an earlier call came that far."""
+    name, values = run
+    folder = Path(values["run.folder"])
+    file, last = folder.with_name(f"{folder.name}.yaml"), folder / "checkpoints" / "last.pt"
+    text = yaml.safe_dump(values)
+    if last.exists() and file.exists() and file.read_text(encoding="utf-8") == text:
+        return last
+    last.unlink(missing_ok=True)
+    file.write_text(text, encoding="utf-8")
+    words = [sys.executable, "-m", "medclip_oc.train", "--config", str(file)]
+    # one thread each: more than there are cores would spin against each other
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    print(f"trained: {name}", file=sys.stderr)
+    return last
 
 
 def recall(file: Path, shards: str) -> float:
     """Mean of R@1, R@5 and R@10 both ways, over the test split."""
     import torch
 
-    from medclip_oc.config.evaluation import MeasureConfig
-    from medclip_oc.data import loader
-    from medclip_oc.evaluation import features, retrieval
-    from medclip_oc.models import factory
+    from medclip_oc.config.evaluation import EvaluateConfig
+    from medclip_oc.evaluation import sources
     from medclip_oc.runtime.distributed import World
 
-    world = World(0, 1, torch.device("cpu"))
-    clip = factory.load(file)
-    pairs = loader.evaluation_pairs(loader.open_shards(shards, "test", world), clip)
-    embedded = features.embed_pairs(
-        clip, pairs, world, batch_size=64, workers=0, precision="fp32", stop=lambda: False
-    )
-    settings = MeasureConfig(duplicates="keep", interval_draws=0)
-    return float(retrieval.measure(embedded, settings, nearest=False).record["mean_recall"])
-
-
-# ------------------------------------------------------------------------------------ experiment
+    how: dict[str, Any] = {"duplicates": "keep", "interval_draws": 0, "workers": 0}
+    asked = EvaluateConfig(checkpoint=str(file), data=shards, split="test", **how)
+    measured, _ = sources.evaluate(asked, World(0, 1, torch.device("cpu")))
+    return float(measured.record["mean_recall"])
 
 
 def forgetting(config: ExperimentConfig, out: Path) -> dict[str, Any]:
     """Train, fine-tune in every way, measure both; prints the table."""
-    sizes, shards = config.sizes, old_and_new(config, out)
-    before = out / "before"
-    old_run = settings(shards["old"], before, config.seed, sizes.old_epochs, sizes.batch)
-    run_all({"before": old_run})
-    start = before / "checkpoints" / "last.pt"
+    sizes, shards = config.sizes, draw(config, out)
+    old_run = settings(shards["old"], out / "before", config.seed, sizes.old_epochs, sizes.batch)
+    start = train(("before", old_run))
     runs = {}
     for number, (name, changes) in enumerate(METHODS.items()):
         folder = out / f"method{number}"
         base = settings(shards["new"], folder, config.seed, sizes.new_epochs, sizes.batch)
         runs[name] = base | {"optim.lr": FINE_LR, "model.pretrained": str(start)} | changes
-    run_all(runs)
-    files = {"before fine-tuning": start}
-    for name, values in runs.items():
-        files[name] = Path(values["run.folder"]) / "checkpoints" / "last.pt"
+    with ThreadPoolExecutor(2) as pool:  # two runs at a time
+        trained = dict(zip(runs, pool.map(train, runs.items()), strict=True))
+    files = {"before fine-tuning": start, **trained}
     files["EMA 0.98 of plain"] = files["plain"].with_name("ema.pt")
-    alpha, files["WiSE-FT of plain"] = wise(start, files["plain"], shards, out)
+    alpha, chosen = wise(start, files["plain"], shards, out / "wise")
+    files[f"WiSE-FT of plain, alpha {alpha:g}"] = chosen
     rows = {
         name: {which: recall(file, where) for which, where in shards.items()}
         for name, file in files.items()
     }
-    rows = {f"{name}, alpha {alpha:g}" if "WiSE" in name else name: v for name, v in rows.items()}
     print(forgetting_table(rows, sizes.held_out))
     return {"rows": rows, "alpha": alpha}
 
 
 def wise(start: Path, fine: Path, shards: dict[str, str], out: Path) -> tuple[float, Path]:
     """tools/interpolate.py on the validation pairs of both: alpha, and the file."""
-    import interpolate
-
-    interpolate.main(
-        interpolate.InterpolateConfig(
-            fine_tuned=[str(fine)],
-            zero_shot=str(start),
-            data=shards["new"],
-            probe=shards["old"],
-            out=str(out / "wise"),
-            workers=0,
-            device="cpu",
-        )
-    )
-    record = json.loads((out / "wise" / "interpolation.json").read_text(encoding="utf-8"))
-    return float(record["alpha"]), out / "wise" / "chosen.pt"
+    data: dict[str, Any] = {"data": shards["new"], "probe": shards["old"], "workers": 0}
+    files: dict[str, Any] = {"fine_tuned": [str(fine)], "zero_shot": str(start), "out": str(out)}
+    interpolate(InterpolateConfig(**data, **files, device="cpu"))
+    record = json.loads((out / "interpolation.json").read_text(encoding="utf-8"))
+    return float(record["alpha"]), out / "chosen.pt"
 
 
 def forgetting_table(rows: dict[str, dict[str, float]], pool: int) -> str:
@@ -290,11 +200,7 @@ def main(config: ExperimentConfig) -> None:
     import torch
 
     torch.set_num_threads(1)
-    out = Path(config.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
+    out = make_folder(config.out)
     result = forgetting(config, out)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

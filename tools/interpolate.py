@@ -18,23 +18,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
-from medclip_oc.config.checks import Device, Precision
+from medclip_oc.config import checks
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import InputError, WorkError
 from medclip_oc.runtime import command
 
 if TYPE_CHECKING:
-    from medclip_oc.data.dataset import Pairs
     from medclip_oc.models.averaging import State
     from medclip_oc.models.clip import Clip
     from medclip_oc.runtime.distributed import World
 
-Split = Literal["train", "valid", "test"]
 _MOST_STEPS = 1000
 
 
 @dataclass
-class InterpolateConfig:
+class InterpolateConfig(checks.Settings):
     """Interpolate between the weights before and after fine-tuning; average several runs."""
 
     fine_tuned: list[str]
@@ -47,32 +45,28 @@ class InterpolateConfig:
     """The weights before: an open_clip tag, a file, or `start`: what the run started from."""
     alphas: str = "0:1:0.1"
     """FROM:TO:STEP, or numbers with commas; 0 is before, 1 after fine-tuning."""
-    split: Split = "valid"
+    split: checks.Split = "valid"
     """Split of --data, where it is a shard folder."""
     probe: str | list[str] | None = None
     """Pairs of what the model knew before, see --data."""
-    probe_split: Split = "valid"
+    probe_split: checks.Split = "valid"
     """Split of --probe."""
-    tolerance: float = 0.1
+    tolerance: checks.ShareBelowOne = 0.1
     """Share of the best score on --data that may be given up for the probe."""
     soup: Literal["uniform", "greedy"] = "uniform"
     """How several checkpoints are averaged: all of them, or those that help on --data."""
-    batch_size: int = 64
+    batch_size: checks.Count = 64
     """Pairs embedded at once."""
-    workers: int = 2
+    workers: checks.Natural = 2
     """Loader processes."""
-    precision: Precision = "fp32"
+    precision: checks.Precision = "fp32"
     """bf16 (CPU and CUDA), fp16 (CUDA), fp32."""
-    device: Device = "auto"
+    device: checks.Device = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1:
-            raise InputError(f"--tolerance: {self.tolerance} is not in [0, 1)")
-        if self.batch_size < 1 or self.workers < 0:
-            raise InputError("--batch_size, --workers: at least 1, and 0")
-        if not self.fine_tuned:
-            raise InputError("--fine_tuned: give at least one checkpoint")
+        super().__post_init__()
+        self.require(bool(self.fine_tuned), "fine_tuned", "at least one checkpoint")
 
 
 def alphas(text: str) -> list[float]:
@@ -97,15 +91,19 @@ class Scorer:
     """Measures weights by retrieval; one model is refilled again and again."""
 
     def __init__(self, clip: "Clip", world: "World", settings: InterpolateConfig) -> None:
-        from medclip_oc.data import loader
+        from medclip_oc.data.loader import evaluation_pairs, open_shards
 
-        self.clip, self.world, self.settings = clip, world, settings
-        self.sets: dict[str, Pairs] = {}
-        places = {"data": (settings.data, settings.split)}
-        if settings.probe is not None:
-            places["probe"] = (settings.probe, settings.probe_split)
-        for name, (where, split) in places.items():
-            self.sets[name] = loader.evaluation_pairs(loader.open_shards(where, split, world), clip)
+        self.clip, self.world, given = clip, world, vars(settings)
+        self.how = {key: given[key] for key in ("batch_size", "workers", "precision")}
+        places = {
+            "data": (settings.data, settings.split),
+            "probe": (settings.probe, settings.probe_split),
+        }
+        self.sets = {
+            name: evaluation_pairs(open_shards(where, split, world), clip)
+            for name, (where, split) in places.items()
+            if where is not None
+        }
 
     def __call__(self, state: "State") -> dict[str, float]:
         """The mean recall of each set, in [0, 1]."""
@@ -116,10 +114,7 @@ class Scorer:
         from medclip_oc.evaluation.retrieval import evaluate
 
         self.clip.towers.clip.load_state_dict(state)
-        options = {
-            key: getattr(self.settings, key) for key in ("batch_size", "workers", "precision")
-        }
-        measured = evaluate(self.clip, self.sets[name], self.world, **options)
+        measured = evaluate(self.clip, self.sets[name], self.world, **self.how)
         return float(measured.record["mean_recall"])
 
 
@@ -161,8 +156,8 @@ def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> 
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    across = "probe" if "probe" in rows[0] else "alpha"
-    points = [(100 * row[across] if across == "probe" else row[across], row) for row in rows]
+    across, scale = ("probe", 100) if "probe" in rows[0] else ("alpha", 1)
+    points = [(scale * row[across], row) for row in rows]
     axes.plot([x for x, _ in points], [100 * row["data"] for _, row in points], marker="o")
     for x, row in points:
         weight = "bold" if row is chosen else "normal"
@@ -175,8 +170,7 @@ def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> 
 def main(settings: InterpolateConfig) -> None:
     """Average, measure, choose, save."""
     steps = alphas(settings.alphas)  # before anything that takes time
-    out = Path(settings.out)
-    _make(out)
+    out = make_folder(settings.out)
     from medclip_oc.models import averaging, checkpoint, factory
     from medclip_oc.runtime.devices import check_precision, device_of
     from medclip_oc.runtime.distributed import World
@@ -210,13 +204,14 @@ def main(settings: InterpolateConfig) -> None:
     print(f"alpha {chosen['alpha']:g} is in {out / 'chosen.pt'}")
 
 
-def _make(out: Path) -> None:
+def make_folder(out: str) -> Path:
     """The folder for the results, before hours are spent on them."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        Path(out).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise InputError(f"--out: {out} can't be written ({error.strerror})") from error
+    return Path(out)
 
 
 def soup(

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import forgetting
 import make_phantoms
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forgetting import MODALITIES
 
 from medclip_oc.models import checkpoint
 from medclip_oc.packing.formats import open_source
@@ -22,6 +22,7 @@ from tests.support.interrupted import weights
 
 pytestmark = pytest.mark.slow
 
+OLD, NEW = MODALITIES.values()
 VISION = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 3}
 TEXT = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 DEFINITION = {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": TEXT}
@@ -41,10 +42,13 @@ def recaptioned(source: Path, captions: Any, out: Path) -> None:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of shards and of the start's weights."""
     folder, every = tmp_path_factory.mktemp("harm"), make_phantoms.split_combinations(0)
-    for known, *counts in ((forgetting.OLD, 640, 96, 96), (forgetting.NEW, 256, 1, 1)):
-        drawn = every | {"train": [c for c in every["train"] if c.modality in known]}
-        sizes = dict(zip(forgetting.SPLITS, counts, strict=True))
-        forgetting.draw(folder / known[0], drawn, sizes, seed=0)
+    for known, *counts in ((OLD, 640, 96, 96), (NEW, 256, 1, 1)):
+        source = folder / known[0] / "source"
+        drawn = make_phantoms.PhantomConfig(str(source), *counts, size=80)
+        for split, each in every.items():
+            mine = [c for c in each if split != "train" or c.modality in known]
+            make_phantoms.write_split(drawn, split, mine)
+        pack(open_source(source), folder / known[0] / "shards")
     recaptioned(folder / "us" / "source", np.random.default_rng(0).permutation, folder / "mixed")
     recaptioned(folder / "us" / "source", lambda texts: texts[0], folder / "one")
     own = {"model": MODEL, "train": BATCH | {"epochs": 10}, "optim": {"lr": 2e-3}}

@@ -13,29 +13,28 @@ Two sets of shards are made: one with the files as they are, one with the shorte
 """
 
 import gc
-import io
-import json
-import resource
+import itertools
+import multiprocessing
+import os
 import statistics
-import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
-if __name__ == "__main__":  # one of the sides
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from pairs import gather, pack_table
+from side_by_side import Comparison, in_turn, processor_seconds, ratios
 
-from side_by_side import Comparison
-
+from medclip_oc.config.checks import Count, Settings
 from medclip_oc.errors import InputError, WorkError
-
-if TYPE_CHECKING:
-    from medclip_oc.data.shards import Sample
 
 PEER = "open_clip 3.3.0, webdataset 0.2.86"
 PEER_VERSION = "0.2.86"
@@ -43,41 +42,39 @@ RECIPES = ("whole recipe", "crop alone")
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """What to load, and how often."""
 
     source: str
     """Folder of a data set in any form that make_shards.py knows; all its splits are used."""
     peer_packages: str
     """Folder of webdataset 0.2.86 (see the top of tools/bench/loader.py)."""
-    repeat: int = 8
+    repeat: Count = 8
     """Each pair counts so many times."""
-    shards: int = 8
+    shards: Count = 8
     """Tars that the pairs are spread over."""
-    size: int = 224
+    size: Count = 224
     """Side of the model's input in pixels."""
-    resize: int = 256
+    resize: Count = 256
     """Shorter side of the files in the second set of shards."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images in a batch."""
-    rounds: int = 5
+    rounds: Count = 5
     """Runs of each side that count, after one that doesn't."""
 
 
-@dataclass
-class Side:
+class Side(NamedTuple):
     """What a process is to do."""
 
-    who: str
-    """ours, or theirs."""
-    folder: str
     recipe: str
-    config: dict[str, Any]
-
-    @property
-    def urls(self) -> str:
-        """All shards, as a brace pattern."""
-        return f"{self.folder}/{{{0:06}..{self.config['shards'] - 1:06}}}.tar"
+    """Ours; theirs has none."""
+    shards: Path
+    """Folder."""
+    pairs: int
+    """In it."""
+    size: int
+    batch_size: int
+    peer_packages: str
 
 
 def run(config: Config) -> Iterator[Comparison]:
@@ -92,36 +89,20 @@ def run(config: Config) -> Iterator[Comparison]:
             f"--peer-packages: no webdataset in {config.peer_packages}; pip install --no-deps "
             f"--target {config.peer_packages} webdataset=={PEER_VERSION}"
         )
+    sizes = config.size, config.batch_size, config.peer_packages
     with tempfile.TemporaryDirectory(prefix="bench_loader_") as name:
-        folder = Path(name)
-        pairs = _make_shards(config, folder)
-        yield from _rates(config, folder, pairs)
-
-
-def _rates(config: Config, folder: Path, pairs: int) -> Iterator[Comparison]:
-    """Every side in turn, round after round; then the comparisons that they allow."""
-    sets = ("original", f"{config.resize} px")
-    sides = {
-        ("theirs", kind): Side("theirs", str(folder / kind), "", asdict(config)) for kind in sets
-    }
-    for kind in sets:
-        for recipe in RECIPES:
-            sides[recipe, kind] = Side("ours", str(folder / kind), recipe, asdict(config))
-    processes = {key: _Process(side) for key, side in sides.items()}
-    rates: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
-    try:
-        for number in range(config.rounds + 1):
-            for key, process in list(processes.items())[:: 1 if number % 2 else -1]:
-                answer = process.ask()
-                if answer["images"] != pairs // config.batch_size * config.batch_size:
-                    raise WorkError(f"{key}: {answer['images']} images instead of {pairs}")
-                if number:
-                    rates[key].append(answer["images"] / answer["cpu_seconds"])
-    finally:
-        for process in processes.values():
-            process.close()
+        table, images = gather(config.source, config.repeat, Path(name))
+        per_shard, sides = -(-len(images) // config.shards), dict[tuple[str, str], Side]()
+        kinds = {"original": None, f"{config.resize} px": config.resize}
+        for kind, resize in kinds.items():
+            shards = Path(name, kind)
+            pairs = pack_table(table, shards, samples_per_shard=per_shard, resize=resize)
+            for who in ("theirs", *RECIPES):
+                sides[who, kind] = Side(who, shards, pairs, *sizes)
+        rates = _rates(sides, config.rounds)
+    whole, small = kinds
     for recipe in RECIPES:
-        for ours, theirs in ((sets[0], sets[0]), (sets[1], sets[0]), (sets[1], sets[1])):
+        for ours, theirs in ((whole, whole), (small, whole), (small, small)):
             mine, other = rates[recipe, ours], rates["theirs", theirs]
             yield Comparison(
                 "loader",
@@ -130,93 +111,63 @@ def _rates(config: Config, folder: Path, pairs: int) -> Iterator[Comparison]:
                 PEER,
                 statistics.median(other),
                 "images/s per core",
-                [a / b for a, b in zip(mine, other, strict=True)],
-                {"images": pairs},
+                ratios(mine, other),
+                {"images": sides[recipe, ours].pairs},
             )
 
 
-def _make_shards(config: Config, folder: Path) -> int:
-    """Both sets of shards; returns the number of pairs in each."""
-    from medclip_oc.data.shards import ShardSet
-    from medclip_oc.packing.formats import open_source
-    from medclip_oc.packing.pack import PackOptions, pack
-
-    source, counts = open_source(Path(config.source)), set[int]()
-    for kind, resize in (("original", None), (f"{config.resize} px", config.resize)):
-        packed = folder / f"packed {kind}"
-        pack(source, packed, PackOptions(resize=resize))
-        splits = [ShardSet.open(str(packed), split) for split in source.splits]
-        samples = [split.read(n) for split in splits for n in range(len(split))]
-        _spread(samples, folder / kind, config)
-        counts.add(config.repeat * len(samples))
-    [count] = counts
-    return count
+def _rates(sides: dict[tuple[str, str], Side], rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Images per second of processor time of each side, each in a process of its own."""
+    with ExitStack() as stack:
+        calls = {}
+        for key, side in sides.items():
+            spawn = multiprocessing.get_context("spawn")
+            process = stack.enter_context(ProcessPoolExecutor(1, spawn, _watch_parent))
+            calls[key] = partial(_ask, process, side, itertools.count())
+        return in_turn(calls, rounds)
 
 
-def _spread(samples: "list[Sample]", folder: Path, config: Config) -> None:
-    """Every pair `repeat` times, dealt to the shards in turn."""
-    folder.mkdir()
-    for shard in range(config.shards):
-        with tarfile.open(folder / f"{shard:06}.tar", "w") as tar:
-            for number in range(shard, config.repeat * len(samples), config.shards):
-                turn, place = divmod(number, len(samples))
-                sample = samples[place]
-                facts = json.dumps(sample.facts).encode()
-                parts = {sample.extension: sample.image, "txt": sample.caption.encode()}
-                for end, data in (parts | {"json": facts}).items():
-                    info = tarfile.TarInfo(f"{sample.key}_{turn}.{end}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+def _ask(process: ProcessPoolExecutor, side: Side, numbers: Iterator[int]) -> float:
+    return process.submit(_pass, side, next(numbers)).result()
 
 
 # ----------------------------------------------------------------------------------- one process
 
 
-class _Process:
-    """A side in a process of its own, which waits to be asked."""
+def _watch_parent() -> None:
+    """A parent that is killed tells nobody; this process would wait for ever."""
 
-    def __init__(self, side: Side) -> None:
-        words = [sys.executable, "-W", "ignore", __file__, json.dumps(asdict(side))]
-        self.side, pipe = side, subprocess.PIPE
-        self.child = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
 
-    def ask(self) -> dict[str, float]:
-        """Let it do a pass; returns what it measured."""
-        assert self.child.stdin is not None
-        assert self.child.stdout is not None
-        self.child.stdin.write("pass\n")
-        self.child.stdin.flush()
-        line = self.child.stdout.readline()
-        if not line:
-            raise WorkError(f"the process of {self.side.who} failed; its messages stand above")
-        answer: dict[str, float] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        self.child.communicate()
+    Thread(target=end_with_parent, daemon=True).start()
 
 
-def answer(side: Side) -> None:
-    """Do a pass for each line on stdin, and answer in JSON lines."""
+def _pass(side: Side, number: int) -> float:
+    """Load all images once; returns how many a second of processor time."""
+    batches = _maker(side)(number)
+    gc.collect()
+    before = processor_seconds()
+    images = sum(batches)
+    spent = processor_seconds() - before
+    if images != side.pairs // side.batch_size * side.batch_size:
+        raise WorkError(f"{side.recipe}: {images} images instead of {side.pairs}")
+    return images / spent
+
+
+@cache
+def _maker(side: Side) -> Callable[[int], Iterator[int]]:
+    """What gives the sizes of the batches of a pass."""
     import torch
 
     torch.set_num_threads(1)
-    make = _theirs(side) if side.who == "theirs" else _ours(side)
-    for number, _ in enumerate(sys.stdin):
-        gc.collect()
-        print(json.dumps(_pass(make(number))), flush=True)
+    warnings.simplefilter("ignore")
+    return _ours(side) if side.recipe in RECIPES else _theirs(side)
 
 
-def _pass(batches: Iterable[int]) -> dict[str, float]:
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    images = sum(batches)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"images": images, "cpu_seconds": seconds}
-
-
-def _ours(side: Side) -> Any:
+def _ours(side: Side) -> Callable[[int], Iterator[int]]:
     from medclip_oc.config.schema import AugmentConfig, DataConfig, ModelConfig
     from medclip_oc.data import loader
     from medclip_oc.data.dataset import load_batches
@@ -224,16 +175,16 @@ def _ours(side: Side) -> Any:
     from medclip_oc.data.shards import ShardSet
     from medclip_oc.models import factory
 
-    tower = {"image_size": side.config["size"], "layers": 1, "width": 64, "patch_size": 32}
+    tower = {"image_size": side.size, "layers": 1, "width": 64, "patch_size": 32}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     definition = {"embed_dim": 64, "vision_cfg": tower, "text_cfg": text}
     clip = factory.build(ModelConfig(arch="bench-loader", definition=definition))
     plain = AugmentConfig(scale=(0.9, 1.0), rotation_degrees=0, brightness=0, contrast=0)
     augment = AugmentConfig() if side.recipe == RECIPES[0] else plain
-    size = side.config["batch_size"]
+    size = side.batch_size
 
     def make(number: int) -> Iterator[int]:
-        shards = ShardSet.open(side.urls, "train")
+        shards = ShardSet.open(str(side.shards), "train")
         pairs = loader.training_pairs(shards, clip, DataConfig(augment=augment), 0)
         order = Order(shards.sizes, seed=number)
         batches = order.shares(0, len(shards) // size, size, range(size))
@@ -243,8 +194,8 @@ def _ours(side: Side) -> Any:
     return make
 
 
-def _theirs(side: Side) -> Any:
-    sys.path.insert(0, side.config["peer_packages"])
+def _theirs(side: Side) -> Callable[[int], Iterator[int]]:
+    sys.path.insert(0, side.peer_packages)
     import open_clip
     import webdataset
     from open_clip.transform import image_transform
@@ -252,15 +203,14 @@ def _theirs(side: Side) -> Any:
 
     assert webdataset.__version__ == PEER_VERSION, webdataset.__version__
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    preprocess = image_transform(side.config["size"], is_train=True, mean=mean, std=std)
+    preprocess = image_transform(side.size, is_train=True, mean=mean, std=std)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    pairs = len(list(_keys(side)))
+    last, size = len(list(side.shards.glob("*.tar"))) - 1, side.batch_size
 
     def make(number: int) -> Iterator[int]:
-        size = side.config["batch_size"]
         args = SimpleNamespace(
-            train_data=side.urls,
-            train_num_samples=pairs // size * size,
+            train_data=f"{side.shards}/train-{{000000..{last:06}}}.tar",
+            train_num_samples=side.pairs // size * size,
             val_data=None,
             val_num_samples=None,
             dataset_resampled=False,
@@ -275,13 +225,3 @@ def _theirs(side: Side) -> Any:
             yield len(images)
 
     return make
-
-
-def _keys(side: Side) -> Iterator[str]:
-    for number in range(side.config["shards"]):
-        with tarfile.open(f"{side.folder}/{number:06}.tar") as tar:
-            yield from (name for name in tar.getnames() if name.endswith(".txt"))
-
-
-if __name__ == "__main__":
-    answer(Side(**json.loads(sys.argv[1])))

@@ -26,38 +26,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pairs import gather, pack_table, write_table
 from phantom_pictures import LEVELS, organ_masks, smooth_noise
 from side_by_side import Comparison, compare
 
+from medclip_oc.config.checks import Bound, Count, Settings
 from medclip_oc.errors import InputError
 from medclip_oc.runtime.extras import needed
 from medclip_oc.runtime.workers import ordered_map
 
 CASES = ("decode", "copy", "series")
+Case = Annotated[str, Bound("decode, copy or series", CASES.__contains__)]
 SYNTAXES = ["ExplicitVRLittleEndian", "RLELossless", "JPEGLosslessProcess14_1"]  # GDCM's names
 SYNTAXES += ["JPEGLSLossless", "JPEG2000Lossless"]
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """What to pack, and how often."""
 
     source: str | None = None
     """Folder of a data set in any form that make_shards.py knows; the case series needs none."""
-    repeat: int = 1
+    repeat: Count = 1
     """Each pair counts so many times, under ids of its own."""
-    cases: list[str] = field(default_factory=lambda: list(CASES))
+    cases: list[Case] = field(default_factory=lambda: list(CASES))
     """What to measure: decode, copy, series."""
-    workers: int | list[int] = field(default_factory=lambda: [1, 2])
+    workers: Count | list[Count] = field(default_factory=lambda: [1, 2])
     """Processes of a packing, one case each."""
-    slices: int = 60
+    slices: Count = 60
     """Of a series."""
-    rounds: int = 5
+    rounds: Count = 5
     """Paired runs that count, after one that doesn't."""
-    samples_per_shard: int = 1000
+    samples_per_shard: Count = 1000
     """Pairs per tar, for both sides."""
     folder: str | None = None
     """Where to write, in a temporary folder that is removed. null: the system's place for those."""
@@ -67,92 +70,36 @@ def run(config: Config) -> Iterator[Comparison]:
     """Measure every case.
 
     Raises:
-        InputError: an option out of range, or what `open_source` raises.
+        InputError: no such folder, no source, or what `open_source` raises.
     """
-    _check(config)
+    if not config.source and {*config.cases} != {"series"}:
+        raise InputError("--source: the cases decode and copy need one")
+    if config.folder and not Path(config.folder).is_dir():
+        raise InputError(f"--folder {config.folder}: no such folder")
     measures = {"decode": _decode_case, "copy": _copy_case}
+    numbers = [config.workers] if isinstance(config.workers, int) else config.workers
     with tempfile.TemporaryDirectory(prefix="bench_pack_", dir=config.folder) as name:
         folder = Path(name)
         if config.source:
-            table, paths = _gather(config, folder)
+            table, paths = gather(config.source, config.repeat, folder)
         for case in dict.fromkeys(config.cases):
             if case == "series":
                 yield from _series_cases(config, folder)
                 continue
-            for workers in _workers(config):
-                yield measures[case](config, folder, table, paths, workers)
-
-
-def _workers(config: Config) -> list[int]:
-    return [config.workers] if isinstance(config.workers, int) else config.workers
-
-
-def _check(config: Config) -> None:
-    if wrong := [case for case in config.cases if case not in CASES]:
-        raise InputError(f"--cases {' '.join(wrong)}: allowed are {', '.join(CASES)}")
-    if not config.source and {*config.cases} != {"series"}:
-        raise InputError("--source: the cases decode and copy need one")
-    for name in ("repeat", "slices", "rounds", "samples_per_shard"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name} {getattr(config, name)}: at least 1")
-    if min(_workers(config), default=0) < 1:
-        raise InputError(f"--workers {config.workers}: one number or more, each at least 1")
-    if config.folder and not Path(config.folder).is_dir():
-        raise InputError(f"--folder {config.folder}: no such folder")
-
-
-# ------------------------------------------------------------------------------- the same for both
-
-
-def _gather(config: Config, folder: Path) -> tuple[Path, list[Path]]:
-    """A table (id, image, caption) of all pairs, repeated; and the image of each row."""
-    from medclip_oc.packing.formats import open_source
-    from medclip_oc.packing.sources import Pair
-
-    source = open_source(Path(config.source or "").expanduser())
-    images = folder / "images"
-    images.mkdir()
-    rows: list[tuple[str, Path, str]] = []
-    for record in (record for split in source.splits for record in source.records(split)):
-        if isinstance(record, Pair):
-            path = images / f"{record.split}_{record.key}{Path(record.image.name).suffix}"
-            path.write_bytes(record.image.read())
-            rows.append((f"{record.split}_{record.key}", path, record.caption))
-    every = [
-        (f"{key}_{turn}", path, caption)
-        for turn in range(config.repeat)
-        for key, path, caption in rows
-    ]
-    return _write_table(folder / "table.csv", every), [path for _, path, _ in every]
-
-
-def _write_table(path: Path, rows: list[tuple[str, Path, str]]) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("id", "image", "caption"), *rows])
-    return path
-
-
-def _pack(table: Path, out: Path, workers: int, samples_per_shard: int, **options: Any) -> None:
-    """Ours."""
-    from medclip_oc.packing.formats import open_table
-    from medclip_oc.packing.pack import PackOptions, pack
-
-    source = open_table(table, {"id": "id", "image": "image", "caption": "caption"})
-    pack(source, out, PackOptions(samples_per_shard, **options), workers=workers)
+            for workers in numbers:
+                yield measures[case](config, table, paths, workers)
 
 
 # ------------------------------------------------------------------------------------------- cases
 
 
-def _decode_case(
-    config: Config, folder: Path, table: Path, paths: list[Path], workers: int
-) -> Comparison:
+def _decode_case(config: Config, table: Path, paths: list[Path], workers: int) -> Comparison:
     """Packing with the decode check against decoding alone."""
-    out = folder / "ours"
+    out, size = table.with_name("ours"), config.samples_per_shard
     return compare(
         "pack",
         f"decode check on, {len(paths)} images, processes: {workers}",
-        partial(_pack, table, out, workers, config.samples_per_shard),
+        partial(pack_table, table, out, workers, samples_per_shard=size),
         partial(_decode_all, paths, workers),
         peer=f"Pillow, bare decode loop, processes: {workers}",
         rounds=config.rounds,
@@ -174,12 +121,10 @@ def _decode(path: Path) -> None:
         image.convert("RGB")
 
 
-def _copy_case(
-    config: Config, folder: Path, table: Path, paths: list[Path], workers: int
-) -> Comparison:
+def _copy_case(config: Config, table: Path, paths: list[Path], workers: int) -> Comparison:
     """Packing without the decode check against writing the same shards by webdataset."""
-    out, waits, waited = folder / "ours", list[float](), 0.0
-    fsync = os.fsync
+    out, size = table.with_name("ours"), config.samples_per_shard
+    waits, waited, fsync = list[float](), 0.0, os.fsync
 
     def timed_fsync(descriptor: Any) -> None:
         nonlocal waited
@@ -192,7 +137,7 @@ def _copy_case(
         waited = 0.0
         os.fsync = timed_fsync  # type: ignore[assignment]
         try:
-            _pack(table, out, workers, config.samples_per_shard, decode_check=False)
+            pack_table(table, out, workers, samples_per_shard=size, decode_check=False)
         finally:
             os.fsync = fsync
         waits.append(waited)
@@ -201,7 +146,7 @@ def _copy_case(
         "pack",
         f"decode check off, {len(paths)} images, workers: {workers}",
         ours,
-        partial(_copy, table, out, config.samples_per_shard),
+        partial(_copy, table, out, size),
         peer="webdataset ShardWriter, 1 process",
         rounds=config.rounds,
         items=len(paths),
@@ -233,14 +178,14 @@ def _series_cases(config: Config, folder: Path) -> Iterator[Comparison]:
     """Packing every slice, against decoding alone, by transfer syntax."""
     from pydicom import dcmread
 
-    out = folder / "ours"
+    out, options = folder / "ours", {"samples_per_shard": config.samples_per_shard}
     for series in _write_series(folder, config.slices):
         paths = [*series.iterdir()]
-        table = _write_table(folder / "series.csv", [(series.name, series, "caption")])
+        table = write_table(folder / "series.csv", [(series.name, series, "caption")])
         yield compare(
             "pack",
             f"--slices every:1, {series.name}, {len(paths)} slices of 512 x 512",
-            partial(_pack, table, out, 1, config.samples_per_shard, slices="every:1"),
+            partial(pack_table, table, out, slices="every:1", **options),
             lambda: [dcmread(path).pixel_array for path in paths],  # noqa: B023
             peer="pydicom, bare decode loop",
             rounds=config.rounds,

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from side_by_side import Comparison, compare
 
+from medclip_oc.config.checks import Count, Natural, Settings
 from medclip_oc.config.schema import ModelConfig
-from medclip_oc.errors import InputError, WorkError
+from medclip_oc.errors import WorkError
 from medclip_oc.inference.embedder import Embedder
 from medclip_oc.inference.image_inputs import ImageSet, find
 from medclip_oc.inference.prompt_sets import PromptClass
@@ -29,30 +30,25 @@ from medclip_oc.reporting.output import RowWriter
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """What is ranked for what."""
 
     source: str
     """Folder of image files; each counts as often as --images needs."""
     arch: str = "ViT-B-32"
     """The model."""
-    images: int = 1000
+    images: Count = 1000
     """How many."""
-    texts: int = 200
+    texts: Count = 200
     """How many."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images or texts embedded at once."""
-    rounds: int = 3
+    rounds: Count = 3
     """Paired runs that count."""
-    warmup: int = 1
+    warmup: Natural = 1
     """Paired runs before them that don't."""
-    threads: int = 2
+    threads: Count = 2
     """Threads of torch."""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "texts", "batch_size", "rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
 
 
 def run(config: Config) -> Iterator[Comparison]:

@@ -16,43 +16,34 @@ near the right one than with any trained model, so more of them must be settled 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from side_by_side import Comparison, compare
 from torch import Tensor
 
-from medclip_oc.errors import InputError
+from medclip_oc.config.checks import Bound, Count, Settings
 from medclip_oc.evaluation import ranks
 
 CASES = ("limit", "main", "dense")
+Case = Annotated[str, Bound("limit, main or dense", CASES.__contains__)]
 _TILE = 4096
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Which cases, and how large."""
 
-    cases: list[str] = field(default_factory=lambda: list(CASES))
+    cases: list[Case] = field(default_factory=lambda: list(CASES))
     """Which to run: limit, main, dense."""
-    sizes: list[int] = field(default_factory=lambda: [10_000, 40_000])
+    sizes: list[Count] = field(default_factory=lambda: [10_000, 40_000])
     """Pairs."""
-    width: int = 512
+    width: Count = 512
     """Numbers in a feature."""
-    rounds: int = 5
+    rounds: Count = 5
     """Paired runs that count."""
-    threads: int = 2
+    threads: Count = 2
     """Threads of torch."""
-
-    def __post_init__(self) -> None:
-        for name in self.cases:
-            if name not in CASES:
-                raise InputError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
-        for name in ("width", "rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
-        if not self.sizes or min(self.sizes) < 1:
-            raise InputError(f"--sizes: {self.sizes} are not at least 1 each")
 
 
 def run(config: Config) -> Iterator[Comparison]:
@@ -73,7 +64,7 @@ def run(config: Config) -> Iterator[Comparison]:
                 )
 
 
-def features(size: int, width: int) -> tuple[Tensor, Tensor]:
+def features(size: int, width: Count) -> tuple[Tensor, Tensor]:
     """Unit vectors (size, width) of images and texts."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, width, generator=generator)

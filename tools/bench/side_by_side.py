@@ -7,9 +7,13 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,9 @@ class Comparison:
 
     def line(self) -> dict[str, Any]:
         """The JSON object of this comparison."""
-        return {
-            "bench": self.bench,
-            "case": self.case,
-            "ours": _short(self.ours),
-            "peer": self.peer,
-            "theirs": _short(self.theirs),
-            "unit": self.unit,
-            "better": _short(self.better),
-            "rounds": [_short(ratio) for ratio in self.rounds],
-            **{key: _short(value) for key, value in self.extra.items()},
-        }
+        names = ("bench", "case", "ours", "peer", "theirs", "unit", "better", "rounds")
+        figures = {name: getattr(self, name) for name in names} | self.extra
+        return {name: _short(value) for name, value in figures.items()}
 
 
 def compare(
@@ -84,30 +80,30 @@ def compare(
         before: called before each run of either, untimed; to clear away what the last one left.
         extra: see `Comparison`.
     """
-    wall: dict[str, list[float]] = {"ours": [], "theirs": []}
-    processor: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for number in range(warmup + rounds):
-        # who goes first alternates too: the second finds warm caches
-        pair = [("ours", ours), ("theirs", theirs)][:: 1 if number % 2 == 0 else -1]
-        for side, call in pair:
-            if before:
-                before()
-            spent = processor_seconds()
-            wall[side].append(seconds(call))
-            processor[side].append(processor_seconds() - spent)
-    mine, peers = (statistics.median(wall[side][warmup:]) for side in ("ours", "theirs"))
+    sides = {"ours": partial(seconds, ours, before), "theirs": partial(seconds, theirs, before)}
+    measured = in_turn(sides, rounds, warmup)
+    (mine, spent), (peers, spent_by_peer) = (zip(*measured[side], strict=True) for side in sides)
+    figures = [statistics.median(times) for times in (mine, peers)]
     unit = "s" if items is None else f"{item}/s"
     if items is not None:
-        mine, peers = items / mine, items / peers
-    cpu_rounds = [_short(ratio) for ratio in _ratios(processor, warmup)]
-    more = {**(extra or {}), "cpu_rounds": cpu_rounds}
-    return Comparison(bench, case, mine, peer, peers, unit, _ratios(wall, warmup), more)
+        figures = [items / figure for figure in figures]
+    more = {**(extra or {}), "cpu_rounds": ratios(spent_by_peer, spent)}
+    return Comparison(bench, case, figures[0], peer, figures[1], unit, ratios(peers, mine), more)
 
 
-def _ratios(times: dict[str, list[float]], warmup: int) -> list[float]:
-    """How many times less ours took, of each round that counts."""
-    rounds = zip(times["ours"][warmup:], times["theirs"][warmup:], strict=True)
-    return [theirs / ours if ours else float("nan") for ours, theirs in rounds]
+def in_turn(sides: Mapping[K, Callable[[], V]], rounds: int, warmup: int = 1) -> dict[K, list[V]]:
+    """What each side's call returns in each of the rounds that count, those before left out."""
+    measured: dict[K, list[V]] = {side: [] for side in sides}
+    for number in range(warmup + rounds):
+        # who goes first alternates too: the second finds warm caches
+        for side, call in list(sides.items())[:: -1 if number % 2 else 1]:
+            measured[side].append(call())
+    return {side: results[warmup:] for side, results in measured.items()}
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """The quotients, round by round."""
+    return [a / b if b else float("nan") for a, b in zip(over, under, strict=True)]
 
 
 def processor_seconds() -> float:
@@ -118,16 +114,20 @@ def processor_seconds() -> float:
     )
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call; the garbage of earlier ones is collected before."""
+def seconds(
+    call: Callable[[], Any], before: Callable[[], Any] | None = None
+) -> tuple[float, float]:
+    """Wall and processor time of one call; `before` isn't timed, and old garbage is collected."""
+    if before:
+        before()
     gc.collect()
-    start = time.perf_counter()
+    spent, start = processor_seconds(), time.perf_counter()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, processor_seconds() - spent
 
 
 def _short(value: Any) -> Any:
-    """A figure at four significant digits, as a person reads it."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    return value
+    """A figure, or each of a list, at four significant digits, as a person reads it."""
+    if isinstance(value, list):
+        return [_short(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

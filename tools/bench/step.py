@@ -15,12 +15,13 @@ without.
 import ctypes
 import functools
 import gc
-import queue
+import json
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -39,34 +40,27 @@ from step_peers import (
 )
 from torch.multiprocessing.spawn import start_processes
 
+from medclip_oc.config.checks import Bound, Count, Settings
 from medclip_oc.contrastive.loss import Block, contrast
 from medclip_oc.contrastive.reference import gradients
-from medclip_oc.errors import InputError
 
-CPU = torch.device("cpu")
+Case = Annotated[str, Bound("a case of this benchmark, see --help", lambda name: name in CASES)]
 OPEN_CLIP = "open_clip 3.3.0 --accum-freq"
 PLAIN = "one plain big batch"
 _MEGABYTE = 1e6
+timed = functools.partial(compare, "step")
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Which cases, and how long."""
 
-    cases: list[str] = field(default_factory=lambda: list(CASES))
+    cases: list[Case] = field(default_factory=lambda: list(CASES))
     """Which to run: exact, growing, vit, loss, frozen, ranks."""
-    rounds: int = 3
+    rounds: Count = 3
     """Paired runs that count, of each comparison of times."""
-    threads: int = 2
+    threads: Count = 2
     """Threads of torch."""
-
-    def __post_init__(self) -> None:
-        for name in self.cases:
-            if name not in CASES:
-                raise InputError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
-        for name in ("rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: {getattr(self, name)} is not at least 1")
 
 
 def run(config: Config) -> Iterator[Comparison]:
@@ -128,7 +122,9 @@ def growing(rounds: int) -> Iterator[Comparison]:
             (PLAIN, whole(towers, *given)),
         ):
             extra = mine | peaks(towers, theirs=theirs)
-            yield timed(case, ours, theirs, peer, rounds, pairs, extra, warmup=0)
+            yield timed(
+                case, ours, theirs, peer=peer, rounds=rounds, items=pairs, extra=extra, warmup=0
+            )
 
 
 def vit(rounds: int) -> Iterator[Comparison]:
@@ -141,7 +137,9 @@ def vit(rounds: int) -> Iterator[Comparison]:
         ours = cached(towers, *given, 32, keep)
         extra = peers | peaks(towers, ours=ours)
         case = f"ViT-B/32-like, G=256, chunk 32, {keep} of 8 chunks kept"
-        yield timed(case, ours, theirs, OPEN_CLIP, rounds, 256, extra, warmup=0)
+        yield timed(
+            case, ours, theirs, peer=OPEN_CLIP, rounds=rounds, items=256, extra=extra, warmup=0
+        )
 
 
 def loss(rounds: int) -> Iterator[Comparison]:
@@ -151,7 +149,7 @@ def loss(rounds: int) -> Iterator[Comparison]:
         ours, theirs = inputs.contrast, functools.partial(inputs.backward, ClipLoss())
         case = f"the loss alone, G={pairs}, D=512, forward and backward"
         extra = peaks(inputs, ours=ours, theirs=theirs)
-        yield timed(case, ours, theirs, "open_clip's ClipLoss", rounds, None, extra)
+        yield timed(case, ours, theirs, peer="open_clip's ClipLoss", rounds=rounds, extra=extra)
 
 
 class _Features(torch.nn.Module):
@@ -192,7 +190,7 @@ def frozen(rounds: int) -> Iterator[Comparison]:
         "ViT-B/32-like, frozen image tower, G=256, chunk 32",
         "one image forward + text step",
     )
-    yield timed(case, ours, limit, peer, rounds, 256, warmup=0)
+    yield timed(case, ours, limit, peer=peer, rounds=rounds, items=256, warmup=0)
 
 
 def ranks(rounds: int) -> Iterator[Comparison]:
@@ -200,40 +198,19 @@ def ranks(rounds: int) -> Iterator[Comparison]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    answer = torch.multiprocessing.get_context("spawn").Queue()
-    given = (2, port, 512, 32, answer)
-    workers: Any = start_processes(sent_per_step, given, 2, join=False, start_method="spawn")
-    while True:
-        try:
-            ours, reduced, theirs, losses, error = answer.get(timeout=1)
-            break
-        except queue.Empty:
-            workers.join(timeout=0)  # raises what a process raised
-    while not workers.join():
-        pass
+    with tempfile.TemporaryDirectory(prefix="bench_step_") as folder:
+        answer = Path(folder, "answer.json")
+        given = (2, port, 512, 32, answer)
+        start_processes(sent_per_step, given, 2, start_method="spawn")  # raises what they raise
+        ours, reduced, theirs, losses, error = json.loads(answer.read_text(encoding="utf-8"))
     extra = {
         "gradient_and_loss_reductions_mb": reduced / _MEGABYTE,
         "error_against_one_process": error,
-        "loss_of_ours_theirs_one_process": list(losses),
+        "loss_of_ours_theirs_one_process": losses,
     }
     case = "light towers, 2 processes, G=512, chunk 32: given to collectives per step"
     mine, peers = ours / _MEGABYTE, theirs / _MEGABYTE
     yield Comparison("step", case, mine, OPEN_CLIP, peers, "MB", [theirs / ours], extra)
-
-
-def timed(
-    case: str,
-    ours: Callable[[], Any],
-    theirs: Callable[[], Any],
-    peer: str,
-    rounds: int,
-    pairs: int | None,
-    extra: dict[str, Any] | None = None,
-    warmup: int = 1,
-) -> Comparison:
-    """Both timed in turn; the figures are pairs per second, or the seconds of a call."""
-    options: dict[str, Any] = {"items": pairs, "warmup": warmup, "extra": extra}
-    return compare("step", case, ours, theirs, peer=peer, rounds=rounds, **options)
 
 
 CASES: dict[str, Callable[[int], Iterator[Comparison]]] = {

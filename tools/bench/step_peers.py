@@ -4,15 +4,20 @@ open_clip's accumulation is written here from its description (README of open_cl
 Accumulation"); its `ClipLoss` is used as shipped.
 """
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+import torch.distributed as dist
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.contrastive.grad_cache import CachedStep
@@ -28,9 +33,13 @@ LIGHT: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-COLLECTIVES = (
-    *("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"),
-)
+COLLECTIVES = [
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "reduce_scatter_tensor",
+    "broadcast",
+]
 
 
 def light() -> Towers:
@@ -125,14 +134,10 @@ def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(relative_errors({name: found[name] for name in wanted}, wanted).values())
 
 
-def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answer: Any) -> None:
-    """One of `size` processes: both ways take one step over the same pairs; rank 0 puts what was
-    sent, the losses and the gradients' difference on the queue `answer`.
+def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answer: Path) -> None:
+    """One of `size` processes: both ways take one step over the same pairs; rank 0 writes what was
+    sent, the losses and the gradients' difference to the file `answer`.
     """
-    import os
-
-    import torch.distributed as dist
-
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     os.environ |= dict(zip(names, map(str, (rank, rank, size, "127.0.0.1", port)), strict=True))
     torch.set_num_threads(1)
@@ -144,31 +149,29 @@ def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answe
         step = CachedStep(towers, "clip", world, micro_batch_size=chunk)
         with watched() as sent:
             value = step(images, tokens)
-        ours = sum(size for _, size, _ in sent)
-        reduced = sum(size for name, size, _ in sent if name == "all_reduce")
+        ours = sum(size for _, size in sent)
+        reduced = sum(size for name, size in sent if name == "all_reduce")
         found = gradients(towers)
         theirs, value_of_theirs = _sent_by_accumulation(rank, size, images, tokens, chunk)
         if rank == 0:
             alone = whole(towers, *everything)().item()
             error = worst_error(found, gradients(towers))
             losses = (value.item(), value_of_theirs, alone)
-            answer.put((ours, reduced, theirs, losses, error))
+            answer.write_text(json.dumps([ours, reduced, theirs, losses, error]), encoding="utf-8")
         dist.barrier()
 
 
 @contextmanager
-def watched() -> Iterator[list[list[Any]]]:
-    """What torch's own collectives are given: name, bytes of the whole, and type."""
-    import torch.distributed as dist
-
-    sent: list[list[Any]] = []
+def watched() -> Iterator[list[tuple[str, int]]]:
+    """What torch's own collectives are given: name, and bytes of the whole."""
+    sent: list[tuple[str, int]] = []
     own = {name: getattr(dist, name) for name in COLLECTIVES}
 
     def watching(name: str) -> Any:
         def call(*inputs: Any, **options: Any) -> Any:
             several = inputs[0] if isinstance(inputs[0], list) else []
             tensors = several or [max((x for x in inputs if torch.is_tensor(x)), key=torch.numel)]
-            sent.append([name, sum(x.nbytes for x in tensors), str(tensors[0].dtype)])
+            sent.append((name, sum(x.nbytes for x in tensors)))
             return own[name](*inputs, **options)
 
         return call
@@ -186,8 +189,6 @@ def _sent_by_accumulation(
     rank: int, size: int, images: Tensor, tokens: Tensor, chunk: int
 ) -> tuple[int, float]:
     """Bytes that open_clip's way gives to collectives in one step, and its loss."""
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
 
     def hook(
         _: object,
@@ -201,4 +202,4 @@ def _sent_by_accumulation(
     loss = ClipLoss(cache_labels=True, rank=rank, world_size=size)
     with watched() as sent:
         value = accumulated(parallel, images, tokens, chunk, loss)()
-    return sum(size for _, size, _ in sent), value.item()
+    return sum(size for _, size in sent), value.item()
