@@ -45,10 +45,10 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-all: lint
-	$(BIN)/python -m pytest --numprocesses 2 -m "not soak"
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not soak"
 
 clean:
 	rm -rf .venv runs/demo shards/phantoms shards/phantoms-source

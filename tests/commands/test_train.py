@@ -25,6 +25,7 @@ from tests.support.cli import (
     torchrun,
     write_config,
 )
+from tests.support.interrupted import fork_server
 
 Shown = pytest.CaptureFixture[str]
 
@@ -75,13 +76,16 @@ def test_evaluate(run: Path, packed: Path, tmp_path: Path) -> None:
 def test_two_processes_train_as_one(run: Path, packed: Path, tmp_path: Path) -> None:
     """Same batches, same losses; and the evaluation of two processes counts every pair once."""
     file = write_config(packed, tmp_path, "two")
-    torchrun("medclip_oc.train", "--config", file)
+    assert fork_server.train(2, tmp_path, "--config", file) == [0, 0]
     one, two = ([r["loss"] for r in records(f) if "loss" in r] for f in (run, tmp_path / "two"))
     assert two[0] == pytest.approx(one[0], rel=1e-5)
     assert two == pytest.approx(one, rel=1e-3)
     best = tmp_path / "two" / "checkpoints" / "best.pt"
-    done = torchrun("medclip_oc.evaluate", "--checkpoint", best, "--split", "test")
-    assert done.stdout.count("pool of 12 pairs") == 1
+    command = (evaluate.main, EvaluateConfig)
+    fork_server.start(2, tmp_path, "--checkpoint", best, "--split", "test", command=command)
+    assert fork_server.answer() == [0, 0]
+    said = [(tmp_path / f"rank{rank}.out").read_text() for rank in (0, 1)]
+    assert "".join(said).count("pool of 12 pairs") == 1
     both = json.loads((tmp_path / "two" / "evaluations" / "best-test.json").read_text())
     out = tmp_path / "one.json"
     alone = ("--checkpoint", best, "--split", "test", "--workers", 0, "--json", out)

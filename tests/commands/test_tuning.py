@@ -10,7 +10,8 @@ from medclip_oc import evaluate
 from medclip_oc.config.evaluation import EvaluateConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.models import checkpoint, factory
-from tests.support.cli import call, records, run_training, torchrun, write_config
+from tests.support.cli import call, records, run_training, write_config
+from tests.support.interrupted import fork_server
 from tests.support.tiny_models import TINY
 
 BIASED = {**TINY, "init_logit_bias": -2.0, "init_logit_scale": 2.3}
@@ -85,7 +86,7 @@ def test_the_average_is_evaluated_and_saved(adapted: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_adapters_as_one(packed: Path, tmp_path: Path, adapted: Path) -> None:
     file = write_config(packed, tmp_path, "two", train__epochs=2, **LORA)
-    torchrun("medclip_oc.train", "--config", file)
+    assert fork_server.train(2, tmp_path, "--config", file) == [0, 0]
     alone, both = (
         [r["loss"] for r in records(f) if "loss" in r] for f in (adapted, tmp_path / "two")
     )

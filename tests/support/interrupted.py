@@ -16,27 +16,35 @@ from medclip_oc.runtime import command
 from tests.support import processes
 from tests.support.cli import records, write_config
 
+TRAIN = (train.main, TrainCommand)
 
-def _train(folder: Path, words: list[str]) -> None:
-    log = (folder / f"rank{os.environ.get('RANK', '0')}.txt").open("w", buffering=1)
-    os.dup2(log.fileno(), 2)
-    sys.stderr = log
-    command.run(train.main, TrainCommand, prog="train", arguments=words)
+
+def _enter(folder: Path, words: list[str], main: Callable[..., Any], config: type) -> None:
+    rank = os.environ.get("RANK", "0")
+    for number, name, kind in ((1, "stdout", "out"), (2, "stderr", "txt")):
+        log = (folder / f"rank{rank}.{kind}").open("w", buffering=1)
+        os.dup2(log.fileno(), number)
+        setattr(sys, name, log)
+    command.run(main, config, prog=main.__module__.rpartition(".")[2], arguments=words)
 
 
 class ForkServer:
-    """Training processes that start in a moment, by a fork: a test that kills many waits for none.
-
-    Their exit codes: -9: killed.
+    """Training processes that start in a moment, by a fork: none imports torch anew, as torchrun's
+    do, and a test that kills many waits for none. Their exit codes: -9: killed.
     """
 
     running: list[Any] = []  # noqa: RUF012
 
-    def start(self, ranks: int, folder: Path, *words: object) -> list[int]:
-        """Process ids of a training that begins; its stderr goes to FOLDER/rank0.txt and so on."""
+    def start(
+        self, ranks: int, folder: Path, *words: object, command: tuple[Any, type] = TRAIN
+    ) -> list[int]:
+        """Process ids of a training, or of another command, that begins; FOLDER/rank0.out has its
+        stdout, rank0.txt its stderr, and so on.
+        """
         for process in self.running:  # a test failed, and left them
             process.kill()
-        self.running = processes.start(_train, ranks, folder, list(map(str, words))).processes
+        given = (folder, list(map(str, words)), *command)
+        self.running = processes.start(_enter, ranks, *given).processes
         return [process.pid for process in self.running]
 
     def begin(self, config: Path, ranks: int, steps: int, *words: object) -> list[int]:

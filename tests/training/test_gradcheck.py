@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from medclip_oc.contrastive import grad_cache, loss
-from tests.support.cli import one_line, run_training, torchrun, write_config
+from tests.support.cli import one_line, run_training, write_config
+from tests.support.interrupted import fork_server
 from tests.support.tiny_models import TINY
 
 Shown = pytest.CaptureFixture[str]
@@ -77,6 +78,7 @@ def test_two_processes(packed: Path, tmp_path: Path) -> None:
     """Dropout, SigLIP and a text tower of its own chunk size, checked over ranks."""
     sizes = {"train__micro_batch_size": 16, "train__text_micro_batch_size": 3}
     file = write_config(packed, tmp_path, **SIGLIP, **sizes, model__patch_dropout=0.5)
-    done = torchrun("medclip_oc.train", "--config", file, "--selfcheck")
-    assert "16 of 16 pairs on 2 process(es), cpu, in chunks of 2 images and 3 texts" in done.stdout
-    assert done.stdout.count("holds: every relative error is under 1e-05") == 1
+    assert fork_server.train(2, tmp_path, "--config", file, "--selfcheck") == [0, 0]
+    said = "".join((tmp_path / f"rank{rank}.out").read_text() for rank in (0, 1))
+    assert "16 of 16 pairs on 2 process(es), cpu, in chunks of 2 images and 3 texts" in said
+    assert said.count("holds: every relative error is under 1e-05") == 1

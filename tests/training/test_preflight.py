@@ -13,7 +13,8 @@ import torch
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, preflight
-from tests.support.cli import read_config, run_training, torchrun, write_config
+from tests.support.cli import read_config, run_training, write_config
+from tests.support.interrupted import fork_server
 from tests.support.reference import ONE
 from tests.support.tiny_dataset import caption, jpeg, write_tar
 
@@ -105,9 +106,10 @@ def test_planted(fault: str, packed: Path, tmp_path: Path, capsys: Any, monkeypa
 def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -> None:
     """The twelfth; and findings of two processes are said once."""
     file = write_config(packed, tmp_path, train__global_batch_size=15)
-    done = torchrun("medclip_oc.train", "--config", file, "--doctor", code=1)
-    assert done.stdout.startswith("error: train.global_batch_size: 15 can't be shared equally by 2")
-    assert [done.stdout.count(word) for word in ("error", "model: ", "pairs: ")] == [1, 1, 0]
+    assert fork_server.train(2, tmp_path, "--config", file, "--doctor") == [1, 1]
+    said = "".join((tmp_path / f"rank{rank}.out").read_text() for rank in (0, 1))
+    assert said.startswith("error: train.global_batch_size: 15 can't be shared equally by 2")
+    assert [said.count(word) for word in ("error", "model: ", "pairs: ")] == [1, 1, 0]
 
 
 def opened(packed: Path, tmp_path: Path) -> preflight.Opened:
