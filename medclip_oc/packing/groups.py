@@ -28,7 +28,8 @@ from ..imaging.decode import is_dicom
 from ..runtime.atomic import atomic_file
 from ..runtime.extras import needed
 from ..runtime.progress import print_line
-from .sources import SPLITS, Pair, Reject, Source
+from .sources import SPLITS, Pair, Part, Reject, Source
+from .tables import parse_captions
 
 SPLITS_FILE = "splits.csv"
 _TAGS = ["dicom:PatientID", "dicom:StudyInstanceUID", "dicom:AccessionNumber"]
@@ -66,6 +67,8 @@ class Grouped(Source):
                 raise InputError(f"--{what}-column {column}: --keep-columns has it, in plain")
             kept |= {what: column} if column in own else {}
         parts = [replace(each, kept=kept, numbered=self._hash_ids) for each in source.parts]
+        if "study" in kept:
+            parts = [replace(each, reports=reports_of(each)) for each in parts]
         path = config.path("group_salt") if config.group_salt else Path(f"{out}.salt")
         salted = self._hash_ids or config.split_by or {*self._columns.values()} - self._public
         if config.group_salt and not salted:
@@ -139,6 +142,26 @@ class Grouped(Source):
         print_line(f"split by {by}{stay}")
         table = pd.DataFrame(sorted(found.items()), columns=["group", "split"])
         self.beside = [(file.name, table.assign(salt=self._hash("")).to_csv(index=False))]
+
+
+def reports_of(part: Part) -> dict[tuple[str, ...], list[str]]:
+    """The captions of each study that has a view without one: its report stands for all of them."""
+
+    def told() -> Iterator[tuple[tuple[str, ...], list[str]]]:
+        for row, cells in part.rows(with_images=False):
+            with suppress(ValueError):  # of which its own row is told
+                if not row.problem:
+                    yield part.study_of(cells), parse_captions(cells["caption"])
+
+    bare = Counter(study for study, captions in told() if not captions and study[-1])
+    reports = dict[tuple[str, ...], list[str]]()
+    for study, captions in told() if bare else ():
+        if captions and study in bare:
+            reports[study] = [*dict.fromkeys(reports.get(study, []) + captions)]
+    if reports:
+        taken = sum(bare[study] for study in reports)
+        print_line(f"{part.captions}: {taken:,} images without a caption take their study's")
+    return reports
 
 
 def read_splits(file: Path, salt: str) -> dict[str, str]:

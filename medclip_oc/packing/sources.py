@@ -93,6 +93,8 @@ class Part:
     kept: Mapping[str, str] = field(default_factory=dict)
     """Columns of `captions` whose text each pair's facts carry, by its name there."""
     further: Sequence[str] = ()  # columns of it with more captions
+    reports: Mapping[tuple[str, ...], list[str]] = field(default_factory=dict)
+    """Captions for rows without one, by these cells of `kept`: group, study."""
     numbered: bool = False  # messages name a row by its number alone
 
     def rows(self, *, with_images: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -130,6 +132,10 @@ class Part:
             return {}
         columns = [name for name in self.license.names() if name.lower() != "id"]
         return by_id(self.license, "ID", columns).map(str.strip).to_dict("index")
+
+    def study_of(self, cells: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of `reports` is a row's."""
+        return tuple(str(cells.get(_KEPT + name, "")).strip() for name in ("group", "study"))
 
     def find_image(self, name: str, cell: Any) -> ImageFile | None:
         """The image of a row: in the cell, or where that says, or by its id. Else at the path's
@@ -232,7 +238,9 @@ class Source:
         if row.problem:
             return reject("malformed row", row.problem)
         try:
-            captions = parse_captions(cells["caption"])
+            captions = parse_captions(cells["caption"]) or part.reports.get(
+                part.study_of(cells), []
+            )
         except ValueError as error:
             return reject("malformed row", str(error))
         if isinstance(cells.get("image"), list):

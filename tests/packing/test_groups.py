@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,10 @@ def facts() -> list[dict[str, Any]]:
     return [json.loads(pair["json"]) for pair in stock([str(p) for p in sorted(OUT.glob("*.tar"))])]
 
 
+def captions() -> Counter[bytes]:
+    return Counter(pair["txt"] for pair in stock([str(p) for p in sorted(OUT.glob("*.tar"))]))
+
+
 def test_groups_are_salted_and_split(run: Run) -> None:
     write(patients := [n // 3 for n in range(60)])
     words = TABLE + "--group-column patient --study-column exam --split-by 0.8,0.1,0.1"
@@ -98,6 +103,24 @@ def test_groups_are_salted_and_split(run: Run) -> None:
     assert Counter(each["split"] for each in found) == {"train": 72, "valid": 9, "test": 9}
     SALT.unlink()
     assert f"{SALT}: lost? " in one_line(run(*words.split())[2])
+
+
+@pytest.mark.parametrize("hashed", ["", " --hash-ids"])
+def test_a_report_stands_for_all_views_of_its_study(run: Run, hashed: str) -> None:
+    write([0, 0, 0, 0, 1, 1])
+    table = pd.read_csv("t.csv")
+    # of the exam E0 of P0 the reports a and b; that of P1 is another one, and has none
+    table["exam"] = ["E0", "E0", "E0", "E1", "E0", "E0"]
+    table["text"] = ["", "a", "b", "c", " ", ""]
+    table.to_csv("t.csv", index=False)
+    words = f"{TABLE} --group-column patient --study-column exam{hashed}"
+    code, _, error = run(*words.split())
+    assert (code, "t.csv: 1 images without a caption take their study's" in error) == (0, True)
+    assert captions() == {b"a": 2, b"b": 1, b"c": 1}
+    assert [row["reason"] for row in rejected(OUT)] == 2 * ["caption empty"]
+    assert Counter(Counter(each["study"] for each in facts()).values()) == {3: 1, 1: 1}
+    run(*f"{TABLE} --overwrite --study-column exam".split())  # the exam E0 has two patients' images
+    assert captions() == {b"a": 4, b"b": 1, b"c": 1}
 
 
 @pytest.mark.slow  # the audit imports much
