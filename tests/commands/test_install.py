@@ -66,6 +66,7 @@ def test_an_installed_package(how: list[str], tmp_path: Path) -> None:
     size = ["--train.global_batch_size", 48, "--train.micro_batch_size", 16, "--train.epochs", 1]
     run(command, "train", "--config", "tiny_cpu", *data, *size)
     model = ["--checkpoint", "run/checkpoints/best.pt"]
+    assert "pool of 8 pairs" in run(command, "evaluate", *model)
     images = ["--images", "source/test_images/test/test_0000.jpg", "--texts", "bright", "dark"]
     ranked = json.loads(run(command, "zeroshot", *model, *images, "--format", "json"))
     assert {row["text"] for row in ranked} == {"bright", "dark"}
