@@ -47,7 +47,7 @@ def main() -> None:
     image, texts = candidates()
     rank = ["--checkpoint", BEST, "--images", image, "--texts", *texts]
     step("Rank captions for one image", "-m", "medclip_oc.zeroshot", *rank)
-    step("Make the run's page", "-m", "medclip_oc.report", RUN)
+    step("Make the run's page", "-m", "medclip_oc.report", RUN, "--maps")
     conclude(time.monotonic() - began)
 
 
