@@ -71,12 +71,9 @@ def page(handlers: Handlers, title: str) -> Any:
                 # not gradio.Image, which decodes by rules of its own
                 file = gradio.File(label="Image: drop a file", height=110, elem_id="image")
                 said = gradio.HTML(elem_classes="said")
-                look: dict[str, Any] = {"format": "jpeg", "interactive": False, "height": 260}
-                view = gradio.Image(
-                    label="What the model sees",
-                    visible=False,
-                    **look,
-                )
+                look: dict[str, Any] = {"format": "jpeg", "height": 260, "interactive": False}
+                look["buttons"] = []  # none that shares
+                view = gradio.Image(label="What the model sees", visible=False, **look)
                 centre = gradio.Slider(label="Window centre", step=1, visible=False)
                 width = gradio.Slider(1, 2, label="Window width", step=1, visible=False)
                 pictures = [picture for picture, _ in handlers.samples]
