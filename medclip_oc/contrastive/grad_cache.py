@@ -9,6 +9,9 @@ Dropout and patch dropout see the same random numbers in both passes. Batch norm
 one big batch while its statistics are frozen; with live statistics the step is exact against the
 same chunks normalised one by one, and the running statistics are updated once (by the first pass).
 
+Where padding takes no part in the text tower, a chunk holds texts of about one length, cut to the
+longest. Dropout then draws other numbers than for padded texts, and is exact against these chunks.
+
 The price is one more forward, and less where memory is left: chunks that keep their graph
 (`keep_chunks`), frozen towers and leading frozen blocks run once, see micro_batched_tower.py.
 
@@ -73,7 +76,7 @@ class CachedStep:
     ) -> None:
         self.towers, self.loss, self.world, self.scaler = towers, loss, world, scaler
         self.rule = rule
-        self.keep_chunks, self._steps = keep_chunks, 0
+        self.keep_chunks, self._steps, self._compiled = keep_chunks, 0, compiled
         self._notices: list[str] = []
         self.images, self.texts = (
             MicroBatchedTower(
@@ -89,6 +92,8 @@ class CachedStep:
                 (towers.embed_texts, text_micro_batch_size or micro_batch_size, towers.text_blocks),
             )
         )
+        if not compiled:  # each length would be compiled anew
+            self.texts.split = towers.by_length
         if keep_chunks != "auto":
             self.images.keep = self.texts.keep = keep_chunks
         distributed.broadcast_([*towers.parameters(), *towers.buffers()])
@@ -107,6 +112,8 @@ class CachedStep:
         for parameter in self.towers.parameters():
             parameter.grad = None
         self._steps += 1
+        if self._steps == 1:
+            self._notices.append(self._text_length(tokens))
         if self.keep_chunks == "auto" and self._steps == _STEPS_BEFORE_CHOICE + 1:
             self._keep_what_fits(len(images))
         image_features = self.images.features(images)  # (B, D)
@@ -136,6 +143,15 @@ class CachedStep:
         """What a user should hear of the steps since the last call."""
         notices, self._notices = self._notices, []
         return notices
+
+    def _text_length(self, tokens: Tensor) -> str:
+        """Whether texts are cut to their length, in words."""
+        if self._compiled or not self.towers.cuts_text():
+            reason = "train.compile" if self._compiled else "padding takes part in this tower"
+            return f"text: padded ({reason})"
+        _, chunks = self.texts.split(tokens, self.texts.chunk)
+        mean = sum(chunk.numel() for chunk in chunks) / len(tokens)
+        return f"text: cut to length (mean {mean:.0f} of {tokens.shape[1]} tokens)"
 
     def _targets(self, labels: Labels | None, like: Tensor) -> Targets | None:
         """What is right among all ranks' pairs; None: each pair's own partner."""
@@ -190,7 +206,7 @@ class CachedStep:
         room = int(_SHARE * free) - parameters - max(t.graph_bytes for t in towers.values())
         kept = list[str]()
         for name, tower in towers.items():
-            chunks = len(tower.chunks(rows))
+            chunks = -(-rows // tower.chunk)
             fitting = room // tower.graph_bytes if tower.graph_bytes else chunks
             tower.keep = max(0, min(chunks, fitting))
             room -= tower.keep * tower.graph_bytes

@@ -5,6 +5,9 @@ what it met the first time: dropout draws the same random numbers, and the runni
 batch norm stay where the first forward put them. Leading blocks that no gradient reaches don't run
 again, and a tower without gradient runs once.
 
+Texts may be put in chunks by their length (`split`): a tower sees each row by itself, so features
+and gradients only change places. Dropout draws chunk by chunk, in the order of these chunks.
+
 B rows (images or texts) per rank, C rows per chunk, D embedding size.
 """
 
@@ -18,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..runtime import devices
-from .soft_targets import slices
 
+Split = Callable[[Tensor, int], tuple[Tensor, Sequence[Tensor]]]
+"""Rows (B, ...) and C -> the order to take the rows in, (B,), and the chunks that this makes."""
 # Of the memory that is free: what frozen blocks' outputs may take.
 _SHARE_FOR_FROZEN = 0.25
 
@@ -62,6 +66,11 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
             layer.momentum, layer.num_batches_tracked = momentum, tracked
 
 
+def as_they_come(rows: Tensor, size: int) -> tuple[Tensor, Sequence[Tensor]]:
+    """Rows (B, ...) in chunks of C; the last one may be smaller."""
+    return torch.arange(len(rows)), rows.split(size)
+
+
 class MicroBatchedTower:
     """One tower during one step after another.
 
@@ -88,16 +97,13 @@ class MicroBatchedTower:
         blocks: Sequence[nn.Module] = (),
     ) -> None:
         self.embed, self.device = embed, device
+        self.split: Split = as_they_come
         self.chunk, self.autocast = chunk, devices.autocast(device, precision)
         self._frozen, self._trusted = _FrozenBlocks(blocks, device), False
 
-    def chunks(self, rows: int) -> list[slice]:
-        """The chunks that so many rows make; the last one may be smaller."""
-        return slices(0, rows, self.chunk)
-
     def features(self, rows: Tensor) -> Tensor:
         """Embed all rows, (B, ...) on any device; only the chunk in work is moved: (B, D)."""
-        self._rows, self._chunks = rows, self.chunks(len(rows))
+        self._order, self._chunks = self.split(rows, self.chunk)  # (C, ...) each
         self._graphs: dict[int, Tensor] = {}  # by chunk, as are the states: (C, D)
         self._states: dict[int, RandomState] = {}
         self._parts: list[Tensor] = []  # (C, D) each
@@ -111,7 +117,7 @@ class MicroBatchedTower:
                     self._states[number] = RandomState.now(self.device)
                 with self._frozen.recorded(number):
                     self._parts.append(self._run(number))
-        features = torch.cat(self._parts)  # (B, D)
+        features = torch.cat(self._parts)[self._order.argsort()]  # (B, D)
         if not self.trains:
             self._clear()
         return features
@@ -122,12 +128,13 @@ class MicroBatchedTower:
         First through the graphs that were kept, which frees them; then the other chunks are
         embedded once more.
         """
+        parts = gradient[self._order].split(self.chunk)  # (C, D) each
         for number in list(self._graphs):
-            self._graphs.pop(number).backward(gradient[self._chunks[number]])  # (C, D)
+            self._graphs.pop(number).backward(parts[number])  # (C, D)
         for number in self._states:
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 output = self._again(number)  # (C, D)
-            output.backward(gradient[self._chunks[number]])  # (C, D)
+            output.backward(parts[number])  # (C, D)
         self._clear()
 
     def embed_chunk(self, rows: Tensor) -> Tensor:
@@ -136,7 +143,7 @@ class MicroBatchedTower:
             return self.embed(rows.to(self.device, non_blocking=True))
 
     def _run(self, number: int) -> Tensor:
-        return self.embed_chunk(self._rows[self._chunks[number]])
+        return self.embed_chunk(self._chunks[number])
 
     def _first(self) -> None:
         """Embed the first chunk with gradients on, which tells whether and where there are any."""
@@ -182,7 +189,7 @@ class MicroBatchedTower:
         self._frozen.clear()
         self._states.clear()
         self._parts.clear()
-        del self._rows
+        del self._chunks
 
 
 class _FrozenBlocks:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..runtime.devices import autocast
 from .loss import LossName, clip_loss, siglip_loss
+from .micro_batched_tower import Split, as_they_come
 from .soft_targets import Labels, Rule, Targets
 
 
@@ -22,6 +23,7 @@ def plain_step(
     tokens: Tensor,
     *,
     micro_batches: tuple[int, int] | None = None,
+    split: Split = as_they_come,
     seeds: Sequence[int] | None = None,
     targets: Any = None,
     precision: str = "fp32",
@@ -37,6 +39,7 @@ def plain_step(
         tokens: (G, L) int64.
         micro_batches: sizes of the forwards, of images and of texts, where random numbers or live
             batch norm make them matter; None: one forward of each tower.
+        split: puts texts into micro batches, where random numbers make that matter too.
         seeds: one per rank, each of which embeds its part of the pairs from its own random numbers;
             None: one rank, and random numbers as they come.
         targets: what the dense loss takes; None: each pair's own partner.
@@ -58,7 +61,9 @@ def plain_step(
                 torch.manual_seed(seeds[rank])
             sizes = micro_batches or (rows, rows)
             image_parts += [towers.embed_images(x.to(device)) for x in own_images.split(sizes[0])]
-            text_parts += [towers.embed_texts(x.to(device)) for x in own_tokens.split(sizes[1])]
+            order, chunks = split(own_tokens, sizes[1])
+            texts = torch.cat([towers.embed_texts(x.to(device)) for x in chunks])
+            text_parts.append(texts[order.argsort()])
     image_features, text_features = torch.cat(image_parts), torch.cat(text_parts)  # (G, D) each
     scale, bias = towers.inverse_temperature(), towers.logit_bias()
     if loss == "siglip":

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..data.dataset import Pairs, load_batches
 from ..errors import InputError, Stopped
 from ..models import averaging
-from ..models.clip import Clip
+from ..models.clip import SORTED, Clip
 from ..runtime import distributed, npz
 from ..runtime.devices import autocast
 from ..runtime.progress import Progress
@@ -98,32 +98,45 @@ def embed_pairs(
         Stopped: `stop` said so, on whichever rank; raised on all.
         InputError, WorkError: a pair can't be read, on whichever rank; raised on all.
     """
+
+    def halt_if_asked() -> None:
+        if stop():
+            raise Stopped("stopped by a signal")
+
     clip.towers.eval()
     start, end = share(len(pairs), world)
     places = [(0, index) for index in range(start, end)]
     batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
     # a rank may have no pair
     empty = torch.empty(0, clip.description["definition"]["embed_dim"], device=world.device)
-    images, texts = [empty], [empty]
+    images, texts, waiting = [empty], [empty], list[Tensor]()
     hashes, concepts = list[Tensor](), list[Tensor]()
     pin, mixed = world.device.type == "cuda", autocast(world.device, precision)
     with (
         distributed.errors_together(),
         Progress(len(pairs), "pairs", "embed", shown=world.main) as progress,
     ):
-        for batch, *_ in load_batches(pairs, batches, workers=workers, pin=pin, stop=stop):
-            pixels, tokens = (batch[name].to(world.device) for name in ("images", "tokens"))
+        loaded = load_batches(pairs, batches, workers=workers, pin=pin, stop=stop)
+        for left, (batch, *_) in zip(reversed(range(len(batches))), loaded, strict=True):
             with mixed():
-                image_features, text_features, _ = clip.towers(pixels, tokens)  # (B, D) each
-            row = torch.arange(len(pixels)).repeat_interleave(batch["captions"])
+                pixels = batch["images"].to(world.device)
+                image_features = clip.towers.embed_images(pixels)  # (B, D)
+            row = torch.arange(len(image_features)).repeat_interleave(batch["captions"])
             images.append(image_features[row.to(world.device)])
-            texts.append(text_features)
+            waiting.append(batch["tokens"])
             facts = batch["image_hash"][row], batch["caption_hash"], batch["index"][row]
             hashes.append(torch.stack(facts, 1))  # (B, 3)
             concepts.append(batch["concepts"][row])  # (B, K)
             progress.update(len(image_features) * world.size)
-            if stop():
-                raise Stopped("stopped by a signal")
+            halt_if_asked()
+            if not left or sum(map(len, waiting)) >= SORTED:
+                order, chunks = clip.towers.by_length(torch.cat(waiting), batch_size)
+                waiting, parts = [], list[Tensor]()
+                for chunk in chunks:
+                    with mixed():
+                        parts.append(clip.towers.embed_texts(chunk.to(world.device)))  # (C, D)
+                    halt_if_asked()
+                texts.append(torch.cat(parts)[order.argsort()])
     image_hash, caption_hash, image_of = _gather(hashes, world.device).T  # (N,) each
     numbers, ids = _gather(concepts, world.device).astype(np.int32), pairs.shards.ids()  # (N, K)
     known = (image_hash, caption_hash, numbers if numbers.any() else None)

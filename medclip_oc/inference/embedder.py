@@ -20,7 +20,7 @@ from ..data.dataset import Captions
 from ..errors import BadImage, InputError, WorkError
 from ..imaging.jpeg import Picture
 from ..models import averaging, factory
-from ..models.clip import Clip
+from ..models.clip import SORTED, Clip
 from ..runtime import devices, shutdown
 from ..runtime.devices import autocast, check_finite
 from ..runtime.progress import Progress
@@ -131,14 +131,22 @@ class Embedder:
             (M, D) float32, normalised; and the texts that the context cut.
         """
         captions, parts, cut = Captions(self.clip.tokenizer), list[Tensor](), list[str]()
-        for first in range(0, len(texts), self.batch_size):
-            batch = texts[first : first + self.batch_size]
-            tokens, is_cut = zip(*(captions.tokens(text, []) for text in batch), strict=True)
-            cut += [text for text, too_long in zip(batch, is_cut, strict=True) if too_long]
-            parts.append(self.forward("text", torch.stack(tokens)))  # (B, D)
+        for first in range(0, len(texts), SORTED):
+            block = texts[first : first + SORTED]
+            tokens, is_cut = zip(*(captions.tokens(text, []) for text in block), strict=True)
+            cut += [text for text, too_long in zip(block, is_cut, strict=True) if too_long]
+            parts.append(self.tokens(torch.stack(tokens), progress))  # (B, D)
+        return torch.cat(parts), cut
+
+    def tokens(self, tokens: Tensor, progress: Callable[[int], object] | None = None) -> Tensor:
+        """The same of their tokens, (M, L) int64; those of about one length in a batch."""
+        order, batches = self.clip.towers.by_length(tokens, self.batch_size)
+        parts = list[Tensor]()
+        for batch in batches:
+            parts.append(self.forward("text", batch))  # (B, D)
             if progress:
                 progress(len(batch))
-        return torch.cat(parts), cut
+        return torch.cat(parts)[order.argsort()]
 
     @torch.inference_mode()
     def forward(self, side: str, batch: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..data import dataset, loader
 from ..data.shards import ShardSet
 from ..errors import InputError
+from ..models.clip import SORTED
 from ..packing.journal import file_hash
 from ..runtime.atomic import atomic_folder
 from ..runtime.extras import needed
@@ -87,10 +88,11 @@ def write(
 
 
 def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
-    """Rows of all pairs in their order, batch by batch; InputError, WorkError: a pair can't be
-    read, or features are not finite.
+    """Rows of all pairs in their order, some batches at once; InputError, WorkError: a pair can't
+    be read, or features are not finite.
     """
     number, size, bare = len(shards), embedder.batch_size, 0
+    images, tokens, pairs = list[Tensor](), list[Tensor](), list[dict[str, Any]]()
     starts = range(0, number, size)
     batches = dataset.load_batches(
         loader.evaluation_pairs(shards, embedder.clip),
@@ -100,18 +102,21 @@ def embedded(embedder: Embedder, shards: ShardSet) -> Iterator[Rows]:
     )
     with Progress(number, "pairs", "embed") as progress:
         for loaded in batches:
-            images = embedder.forward("image", loaded.batch["images"])
-            captions = embedder.forward("text", loaded.batch["tokens"])
-            pairs = []
+            images.append(embedder.forward("image", loaded.batch["images"]))
+            tokens.append(loaded.batch["tokens"])
             for position in loaded.batch["index"].tolist():
                 sample = shards.read(position, image=False)
                 shard = shards.locate(position).removesuffix(f": {sample.key}")
                 pair = {"id": sample.key, "caption": sample.caption}
                 pairs.append(pair | {"shard": shard, "position": position})
+            progress.update(len(images[-1]))
+            if len(pairs) < SORTED and position + 1 < number:
+                continue
+            captions = embedder.tokens(torch.cat(tokens))  # (B, D)
             has_caption = torch.tensor([bool(pair["caption"]) for pair in pairs])  # (B,)
             bare += int((~has_caption).sum())
-            yield images, captions * has_caption[:, None].to(captions.device), pairs
-            progress.update(len(images))
+            yield torch.cat(images), captions * has_caption[:, None].to(captions.device), pairs
+            images, tokens, pairs = [], [], []
     if bare:
         print_line(f"{bare:,} images have no caption: they are found by what they show alone")
 

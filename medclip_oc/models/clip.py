@@ -1,6 +1,6 @@
 """A CLIP model as the rest uses it: the towers of an open_clip model, and what belongs to them.
 
-B images or texts in a batch, M texts, L context length, D embedding size.
+B images or texts in a batch, C of a chunk, M texts, L context length, D embedding size.
 """
 
 import os
@@ -23,6 +23,11 @@ from . import definition
 
 OpenClip = open_clip.CLIP | open_clip.CustomTextCLIP
 LN_100 = 4.605170185988092  # upper clamp of the log inverse temperature (CLIP, section 2.5)
+SORTED = 1024
+"""Texts that are put in order of length at once: of ROCOv2's captions (35 of 77 tokens on average)
+chunks of 64 are then cut to 37, of all captions in order to 35, and in no order to 77."""
+_SAME = 5e-6  # largest difference of features whose texts are padded, and are not
+_ALIGNED = 8  # on CUDA lengths are multiples of this: tensor cores multiply in such tiles
 # Where towers hold their blocks, and the layers of a stem that come before; the last must be there.
 _RESNET_STEM = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool")
 _BLOCK_PLACES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -37,16 +42,24 @@ _BLOCK_PLACES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 class Towers(nn.Module):
-    """An open_clip model that takes uint8 images and returns normalised float32 features."""
+    """An open_clip model that takes uint8 images and returns normalised float32 features.
+
+    `padded` (K, L): tokens of some texts as the tokenizer pads them, the empty one first, on which
+    `cuts_text` tries whether padding can be left out; None: it can't.
+    """
 
     mean: Tensor
     std: Tensor
     clip: Any  # open_clip's attributes are its own
 
-    def __init__(self, clip: Any, *, freeze_batch_norm: bool = True) -> None:
+    def __init__(
+        self, clip: Any, *, freeze_batch_norm: bool = True, padded: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.clip = clip
         self.freeze_batch_norm = freeze_batch_norm
+        self._padded = padded
+        self._cuts: bool | None = None  # not tried yet
         cfg = clip.visual.preprocess_cfg
         for name in ("mean", "std"):
             pixels = 255 * torch.tensor(cfg[name], dtype=torch.float32).view(1, -1, 1, 1)
@@ -90,8 +103,61 @@ class Towers(nn.Module):
         return self._normalised(self.clip.encode_image(pixels))
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, D) normalised float32."""
-        return self._normalised(self.clip.encode_text(tokens))
+        """(B, L) int64, or fewer columns where `cuts_text` -> (B, D) normalised float32."""
+        length, text = tokens.shape[1], getattr(self.clip, "text", self.clip)
+        if not _causal(text) or length >= len(text.attn_mask):
+            return self._normalised(self.clip.encode_text(tokens))
+        # open_clip's own towers take every position and all of the mask. A copy shares the weights
+        # and finds what is in its __dict__ first; the tower, which other threads use, stays whole.
+        short = object.__new__(type(text))
+        positions, mask = text.positional_embedding[:length], text.attn_mask[:length, :length]
+        vars(short).update(vars(text), positional_embedding=positions, attn_mask=mask)
+        return self._normalised((short if text is not self.clip else short.encode_text)(tokens))
+
+    def by_length(self, tokens: Tensor, size: int) -> tuple[Tensor, list[Tensor]]:
+        """(M, L) int64 -> an order of the rows (M,), on the CPU, and the chunks of up to C = `size`
+        rows that they then make: the longest first, each without the columns in which all its rows
+        are padded. Where padding can't be left out (`cuts_text`), as they are.
+        """
+        lengths = self._lengths(tokens)
+        if lengths.min() < tokens.shape[1] and not self.cuts_text():
+            lengths.fill_(tokens.shape[1])
+        order = lengths.argsort(descending=True, stable=True)
+        return order, [tokens[rows, : lengths[rows[0]]] for rows in order.split(size)]
+
+    def _lengths(self, tokens: Tensor) -> Tensor:
+        """(M, L) -> (M,) on the CPU: the columns of each row, at least one, before its padding."""
+        if self._padded is None:
+            return torch.full((len(tokens),), tokens.shape[1])
+        columns = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        lengths = (columns * (tokens != self._padded[0, -1].item())).amax(1).clamp(min=1).cpu()
+        if self.mean.device.type == "cuda":
+            lengths = (-(-lengths // _ALIGNED) * _ALIGNED).clamp(max=tokens.shape[1])
+        return lengths
+
+    @torch.no_grad()
+    def cuts_text(self) -> bool:
+        """Whether padding can be left out: it changes no feature of a causal tower, nor of one of
+        Hugging Face, which masks it. Tried once, in evaluation mode: no random number is drawn.
+        """
+        if self._padded is None:
+            return False
+        if self._cuts is None:
+            text = getattr(self.clip, "text", self.clip)
+            modes = [(module, module.training) for module in self.modules()]
+            self.eval()
+            tokens = self._padded.to(self.mean.device)
+            rows = zip(tokens.split(1), self._lengths(tokens).tolist(), strict=True)
+            # of open_clip's own towers only causal ones, however little the weights show
+            self._cuts = (_causal(text) or hasattr(text, "config")) and torch.allclose(
+                torch.cat([self.embed_texts(row[:, :length]) for row, length in rows]),
+                self.embed_texts(tokens),
+                rtol=0,
+                atol=_SAME,
+            )
+            for module, mode in modes:
+                module.training = mode
+        return self._cuts
 
     def _normalised(self, features: Tensor) -> Tensor:
         # out of half precision, whatever autocast did; float64 towers keep float64
@@ -151,6 +217,14 @@ class Clip:
         """(height, width) of the input, in pixels."""
         size = self.description["preprocess"]["size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _causal(text: Any) -> bool:
+    """Whether it is open_clip's own text tower, with a causal mask; not CoCa's, whose last token is
+    its own.
+    """
+    own = getattr(text, "attn_mask", None) is not None
+    return own and getattr(text, "cls_emb", None) is None
 
 
 def _blocks(tower: nn.Module, *, stem: bool = True) -> list[nn.Module]:

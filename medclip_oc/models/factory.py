@@ -154,7 +154,8 @@ def _assemble(model: Any, about: dict[str, Any], settings: ModelConfig | None, w
     about["tokens"] = here
     about["files"] = about.get("files") or definition.carried(model, tokenizer, about["definition"])
     live = settings is not None and not settings.freeze_batch_norm
-    return Clip(Towers(model, freeze_batch_norm=not live), tokenizer, about)
+    padded = tokenizer(["", _PROBE])
+    return Clip(Towers(model, freeze_batch_norm=not live, padded=padded), tokenizer, about)
 
 
 def _weights(settings: ModelConfig, config: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:

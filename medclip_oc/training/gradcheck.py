@@ -19,7 +19,12 @@ from torch import Tensor
 from ..config.schema import Config
 from ..contrastive import reference
 from ..contrastive.grad_cache import CachedStep, gather_labels
-from ..contrastive.micro_batched_tower import RandomState, live_batch_norms
+from ..contrastive.micro_batched_tower import (
+    MicroBatchedTower,
+    RandomState,
+    as_they_come,
+    live_batch_norms,
+)
 from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
@@ -85,7 +90,9 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> tuple[flo
         distributed.barrier()
         if not world.main:
             return 0.0, ""
-        chunked = draws(step, images, tokens) or bool(live_batch_norms(step.towers))
+        texts_draw = draws(step.texts, tokens)
+        live = bool(live_batch_norms(step.towers))
+        chunked = texts_draw or draws(step.images, images) or live
         sizes = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
         plain = measure(
             step,
@@ -95,6 +102,7 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> tuple[flo
                 all_images,
                 all_tokens,
                 micro_batches=sizes if chunked else None,
+                split=step.texts.split if texts_draw else as_they_come,
                 seeds=seeds if chunked else None,
                 targets=reference.dense_targets(step.rule, all_labels, step.loss),
                 precision=train.precision,
@@ -104,13 +112,12 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> tuple[flo
     return report(cached, plain, train.precision, chunked)
 
 
-def draws(step: CachedStep, images: Tensor, tokens: Tensor) -> bool:
-    """Whether the towers take random numbers in training."""
-    before = RandomState.now(step.world.device)
+def draws(tower: MicroBatchedTower, rows: Tensor) -> bool:
+    """Whether a tower takes random numbers in training."""
+    before = RandomState.now(tower.device)
     with torch.no_grad():
-        step.images.embed_chunk(images[:1])
-        step.texts.embed_chunk(tokens[:1])
-    states = zip(before, RandomState.now(step.world.device), strict=True)
+        tower.embed_chunk(rows[:1])
+    states = zip(before, RandomState.now(tower.device), strict=True)
     return any(a is not None and b is not None and not a.equal(b) for a, b in states)
 
 

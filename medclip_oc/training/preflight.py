@@ -38,7 +38,7 @@ _LONG_SHARE = 0.10  # of captions cut, above which a warning is given: 2 % of RO
 _LOSS_SLACK = 2.0  # above ln(B): a model that fits may be confident, and wrong about a new domain
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
     """The run that is examined."""
 
@@ -46,6 +46,8 @@ class Opened:
     world: World
     data: RunData
     clip: Clip
+    text_length: int | None = None
+    """Tokens that the text tower gets of a caption, on average, as `pairs` finds."""
 
 
 def check(config: Config, *, trials: bool = False) -> int:
@@ -152,9 +154,14 @@ def pairs(run: Opened) -> Iterator[str]:
     samples = [read[(0, at)] for at in _spread(len(read), _PAIRS_READ, run.world)]
     reasons = [str(sample["error"]) for sample in samples if "error" in sample]
     sound = [sample for sample in samples if "images" in sample]
+    rows = [row for s in sound for row in run.clip.towers.by_length(s["tokens"], 1)[1]]
     counts = [len(sound), len(samples), sum(sample["long"] for sample in sound)]
-    readable, total, long = distributed.all_reduce_sum(counts, device)
-    yield f"pairs: {total} read, {long} captions cut"
+    counts.append(sum(row.shape[1] for row in rows))
+    readable, total, long, length = distributed.all_reduce_sum(counts, device)
+    context = read.captions.context
+    run.text_length = context if run.config.train.compile else -(-length // max(1, readable))
+    embedded = f"{run.text_length} of {context} tokens embedded on average"
+    yield f"pairs: {total} read, {long} captions cut, {embedded}"
     if not readable:  # what comes after would only say the same
         way = "see what make_shards --verify says"
         yield f"error: data.train: none of {total} pairs can be read ({reasons[0]}); {way}"
@@ -164,9 +171,7 @@ def pairs(run: Opened) -> Iterator[str]:
         ends = f"the run stops past data.max_bad_share {settings.max_bad_share:g}: pack again"
         yield f"warning: data.train: {bad} of {total} pairs can't be read ({reasons[0]}); {ends}"
     if settings.long_captions == "truncate" and long / readable > _LONG_SHARE:
-        cut = (
-            f"{long / readable:.0%} of the captions are longer than {read.captions.context} tokens"
-        )
+        cut = f"{long / readable:.0%} of the captions are longer than {context} tokens"
         yield f"warning: data.long_captions: {cut}; take `sentences`, or a longer context"
     sound = sound[:_LOSS_PAIRS]
     if run.config.loss.name == "clip" and len(sound) > 1:
@@ -208,7 +213,8 @@ def speed(run: Opened) -> Iterator[str]:
         way = f"take {max(1, min(sizes[0], share) // part)}, the result is the same"
         yield f"error: train.micro_batch_size: {sizes[0]} needs more memory than is free; {way}"
     given = loader_rate(run) if isinstance(run.data.train.source, ShardSet) else math.inf
-    yield f"speed: step {rate(taken)} pairs/s, loader {rate(given)} pairs/s"
+    texts = f" (texts of {run.text_length} tokens)" if run.text_length else ""
+    yield f"speed: step {rate(taken)} pairs/s{texts}, loader {rate(given)} pairs/s"
     if given < taken:
         told = f"{run.config.data.workers} give {rate(given)} pairs/s, a step takes {rate(taken)}"
         yield f"warning: data.workers: {told}: give more workers, or pack with --resize 256"
@@ -227,7 +233,8 @@ def loader_rate(run: Opened) -> float:
 
 def step_rate(run: Opened, images: int, texts: int) -> float:
     """Pairs per second that this rank's share of a step takes: two forwards and a backward of each
-    tower, over so many rows, beside the averages of AdamW.
+    tower, over so many rows, beside the averages of AdamW. Texts of the context's length have to
+    fit; those of average length are timed.
     """
     device, towers = run.world.device, run.clip.towers.train()
     autocast = devices.autocast(device, run.config.train.precision)
@@ -237,8 +244,10 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
     blank = torch.zeros(images, 3, *run.clip.image_size, dtype=torch.uint8, device=device)
     tokens = run.clip.tokenizer(["a chest radiograph"] * texts).to(device)
     seconds = 0.0  # of a pair
-    for embed, rows in ((towers.embed_images, blank), (towers.embed_texts, tokens)):
-        for _ in range(2):  # the first one warms up
+    usual = tokens[:, : run.text_length or None]
+    sides = ((towers.embed_images, (blank, blank)), (towers.embed_texts, (tokens, usual)))
+    for embed, batches in sides:
+        for rows in batches:  # the first one warms up
             began = time.perf_counter()
             with autocast(), statistics_kept(towers):
                 with torch.no_grad():

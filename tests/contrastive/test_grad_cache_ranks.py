@@ -62,6 +62,12 @@ def share(world: World) -> slice:
     return slice(world.rank * size, (world.rank + 1) * size)
 
 
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and tokens: one to 31 of them, more on each later rank, and padding."""
+    images, tokens = batch(PAIRS)
+    return images, tokens * (torch.arange(32) <= torch.arange(0, 2 * PAIRS, 2)[:, None])
+
+
 def drop_padding(concepts: torch.Tensor) -> torch.Tensor:
     ordered = concepts.sort(1, descending=True).values
     return ordered[:, : int((ordered > 0).sum(1).max())]
@@ -81,7 +87,7 @@ def _steps(world: World) -> dict[str, Any]:
         concepts = drop_padding(whole.concepts[own]) if world.rank else whole.concepts[own]
         about = Labels(whole.captions[own], whole.images[own], concepts)
         with watched() as sent:
-            value = step(*[side[own] for side in batch(PAIRS)], about)
+            value = step(*[side[own] for side in pairs()], about)
         results[name] = {"loss": value, "gradients": gradients(towers), "sent": sent}
     towers = adapted()
     if world.rank:
@@ -89,11 +95,11 @@ def _steps(world: World) -> dict[str, Any]:
             if ".parametrizations." in name:
                 torch.nn.init.normal_(parameter)
     step = CachedStep(towers, "clip", world, micro_batch_size=3)
-    step(*[side[own] for side in batch(PAIRS)])
+    step(*[side[own] for side in pairs()])
     results["adapters"] = gradients(towers)
     towers = build(RESNET, freeze_batch_norm=False)
     step = CachedStep(towers, "clip", world, micro_batch_size=4)
-    step(*[side[own] for side in batch(PAIRS)])
+    step(*[side[own] for side in pairs()])
     results["live"] = {name: buffer.clone() for name, buffer in towers.named_buffers()}
     values = torch.tensor([1.0, -100.0, 99.0, 3.0]) + world.rank
     results["logsumexp"] = distributed.all_reduce_logsumexp(values, torch.tensor(100.0))
@@ -113,7 +119,7 @@ def test_processes_equal_one_big_batch(ranks: list[dict[str, Any]], name: str) -
     reference = frozen(build(), beginning)
     rule = settings.get("rule")
     targets = None if rule is None else dense_targets(rule, labels(PAIRS), loss).float()
-    wanted = plain_step(reference, loss, *batch(PAIRS), targets=targets)
+    wanted = plain_step(reference, loss, *pairs(), targets=targets)
     results = [rank[name] for rank in ranks]
     for result in results:
         torch.testing.assert_close(result["loss"], wanted)
@@ -146,7 +152,7 @@ def test_live_statistics_are_shared(ranks: list[dict[str, Any]]) -> None:
         towers = build(RESNET, freeze_batch_norm=False)
         own = share(World(rank, len(ranks), torch.device("cpu")))
         with torch.no_grad():
-            for part in batch(PAIRS)[0][own].split(4):
+            for part in pairs()[0][own].split(4):
                 towers.embed_images(part)
         alone.append(dict(towers.named_buffers()))
     for name in (n for n in alone[0] if n.endswith(("running_mean", "running_var"))):
@@ -166,7 +172,7 @@ def test_all_reduce_logsumexp(ranks: list[dict[str, Any]]) -> None:
 def test_adapters(ranks: list[dict[str, Any]]) -> None:
     """Only they have gradients, those of one big batch."""
     reference = adapted()
-    plain_step(reference, "clip", *batch(PAIRS))
+    plain_step(reference, "clip", *pairs())
     for result in ranks:
         assert worst_error(result["adapters"], gradients(reference)) < 1e-5
         names = {n.removeprefix("clip.") for n in result["adapters"]}

@@ -41,6 +41,7 @@ def timm(name: str, size: int = 160) -> dict[str, Any]:
 def build(vision: dict[str, Any] = VIT, text: dict[str, Any] = TEXT, **settings: Any) -> Towers:
     """Towers in training mode, with a bias that trains (CLIP's loss leaves it alone)."""
     definition = {**TINY, "vision_cfg": vision, "text_cfg": text, "init_logit_bias": -2.0}
+    definition["custom_text"] = settings.pop("own_text", False)
     name = f"step-{zlib.crc32(str((definition, settings)).encode())}"
     if name not in _BUILT:
         _BUILT[name] = factory.build(

@@ -143,6 +143,20 @@ def test_the_edges_of_each_check(packed: Path, tmp_path: Path, monkeypatch: Any)
     assert STEP_RATE(run, 3, 2) > 0
 
 
+def test_the_longest_texts_have_to_fit(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    run = opened(packed, tmp_path)
+    said, *_ = preflight.pairs(run)
+    tokens = run.clip.tokenizer([caption(n) for n in range(48)])
+    mean = math.ceil(int((tokens != 0).sum()) / 48)
+    assert said == f"pairs: 48 read, 0 captions cut, {mean} of 32 tokens embedded on average"
+    assert f" (texts of {mean} tokens), " in next(preflight.speed(run))
+    widths, embed = list[int](), run.clip.towers.embed_texts
+    watched = lambda tokens: widths.append(tokens.shape[1]) or embed(tokens)  # noqa: E731
+    monkeypatch.setattr(run.clip.towers, "embed_texts", watched)
+    assert STEP_RATE(run, 3, 2) > 0
+    assert widths == [32, 32, mean, mean]
+
+
 OPENAI = {"arch": "ViT-B-16", "pretrained": "openai"}
 LORA = {"lora": {"rank": 4}}
 IMAGES = {"model": OPENAI, "optim__freeze": "image"}

@@ -2,6 +2,8 @@
 
     python tools/bench.py rank --source ROCOv2/test_images     # any folder of images
 
+- text (--captions TABLE.csv): its captions embedded as zeroshot and evaluate do, cut to their
+  length, against the same batches with their padding.
 - time: from the loaded model to the written result (reading, decoding, both towers, ranking, JSON
   lines), against the same batches through the same towers with the pixels and tokens at hand.
 Weights are random: they cost the same as trained ones.
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from side_by_side import Comparison, compare
 
@@ -35,6 +38,8 @@ class Config(Settings):
 
     source: str
     """Folder of image files; each counts as often as --images needs."""
+    captions: str | None = None
+    """Table (.csv) with a column Caption; null: no comparison of texts."""
     arch: str = "ViT-B-32"
     """The model."""
     images: Count = 1000
@@ -59,6 +64,8 @@ def run(config: Config) -> Iterator[Comparison]:
     """
     torch.set_num_threads(config.threads)
     files = find([config.source], None, "--source")
+    if config.captions is not None:
+        yield captioned(config, pd.read_csv(config.captions, dtype=str)["Caption"].tolist())
     with tempfile.TemporaryDirectory(prefix="bench_rank_") as name:
         yield timed(config, repeated(files, config.images, Path(name, "images")))
 
@@ -80,6 +87,23 @@ def texts(number: int) -> list[PromptClass]:
     return [PromptClass(name, (name,)) for name in names]
 
 
+def captioned(config: Config, captions: list[str]) -> Comparison:
+    """Texts cut to their length against padded ones."""
+    embedder = open_model(ModelConfig(arch=config.arch), config.batch_size)
+    tokens = embedder.clip.tokenizer(captions)  # (M, L)
+    return compare(
+        "rank",
+        f"text: {len(captions):,} captions, {config.arch}, {config.threads} threads",
+        lambda: embedder.tokens(tokens),
+        lambda: [embedder.forward("text", batch) for batch in tokens.split(config.batch_size)],
+        peer="padded to the context length",
+        rounds=config.rounds,
+        items=len(captions),
+        item="texts",
+        warmup=config.warmup,
+    )
+
+
 def timed(config: Config, images: ImageSet) -> Comparison:
     """Everything against the forward passes."""
     embedder = open_model(ModelConfig(arch=config.arch), config.batch_size)
@@ -99,7 +123,7 @@ def timed(config: Config, images: ImageSet) -> Comparison:
 def open_model(settings: ModelConfig, batch_size: int, workers: int | None = None) -> Embedder:
     """A model of random weights."""
     clip = factory.build(settings)
-    clip.towers.eval()
+    clip.towers.eval().cuts_text()  # tries it once
     return Embedder(clip, torch.device("cpu"), batch_size, workers)
 
 
@@ -118,7 +142,6 @@ def forwards(embedder: Embedder, images: int, candidates: list[PromptClass]) -> 
     size = embedder.batch_size
     height, width = embedder.clip.image_size
     pixels = torch.randint(0, 256, (size, 3, height, width), dtype=torch.uint8)
-    tokens = embedder.clip.tokenizer([one.name for one in candidates[:size]])
-    for total, side, batch in ((len(candidates), "text", tokens), (images, "image", pixels)):
-        for first in range(0, total, size):
-            embedder.forward(side, batch[: min(size, total - first)])
+    embedder.tokens(embedder.clip.tokenizer([one.name for one in candidates]))
+    for first in range(0, images, size):
+        embedder.forward("image", pixels[: min(size, images - first)])

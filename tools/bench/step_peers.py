@@ -118,6 +118,7 @@ class Precomputed(nn.Module):
         super().__init__()
         self.towers = towers
         self.embed_texts, self.text_blocks = towers.embed_texts, towers.text_blocks
+        self.by_length, self.cuts_text = towers.by_length, towers.cuts_text
         self.inverse_temperature, self.logit_bias = towers.inverse_temperature, towers.logit_bias
 
     def embed_images(self, features: Tensor) -> Tensor:
