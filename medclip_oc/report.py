@@ -16,9 +16,7 @@ def main(settings: ReportConfig) -> None:
     from .reporting import html, run_page
 
     if settings.maps:  # which take torch
-        from .models import factory
-        from .relevance.maps import explain
-        from .relevance.overlay import overlay
+        from .relevance.overlay import previews
 
     folder, data = Path(settings.run), settings.data
 
@@ -36,18 +34,14 @@ def main(settings: ReportConfig) -> None:
         notes += [f"Gallery: {name}: {error}." for name, error in bad.items()]
         small = {name: html.preview(image.convert("RGB")) for name, (_, image) in read.items()}
         pairs = {name: (text, small[name]) for name, (text, _) in read.items()}
-        if not settings.maps:
-            return pairs, {}, notes
-        maps = {}
-        try:
-            clip = factory.load(folder / "checkpoints" / Path(record.get("checkpoint", "")).name)
-            for ids in wanted:
-                if pairs.keys() >= {*ids}:
-                    image, text = read[ids[0]][1], read[ids[1]][0]
-                    drawn = overlay(image, explain(clip, image, [text])[0], width=320)
-                    maps[ids] = html.preview(drawn, max(drawn.size))
-        except (InputError, WorkError) as error:
-            notes.append(f"Gallery: no relevance maps: {error}.")
+        maps = dict[run_page.Pair, bytes]()
+        if settings.maps:
+            checkpoint = folder / "checkpoints" / Path(record.get("checkpoint", "")).name
+            whole = [ids for ids in wanted if pairs.keys() >= {*ids}]
+            try:
+                maps = previews(checkpoint, {(a, b): (read[a][1], read[b][0]) for a, b in whole})
+            except (InputError, WorkError) as error:
+                notes.append(f"Gallery: no relevance maps: {error}.")
         return pairs, maps, notes
 
     files, notes = run_page.write(folder, settings.gallery, read_gallery)

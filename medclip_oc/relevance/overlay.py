@@ -1,6 +1,6 @@
 """Relevance maps as people look at them: over the picture, with the scale and the caption."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from ..config.fields import shorten
 from ..errors import InputError
 from ..imaging.decode import decode
+from ..models import factory
 from ..models.clip import Clip
+from ..reporting import html
 from ..runtime.atomic import atomic_file
 from .maps import Relevance, explain, method_of, upright
 
@@ -58,6 +60,19 @@ def overlay(image: Image.Image, relevance: Relevance, *, width: int = 512) -> Im
     hint = "" if relevance.words is None else "Words: orange for, blue against. "
     draw.text((margin, top + step), f"{hint}Research use only.", _INK, font)
     return shown.crop((0, 0, width, top + 5 * step // 2))
+
+
+def previews(
+    checkpoint: Path, asked: Mapping[tuple[str, str], tuple[Image.Image, str]]
+) -> dict[tuple[str, str], bytes]:
+    """Overlays of pictures with a text each, as JPEGs for a page. InputError, WorkError: the
+    checkpoint can't be read, or its model has no maps.
+    """
+    clip, shown = factory.load(checkpoint), dict[tuple[str, str], bytes]()
+    for name, (image, text) in asked.items():
+        drawn = overlay(image, explain(clip, image, [text])[0], width=320)
+        shown[name] = html.preview(drawn, max(drawn.size))
+    return shown
 
 
 def map_writer(
