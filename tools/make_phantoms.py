@@ -17,15 +17,17 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
+import numpy as np
+import phantom_pictures
+from PIL import Image
+from tqdm import tqdm
+
 from medclip_oc.errors import InputError
 from medclip_oc.runtime import command
-
-if TYPE_CHECKING:
-    from numpy.random import Generator
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT = {"valid": 0.10, "test": 0.15}  # share of the combinations
@@ -35,7 +37,7 @@ NOTICE = "Synthetic phantoms, drawn by tools/make_phantoms.py. No patient, no me
 ABOUT = """
 Layout: that of ROCOv2 on Kaggle. The patient's left is on the right of each picture. Train, valid
 and test share no combination of modality, organ, lesion, size and side. Concept ids are those of
-the UMLS, except C99...: made up.
+the UMLS, except C99...: made up. boxes.csv: each lesion, in pixels (right and bottom beyond it).
 """
 
 
@@ -44,7 +46,7 @@ class PhantomConfig:
     """Draw a plainly synthetic data set in the Kaggle ROCOv2 layout."""
 
     out: str
-    """Folder to write: {split}_images/{split}/ID.jpg, captions, concepts, cui_mapping.csv."""
+    """Folder to write: {split}_images/{split}/ID.jpg, captions, concepts, boxes, cui_mapping."""
     train: int = 3000
     """Training pairs."""
     valid: int = 300
@@ -124,7 +126,7 @@ TEMPLATES = (
 )
 
 
-def caption(drawn: Combination, rng: "Generator") -> str:
+def caption(drawn: Combination, rng: np.random.Generator) -> str:
     """All five attributes, in one of the phrasings and wordings."""
 
     def one(words: str) -> str:
@@ -140,10 +142,14 @@ def caption(drawn: Combination, rng: "Generator") -> str:
     return text[0].upper() + text[1:]
 
 
+def finding(drawn: Combination) -> str:
+    """What the picture shows of the lesion, whatever its organ: size, kind and side."""
+    size, kind = SIZES[drawn.size].split(", ")[0], LESIONS[drawn.lesion].words.split(", ")[0]
+    return f"{size} {kind} on the {drawn.side}"
+
+
 def split_combinations(seed: int) -> dict[str, list[Combination]]:
     """The combinations of each split, in a drawn order; every pair of values stays in train."""
-    import numpy as np
-
     every = [Combination(*values) for values in product(MODALITIES, ORGANS, LESIONS, SIZES, SIDES)]
     order = [every[i] for i in np.random.default_rng([seed, len(SPLITS)]).permutation(len(every))]
     left = Counter(pair for drawn in every for pair in pairs(drawn))
@@ -165,17 +171,13 @@ def pairs(drawn: Combination) -> list[frozenset[str]]:
     return [frozenset(pair) for pair in combinations(drawn, 2)]
 
 
-def write_split(config: PhantomConfig, split: str, known: list[Combination]) -> None:
-    """The pictures and tables of one split; the combinations take turns."""
-    import numpy as np
-    import phantom_pictures
-    from PIL import Image
-    from tqdm import tqdm
-
+def write_split(config: PhantomConfig, split: str, known: list[Combination]) -> list[list[str]]:
+    """The pictures and tables of one split; the combinations take turns. Its rows of boxes.csv."""
     out, count = Path(config.out), getattr(config, split)
     folder = out / f"{split}_images" / split
     folder.mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[list[str]]] = {"captions": [], **{name: [] for name in CONCEPT_FILES}}
+    boxes = list[list[str]]()
     for index in tqdm(range(count), desc=split, unit="image", disable=None):  # None: terminal only
         # a stream of its own per image: the same picture whatever is drawn before it
         rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
@@ -183,12 +185,15 @@ def write_split(config: PhantomConfig, split: str, known: list[Combination]) -> 
         picture = phantom_pictures.draw(*drawn, rng=rng, pixels=config.size)
         Image.fromarray(picture.pixels).save(folder / f"{key}.jpg", quality=90)
         terms = (MODALITIES[drawn.modality], ORGANS[drawn.organ], LESIONS[drawn.lesion])
+        box = Image.fromarray(picture.lesion >= picture.lesion.max() / 2).getbbox() or ()
+        boxes.append([f"{split}_images/{split}/{key}.jpg", finding(drawn), *map(str, box)])
         tables["captions"].append([key, caption(drawn, rng)])
         tables["concepts"].append([key, ";".join(term.cui for term in terms)])
         tables["concepts_manual"].append([key, terms[0].cui])  # ROCOv2: by hand, the modality
     for name, rows in tables.items():
         header = ["ID", "Caption" if name == "captions" else "CUIs"]
         write_csv(out / f"{split}_{name}.csv", [header, *rows])
+    return boxes
 
 
 def write_csv(path: Path, rows: list[list[str]]) -> None:
@@ -199,8 +204,6 @@ def write_csv(path: Path, rows: list[list[str]]) -> None:
 
 def clear(out: Path, overwrite: bool) -> None:
     """Make room for the data set: nothing is removed but what this tool wrote."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder")
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -232,8 +235,8 @@ def main(config: PhantomConfig) -> None:
     names = [[term.cui, term.name] for term in terms]
     write_csv(out / "cui_mapping.csv", [["CUI", "Canonical name"], *names])
     splits = split_combinations(config.seed)
-    for split in SPLITS:
-        write_split(config, split, splits[split])
+    boxes = [row for split in SPLITS for row in write_split(config, split, splits[split])]
+    write_csv(out / "boxes.csv", [["image", "finding", "left", "top", "right", "bottom"], *boxes])
     print(f"{out}: {settings}. Synthetic: of no medical meaning.")
 
 

@@ -16,6 +16,7 @@ from medclip_oc.errors import InputError
 
 TABLE_NAMES = ("captions", "concepts", "concepts_manual")
 COUNTS = {"train": 12, "valid": 5, "test": 4}
+OF_SEED_0 = "e74534c0c2c39d885dc30013b2e8c7090af16d67d6f4808a4fbc48912513bb23"
 TABLES = {
     "modality": tool.MODALITIES,
     "organ": tool.ORGANS,
@@ -61,7 +62,7 @@ def test_the_layout_is_that_of_rocov2_on_kaggle(phantoms: Path) -> None:
     tables = {f"{s}_{n}.csv" for s in COUNTS for n in TABLE_NAMES}
     folders = {f"{split}_images" for split in COUNTS}
     assert {path.name for path in phantoms.iterdir()} == (
-        tables | folders | {"cui_mapping.csv", "README.txt"}
+        tables | folders | {"cui_mapping.csv", "boxes.csv", "README.txt"}
     )
     assert "synthetic" in (phantoms / "README.txt").read_text(encoding="utf-8").lower()
     for split, count in COUNTS.items():
@@ -82,6 +83,21 @@ def test_the_seed_and_the_place_alone_decide_what_is_drawn(phantoms: Path, tmp_p
     images = {name: digest for name, digest in fewer.items() if name.endswith(".jpg")}
     assert len(images) == 3 + COUNTS["valid"] + 1
     assert all(whole[name] == digest for name, digest in images.items())
+    together = "".join(whole[name] for name in sorted(whole) if name.endswith(".jpg"))
+    assert hashlib.sha256(together.encode()).hexdigest() == OF_SEED_0  # as before there were boxes
+
+
+def test_a_box_is_the_smallest_around_the_lesion(phantoms: Path) -> None:
+    splits = tool.split_combinations(0)
+    every = [(split, index) for split, count in COUNTS.items() for index in range(count)]
+    for (split, index), row in zip(every, rows(phantoms / "boxes.csv"), strict=True):
+        drawn, rng = splits[split][index], np.random.default_rng([0, [*COUNTS].index(split), index])
+        lesion = pictures.draw(*drawn, rng=rng, pixels=48).lesion
+        y, x = np.nonzero(lesion >= lesion.max() / 2)
+        box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert [*row.values()][2:] == [str(side) for side in box]
+        assert row["image"] == f"{split}_images/{split}/PHANTOM_{split}_{index:06d}.jpg"
+        assert row["finding"] == tool.finding(drawn)
 
 
 def test_splits_share_no_combination_but_train_has_every_pair_of_values() -> None:
