@@ -24,7 +24,9 @@ from ..relevance.maps import explain
 from ..relevance.overlay import overlay
 from ..reporting import html
 
-Seen = tuple[Image.Image, str] | None  # the picture that is asked about, and its file's name
+Seen = tuple[Image.Image, str, bool] | None
+"""The picture that is asked about, its file's name, and whether a window was chosen here."""
+_EXPLAINED = 3  # of the best candidates
 _SAMPLES = 8
 answer = partial(html.render, "answer.html.j2")
 
@@ -51,6 +53,8 @@ class Handlers:
         asked: dict[str, Any] = {"texts": texts, "threshold": threshold if threshold > -1 else None}
         candidates = prompts.gather(ZeroshotConfig(checkpoint="", images=[""], **asked))
         ranked = embed_candidates(self.embedder, candidates, asked["threshold"], quiet=True)
+        if why and asked["threshold"] is None:
+            asked |= {"explain": "maps", "explain_top": _EXPLAINED}
         return self._judged(seen, candidates, ranked, why, **asked)
 
     def findings(self, seen: Seen, name: str, why: bool) -> str:
@@ -68,6 +72,8 @@ class Handlers:
         assert self.index is not None
         if text := text.strip():
             (features, cut), asked = self.embedder.texts([text]), {"search": text}
+        elif seen is None:
+            raise InputError("type a text, or drop an image first")
         else:
             features, name = self._features(seen)
             cut, asked = [], {"search_image": name}
@@ -78,7 +84,8 @@ class Handlers:
         except (InputError, WorkError) as error:
             problem = f"no pictures: {error}"
         asked = {"index": str(self.index.folder), **asked, "top": str(number)}
-        return self._answer(asked, found=rows, cut=cut, problem=problem)
+        windowed = not text and seen and seen[2]
+        return self._answer(asked, found=rows, cut=cut, problem=problem, windowed=windowed)
 
     def _features(self, seen: Seen) -> tuple[Tensor, str]:
         """(1, D), and the picture's name."""
@@ -96,11 +103,12 @@ class Handlers:
         if why and seen:
             first = {each.name: each.positive[0] for each in candidates}
             texts = [first.get(row.get("text", row.get("finding"))) for row in rows]
-            best = [text for text in texts if text][:3]
+            best = [text for text in texts if text][:_EXPLAINED]
             for each in explain(self.embedder.clip, seen[0], best, words=True):
                 maps.append((each.text, html.preview(overlay(seen[0], each), side=2048)))
         asked = {"images": name, **asked}
-        return self._answer(asked, rows=rows, maps=maps, cut=ranked.cut)
+        windowed = seen and seen[2]
+        return self._answer(asked, rows=rows, maps=maps, cut=ranked.cut, windowed=windowed)
 
     def _answer(self, asked: dict[str, Any], **shown: Any) -> str:
         """With the command that does the same."""
@@ -123,12 +131,13 @@ class Handlers:
         return pairs
 
     @cached_property
-    def samples(self) -> list[tuple[Image.Image, str]]:
+    def samples(self) -> list[tuple[Image.Image, str, bool]]:
         """Pictures and names of a few that the run validated on, where they can be read."""
-        clip, samples = self.embedder.clip, list[tuple[Image.Image, str]]()
+        clip, samples = self.embedder.clip, list[tuple[Image.Image, str, bool]]()
         with suppress(InputError, WorkError, KeyError, TypeError):  # gone, or never there
             pairs = ShardSet.open(clip.run["config"]["data"]["valid"], "valid", clip.caption_key)
             for position in range(0, len(pairs), -(-len(pairs) // _SAMPLES)):
                 sample = pairs.read(position)
-                samples.append((decode.decode(sample.image), f"{sample.key}.{sample.extension}"))
+                name = f"{sample.key}.{sample.extension}"
+                samples.append((decode.decode(sample.image), name, False))
         return samples

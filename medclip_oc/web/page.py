@@ -40,6 +40,8 @@ def page(handlers: Handlers, title: str) -> Any:
         return run
 
     def opened(file: str, *window: float) -> list[Any]:
+        if window and not all(isinstance(it, int | float) for it in window):  # emptied
+            raise InputError("a window is two numbers, its centre and its width")
         picture, values = windowing.show(Path(file).read_bytes(), *window)
         sliders = [update(), update()] if window else [hidden, hidden]
         if values and not window:
@@ -48,7 +50,12 @@ def page(handlers: Handlers, title: str) -> Any:
                 update(minimum=low, maximum=high, value=centre, visible=True),
                 update(maximum=max(width, high - low), value=width, visible=True),
             ]
-        return ["", (picture, Path(file).name), update(value=picture, visible=True), *sliders]
+        return [
+            "",
+            (picture, Path(file).name, bool(window)),
+            update(value=picture, visible=True),
+            *sliders,
+        ]
 
     def picked(event: gradio.SelectData) -> list[Any]:
         seen = handlers.samples[event.index]
@@ -76,7 +83,9 @@ def page(handlers: Handlers, title: str) -> Any:
                 view = gradio.Image(label="What the model sees", visible=False, **look)
                 centre = gradio.Slider(label="Window centre", step=1, visible=False)
                 width = gradio.Slider(1, 2, label="Window width", step=1, visible=False)
-                pictures = [picture for picture, _ in handlers.samples]
+                for slider in (centre, width):  # gradio's own check ends in a traceback
+                    slider.preprocess = lambda value: value
+                pictures = [picture for picture, *_ in handlers.samples]
                 look |= {"columns": 4, "allow_preview": False, "visible": bool(pictures)}
                 samples = gradio.Gallery(pictures, label="Or a sample of the run", **look)
             with gradio.Column(min_width=300, scale=3):
@@ -106,6 +115,7 @@ def page(handlers: Handlers, title: str) -> Any:
         file.upload(opening, file, outputs, **ask)
         file.clear(lambda: ["", None, hidden, hidden, hidden], None, outputs, **ask)
         samples.select(picked, None, [*outputs, file], **ask)
+        turning = told(opened, *[update()] * 4)  # where it fails, all stays
         for slider in (centre, width):
-            slider.input(opening, [file, centre, width], outputs, trigger_mode="always_last", **ask)
+            slider.input(turning, [file, centre, width], outputs, trigger_mode="always_last", **ask)
     return blocks

@@ -34,7 +34,7 @@ def handlers(tiny_checkpoint: Path, index: Path) -> Handlers:
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.chdir(tmp_path)
     Path("a b.jpg").write_bytes(jpeg(3))
-    return decode(jpeg(3)), "a b.jpg"
+    return decode(jpeg(3)), "a b.jpg", False
 
 
 def in_a_shell(page: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -50,6 +50,7 @@ def in_a_shell(page: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, 
         lambda handlers, seen: handlers.rank(
             seen, "\n".join([*CAPTIONS, " ", "x", "x"]), 0.0, True
         ),
+        lambda handlers, seen: handlers.rank(seen, "\n".join([*CAPTIONS, "x"]), -1, True),
         lambda handlers, seen: handlers.findings(seen, "chexpert5", True),
         lambda handlers, seen: handlers.findings(seen, "modality", True),
     ],
@@ -67,6 +68,7 @@ def test_answers_are_those_of_the_command(
         cosines = [f"{value:.3f}" for key, value in row.items() if key.startswith("cosine")]
         assert all(number in shown.text for number in (f"{share} %", *cosines))
     assert shown.tags.count("figure") == 3  # maps of the best
+    assert ("--explain maps" in page) == (len([*Path().glob("maps/*.png")]) == 3)
     assert "script" not in shown.tags
     kept = [*handlers.sets.values()]
     assert ask(handlers, seen) == page
@@ -79,7 +81,7 @@ def test_search_by_text_and_by_picture(
     image, file = ShardSet.open(str(packed), "train").read(30).image, tmp_path / "q.jpg"
     file.write_bytes(image)
     for text in (" bright ", ""):
-        page = handlers.search((decode(image), str(file)), text, 4)
+        page = handlers.search((decode(image), str(file), False), text, 4)
         shown = Reader(page)
         assert shown.tags.count("img") == 4
         ids = [value for name, value in shown.attributes if name == "title"]
@@ -87,6 +89,10 @@ def test_search_by_text_and_by_picture(
     assert ids[0] == "train_0030"
     assert "number 30: " in shown.text
     assert "cosine 1.000, 0030" in shown.text
+    windowed = handlers.search((decode(image), str(file), True), "", 4)
+    assert "in a shell, but in the file's own window" in Reader(windowed).text
+    with pytest.raises(InputError, match="type a text, or drop an image first"):
+        handlers.search(None, " ", 4)
 
 
 def test_an_index_whose_pairs_are_gone_has_no_pictures(handlers: Handlers, index: Path) -> None:
@@ -113,6 +119,6 @@ def test_samples_are_of_the_runs_validation(handlers: Handlers, packed: Path) ->
     for data, count in ((str(packed), 6), ("nowhere", 0), (None, 0)):
         again = Handlers(handlers.embedder, {})
         again.embedder.clip.run = {"config": {"data": {"valid": data}}}
-        assert [name for _, name in again.samples] == [
+        assert [name for _, name, _ in again.samples] == [
             f"valid_{2 * n:04}.jpg" for n in range(count)
         ]
