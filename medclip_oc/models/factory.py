@@ -139,6 +139,10 @@ def _assemble(model: Any, about: dict[str, Any], settings: ModelConfig | None, w
             model.logit_bias.requires_grad_(False)  # InfoNCE's softmax cancels it; see train_bias
         if settings.grad_checkpointing:
             model.set_grad_checkpointing()
+    patches: Any = getattr(getattr(model.visual, "trunk", None), "patch_embed", None)  # of timm
+    if getattr(patches, "strict_img_size", False) and patches.img_size != model.visual.image_size:
+        sizes = f"{model.visual.image_size}, where timm makes this tower for {patches.img_size}"
+        raise InputError(f"{where}: vision_cfg.image_size: {sizes}; name its own")
     towers = (model.visual, getattr(model, "text", None))
     if not hasattr(model, "text_decoder") and any(getattr(t, "output_tokens", 0) for t in towers):
         raise InputError(f"{where}: output_tokens: true is for a CoCa's towers (multimodal_cfg)")

@@ -67,9 +67,11 @@ class Handlers:
         asked = {"prompts": name, "multi_label": chosen.multi_label}
         return self._judged(seen, chosen.classes, ranked, why, **asked)
 
-    def search(self, seen: Seen, text: str, number: int) -> str:
+    def search(self, seen: Seen, text: str, number: float | None) -> str:
         """Pairs of the index nearest to a text, or without one to the picture."""
         assert self.index is not None
+        if number is None or number < 1 or number % 1:
+            raise InputError("how many: a whole number from 1 on")
         if text := text.strip():
             (features, cut), asked = self.embedder.texts([text]), {"search": text}
         elif seen is None:
@@ -77,13 +79,13 @@ class Handlers:
         else:
             features, name = self._features(seen)
             cut, asked = [], {"search_image": name}
-        rows, problem = search.answers(self.index, [""], features, number), ""
+        rows, problem = search.answers(self.index, [""], features, int(number)), ""
         try:
             for row in rows:
                 row["picture"] = html.preview(decode.decode(self.pairs.read(row["position"]).image))
         except (InputError, WorkError) as error:
             problem = f"no pictures: {error}"
-        asked = {"index": str(self.index.folder), **asked, "top": str(number)}
+        asked = {"index": str(self.index.folder), **asked, "top": str(int(number))}
         windowed = not text and seen and seen[2]
         return self._answer(asked, found=rows, cut=cut, problem=problem, windowed=windowed)
 
@@ -131,13 +133,13 @@ class Handlers:
         return pairs
 
     @cached_property
-    def samples(self) -> list[tuple[Image.Image, str, bool]]:
-        """Pictures and names of a few that the run validated on, where they can be read."""
-        clip, samples = self.embedder.clip, list[tuple[Image.Image, str, bool]]()
+    def samples(self) -> list[tuple[Image.Image, str, str]]:
+        """Pictures, names and captions of a few that the run validated on, where they are read."""
+        clip, samples = self.embedder.clip, list[tuple[Image.Image, str, str]]()
         with suppress(InputError, WorkError, KeyError, TypeError):  # gone, or never there
             pairs = ShardSet.open(clip.run["config"]["data"]["valid"], "valid", clip.caption_key)
             for position in range(0, len(pairs), -(-len(pairs) // _SAMPLES)):
                 sample = pairs.read(position)
                 name = f"{sample.key}.{sample.extension}"
-                samples.append((decode.decode(sample.image), name, False))
+                samples.append((decode.decode(sample.image), name, sample.caption))
         return samples

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from markupsafe import Markup
@@ -58,8 +59,15 @@ def page(handlers: Handlers, title: str) -> Any:
         ]
 
     def picked(event: gradio.SelectData) -> list[Any]:
-        seen = handlers.samples[event.index]
-        return ["", seen, update(value=seen[0], visible=True), hidden, hidden, None]
+        picture, name, _ = handlers.samples[event.index]
+        return [
+            "",
+            (picture, name, False),
+            update(value=picture, visible=True),
+            hidden,
+            hidden,
+            None,
+        ]
 
     def button(label: str, work: Callable[..., str], given: list[Any], *also: Any) -> None:
         """The end of a tab: what asks, and what is answered there."""
@@ -85,7 +93,10 @@ def page(handlers: Handlers, title: str) -> Any:
                 width = gradio.Slider(1, 2, label="Window width", step=1, visible=False)
                 for slider in (centre, width):  # gradio's own check ends in a traceback
                     slider.preprocess = lambda value: value
-                pictures = [picture for picture, *_ in handlers.samples]
+                pictures = [
+                    (picture, shorten(it, 60, placeholder=" ..."))
+                    for picture, _, it in handlers.samples
+                ]
                 look |= {"columns": 4, "allow_preview": False, "visible": bool(pictures)}
                 samples = gradio.Gallery(pictures, label="Or a sample of the run", **look)
             with gradio.Column(min_width=300, scale=3):
@@ -105,6 +116,7 @@ def page(handlers: Handlers, title: str) -> Any:
                     with gradio.Tab("Search"):
                         text = gradio.Textbox(label="Text (none: search by the picture)")
                         number = gradio.Slider(1, 50, value=8, step=1, label="How many")
+                        number.preprocess = lambda value: value
                         button("Search (Enter)", handlers.search, [seen, text, number], text.submit)
                 with gradio.Tab("Findings"):
                     sets = gradio.Dropdown(prompt_sets.names(), label="Prompt set")

@@ -197,6 +197,7 @@ def test_a_bias_that_the_loss_cancels_is_not_trained(tmp_path: Path) -> None:
         build().towers.train_bias()
 
 
+WRONG_SIZE = {**TINY, "vision_cfg": timm("vit_tiny_patch16_224", 96)}
 NO_VIT = {**TINY, "vision_cfg": RESNET}, {**TINY, "vision_cfg": timm("test_efficientnet")}
 RN50 = {"arch": "RN50", "definition": None}
 B32 = {"arch": "ViT-B-32", "definition": None}
@@ -226,6 +227,7 @@ COCA = {**TINY, "custom_text": True, "multimodal_cfg": TEXT}
         ({"context_length": 31}, "context_length: 31 is less than the 32 of tiny-test"),
         ({"definition": {**TINY, "text_cfg": HF}, "context_length": 65}, "65; .*/tiny_bert has 64"),
         ({"pretrained_text": "somewhere"}, "only a Hugging Face text tower"),
+        ({"definition": WRONG_SIZE}, r"image_size: \(96, 96\), where timm .* for \(224, 224\)"),
         ({"preprocess": {"mean": 3}}, "preprocess.mean: should be a valid list .there: 3"),
         ({"preprocess": {"interpolation": "random"}}, "or 'bilinear' .there: 'random'"),
     ],

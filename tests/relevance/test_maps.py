@@ -27,6 +27,7 @@ LIKE_RESNET = {**RESNET, "image_size": 128}
 VITS = {
     "ViT-B/32": B32,
     "timm, average": timm("test_vit2"),
+    "timm, of another size": timm("test_vit2", 96),
     "timm, attention pool": {**timm("test_vit3"), "timm_pool": "map"},
 }
 CONVOLUTIONAL = {"ResNet": LIKE_RESNET, "ConvNeXt": timm("test_convnext")}

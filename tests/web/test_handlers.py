@@ -91,6 +91,8 @@ def test_search_by_text_and_by_picture(
     assert "cosine 1.000, 0030" in shown.text
     windowed = handlers.search((decode(image), str(file), True), "", 4)
     assert "in a shell, but in the file's own window" in Reader(windowed).text
+    with pytest.raises(InputError, match="how many: a whole number from 1 on"):
+        handlers.search(None, "bright", 2.5)
     with pytest.raises(InputError, match="type a text, or drop an image first"):
         handlers.search(None, " ", 4)
 
