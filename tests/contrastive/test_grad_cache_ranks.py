@@ -136,7 +136,7 @@ def test_what_is_sent(ranks: list[dict[str, Any]], loss: str) -> None:
         features = 4 * PAIRS * 24  # G x D floats
         # for InfoNCE a value per column; the loss; the gradients, at once
         small = [8 * PAIRS, 8] if loss == "clip" else [8]
-        sizes = {n: [b for name, b, _ in result["sent"] if name == n] for n in COLLECTIVES}
+        sizes = {n: [b for name, b in result["sent"] if name == n] for n in COLLECTIVES}
         assert sizes == {
             "all_gather_into_tensor": [features],  # the texts
             "reduce_scatter_tensor": [features],  # their gradients
