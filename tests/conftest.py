@@ -1,6 +1,8 @@
 """Models and data sets that several tests need, made small and from seeds."""
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.packing.formats import open_source
 from medclip_oc.packing.pack import PackOptions, pack
+from medclip_oc.runtime import shutdown
 from tests.support.cli import Run, call
 from tests.support.fault_injection import write_faulty_source
 from tests.support.tiny_dataset import write_shards
@@ -38,6 +41,15 @@ def read_merges_once() -> None:
             vars(self).update(tables[repr(settings)])
 
         tokenizer.__init__ = remembered
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A command that was stopped ignores further signals, as would all that later tests start."""
+    before = {number: signal.getsignal(number) for number in shutdown.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

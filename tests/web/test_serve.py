@@ -79,7 +79,7 @@ def served(*words: object) -> Iterator[str]:
             assert " at http://127.0.0.1:" in line, done.stderr.read() if done.stderr else ""
             yield line.split(" at ")[1].split()[0]
         finally:
-            done.terminate()
+            done.kill()
 
 
 @pytest.mark.slow
