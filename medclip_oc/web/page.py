@@ -41,8 +41,6 @@ def page(handlers: Handlers, title: str) -> Any:
         return run
 
     def opened(file: str, *window: float) -> list[Any]:
-        if window and not all(isinstance(it, int | float) for it in window):  # emptied
-            raise InputError("a window is two numbers, its centre and its width")
         picture, values = windowing.show(Path(file).read_bytes(), *window)
         sliders = [update(), update()] if window else [hidden, hidden]
         if values and not window:
@@ -91,8 +89,6 @@ def page(handlers: Handlers, title: str) -> Any:
                 view = gradio.Image(label="What the model sees", visible=False, **look)
                 centre = gradio.Slider(label="Window centre", step=1, visible=False)
                 width = gradio.Slider(1, 2, label="Window width", step=1, visible=False)
-                for slider in (centre, width):  # gradio's own check ends in a traceback
-                    slider.preprocess = lambda value: value
                 pictures = [
                     (picture, shorten(it, 60, placeholder=" ..."))
                     for picture, _, it in handlers.samples
@@ -116,7 +112,7 @@ def page(handlers: Handlers, title: str) -> Any:
                     with gradio.Tab("Search"):
                         text = gradio.Textbox(label="Text (none: search by the picture)")
                         number = gradio.Slider(1, 50, value=8, step=1, label="How many")
-                        number.preprocess = lambda value: value
+                        number.preprocess = lambda value: value  # `search` checks it in words
                         button("Search (Enter)", handlers.search, [seen, text, number], text.submit)
                 with gradio.Tab("Findings"):
                     sets = gradio.Dropdown(prompt_sets.names(), label="Prompt set")
