@@ -23,9 +23,11 @@ SEAMS = {
     "torch.utils.tensorboard": {"training"},
     "webdataset": {"data", "packing", "exporters"},
     "simplejpeg": {"imaging"},
+    "cv2": {"data"},
     "torch.distributed": {"runtime"},
 }
 IMPORTED_AS = {"open_clip_torch": "open_clip", "Pillow": "PIL", "PyYAML": "yaml"}
+IMPORTED_AS |= {"opencv-python-headless": "cv2"}
 IMPORTED_AS |= {"Jinja2": "jinja2", "docstring-parser": "docstring_parser"}
 
 

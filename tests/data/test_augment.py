@@ -34,6 +34,13 @@ def tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
+def turned_and_toned(image: Image.Image, *how: Any) -> torch.Tensor:
+    """(3, H, W) uint8."""
+    pixels = np.array(image)  # (H, W), or with channels
+    found = _turn_and_tone(pixels.reshape(*pixels.shape[:2], -1), *how)
+    return torch.from_numpy(found).permute(2, 0, 1).expand(3, -1, -1)
+
+
 def test_nothing_changes_that_was_not_asked_for() -> None:
     """Least of all left and right: captions say so."""
     rng = np.random.default_rng(0)
@@ -68,13 +75,18 @@ def test_resizing_is_pillows(interpolation: str, size: tuple[int, int]) -> None:
     assert difference.float().mean() < 0.05
 
 
-@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
-def test_turning_is_pillows(size: tuple[int, int]) -> None:
-    image = colour(3, (size[1], size[0]))
+@pytest.mark.parametrize("source", [(48, 80), (60, 84)])
+def test_turning_is_pillows(source: tuple[int, int]) -> None:
+    """Of the same size, and resized at once, differently across and down."""
+    (h, w), (height, width) = source, (48, 80)
+    image = colour(3, (w, h))
     for degrees in (-10.0, 7.5):
-        found = _turn_and_tone(tensor(image), size, math.radians(degrees), 1.0, 1.0)
-        # ours names where a pixel comes from, so the picture turns the other way
-        wanted = tensor(image.rotate(degrees, Image.Resampling.BILINEAR))
+        found = turned_and_toned(image, (height, width), math.radians(degrees), 1.0, 1.0)
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        a, b, d, e = cos * w / width, -sin * w / width, sin * h / height, cos * h / height
+        c, f = (w - a * width - b * height) / 2, (h - d * width - e * height) / 2
+        how = Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+        wanted = tensor(image.transform((width, height), *how))
         # away from the corners, where the two blend into black differently
         inner = (..., slice(10, -10), slice(10, -10))
         assert (found[inner].int() - wanted[inner].int()).abs().max() <= 2
@@ -94,7 +106,7 @@ def test_fine_detail_is_averaged_before_it_is_turned() -> None:
 @pytest.mark.parametrize(("gain", "contrast"), [(1.1, 1.0), (0.9, 1.0), (1.0, 1.1), (0.95, 0.9)])
 def test_tone_is_pillows(gain: float, contrast: float) -> None:
     image = picture(5)
-    found = _turn_and_tone(tensor(image)[:1], (40, 48), 0.0, gain, contrast)
+    found = turned_and_toned(image, (40, 48), 0.0, gain, contrast)[:1]
     bright = ImageEnhance.Brightness(image).enhance(gain)
     wanted = tensor(ImageEnhance.Contrast(bright).enhance(contrast))[:1]
     inside = (wanted > 2) & (wanted < 253)  # Pillow clips between the two, ours after both

@@ -31,7 +31,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = Path(__file__).with_name("pins")
-LIBRARIES = ("numpy", "open_clip_torch", "Pillow", "simplejpeg", "torch")
+LIBRARIES = ("numpy", "open_clip_torch", "opencv-python-headless", "Pillow", "simplejpeg", "torch")
 SPLITS = {"train": range(41), "valid": range(41, 57)}
 MISSING, COPY, LAST = 9, 55, 56
 """Numbers of the row whose image is missing, and of two pairs with one picture and caption."""
