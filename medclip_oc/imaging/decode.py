@@ -1,36 +1,7 @@
 """What a picture file looks like, decoded: 8 bits, grey ("L") or colour ("RGB"), the right way up.
 
-A file is what its content says, whatever its name. The rules:
-
-| kind                               | what becomes of it                                          |
-|------------------------------------|-------------------------------------------------------------|
-| frames or pages: GIF, APNG, WebP,  | the first one (of an APNG, the picture that readers which   |
-|   TIFF, MPO, DICOM                 |   know no animation show)                                   |
-| grey of over 8 bits                | the darkest value of the file becomes 0, the brightest 255, |
-|                                    |   linearly: never saturated. NaN and infinities become 0    |
-| colour of over 8 bits: PPM, CMYK   | scaled from the depth that the file states to 8 bits        |
-|   TIFF, JPEG 2000                  |                                                             |
-| the same: PNG, TIFF                | refused: Pillow drops the lower bits                        |
-| white-is-zero TIFF                 | inverted: white is bright                                   |
-| alpha, transparency, both of 8 bits| laid over black, the background of radiology. The fourth    |
-|                                    |   byte of a BMP counts only where its header says "alpha"   |
-| palette, CMYK, YCbCr, LAB          | RGB. CMYK and YCCK JPEG is inverted, as Adobe means it      |
-| one bit                            | grey, 0 or 255                                              |
-| EXIF orientation                   | applied. An unreadable EXIF block counts as none            |
-| colour profile, gamma, texts       | ignored, as every CLIP pipeline does                        |
-| what follows the end of the image  | ignored: junk, a second JPEG                                |
-| DICOM                              | see dicom.py                                                |
-
-What can't be decoded, and the reason that is given (`BadImageReason`; encode.py adds "blank"):
-
-- "empty": no bytes. "no picture": a DICOM object without pixels, such as a report.
-- "over max pixels": by the header, before decoding. Shape alone is no reason: 1 x 20000 is fine.
-- "truncated": the decoder says so, or the file is shorter than its own header says.
-- "undecodable": damaged; none of the formats below, such as HEIF, AVIF, SVG, PDF, a web page; JPEG
-  of 12 bits; PNG or TIFF of 16 bits per channel with colour or alpha; PNG with a text or profile of
-  over 1 MiB unpacked (texts together: 64 MiB), which stock readers refuse as well.
-
-JPEG decoders conceal some damage within the bit stream: that goes unnoticed.
+A file is what its content says, whatever its name. The rules, and the reasons why a file can't be
+decoded (`BadImageReason`; encode.py adds "blank"), stand in docs/data.md, "Kinds of files".
 """
 
 import io
@@ -55,8 +26,8 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, a value o
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture file by the rules at the top of this module: "L" or "RGB", of at most
-    `max_pixels`, width times height. BadImage: the reasons there. A blank image is decoded.
+    """Decode a picture file by these rules: "L" or "RGB", of at most `max_pixels`, width times
+    height. BadImage: the reasons there. A blank image is decoded.
     """
     if is_dicom(data):
         return dicom.decode(data, max_pixels)

@@ -1,20 +1,7 @@
-"""The picture in a DICOM file: 8 bits, grey ("L") or colour ("RGB"). Needs pydicom 3.
+"""The picture in a DICOM file: 8 bits, grey ("L") or colour ("RGB"), by the rules in docs/data.md,
+"Kinds of files". Needs pydicom 3; compressed pixels need a decoder that it knows: python-gdcm.
 
-A file is DICOM if "DICM" stands at byte 128, whatever its name, or if it begins with a tag of group
-2 or 8, as files without that mark do. The rules:
-
-- The first frame of many; volumes.py takes others.
-- Grey: modality LUT or rescale; then the VOI LUT, else the first window; what it shows darkest
-  becomes 0, what it shows brightest 255. Without one, and where it is unusable (a width under 1;
-  one value for the whole image), the real range of the values. MONOCHROME1 is inverted. Padding
-  doesn't count for the range and becomes black.
-- PALETTE COLOR goes through its palette; YBR becomes RGB. Colour of more than 8 bits is windowed by
-  its real range, all channels alike; a palette of more than 8 bits by its brightest entry.
-- Enhanced (multi-frame) objects: rescale and window of the frame, or the shared ones.
-- Overlays, shutters, presentation LUTs, colour profiles and pixel aspect ratios are ignored.
-
-Compressed pixels need a decoder that pydicom knows: python-gdcm. Only the elements in `READ` are
-read: what says who the patient is, is not even parsed.
+Only the elements in `READ` are read: what says who the patient is, is not even parsed.
 """
 
 import io
@@ -51,9 +38,9 @@ _AT_ONCE = 1 << 15  # values: in float64 a whole image would take eight times it
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode the first of `info["frames"]` by the rules at the top of this module: "L" or "RGB".
-    `max_pixels` is the largest Rows times Columns. BadImage: no picture, truncated, over max
-    pixels, undecodable. InputError: pydicom is not installed.
+    """Decode the first of `info["frames"]` by these rules: "L" or "RGB". `max_pixels` is the largest
+    Rows times Columns. BadImage: no picture, truncated, over max pixels, undecodable. InputError:
+    pydicom is not installed.
     """
     pydicom = needed("pydicom", "dicom")
     # pydicom warns wherever a file departs from the standard; what matters raises
