@@ -38,9 +38,9 @@ _AT_ONCE = 1 << 15  # values: in float64 a whole image would take eight times it
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode the first of `info["frames"]` by these rules: "L" or "RGB". `max_pixels` is the largest
-    Rows times Columns. BadImage: no picture, truncated, over max pixels, undecodable. InputError:
-    pydicom is not installed.
+    """Decode the first of `info["frames"]`: "L" or "RGB". `max_pixels` is the largest Rows times
+    Columns. BadImage: no picture, truncated, over max pixels, undecodable. InputError: pydicom is
+    not installed.
     """
     pydicom = needed("pydicom", "dicom")
     # pydicom warns wherever a file departs from the standard; what matters raises

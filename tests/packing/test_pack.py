@@ -18,7 +18,6 @@ from medclip_oc.config.packing import MakeShardsConfig
 from medclip_oc.config.parse import parse
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.errors import InputError, WorkError
-from medclip_oc.packing import tar_writer
 from medclip_oc.packing.formats import from_settings, open_source
 from medclip_oc.packing.journal import Journal, read_head
 from medclip_oc.packing.pack import PackOptions, pack
@@ -103,20 +102,6 @@ def test_workers_change_nothing(faulty_source: Path, tmp_path: Path, decode_chec
     for workers in (1, 3):
         pack(open_source(faulty_source, SPLITS), tmp_path / str(workers), options, workers=workers)
     assert contents(tmp_path / "3") == contents(tmp_path / "1")
-
-
-def test_long_shards_are_written_in_chunks_and_a_full_disk_is_noticed(
-    faulty_source: Path, faulty_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, options = open_source(faulty_source, SPLITS), PackOptions(samples_per_shard=4)
-    monkeypatch.setattr(tar_writer, "_CHUNK_BYTES", 1000)
-    pack(source, tmp_path / "whole", options)
-    assert contents(tmp_path / "whole") == contents(faulty_packed)
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr(tar_writer._HashingFile, "_write", Mock(side_effect=full))
-    with pytest.raises(WorkError, match="No space left on device"):
-        pack(source, tmp_path / "full", options)
-    assert sorted(contents(tmp_path / "full")) == ["unfinished.jsonl"]
 
 
 def test_an_error_leaves_no_half_file(

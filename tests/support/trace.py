@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +69,12 @@ def batch_way(folder: Path) -> list[str]:
 
 
 def image_way(folder: Path) -> list[str]:
-    """From the first image's last member in the tar to the second one's."""
+    """From the tar's asking for the second image to its asking for the third."""
     config = _packing(folder, 8)
     with recorded() as calls:
         make_shards.main(config)
-    members = [n for n, call in enumerate(calls) if call == ("packing/tar_writer", "_Tar.addfile")]
-    # what the writer still does with that member belongs to the image before
-    between = calls[members[2] : members[5] + 1]
-    way = dropwhile(lambda call: call[0] == "packing/tar_writer", between)
-    return ["make_shards", *modules(list(way))]
+    asked = [n for n, call in enumerate(calls) if call == ("packing/tar_writer", "_rest")]
+    return ["make_shards", *modules(calls[asked[0] + 1 : asked[1] + 1])]
 
 
 if __name__ == "__main__":
