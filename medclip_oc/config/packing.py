@@ -20,8 +20,9 @@ SPLIT_WORDS = {
 """What people call them."""
 SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 SPLIT = Bound("some of train, valid, test, blanks between", lambda word: word.lower() in SPLIT_OF)
-MAX_PIXELS = 89_478_485  # as imaging.decode.MAX_PIXELS, which --help can't afford to import
-MOST_PIXELS = 178_956_970  # Pillow refuses more, whatever it is told
+# Pillow's own limits: above the first stock readers warn of a decompression bomb, above the second
+# they, and we, refuse it
+MAX_PIXELS, MOST_PIXELS = 89_478_485, 178_956_970
 PIXELS = Bound(f"from 1 to {MOST_PIXELS}", lambda value: 1 <= value <= MOST_PIXELS)
 
 

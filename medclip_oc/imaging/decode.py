@@ -11,12 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ..config.packing import MAX_PIXELS as MAX_PIXELS
 from ..errors import BadImage, BadImageReason
 from . import dicom
-
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit: above it, stock readers warn of a decompression bomb, and above twice that
-they, and we, refuse it."""
 
 # Not every format that Pillow knows: some run other programs (EPS) or need ones.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP")  # JPEG: MPO too
@@ -112,8 +109,6 @@ def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
 # ---------------------------------------------------- by the first bytes, where no decoder tells
 
 _STARTS = {
-    b"%pdf": "a PDF",
-    b"pk\x03\x04": "a zip",
     b"\\\1\0\0": "NIfTI, of which --slices takes slices",
     b"\x1f\x8b": "gzip; of NIfTI --slices takes slices",
     b"version https://git-lfs": "a Git LFS pointer in place of the file",
@@ -158,14 +153,10 @@ def _damage(error: Exception, data: bytes) -> BadImage:
 
 
 def _guess(data: bytes) -> str:
-    """What a file that no decoder takes seems to be: "; seems a PDF". Empty: no idea."""
+    """What a file that no decoder takes seems to be: "; seems a web page". Empty: no idea."""
     if (bits := jpeg_frame(data)[1]) != 8:
         return f"; seems a JPEG of {bits} bits"
-    if data[4:8] == b"ftyp":
-        return "; seems HEIF or AVIF"
-    if not data.strip(b"\0"):
-        return "; seems nothing but zeros"
-    start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = data[:64].lstrip().lower()
     return next((f"; seems {it}" for mark, it in _STARTS.items() if start.startswith(mark)), "")
 
 
