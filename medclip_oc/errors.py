@@ -35,12 +35,7 @@ BadImageReason = Literal[
 
 
 class BadImage(InputError):
-    """An image that can't be used.
-
-    Attributes:
-        reason: one of `BadImageReason`; the same words stand in rejects.csv.
-        detail: what was found.
-    """
+    """An image that can't be used: a `reason`, as it stands in rejects.csv, and what was found."""
 
     def __init__(self, reason: BadImageReason, detail: str) -> None:
         super().__init__(reason, detail)

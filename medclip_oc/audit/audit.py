@@ -1,15 +1,8 @@
 """What is in a source of pairs, before anything is packed or trained: copies, leaks, captions.
 
-Two images are copies in one of three ways: the same file, the same pixels (another file of them),
-or near. Near are those whose pHash differs in at most HASH_RADIUS of 64 bits and in at most
-FINE_RADIUS of 256 bits, and whose thumbnails, once one is laid over the other, are correlated to at
-least CORRELATION. That holds for re-encoded, resized, brighter and slightly cropped copies, and for
-neighbouring slices of one scan; not for mirrored, turned or inverted ones. Of a crowd of
-candidates, an image is compared with the 8 nearest in each split.
-
-A leak is an image of one split that has a copy in another. The training side is left out, so that
-validation and test stay what others measure on. Of a leak between those nothing is left out.
-
+docs/data.md says what is found. Near are images whose pHash differs in at most HASH_RADIUS of 64
+bits and in at most FINE_RADIUS of 256 bits, and whose thumbnails, once one is laid over the other,
+are correlated to at least CORRELATION; of a crowd of candidates, with the 8 nearest in each split.
 The result is a function of the source alone: workers change the time only. N usable pairs.
 """
 

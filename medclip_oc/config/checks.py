@@ -42,17 +42,13 @@ JsonFile = Annotated[str, Bound("a file name that ends in .json", lambda v: v.en
 
 
 class Settings:
-    """Base of dataclasses of settings. InputError: a value is out of its bounds.
+    """Base of dataclasses of settings. InputError: a value is out of its bounds."""
 
-    Attributes:
-        section: the dotted place in YAML, `optim.`; the options of a command have none.
-        reads: the names of the fields that say what a command reads, for its help.
-        writes: of those that say what it writes; help has the rest under "how".
-    """
-
-    section: ClassVar[str] = ""
-    reads: ClassVar[str] = ""
-    writes: ClassVar[str] = ""
+    section: ClassVar[str] = (
+        ""  # dotted place in YAML, `optim.`; the options of a command have none
+    )
+    reads: ClassVar[str] = ""  # fields that say what a command reads, for its help
+    writes: ClassVar[str] = ""  # those that say what it writes; help has the rest under "how"
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         cls.section = cls.section if section is None else section

@@ -131,10 +131,8 @@ class EvaluateConfig(ModelSource, MeasureConfig):
         if self.checkpoint is None and (self.model is None) == (self.features_in is None):
             raise InputError("--checkpoint: required; or --model, or --features-in, one of the two")
         others = ["split", "caption_key", "baseline", "pools", "slices"]
-        if (
-            self.probe is not None
-            and sum(map(bool, (self.data, self.images, self.features_in))) != 1
-        ):
+        given = sum(map(bool, (self.data, self.images, self.features_in)))
+        if self.probe is not None and given != 1:
             raise InputError("--probe: give --data, --images or --features-in, one of them")
         for name in ["images", "uncertain"] if self.probe is None else others:
             how = "without" if self.probe is None else "with"

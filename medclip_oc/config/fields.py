@@ -158,9 +158,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
         if twice := [key for key, _ in node.value if names.count(key.value) > 1]:
-            raise yaml.constructor.ConstructorError(
-                problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark
-            )
+            problem, mark = f"{twice[-1].value} is given twice", twice[-1].start_mark
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         return super().construct_mapping(node, deep)
 
 

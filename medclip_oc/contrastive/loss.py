@@ -28,7 +28,8 @@ LossName = Literal["clip", "siglip"]
 def clip_loss(
     image_features: Tensor, text_features: Tensor, scale: Tensor, targets: Tensor | None = None
 ) -> Tensor:
-    """Symmetric InfoNCE over G pairs (CLIP, Radford et al. 2021, figure 3).
+    """Symmetric InfoNCE over G pairs (CLIP, Radford et al. 2021, figure 3): (), the mean of the
+    image-to-text and text-to-image cross-entropy, in nats; ln(G) of features that say nothing.
 
     Args:
         image_features: (G, D), normalised.
@@ -36,10 +37,6 @@ def clip_loss(
         scale: (), the inverse temperature that multiplies the cosines.
         targets: (G, G), what is right in place of each pair's own partner alone: the targets of
             each row, which add up to 1, plus those of each column, which do as well.
-
-    Returns:
-        (), the mean of the image-to-text and the text-to-image cross-entropy, in nats. ln(G) for
-        features that say nothing.
     """
     logits = scale * image_features @ text_features.T  # (G, G)
     if targets is not None:
@@ -57,7 +54,7 @@ def siglip_loss(
     answers: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sigmoid loss over G pairs (SigLIP, Zhai et al. 2023, equation 1): each of the G x G pairings
-    is a yes-or-no question of its own.
+    is a yes-or-no question of its own; (), the sum over all pairings divided by G, in nats.
 
     Args:
         image_features: (G, D), normalised.
@@ -66,9 +63,6 @@ def siglip_loss(
         bias: (), added to every logit; about -10 at the start, as most pairings are wrong ones.
         answers: (G, G) each, how much a yes and how much a no to each pairing counts, in place of
             a whole yes to own pairs and a whole no to others.
-
-    Returns:
-        (), the sum over all pairings divided by G, in nats.
     """
     logits = scale * image_features @ text_features.T + bias  # (G, G)
     if answers is None:
@@ -112,7 +106,7 @@ def contrast(
     combine: Callable[[Tensor], Tensor] = lambda columns: columns,
     tile: int | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """A block's share of the loss, and of its gradients, without a G x G matrix.
+    """A block's share of the loss, (), float64, and of its gradients, without a G x G matrix.
 
     Args:
         name: "clip" (see `clip_loss`) or "siglip" (see `siglip_loss`).
@@ -122,9 +116,6 @@ def contrast(
         combine: a block's log-sum-exp per column (G,) -> that of all blocks together (G,); InfoNCE
             calls it once, SigLIP never.
         tile: side of the largest matrix that exists at a time; None: by device.
-
-    Returns:
-        The block's share of the loss, (), float64; and the gradients.
     """
     side = tile or tile_side(block.images.device)
     with torch.autocast(block.images.device.type, enabled=False):

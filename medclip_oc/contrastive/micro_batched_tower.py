@@ -72,15 +72,9 @@ def as_they_come(rows: Tensor, size: int) -> tuple[Tensor, Sequence[Tensor]]:
 
 
 class MicroBatchedTower:
-    """One tower during one step after another.
-
-    Args:
-        embed: rows (C, ...) on the device -> features (C, D).
-        device: where it runs.
-        chunk: C.
-        precision: "fp32", "bf16" or "fp16".
-        blocks: the tower's blocks in the order in which they run, each feeding nothing but the
-            next; none: all is run again.
+    """One tower during one step after another: `embed` makes features (C, D) of rows (C, ...) on
+    the device; `blocks` are the tower's in the order in which they run, each feeding nothing but
+    the next; none: all is run again.
     """
 
     keep = 0  # how many chunks keep their graph; a single one always does: nothing is cached

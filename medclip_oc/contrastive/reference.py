@@ -30,24 +30,14 @@ def plain_step(
     scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Put the gradients of one big batch into `.grad`: all graphs kept, one dense loss, one
-    backward. Nothing but the model is shared with the cached step.
+    backward. Nothing but the model is shared with the cached step. Returns the loss, ().
 
-    Args:
-        towers: see `models.clip.Towers`.
-        loss: "clip" or "siglip".
-        images: (G, 3, H, W) uint8.
-        tokens: (G, L) int64.
-        micro_batches: sizes of the forwards, of images and of texts, where random numbers or live
-            batch norm make them matter; None: one forward of each tower.
-        split: puts texts into micro batches, where random numbers make that matter too.
-        seeds: one per rank, each of which embeds its part of the pairs from its own random numbers;
-            None: one rank, and random numbers as they come.
-        targets: what the dense loss takes; None: each pair's own partner.
-        precision: "fp32", "bf16" or "fp16".
-        scaler: loss scaling for fp16.
-
-    Returns:
-        The loss, ().
+    Images are (G, 3, H, W) uint8, tokens (G, L) int64. `micro_batches`: sizes of the forwards, of
+    images and of texts, where random numbers or live batch norm make them matter; None: one forward
+    of each tower. `split` puts texts into micro batches, where random numbers make that matter too.
+    `seeds`: one per rank, each of which embeds its part of the pairs from its own random numbers;
+    None: one rank, and random numbers as they come. `targets`: what the dense loss takes; None:
+    each pair's own partner. `scaler`: loss scaling for fp16.
     """
     for parameter in towers.parameters():
         parameter.grad = None

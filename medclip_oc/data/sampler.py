@@ -80,12 +80,10 @@ class Order:
     epoch takes from each set its exact share of `pairs_per_epoch`, mixed; a set's pairs come in
     permutations of their own, each pair once before any comes again.
 
-    Args:
-        sizes: pairs in each set; positions 0..N-1 number the pairs of all sets, in their order.
-        seed: of the run.
-        weights: how often each set is drawn from, relative to the others, each above 0.
-        pairs_per_epoch: positions that make an epoch; N where it isn't given.
-        members: (N,) the indices of the sets' pairs, set by set; where not given, 0..N-1.
+    `sizes` are the pairs in each set; positions 0..N-1 number those of all sets, in their order.
+    `weights`, each above 0: how often each set is drawn from, relative to the others.
+    `pairs_per_epoch`: positions that make an epoch; None: N. `members`, (N,): the indices of the
+    sets' pairs, set by set; None: 0..N-1.
     """
 
     def __init__(

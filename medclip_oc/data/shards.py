@@ -60,11 +60,9 @@ class ShardSet:
     """Pairs of one split, by position 0..len-1, read through the index without scanning.
 
     Other processes may get an instance, by a pickle or a fork; several threads may read at once.
-
-    Attributes:
-        sizes: pairs of each of the sets that were joined by `::`; one without it.
-        fingerprint: hash of the index; ties a checkpoint to its data.
-        studies: set by `balance.read_studies`. None: nobody asks for them.
+    `sizes` has the pairs of each of the sets that were joined by `::`; the `fingerprint`, a hash of
+    the index, ties a checkpoint to its data; `studies` are set by `balance.read_studies`, where
+    somebody asks for them.
     """
 
     def __init__(self, sets: Sequence[Sequence[Shard]], caption_key: str = CAPTION) -> None:

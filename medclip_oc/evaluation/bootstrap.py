@@ -24,11 +24,7 @@ _AT_ONCE = 2**19  # drawn queries or images in memory: a sum over them stays in 
 
 
 def bootstrap(
-    ranks: np.ndarray,
-    ks: Sequence[int],
-    draws: int,
-    seed: int,
-    baseline: np.ndarray | None = None,
+    ranks: np.ndarray, ks: Sequence[int], draws: int, seed: int, baseline: np.ndarray | None = None
 ) -> dict[str, list[float]]:
     """The interval of each score of ranks (n,), see `metrics.scores_of`; or of its difference to a
     `baseline`, (n,) ranks of another model for the same queries. n of them are drawn `draws` times.

@@ -28,11 +28,10 @@ def measure(
     """All figures of the probabilities (N, M) of M candidates, by the index of the true one, (N,)
     int64; "none of these" may be one that is never true. With 0 draws there are no intervals.
 
-    Returns:
-        task; images; accuracy; balanced_accuracy; auroc, the mean of the classes' (None: no class
-        has one); calibration_error; intervals; classes: of each true or predicted class its images,
-        recall, auroc, intervals; confusion: the classes' names, and counts with a row for each true
-        class and a column for each predicted.
+    Returns task; images; accuracy; balanced_accuracy; auroc, the mean of the classes' (None: no
+    class has one); calibration_error; intervals; classes: of each true or predicted class its
+    images, recall, auroc, intervals; confusion: the classes' names, and counts with a row for each
+    true class and a column for each predicted.
     """
     predicted, size, total = probabilities.argmax(1), len(names), len(truth)
     counts = np.bincount(truth * size + predicted, minlength=size * size).reshape(size, size)

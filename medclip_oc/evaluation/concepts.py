@@ -83,12 +83,8 @@ class Judge:
         rows, places = concepts.nonzero()
         concept_numbers, columns = np.unique(concepts[rows, places], return_inverse=True)
         links = torch.from_numpy(np.unique(np.stack([rows, columns]), axis=1))  # counted once each
-        self._has = torch.sparse_coo_tensor(
-            links,
-            torch.ones(links.shape[1]),
-            (len(concepts), len(concept_numbers)),
-            check_invariants=True,
-        ).coalesce()
+        ones, shape = torch.ones(links.shape[1]), (len(concepts), len(concept_numbers))
+        self._has = torch.sparse_coo_tensor(links, ones, shape, check_invariants=True).coalesce()
         self.sizes = np.bincount(links[0].numpy(), minlength=len(concepts))  # (N,) concepts of each
 
     def overlap(self, queries: np.ndarray) -> np.ndarray:

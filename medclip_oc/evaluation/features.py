@@ -92,11 +92,8 @@ def embed_pairs(
 ) -> Embedded:
     """Embed every pair once, or each caption of it; each rank keeps the features of its share.
 
-    `stop` is asked after each batch whether to stop there; see `EvaluateConfig` for the others.
-
-    Raises:
-        Stopped: `stop` said so, on whichever rank; raised on all.
-        InputError, WorkError: a pair can't be read, on whichever rank; raised on all.
+    `stop` is asked after each batch whether to stop there (Stopped). InputError, WorkError: a pair
+    can't be read. Each is raised on all ranks.
     """
 
     def halt_if_asked() -> None:

@@ -117,10 +117,9 @@ def measure(
     `thresholds` (M,), see there; the macro mean takes findings with `min_positives`; with 0 draws
     there are no intervals.
 
-    Returns:
-        task; images; findings: of each its positives, negatives, unknown, few (fewer than 10
-        positives), threshold, scores (None: it has no positive, or no negative) and intervals;
-        macro and weighted, the means, the second by positives; intervals: level and draws.
+    Returns task; images; findings: of each its positives, negatives, unknown, few (fewer than 10
+    positives), threshold, scores (None: it has no positive, or no negative) and intervals; macro
+    and weighted, the means, the second by positives; intervals: level and draws.
     """
     probabilities = np.asarray(probabilities, float)
     limits = np.full(len(names), np.nan) if thresholds is None else thresholds

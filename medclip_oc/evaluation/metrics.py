@@ -101,11 +101,9 @@ def chance(candidates: int, right: np.ndarray, ks: Sequence[int] = KS) -> dict[s
 
 
 def retrieval(ranks: Ranks, pool: Pool, ks: Sequence[int] = KS) -> dict[str, Any]:
-    """The record of an evaluation.
-
-    Returns:
-        `pool` (pairs, or studies), `images` and `texts` in it, `chance` (mean of both directions),
-        `image_to_text`, `text_to_image`, and `mean_recall` (of R@1, R@5 and R@10, both ways).
+    """The record of an evaluation: `pool` (pairs, or studies), `images` and `texts` in it, `chance`
+    (mean of both directions), `image_to_text`, `text_to_image`, and `mean_recall` (of R@1, R@5 and
+    R@10, both ways).
     """
     n, m = len(pool.images), len(pool.texts)
     of_images, of_texts = (

@@ -72,13 +72,10 @@ def measure(
     """All figures of N images with normalised features (N, D), labels (N, M) int8 (1, 0, or -1 for
     unknown) and a split each, (N,) index in SPLITS; with 0 draws of the test images no intervals.
 
-    Returns:
-        task; images of each split; knn with k and linear with C: figures of `classification` or
-        `findings`; few_shot: by the number of images the mean of the draws, and their interval. And
-        lines on what was left out.
-
-    Raises:
-        InputError: a split has no image; train has none of a class, or all; valid can't choose.
+    Returns task; images of each split; knn with k and linear with C: figures of `classification` or
+    `findings`; few_shot: by the number of images the mean of the draws, and their interval. And
+    lines on what was left out. InputError: a split has no image; train has none of a class, or all;
+    valid can't choose.
     """
     task = Task(names, features, truth, split)
     record: dict[str, Any] = {"task": "probe", "images": task.images}

@@ -41,11 +41,7 @@ _THREADED = 2**22  # scores from which on starting threads pays
 
 
 def retrieval_ranks(
-    images: Tensor,
-    texts: Tensor,
-    links: Tensor | None = None,
-    *,
-    ties: Ties = "expected",
+    images: Tensor, texts: Tensor, links: Tensor | None = None, *, ties: Ties = "expected"
 ) -> tuple[Tensor, Tensor]:
     """Rank of each image among the texts (N,) and of each text among the images (M,), float64, 1 is
     best, on all processes. WorkError: features that are not finite.

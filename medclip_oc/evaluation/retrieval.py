@@ -92,15 +92,11 @@ def measure(
     candidates are looked for, and measured by concepts; not where images have several captions, nor
     by study.
 
-    Returns:
-        A record of metrics.retrieval (the pairs as they are, or copies merged where only that is
-        asked for), with `ties`, `duplicates` and, where they apply: `intervals`, `merged` (the same
-        with copies as one), `pools` (a list), `concepts`, `slices` (a list), `baseline`; by study
-        `unit` and how many `pairs` there are.
-
-    Raises:
-        InputError: merging without hashes; a baseline of other pairs.
-        WorkError: features that are not finite.
+    The record is that of metrics.retrieval (the pairs as they are, or copies merged where only that
+    is asked for), with `ties`, `duplicates` and, where they apply: `intervals`, `merged` (the same
+    with copies as one), `pools` (a list), `concepts`, `slices` (a list), `baseline`; by study
+    `unit` and how many `pairs` there are. InputError: merging without hashes; a baseline of other
+    pairs. WorkError: features that are not finite.
     """
     if baseline is not None:
         check_ids(embedded.ids, baseline.ids, "--baseline")

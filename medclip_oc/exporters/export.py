@@ -64,10 +64,8 @@ def export(settings: ExportConfig) -> str:
         if settings.quantize:
             to_onnx.quantize(partial)
             sides["that, with weights of 8 bits"] = to_onnx.read(clip, partial, to_onnx.QUANTIZED)
-        close = {
-            name: parity.closeness(expected, side.features(pictures, texts))
-            for name, side in sides.items()
-        }
+        made = {name: side.features(pictures, texts) for name, side in sides.items()}
+        close = {name: parity.closeness(expected, given) for name, given in made.items()}
         card = model_card.render(content, file, form, out, close)
         (partial / "README.md").write_text(f"{card}\n", encoding="utf-8")
         for weights in partial.glob("*.safetensors"):  # which are written for their owner alone

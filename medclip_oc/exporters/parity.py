@@ -40,10 +40,8 @@ class Side(NamedTuple):
     def features(self, pictures: list[Image.Image], texts: list[str]) -> dict[str, Tensor]:
         """Images (N, D) and texts (M, D), float32, normalised; of RGB, decoded by our rules."""
         pixels = torch.stack([self.preprocess(picture) for picture in pictures])  # (N, 3, H, W)
-        return {
-            "images": self.embed_images(pixels),
-            "texts": self.embed_texts(self.tokenizer(texts)),
-        }
+        tokens = self.tokenizer(texts)  # (M, L)
+        return {"images": self.embed_images(pixels), "texts": self.embed_texts(tokens)}
 
 
 @contextmanager

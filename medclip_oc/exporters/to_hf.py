@@ -1,7 +1,5 @@
-"""A checkpoint as a Hugging Face folder: `transformers.CLIPModel.from_pretrained(DIR)`.
-
-CLIPModel is OpenAI's architecture: a ViT and a causal text transformer, whose features are linear
-projections of one token. Of open_clip's models those of that build alone map.
+"""A checkpoint as a Hugging Face folder: `transformers.CLIPModel.from_pretrained(DIR)`. Of
+open_clip's models those of OpenAI's build alone map (see models/transformers_clip.py).
 """
 
 from functools import partial

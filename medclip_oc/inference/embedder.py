@@ -48,15 +48,10 @@ class Embedder:
         return int(self.clip.description["definition"]["embed_dim"])
 
     def images(self, images: ImageSet) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
-        """Features of images, batch by batch, in their order.
-
-        Yields:
-            positions of those that were embedded; their features (B, D) float32, normalised; why
-            the others, by position, can't be decoded.
-
-        Raises:
-            InputError, WorkError: a shard is damaged, or gone; a worker died; features that were
-                read are of another model; see `forward`.
+        """Features of images, batch by batch, in their order: positions of those embedded; their
+        features (B, D) float32, normalised; why the others, by position, can't be decoded.
+        InputError, WorkError: a shard is damaged, or gone; a worker died; features that were read
+        are of another model; see `forward`.
         """
         if (made := images.features) is not None:
             if made.shape[1] != self.width:
@@ -125,10 +120,8 @@ class Embedder:
     def texts(
         self, texts: Sequence[str], progress: Callable[[int], object] | None = None
     ) -> tuple[Tensor, list[str]]:
-        """Features of M texts; `progress` is told of how many more are done.
-
-        Returns:
-            (M, D) float32, normalised; and the texts that the context cut.
+        """Features of M texts, (M, D) float32, normalised; and the texts that the context cut.
+        `progress` is told of how many more are done.
         """
         captions, parts, cut = Captions(self.clip.tokenizer), list[Tensor](), list[str]()
         for first in range(0, len(texts), SORTED):

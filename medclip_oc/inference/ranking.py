@@ -49,19 +49,15 @@ class Ranking:
     def rows(
         self, images: Sequence[str], scores: tuple[Tensor, Tensor], top: int | None = None
     ) -> list[dict[str, Any]]:
-        """The `top` candidates of each of N images, best first; equal ones as they came.
-
-        Returns:
-            Rows with the keys FIELDS: rank from 1; cosine; probability; margin, the cosine less the
-            best cosine of any other candidate (only the first's is positive; 0 where there is one).
+        """The `top` candidates of each of N images, best first; equal ones as they came: rows with
+        the keys FIELDS. Rank from 1; cosine; probability; margin, the cosine less the best cosine
+        of any other candidate (only the first's is positive; 0 where there is one).
         """
         cosines, probabilities = scores
         sorted_cosines, order = cosines.sort(dim=1, descending=True, stable=True)  # (N, M)
         columns = (order, sorted_cosines, probabilities.gather(1, order))
-        rows = []
-        for image, indices, values, shares in zip(
-            images, *(column.tolist() for column in columns), strict=True
-        ):
+        lists, rows = (column.tolist() for column in columns), []
+        for image, indices, values, shares in zip(images, *lists, strict=True):
             rounded = [round(value, _DIGITS) for value in values]
             for r, m in enumerate(indices[:top]):
                 best_other = rounded[0 if r else min(1, len(rounded) - 1)]
@@ -146,13 +142,8 @@ def write_rows(
 ) -> int:
     """Rank the candidates for every image, and write the rows, if there is a writer, batch by
     batch. Probabilities go into each of the `scores` (N, M) too; each image's name, bytes and
-    candidates, best first, to `explain`.
-
-    Returns:
-        How many images couldn't be read; each is named on standard error.
-
-    Raises:
-        InputError: none of them can be read.
+    candidates, best first, to `explain`. Returns how many images couldn't be read; each is named on
+    standard error. InputError: none of them can be read.
     """
     total, unreadable = len(images), 0
     # on a terminal the rows are there to be seen

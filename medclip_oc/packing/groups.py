@@ -1,8 +1,6 @@
 """Pairs that belong together, of a patient, a study, an article: their names, and their split.
 
-Names of patients and studies, and with --hash-ids of pairs, become salted hashes: 16 hex letters of
-HMAC-SHA256 (RFC 2104). Who has the salt can look names up, so it lies outside the shard folder,
-which holds a value to tell salts apart. Articles are public, and stay what they are.
+docs/data.md says which names become salted hashes (HMAC-SHA256, RFC 2104).
 """
 
 import hashlib

@@ -59,9 +59,8 @@ def legrad(towers: Towers, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tenso
         for hook in hooks:
             hook.remove()
     features = F.normalize(_pooled(visual, torch.cat(outputs)), dim=-1)  # (layers, D)
-    h, w = getattr(tower, "grid_size", None) or tower.patch_embed.dynamic_feat_size(
-        pixels.shape[2:]
-    )
+    size = pixels.shape[2:]
+    h, w = getattr(tower, "grid_size", None) or tower.patch_embed.dynamic_feat_size(size)
     maps = list[Tensor]()
     for score in (features @ texts.T).sum(0):
         total = torch.zeros(h * w, device=pixels.device)

@@ -24,9 +24,8 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = plots.svg
-    environment.filters["data_uri"] = lambda jpeg: (
-        "data:image/jpeg;base64," + b64encode(jpeg).decode()
-    )
+    start = "data:image/jpeg;base64,"
+    environment.filters["data_uri"] = lambda jpeg: start + b64encode(jpeg).decode()
     return environment.get_template(template).render(colours=plots.COLOURS, **values)
 
 

@@ -14,21 +14,14 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make o
 
 
 class RowWriter:
-    """Writes rows that all have the same fields in the same order.
-
-    Args:
-        out: where to.
-        form: what as. A table puts the first field as a heading over the rows that share it, and is
-            as wide as the terminal, if it goes to one.
-        fields: of each row, in their order.
+    """Writes rows that all have the same `fields` in the same order. A table puts the first field
+    as a heading over the rows that share it, and is as wide as the terminal, if it goes to one.
     """
 
     def __init__(self, out: TextIO, form: Format, fields: Sequence[str]) -> None:
         self.out, self.form, self.fields = out, form, list(fields)
         # numbers first, since they have a fixed width; what may be long comes last
-        self._columns = sorted(
-            self.fields[1:], key=lambda name: (name not in _WIDTHS, name in _LONG)
-        )
+        self._columns = sorted(self.fields[1:], key=lambda it: (it not in _WIDTHS, it in _LONG))
         self._heading: Any = None
         self._separator = "[\n"
         self._width = shutil.get_terminal_size().columns if out.isatty() else None

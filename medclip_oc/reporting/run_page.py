@@ -30,9 +30,7 @@ _CANDIDATES = {"image_to_text": "texts", "text_to_image": "images"}  # what a ra
 
 
 def write(
-    folder: Path,
-    number: int,
-    read_gallery: Callable[[list[Pair], Record], Gallery],
+    folder: Path, number: int, read_gallery: Callable[[list[Pair], Record], Gallery]
 ) -> tuple[list[Path], list[str]]:
     """Write report.html in a run's folder, and each of its charts as a PNG in report/; returns the
     files, and notes on what could not be shown. InputError: no run. WorkError: it can't be written.
@@ -44,9 +42,7 @@ def write(
     by_class = run_files.evaluations(folder, of_classes=True)
     classified = [_classes(each) for each in by_class]
     if not records and not evaluations and not classified:
-        raise InputError(
-            f"{folder}: no run folder: neither metrics.jsonl nor evaluations/ is there"
-        )
+        raise InputError(f"{folder}: no run folder: no metrics.jsonl, and no evaluations/ there")
     notes = [] if records else ["Training: this folder has no metrics.jsonl with records."]
     weakest = [results.weakest(each.record) for each in (*evaluations[:1], *by_class)]
     values = Record(record=None, results=results, classified=classified, weakest=weakest)
@@ -145,9 +141,8 @@ def _retrieval_charts(evaluated: Evaluated) -> dict[str, list[Figure]]:
         if evaluated.arrays:
             ranks = evaluated.arrays[f"{direction}_rank"]
             pool = max(record.get(_CANDIDATES[direction], record["pool"]), math.ceil(ranks.max()))
-            charts["ranks"].append(
-                plots.bars(f"Rank of the right one, {title}", rank_bins(ranks, pool))
-            )
+            bars = plots.bars(f"Rank of the right one, {title}", rank_bins(ranks, pool))
+            charts["ranks"].append(bars)
     return charts
 
 

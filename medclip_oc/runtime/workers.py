@@ -45,12 +45,9 @@ def ordered_map(
     if workers == 1:
         yield from map(function, items)
         return
-    spawn = get_context("spawn")  # the same on every system, and safe beside threads
-    pool: Executor = (
-        ThreadPoolExecutor(workers)
-        if threads
-        else ProcessPoolExecutor(workers, spawn, _start_worker)
-    )
+    pool: Executor = ThreadPoolExecutor(workers)  # which starts none before there is work
+    if not threads:  # spawned: the same on every system, and safe beside threads
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     stream, pending = iter(items), deque[Any]()
     try:
         while group := list(islice(stream, batch)):

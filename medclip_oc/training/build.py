@@ -156,9 +156,8 @@ def describe(clip: Clip, config: Config, plan: Plan, world: World) -> list[str]:
     """The model, where its weights began, the machine and the plan, a line each."""
     model, train = config.model, config.train
     trained = sum(p.numel() for p in clip.towers.parameters() if p.requires_grad)
-    weights = definition.weights_of(
-        model.arch, model.pretrained, model.pretrained_image, model.pretrained_text
-    )
+    towers = model.pretrained_image, model.pretrained_text
+    weights = definition.weights_of(model.arch, model.pretrained, *towers)
     share = plan.global_batch // world.size
     rows = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
     chunks, text_chunks = (-(-share // size) for size in rows)

@@ -50,9 +50,8 @@ def parameter_groups(towers: Towers, settings: OptimConfig) -> list[dict[str, An
 
 def adamw(towers: Towers, settings: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) as the settings say, at the peak learning rates."""
-    return torch.optim.AdamW(
-        parameter_groups(towers, settings), betas=settings.betas, eps=settings.eps
-    )
+    groups = parameter_groups(towers, settings)
+    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
 
 
 def describe(optimizer: torch.optim.Optimizer, towers: Towers) -> list[str]:

@@ -238,9 +238,8 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
     """
     device, towers = run.world.device, run.clip.towers.train()
     autocast = devices.autocast(device, run.config.train.precision)
-    averages = torch.empty(
-        2 * checkpointer.parameter_bytes(run.clip)[1], dtype=torch.uint8, device=device
-    )
+    size = 2 * checkpointer.parameter_bytes(run.clip)[1]
+    averages = torch.empty(size, dtype=torch.uint8, device=device)
     blank = torch.zeros(images, 3, *run.clip.image_size, dtype=torch.uint8, device=device)
     tokens = run.clip.tokenizer(["a chest radiograph"] * texts).to(device)
     seconds = 0.0  # of a pair

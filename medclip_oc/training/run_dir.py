@@ -1,11 +1,8 @@
-"""The run folder: what is in it, and what becomes of it when a run begins there or resumes.
+"""The run folder, and what becomes of it when a run begins there or resumes.
 
-RUN/checkpoints/step-00000120.pt   the newest states, to resume from
-RUN/checkpoints/last.pt            the newest of them, under a name that stays
-RUN/checkpoints/best.pt            the best model by the validation metric, without training state
-RUN/checkpoints/wise.pt            the best between the start and best.pt, where asked for
-RUN/interrupted                    the run was told to stop and has saved: start it again
-RUN/in_use                         a process trains here: which, and on which machine
+README.md says what is in it. Of its checkpoints step-00000120.pt and the like are the newest
+states, to resume from; last.pt is the newest of them, under a name that stays; best.pt has no
+training state.
 """
 
 import os

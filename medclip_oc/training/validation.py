@@ -121,9 +121,8 @@ class Validation:
         if self.data.valid and seen[0]:
             told, file = f"{score} in {best}", best
             if measures_start(self.config):
-                told += (
-                    self._against_start(progress) if all(seen) else ", which not every node sees"
-                )
+                unseen = ", which not every node sees"
+                told += self._against_start(progress) if all(seen) else unseen
         elif not last.exists():
             return f"no step was left ({why}, so no best.pt)"
         if at < steps:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -40,6 +41,9 @@ def page(handlers: Handlers, title: str) -> Any:
 
         return run
 
+    def shown(seen: Any, *sliders: Any) -> list[Any]:
+        return ["", seen, update(value=seen[0], visible=True), *sliders]
+
     def opened(file: str, *window: float) -> list[Any]:
         picture, values = windowing.show(Path(file).read_bytes(), *window)
         sliders = [update(), update()] if window else [hidden, hidden]
@@ -49,23 +53,11 @@ def page(handlers: Handlers, title: str) -> Any:
                 update(minimum=low, maximum=high, value=centre, visible=True),
                 update(maximum=max(width, high - low), value=width, visible=True),
             ]
-        return [
-            "",
-            (picture, Path(file).name, bool(window)),
-            update(value=picture, visible=True),
-            *sliders,
-        ]
+        return shown((picture, Path(file).name, bool(window)), *sliders)
 
     def picked(event: gradio.SelectData) -> list[Any]:
         picture, name, _ = handlers.samples[event.index]
-        return [
-            "",
-            (picture, name, False),
-            update(value=picture, visible=True),
-            hidden,
-            hidden,
-            None,
-        ]
+        return [*shown((picture, name, False), hidden, hidden), None]
 
     def button(label: str, work: Callable[..., str], given: list[Any], *also: Any) -> None:
         """The end of a tab: what asks, and what is answered there."""
@@ -89,10 +81,8 @@ def page(handlers: Handlers, title: str) -> Any:
                 view = gradio.Image(label="What the model sees", visible=False, **look)
                 centre = gradio.Slider(label="Window centre", step=1, visible=False)
                 width = gradio.Slider(1, 2, label="Window width", step=1, visible=False)
-                pictures = [
-                    (picture, shorten(it, 60, placeholder=" ..."))
-                    for picture, _, it in handlers.samples
-                ]
+                cut = partial(shorten, width=60, placeholder=" ...")
+                pictures = [(picture, cut(caption)) for picture, _, caption in handlers.samples]
                 look |= {"columns": 4, "allow_preview": False, "visible": bool(pictures)}
                 samples = gradio.Gallery(pictures, label="Or a sample of the run", **look)
             with gradio.Column(min_width=300, scale=3):

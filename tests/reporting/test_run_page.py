@@ -246,7 +246,7 @@ MISTAKES = [
     ("evaluations/best-probe.json", '{"task": "x"}', "best-probe.json: damaged, or not the record"),
     ("evaluations/best-test.npz", "x", "best-test.npz: damaged"),
     ("evaluations/best-test.npz", None, "best-test.npz: not of the 20 pairs of best-test.json"),
-    (".", None, "neither metrics.jsonl nor evaluations/"),
+    (".", None, "no metrics.jsonl, and no evaluations/"),
 ]
 
 
