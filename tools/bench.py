@@ -16,7 +16,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 sys.path.insert(0, str(Path(__file__).resolve().with_name("bench")))
 
-from medclip_oc.errors import InputError
 from medclip_oc.runtime import command
 
 # Each has a Config dataclass and run(config), which yields Comparisons (see side_by_side.py).
@@ -26,29 +25,20 @@ BENCHES: dict[str, str] = {
     "retrieval": "ranking, against bare products and open_clip's ways",
     "rank": "ranking captions for images, against the forward passes alone",
     "step": "the exact cached step, against accumulation and one big batch",
+    "run": "whole training runs, against open_clip_train's",
 }
 USAGE = "usage: python tools/bench.py NAME [options]\n\n" + "\n".join(
     f"  {name:<10} {what}" for name, what in BENCHES.items()
 )
 
 
-def choose(words: list[str]) -> str:
-    """The benchmark's name, the first word; says what there is where it is asked or wrong."""
-    if words[:1] in (["-h"], ["--help"]):
-        print(USAGE)
-        raise SystemExit(0)
-    if not words or words[0] not in BENCHES:
-        given = f"{words[0]}: no such benchmark" if words else "which benchmark?"
-        raise InputError(f"{given}; there are {', '.join(BENCHES)}")
-    return words[0]
-
-
-def main(words: list[str]) -> None:
+def main(name: str = "", *words: str) -> None:
     """Run one benchmark, printing each line as soon as it is measured."""
-    try:
-        name = choose(words)
-    except InputError as error:
-        print(f"bench.py: {error}", file=sys.stderr)
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return
+    if name not in BENCHES:
+        print(f"bench.py: {name!r}: no such benchmark ({', '.join(BENCHES)})", file=sys.stderr)
         sys.exit(2)
     module: Any = importlib.import_module(name)
 
@@ -56,8 +46,8 @@ def main(words: list[str]) -> None:
         for comparison in module.run(config):
             print(json.dumps(comparison.line()), flush=True)
 
-    command.run(run_bench, module.Config, prog=f"bench.py {name}", arguments=words[1:])
+    command.run(run_bench, module.Config, prog=f"bench.py {name}", arguments=words)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -71,19 +71,20 @@ class InterpolateConfig(checks.Settings):
 
 def alphas(text: str) -> list[float]:
     """The numbers that `0:1:0.1` or `0,0.5,1` stand for, in [0, 1]."""
-    wrong = InputError(f"--alphas: {text!r} is not FROM:TO:STEP or numbers with commas, in [0, 1]")
     try:
-        if ":" not in text:
-            found = [float(part) for part in text.split(",")]
-        else:
+        if ":" in text:
             first, last, step = (float(part) for part in text.split(":"))
-            if step <= 0 or not first <= last or (last - first) / step > _MOST_STEPS:
-                raise wrong
-            found = [round(first + n * step, 9) for n in range(int((last - first) / step + 1.001))]
-    except (ValueError, OverflowError):
-        raise wrong from None
+            count = (last - first) / step + 1.001
+            steps = range(int(count) if count <= _MOST_STEPS else 0)
+            found = [round(first + n * step, 9) for n in steps]
+        else:
+            found = [float(part) for part in text.split(",")]
+    except (ValueError, ArithmeticError):
+        found = []
     if not found or any(not 0 <= alpha <= 1 for alpha in found):
-        raise wrong
+        raise InputError(
+            f"--alphas: {text!r} is not FROM:TO:STEP or numbers with commas, in [0, 1]"
+        )
     return found
 
 
@@ -156,13 +157,13 @@ def draw(rows: list[dict[str, float]], chosen: dict[str, float], file: Path) -> 
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    across, scale = ("probe", 100) if "probe" in rows[0] else ("alpha", 1)
-    points = [(scale * row[across], row) for row in rows]
-    axes.plot([x for x, _ in points], [100 * row["data"] for _, row in points], marker="o")
-    for x, row in points:
-        weight = "bold" if row is chosen else "normal"
-        axes.annotate(f" {row['alpha']:g}", (x, 100 * row["data"]), fontsize=8, weight=weight)
-    axes.set(xlabel=across if across == "alpha" else "mean recall on the probe, %")
+    probed = "probe" in rows[0]
+    x = [100 * row["probe"] if probed else row["alpha"] for row in rows]
+    y = [100 * row["data"] for row in rows]
+    axes.plot(x, y, marker="o")
+    for row, place in zip(rows, zip(x, y, strict=True), strict=True):
+        axes.annotate(f" {row['alpha']:g}", place, fontsize=8)
+    axes.set(xlabel="mean recall on the probe, %" if probed else "alpha")
     axes.set(ylabel="mean recall on the data, %", title=f"chosen: alpha {chosen['alpha']:g}")
     figure.savefig(file, dpi=130)
 

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script: tools/ is there
 
@@ -26,6 +26,7 @@ import phantom_pictures
 from PIL import Image
 from tqdm import tqdm
 
+from medclip_oc.config.checks import Bound, Count, Natural, Settings
 from medclip_oc.errors import InputError
 from medclip_oc.runtime import command
 
@@ -42,20 +43,20 @@ the UMLS, except C99...: made up. boxes.csv: each lesion, in pixels (right and b
 
 
 @dataclass
-class PhantomConfig:
+class PhantomConfig(Settings):
     """Draw a plainly synthetic data set in the Kaggle ROCOv2 layout."""
 
     out: str
     """Folder to write: {split}_images/{split}/ID.jpg, captions, concepts, boxes, cui_mapping."""
-    train: int = 3000
+    train: Count = 3000
     """Training pairs."""
-    valid: int = 300
+    valid: Count = 300
     """Validation pairs."""
-    test: int = 300
+    test: Count = 300
     """Test pairs."""
-    seed: int = 0
+    seed: Natural = 0
     """The same seed draws the same files, byte for byte."""
-    size: int = 96
+    size: Annotated[int, Bound("at least 32", lambda size: size >= 32)] = 96
     """Shorter side in pixels; the longer one is up to a sixth more."""
     overwrite: bool = False
     """Replace an earlier data set of this tool; other files in the folder stay."""
@@ -218,9 +219,6 @@ def clear(out: Path, overwrite: bool) -> None:
 
 def main(config: PhantomConfig) -> None:
     """Draw the data set that the config asks for."""
-    for name, least in {"train": 1, "valid": 1, "test": 1, "seed": 0, "size": 32}.items():
-        if getattr(config, name) < least:
-            raise InputError(f"--{name} {getattr(config, name)}: at least {least}")
     out = Path(config.out)
     settings = f"train {config.train}, valid {config.valid}, test {config.test}, seed {config.seed}"
     try:

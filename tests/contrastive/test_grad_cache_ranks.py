@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from step_peers import watched
 
 from medclip_oc.contrastive.grad_cache import CachedStep
 from medclip_oc.contrastive.reference import gradients, plain_step
 from medclip_oc.contrastive.soft_targets import Labels, Rule
 from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
-from tests.support.processes import run
+from tests.support.processes import COLLECTIVES, run, watched
 from tests.support.reference import (
     RESNET,
     adapted,
@@ -26,7 +25,6 @@ from tests.support.reference import (
 )
 
 PAIRS = 16
-COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
 SIZES = {"micro_batch_size": 3, "text_micro_batch_size": 4}
 RULES = {
     "captions": Rule("captions"),

@@ -4,14 +4,18 @@ import os
 import socket
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from medclip_oc.runtime import distributed
+
+COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
 
 
 def free_port() -> int:
@@ -60,3 +64,25 @@ def _measure(function: Callable[..., Any], folder: Path, args: tuple[Any, ...]) 
     except Exception:
         traceback.print_exc()
         raise
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[str, int]]]:
+    """What torch's own collectives are given: name, and bytes of the whole."""
+    sent: list[tuple[str, int]] = []
+    own = {name: getattr(dist, name) for name in COLLECTIVES}
+
+    def watching(name: str) -> Any:
+        def call(*inputs: Any, **options: Any) -> Any:
+            sent.append((name, max(x.nbytes for x in inputs if torch.is_tensor(x))))
+            return own[name](*inputs, **options)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, watching(name))
+    try:
+        yield sent
+    finally:
+        for name, function in own.items():
+            setattr(dist, name, function)

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from pairs import gather, pack_table
@@ -84,11 +83,7 @@ def run(config: Config) -> Iterator[Comparison]:
         InputError: no such source, or no peer.
         WorkError: a side failed.
     """
-    if not (Path(config.peer_packages) / "webdataset").is_dir():
-        raise InputError(
-            f"--peer-packages: no webdataset in {config.peer_packages}; pip install --no-deps "
-            f"--target {config.peer_packages} webdataset=={PEER_VERSION}"
-        )
+    require_peer(config.peer_packages)
     sizes = config.size, config.batch_size, config.peer_packages
     with tempfile.TemporaryDirectory(prefix="bench_loader_") as name:
         table, images = gather(config.source, config.repeat, Path(name))
@@ -97,23 +92,24 @@ def run(config: Config) -> Iterator[Comparison]:
         for kind, resize in kinds.items():
             shards = Path(name, kind)
             pairs = pack_table(table, shards, samples_per_shard=per_shard, resize=resize)
-            for who in ("theirs", *RECIPES):
+            for who in ("theirs", *RECIPES) if resize is None else RECIPES:
                 sides[who, kind] = Side(who, shards, pairs, *sizes)
         rates = _rates(sides, config.rounds)
-    whole, small = kinds
-    for recipe in RECIPES:
-        for ours, theirs in ((whole, whole), (small, whole), (small, small)):
-            mine, other = rates[recipe, ours], rates["theirs", theirs]
-            yield Comparison(
-                "loader",
-                f"{recipe}, ours on {ours} files, theirs on {theirs} files, {config.size} px",
-                statistics.median(mine),
-                PEER,
-                statistics.median(other),
-                "images/s per core",
-                ratios(mine, other),
-                {"images": sides[recipe, ours].pairs},
-            )
+    other = rates["theirs", "original"]
+    for (recipe, kind), mine in rates.items():
+        if recipe in RECIPES:
+            case = f"{recipe}, ours on {kind} files, theirs on original files, {config.size} px"
+            figures = statistics.median(mine), PEER, statistics.median(other)
+            told = {"images": sides[recipe, kind].pairs}
+            unit = "images/s per core"
+            yield Comparison("loader", case, *figures, unit, ratios(mine, other), told)
+
+
+def require_peer(folder: str) -> None:
+    """InputError: the folder has no webdataset; says how it gets one."""
+    if not (Path(folder) / "webdataset").is_dir():
+        way = f"pip install --no-deps --target {folder} webdataset=={PEER_VERSION}"
+        raise InputError(f"--peer-packages: no webdataset in {folder}; {way}")
 
 
 def _rates(sides: dict[tuple[str, str], Side], rounds: int) -> dict[tuple[str, str], list[float]]:
@@ -200,6 +196,7 @@ def _theirs(side: Side) -> Callable[[int], Iterator[int]]:
     import webdataset
     from open_clip.transform import image_transform
     from open_clip_train.data import get_wds_dataset
+    from open_clip_train.params import parse_args
 
     assert webdataset.__version__ == PEER_VERSION, webdataset.__version__
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -207,19 +204,12 @@ def _theirs(side: Side) -> Callable[[int], Iterator[int]]:
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     last, size = len(list(side.shards.glob("*.tar"))) - 1, side.batch_size
 
+    words = [f"--train-data={side.shards}/train-{{000000..{last:06}}}.tar", "--workers=0"]
+    words += [f"--train-num-samples={side.pairs // size * size}", f"--batch-size={size}"]
+
     def make(number: int) -> Iterator[int]:
-        args = SimpleNamespace(
-            train_data=f"{side.shards}/train-{{000000..{last:06}}}.tar",
-            train_num_samples=side.pairs // size * size,
-            val_data=None,
-            val_num_samples=None,
-            dataset_resampled=False,
-            train_data_upsampling_factors=None,
-            seed=number,
-            batch_size=size,
-            workers=0,
-            world_size=1,
-        )
+        args = parse_args([*words, f"--seed={number}"])
+        args.world_size = 1
         info = get_wds_dataset(args, preprocess, True, tokenizer=tokenizer)
         for images, _ in info.dataloader:
             yield len(images)

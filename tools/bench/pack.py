@@ -6,9 +6,8 @@
 - decode: packing, every image checked, against a bare loop that opens each of the same files with
   Pillow and converts it to RGB, in as many processes. Both count the start of their processes.
 - copy: packing without the decode check against webdataset's ShardWriter, one process, copying the
-  same files with their captions and ids. Only we hash, index, and wait for the disk: `fsync_s` are
-  the seconds of that wait (median of the rounds), which are part of our time. Our workers are
-  threads here.
+  same files with their captions and ids. Only we hash, index, and wait for the disk. Our workers
+  are threads here.
 - series: `--slices every:1` of a made-up CT series in each transfer syntax, one process, against
   a bare pydicom loop that decodes the same files.
 All pairs of the source are read once beforehand into a temporary folder, from where every side
@@ -19,10 +18,8 @@ after each round, untimed.
 import csv
 import os
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,7 +73,6 @@ def run(config: Config) -> Iterator[Comparison]:
         raise InputError("--source: the cases decode and copy need one")
     if config.folder and not Path(config.folder).is_dir():
         raise InputError(f"--folder {config.folder}: no such folder")
-    measures = {"decode": _decode_case, "copy": _copy_case}
     numbers = [config.workers] if isinstance(config.workers, int) else config.workers
     with tempfile.TemporaryDirectory(prefix="bench_pack_", dir=config.folder) as name:
         folder = Path(name)
@@ -87,21 +83,29 @@ def run(config: Config) -> Iterator[Comparison]:
                 yield from _series_cases(config, folder)
                 continue
             for workers in numbers:
-                yield measures[case](config, table, paths, workers)
+                yield _images_case(case, config, table, paths, workers)
 
 
 # ------------------------------------------------------------------------------------------- cases
 
 
-def _decode_case(config: Config, table: Path, paths: list[Path], workers: int) -> Comparison:
-    """Packing with the decode check against decoding alone."""
-    out, size = table.with_name("ours"), config.samples_per_shard
+def _images_case(
+    case: str, config: Config, table: Path, paths: list[Path], workers: int
+) -> Comparison:
+    """Packing with the decode check against decoding alone; or without, against webdataset."""
+    out, size, check = table.with_name("ours"), config.samples_per_shard, case == "decode"
+    peers: dict[str, tuple[str, Callable[[], None]]] = {
+        "decode": ("Pillow, bare decode loop", partial(_decode_all, paths, workers)),
+        "copy": ("webdataset ShardWriter", partial(_copy, table, out, size)),
+    }
+    name, theirs = peers[case]
+    how: dict[str, Any] = {"samples_per_shard": size, "decode_check": check}
     return compare(
         "pack",
-        f"decode check on, {len(paths)} images, processes: {workers}",
-        partial(pack_table, table, out, workers, samples_per_shard=size),
-        partial(_decode_all, paths, workers),
-        peer=f"Pillow, bare decode loop, processes: {workers}",
+        f"decode check {'on' if check else 'off'}, {len(paths)} images, workers: {workers}",
+        partial(pack_table, table, out, workers, **how),
+        theirs,
+        peer=f"{name}, processes: {workers if check else 1}",
         rounds=config.rounds,
         items=len(paths),
         item="images",
@@ -119,42 +123,6 @@ def _decode(path: Path) -> None:
 
     with Image.open(path) as image:
         image.convert("RGB")
-
-
-def _copy_case(config: Config, table: Path, paths: list[Path], workers: int) -> Comparison:
-    """Packing without the decode check against writing the same shards by webdataset."""
-    out, size = table.with_name("ours"), config.samples_per_shard
-    waits, waited, fsync = list[float](), 0.0, os.fsync
-
-    def timed_fsync(descriptor: Any) -> None:
-        nonlocal waited
-        start = time.perf_counter()
-        fsync(descriptor)
-        waited += time.perf_counter() - start
-
-    def ours() -> None:
-        nonlocal waited
-        waited = 0.0
-        os.fsync = timed_fsync  # type: ignore[assignment]
-        try:
-            pack_table(table, out, workers, samples_per_shard=size, decode_check=False)
-        finally:
-            os.fsync = fsync
-        waits.append(waited)
-
-    found = compare(
-        "pack",
-        f"decode check off, {len(paths)} images, workers: {workers}",
-        ours,
-        partial(_copy, table, out, size),
-        peer="webdataset ShardWriter, 1 process",
-        rounds=config.rounds,
-        items=len(paths),
-        item="images",
-        before=partial(_clean, out),
-    )
-    found.extra["fsync_s"] = statistics.median(waits[-config.rounds :])
-    return found
 
 
 def _copy(table: Path, out: Path, samples_per_shard: int) -> None:

@@ -9,13 +9,12 @@
 Weights are random: they cost the same as trained ones.
 """
 
+import itertools
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -66,19 +65,8 @@ def run(config: Config) -> Iterator[Comparison]:
     files = find([config.source], None, "--source")
     if config.captions is not None:
         yield captioned(config, pd.read_csv(config.captions, dtype=str)["Caption"].tolist())
-    with tempfile.TemporaryDirectory(prefix="bench_rank_") as name:
-        yield timed(config, repeated(files, config.images, Path(name, "images")))
-
-
-def repeated(files: ImageSet, number: int, folder: Path) -> ImageSet:
-    """So many image files: copies of those that are there, each a file of its own."""
-    folder.mkdir()
-    paths = []
-    for n in range(number):
-        source = Path(files.name(n % len(files)))
-        paths.append(folder / f"{n:06}{source.suffix}")
-        shutil.copyfile(source, paths[-1])
-    return ImageSet(paths)
+    places = itertools.islice(itertools.cycle(files.places), config.images)
+    yield timed(config, ImageSet([*places]))
 
 
 def texts(number: int) -> list[PromptClass]:

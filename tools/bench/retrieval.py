@@ -5,8 +5,6 @@
 
 - limit: against the same tiles multiplied once and nothing else, by the same threads: what no way
   of ranking both directions can be faster than.
-- main: against the algorithm of open_clip's main branch, written here from its description: each
-  direction by itself, in tiles of 4,096 x 4,096, whose scores above the right one are counted.
 - dense: against `get_clip_metrics` of the open_clip installed, at the smallest size: the whole
   matrix, sorted. (It has no rule for ties.)
 Features are random unit vectors, the texts a little turned towards their images: more scores lie
@@ -25,9 +23,8 @@ from torch import Tensor
 from medclip_oc.config.checks import Bound, Count, Settings
 from medclip_oc.evaluation import ranks
 
-CASES = ("limit", "main", "dense")
-Case = Annotated[str, Bound("limit, main or dense", CASES.__contains__)]
-_TILE = 4096
+CASES = ("limit", "dense")
+Case = Annotated[str, Bound("limit or dense", CASES.__contains__)]
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Config(Settings):
     """Which cases, and how large."""
 
     cases: list[Case] = field(default_factory=lambda: list(CASES))
-    """Which to run: limit, main, dense."""
+    """Which to run: limit, dense."""
     sizes: list[Count] = field(default_factory=lambda: [10_000, 40_000])
     """Pairs."""
     width: Count = 512
@@ -88,20 +85,6 @@ def multiply(images: Tensor, texts: Tensor) -> None:
     ranks.in_threads(part, len(images))
 
 
-def tiled(images: Tensor, texts: Tensor) -> list[Tensor]:
-    """Ranks of both directions, each from products of its own."""
-    found = []
-    for queries, targets in ((images, texts), (texts, images)):
-        own = (queries * targets).sum(1)
-        better = torch.zeros(len(queries), dtype=torch.int64)
-        for a, b in ranks.blocks(len(queries), _TILE):
-            for c, d in ranks.blocks(len(targets), _TILE):
-                scores = queries[a:b] @ targets[c:d].T
-                better[a:b] += (scores > own[a:b, None]).sum(1)
-        found.append(better + 1)
-    return found
-
-
 def dense(images: Tensor, texts: Tensor) -> dict[str, float]:
     """What the open_clip installed does after an epoch."""
     from open_clip_train.train import get_clip_metrics
@@ -112,6 +95,5 @@ def dense(images: Tensor, texts: Tensor) -> dict[str, float]:
 
 PEERS: dict[str, tuple[str, Callable[[Tensor, Tensor], Any]]] = {
     "limit": ("the same tiles multiplied once", multiply),
-    "main": ("open_clip main, from its description", tiled),
     "dense": ("open_clip get_clip_metrics", dense),
 }

@@ -66,19 +66,13 @@ def compare(
     Beside the wall time stand `cpu_rounds`: the same ratios of processor time, which other programs
     on the machine touch less. With OMP_WAIT_POLICY=passive no processor time goes into waiting.
 
-    Args:
-        bench: name of the benchmark.
-        case: what is done, with its sizes.
+    Args (the others as in `Comparison`):
         ours: our way; called without arguments.
         theirs: the peer's way to the same result.
-        peer: who the peer is.
-        rounds: paired runs that count.
+        rounds: paired runs that count, after `warmup` others.
         items: how many items one call works on; the figures are then items per second, else the
             seconds of a call.
-        item: what they are, in the plural.
-        warmup: paired runs beforehand that don't count.
         before: called before each run of either, untimed; to clear away what the last one left.
-        extra: see `Comparison`.
     """
     sides = {"ours": partial(seconds, ours, before), "theirs": partial(seconds, theirs, before)}
     measured = in_turn(sides, rounds, warmup)

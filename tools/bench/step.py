@@ -1,4 +1,4 @@
-"""The cached step beside open_clip's accumulation, one plain big batch, and its own limits.
+"""The cached step beside open_clip's accumulation, and one plain big batch.
 
     python tools/bench.py step                            # every case: twenty minutes on two cores
     python tools/bench.py step --cases loss vit           # some of them
@@ -7,17 +7,11 @@ Kept graphs are gigabytes. Where the system hands out fresh pages slowly, as vir
 let glibc keep what either side frees; and let idle threads sleep:
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 OMP_WAIT_POLICY=passive python tools/...
-
-Where the two sides are both ours, `peer` says what the other one is: the parts that a step can't do
-without.
 """
 
 import ctypes
 import functools
 import gc
-import json
-import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,17 +22,14 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from side_by_side import Comparison, compare
 from step_peers import (
-    Precomputed,
     accumulated,
     batch,
     cached,
     light,
-    sent_per_step,
     vitb32_like,
     whole,
     worst_error,
 )
-from torch.multiprocessing.spawn import start_processes
 
 from medclip_oc.config.checks import Bound, Count, Settings
 from medclip_oc.contrastive.loss import Block, contrast
@@ -46,8 +37,6 @@ from medclip_oc.contrastive.reference import gradients
 
 Case = Annotated[str, Bound("a case of this benchmark, see --help", lambda name: name in CASES)]
 OPEN_CLIP = "open_clip 3.3.0 --accum-freq"
-PLAIN = "one plain big batch"
-_MEGABYTE = 1e6
 timed = functools.partial(compare, "step")
 
 
@@ -56,7 +45,7 @@ class Config(Settings):
     """Which cases, and how long."""
 
     cases: list[Case] = field(default_factory=lambda: list(CASES))
-    """Which to run: exact, growing, vit, loss, frozen, ranks."""
+    """Which to run: exact, growing, vit, loss."""
     rounds: Count = 3
     """Paired runs that count, of each comparison of times."""
     threads: Count = 2
@@ -110,21 +99,16 @@ def exact(rounds: int) -> Iterator[Comparison]:
 
 
 def growing(rounds: int) -> Iterator[Comparison]:
-    """Light towers: what more pairs cost, against open_clip and a plain batch."""
+    """Light towers: what more pairs cost, against open_clip."""
     towers = light()
     for pairs in (256, 1024, 4096):
         given = batch(towers, pairs)
-        ours = cached(towers, *given, 64)
-        mine = {"G": pairs, **peaks(towers, ours=ours)}
+        ours, theirs = cached(towers, *given, 64), accumulated(towers, *given, 64)
+        extra = {"G": pairs, **peaks(towers, ours=ours, theirs=theirs)}
         case = f"light towers, G={pairs}, chunk 64"
-        for peer, theirs in (
-            (OPEN_CLIP, accumulated(towers, *given, 64)),
-            (PLAIN, whole(towers, *given)),
-        ):
-            extra = mine | peaks(towers, theirs=theirs)
-            yield timed(
-                case, ours, theirs, peer=peer, rounds=rounds, items=pairs, extra=extra, warmup=0
-            )
+        yield timed(
+            case, ours, theirs, peer=OPEN_CLIP, rounds=rounds, items=pairs, extra=extra, warmup=0
+        )
 
 
 def vit(rounds: int) -> Iterator[Comparison]:
@@ -172,52 +156,6 @@ class _Features(torch.nn.Module):
         loss(self.images, self.texts, self.scale).backward()
 
 
-def frozen(rounds: int) -> Iterator[Comparison]:
-    """A frozen image tower, against what such a step can't do without."""
-    towers = vitb32_like()
-    for parameter in towers.clip.visual.parameters():
-        parameter.requires_grad_(False)
-    images, tokens = batch(towers, 256)
-    ours = cached(towers, images, tokens, 32)
-    texts_only: Any = Precomputed(towers)
-
-    def limit() -> None:
-        with torch.no_grad():
-            features = torch.cat([towers.embed_images(part) for part in images.split(32)])
-        cached(texts_only, features, tokens, 32)()
-
-    case, peer = (
-        "ViT-B/32-like, frozen image tower, G=256, chunk 32",
-        "one image forward + text step",
-    )
-    yield timed(case, ours, limit, peer=peer, rounds=rounds, items=256, warmup=0)
-
-
-def ranks(rounds: int) -> Iterator[Comparison]:
-    """Two processes: what a step sends, and that it gives one process's loss and gradients."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="bench_step_") as folder:
-        answer = Path(folder, "answer.json")
-        given = (2, port, 512, 32, answer)
-        start_processes(sent_per_step, given, 2, start_method="spawn")  # raises what they raise
-        ours, reduced, theirs, losses, error = json.loads(answer.read_text(encoding="utf-8"))
-    extra = {
-        "gradient_and_loss_reductions_mb": reduced / _MEGABYTE,
-        "error_against_one_process": error,
-        "loss_of_ours_theirs_one_process": losses,
-    }
-    case = "light towers, 2 processes, G=512, chunk 32: given to collectives per step"
-    mine, peers = ours / _MEGABYTE, theirs / _MEGABYTE
-    yield Comparison("step", case, mine, OPEN_CLIP, peers, "MB", [theirs / ours], extra)
-
-
 CASES: dict[str, Callable[[int], Iterator[Comparison]]] = {
-    "exact": exact,
-    "growing": growing,
-    "vit": vit,
-    "loss": loss,
-    "frozen": frozen,
-    "ranks": ranks,
+    case.__name__: case for case in (exact, growing, vit, loss)
 }

@@ -4,27 +4,20 @@ open_clip's accumulation is written here from its description (README of open_cl
 Accumulation"); its `ClipLoss` is used as shipped.
 """
 
-import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-import torch.distributed as dist
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.contrastive.grad_cache import CachedStep
-from medclip_oc.contrastive.reference import gradients, plain_step, relative_errors
+from medclip_oc.contrastive.reference import plain_step, relative_errors
 from medclip_oc.models import factory
 from medclip_oc.models.clip import Towers
-from medclip_oc.runtime import distributed
 from medclip_oc.runtime.distributed import World
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -33,13 +26,6 @@ LIGHT: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-COLLECTIVES = [
-    "all_reduce",
-    "all_gather",
-    "all_gather_into_tensor",
-    "reduce_scatter_tensor",
-    "broadcast",
-]
 
 
 def light() -> Towers:
@@ -111,96 +97,6 @@ def whole(towers: nn.Module, images: Tensor, tokens: Tensor) -> Callable[[], Ten
     return lambda: plain_step(towers, "clip", images, tokens)
 
 
-class Precomputed(nn.Module):
-    """Towers whose images are features already: what is left of a step is the text tower's."""
-
-    def __init__(self, towers: Towers) -> None:
-        super().__init__()
-        self.towers = towers
-        self.embed_texts, self.text_blocks = towers.embed_texts, towers.text_blocks
-        self.by_length, self.cuts_text = towers.by_length, towers.cuts_text
-        self.inverse_temperature, self.logit_bias = towers.inverse_temperature, towers.logit_bias
-
-    def embed_images(self, features: Tensor) -> Tensor:
-        """(C, D) as they are."""
-        return features
-
-    def image_blocks(self) -> list[nn.Module]:
-        """None."""
-        return []
-
-
 def worst_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """Largest relative error of the gradients that `wanted` names."""
     return max(relative_errors({name: found[name] for name in wanted}, wanted).values())
-
-
-def sent_per_step(rank: int, size: int, port: int, pairs: int, chunk: int, answer: Path) -> None:
-    """One of `size` processes: both ways take one step over the same pairs; rank 0 writes what was
-    sent, the losses and the gradients' difference to the file `answer`.
-    """
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    os.environ |= dict(zip(names, map(str, (rank, rank, size, "127.0.0.1", port)), strict=True))
-    torch.set_num_threads(1)
-    with distributed.process_group("cpu") as world:
-        towers = light()
-        own = slice(rank * pairs // size, (rank + 1) * pairs // size)
-        everything = batch(towers, pairs)
-        images, tokens = (side[own] for side in everything)
-        step = CachedStep(towers, "clip", world, micro_batch_size=chunk)
-        with watched() as sent:
-            value = step(images, tokens)
-        ours = sum(size for _, size in sent)
-        reduced = sum(size for name, size in sent if name == "all_reduce")
-        found = gradients(towers)
-        theirs, value_of_theirs = _sent_by_accumulation(rank, size, images, tokens, chunk)
-        if rank == 0:
-            alone = whole(towers, *everything)().item()
-            error = worst_error(found, gradients(towers))
-            losses = (value.item(), value_of_theirs, alone)
-            answer.write_text(json.dumps([ours, reduced, theirs, losses, error]), encoding="utf-8")
-        dist.barrier()
-
-
-@contextmanager
-def watched() -> Iterator[list[tuple[str, int]]]:
-    """What torch's own collectives are given: name, and bytes of the whole."""
-    sent: list[tuple[str, int]] = []
-    own = {name: getattr(dist, name) for name in COLLECTIVES}
-
-    def watching(name: str) -> Any:
-        def call(*inputs: Any, **options: Any) -> Any:
-            several = inputs[0] if isinstance(inputs[0], list) else []
-            tensors = several or [max((x for x in inputs if torch.is_tensor(x)), key=torch.numel)]
-            sent.append((name, sum(x.nbytes for x in tensors)))
-            return own[name](*inputs, **options)
-
-        return call
-
-    for name in COLLECTIVES:
-        setattr(dist, name, watching(name))
-    try:
-        yield sent
-    finally:
-        for name, function in own.items():
-            setattr(dist, name, function)
-
-
-def _sent_by_accumulation(
-    rank: int, size: int, images: Tensor, tokens: Tensor, chunk: int
-) -> tuple[int, float]:
-    """Bytes that open_clip's way gives to collectives in one step, and its loss."""
-
-    def hook(
-        _: object,
-        bucket: dist.GradBucket,  # type: ignore[name-defined]
-    ) -> torch.futures.Future[Tensor]:
-        done = dist.all_reduce(bucket.buffer().div_(size), async_op=True).get_future()
-        return done.then(lambda future: future.value()[0])
-
-    parallel = DistributedDataParallel(light())
-    parallel.register_comm_hook(None, hook)
-    loss = ClipLoss(cache_labels=True, rank=rank, world_size=size)
-    with watched() as sent:
-        value = accumulated(parallel, images, tokens, chunk, loss)()
-    return sum(size for _, size in sent), value.item()
