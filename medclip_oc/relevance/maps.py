@@ -71,16 +71,19 @@ def method_of(clip: Clip) -> Callable[[Towers, Tensor, Tensor], tuple[Tensor, Te
     if kind not in ("ModifiedResNet", "ResNet", "ConvNeXt", "EfficientNet"):
         raise InputError(f"relevance maps: of ViT, ResNet, ConvNeXt, EfficientNet; not this {kind}")
     extras.needed("captum.attr", "explain")
-    return grad_cam
+    return hires_cam
 
 
-def grad_cam(towers: Towers, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) of the last stage; see `legrad`."""
-    cam = extras.needed("captum.attr", "explain").LayerGradCam(
+def hires_cam(towers: Towers, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """HiResCAM (Draelos and Carin 2020, arXiv:2011.08891) of the last stage: gradient times
+    activation, cell by cell; see `legrad`. Where the cells' mean is projected it is Grad-CAM; where
+    attention pools them, as in CLIP's ResNet, Grad-CAM's mean gradient belongs to no cell.
+    """
+    cam = extras.needed("captum.attr", "explain").LayerGradientXActivation(
         lambda images: towers.embed_images(images) @ texts.T, towers.image_blocks()[-1]
     )
     inputs = pixels.float().requires_grad_()  # where all parameters are frozen, gradients start
-    maps = [cam.attribute(inputs, m, relu_attributions=True)[0, 0] for m in range(len(texts))]
+    maps = [cam.attribute(inputs, m)[0].sum(0).relu() for m in range(len(texts))]  # (h, w) each
     with torch.no_grad():
         return torch.stack(maps), towers.embed_images(pixels)[0]
 

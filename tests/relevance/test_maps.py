@@ -77,7 +77,7 @@ def legrad_written_out(visual: Any, pixels: Tensor, texts: Tensor) -> Tensor:
     return total.unflatten(1, (round(total.shape[1] ** 0.5), -1))
 
 
-def grad_cam_written_out(visual: Any, pixels: Tensor, texts: Tensor) -> Tensor:
+def hires_cam_written_out(visual: Any, pixels: Tensor, texts: Tensor) -> Tensor:
     trunk = getattr(visual, "trunk", None)
     if trunk is None:
         x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))
@@ -87,8 +87,7 @@ def grad_cam_written_out(visual: Any, pixels: Tensor, texts: Tensor) -> Tensor:
         feature = visual.head(trunk.forward_head(x))
     cosines = texts @ F.normalize(feature[0], dim=0)
     gradients = (torch.autograd.grad(cosine, x, retain_graph=True)[0] for cosine in cosines)
-    weights = [gradient.mean((2, 3), keepdim=True) for gradient in gradients]
-    return torch.cat([(weight * x).sum(1).clamp(min=0) for weight in weights]).detach()
+    return torch.cat([(gradient * x).sum(1).clamp(min=0) for gradient in gradients]).detach()
 
 
 @pytest.mark.parametrize("name", [*VITS, *CONVOLUTIONAL])
@@ -99,7 +98,8 @@ def test_maps_are_the_equations(name: str) -> None:
     towers = deepcopy(clip.towers).double().eval()
     visual, texts = towers.clip.visual, towers.embed_texts(clip.tokenizer(TEXTS)).detach()
     pixels = (clip.preprocess(image.convert("RGB"))[None] - towers.mean) / towers.std
-    wanted = (legrad_written_out if name in VITS else grad_cam_written_out)(visual, pixels, texts)
+    written_out = legrad_written_out if name in VITS else hires_cam_written_out
+    wanted = written_out(visual, pixels, texts)
     cosines = (F.normalize(visual(pixels)) @ texts.T)[0].tolist()
     assert [each.cosine for each in found] == pytest.approx(cosines, abs=1e-5)
     for each, grid in zip(found, wanted, strict=True):
