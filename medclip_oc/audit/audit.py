@@ -100,11 +100,13 @@ def audit(
     dropped, splits = _dropped(images), list(source.splits)
     groups, grouped = _groups(pairs, splits)
     tables = source.fingerprints()["tables"]
+    given = config.source or config.table or ""
+    name = Path(given if isinstance(given, str) else given[0]).resolve().name
     texts = pairs[["split", "id", "tagged", "letters"]].query("tagged or letters > 0")
     texts = texts.sort_values(["tagged", "letters"], ascending=False, kind="stable")
     report = {
         "version": VERSION,
-        "source": {"form": source.form, "splits": splits, "tables": tables},
+        "source": {"name": name, "form": source.form, "splits": splits, "tables": tables},
         "settings": {
             "context_length": context_length,
             "hash_radius": HASH_RADIUS,

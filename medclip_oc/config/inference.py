@@ -100,7 +100,7 @@ class ZeroshotConfig(ModelChoice):
     top: Count | None = None
     """Only the K best of each image or query. null: all texts; 10 of an index."""
     explain: str | None = None
-    """New folder for relevance maps of the best text of each image: STEM-1.png and STEM-1.npy."""
+    """New or empty folder for maps of the best text of each image: STEM-1.png and STEM-1.npy."""
     explain_top: Count | None = None
     """Maps of the K best texts, STEM-1 to STEM-K. null: 1."""
     format: Literal["table", "json", "jsonl", "csv"] = "table"

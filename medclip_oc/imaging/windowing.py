@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..errors import InputError
 from ..runtime.extras import needed
 from . import decode, dicom
 
 
-def show(data: bytes, *window: float) -> tuple[Image.Image, tuple[float, ...] | None]:
+def show(data: bytes, *window: float | None) -> tuple[Image.Image, tuple[float, ...] | None]:
     """A picture file as `decode.decode` shows it; or linearly in a window, by centre and width.
 
-    And lowest and highest value, centre and width of DICOM's own window (else of all) in the file's
-    units; None: of no DICOM and 8 bits, in colour, floating-point, turned, or nearly of one value.
+    And in the file's units lowest and highest centre, largest width, centre and width of DICOM's
+    own window (else of all); None: of no DICOM and 8 bits, in colour, floating-point, turned, or
+    nearly of one value. InputError: another window.
     """
     picture, values, inverted, own = decode.decode(data), np.zeros(1), False, list[Any]([None])
     if decode.is_dicom(data):
@@ -36,9 +38,15 @@ def show(data: bytes, *window: float) -> tuple[Image.Image, tuple[float, ...] | 
     low, high = (float(end.reduce(values, axis=None)) for end in (np.fmin, np.fmax))
     if not high - low > 1:
         return picture, None
-    if window:
-        ends = window[0] - window[1] / 2, window[0] + window[1] / 2
-        picture = Image.fromarray(dicom.window(values, limits=ends, inverted=inverted))
     if None in own or own[1] < 1:
         own = [(low + high) / 2, high - low]
-    return picture, (low, high, float(own[0]), float(own[1]))
+    centre, width = map(float, own)
+    low, high, widest = min(low, centre), max(high, centre), max(high - low, width)
+    if window:
+        at, wide = (np.nan if given is None else given for given in window)  # within no limits
+        for of, given, least, most in ("centre", at, low, high), ("width", wide, 1, widest):
+            if not least <= given <= most:
+                raise InputError(f"window {of}: a number from {least:,.10g} to {most:,.10g}")
+        ends = at - wide / 2, at + wide / 2
+        picture = Image.fromarray(dicom.window(values, limits=ends, inverted=inverted))
+    return picture, (low, high, widest, centre, width)

@@ -32,7 +32,7 @@ def overlay(image: Image.Image, relevance: Relevance, *, width: int = 512) -> Im
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     values = np.asarray(Image.fromarray(relevance.values).resize(size, Image.Resampling.BILINEAR))
     alpha = Image.fromarray((255 * _OPACITY * values).round().astype(np.uint8))
-    font = ImageFont.truetype(findfont("DejaVu Sans"), max(10, width // 36))
+    font = ImageFont.truetype(findfont("DejaVu Sans"), max(13, width // 28))  # legible on a phone
     step = round(1.5 * font.size)  # from line to line
     words = relevance.words or [(word, 0.0) for word in relevance.text.split()]
     shown = Image.new("RGB", (width, size[1] + step * (len(words) + 4)), _GROUND)
@@ -80,16 +80,19 @@ def map_writer(
 ) -> Callable[[str, bytes, Sequence[int]], None]:
     """What writes FOLDER/STEM-K.png, and .npy, (H, W) float32, for the K-th text of an image, given
     the image's name, its bytes, and the numbers of its best candidates. InputError: a candidate
-    has several texts; the folder is there, or can't be made; the model has no maps.
+    has several texts; the folder isn't empty, or can't be made; the model has no maps.
     """
     if several := [texts for texts in candidates if len(texts) > 1]:
         raise InputError(f"--explain: a candidate must be one text; one is {shorten(several[0])}")
     method_of(clip)
     out = Path(folder)
-    try:
-        out.mkdir(parents=True)
+    try:  # an earlier call that failed left it empty
+        out.mkdir(parents=True, exist_ok=True)
+        filled = any(out.iterdir())
     except OSError as error:
-        raise InputError(f"--explain: {folder}: no new folder ({error.strerror})") from None
+        raise InputError(f"--explain: {folder}: no folder ({error.strerror})") from None
+    if filled:
+        raise InputError(f"--explain: {folder}: the folder is not empty")
 
     def write(name: str, data: bytes, best: Sequence[int]) -> None:
         stem = own = Path(name).stem[:60]

@@ -100,7 +100,9 @@ def bars(title: str, rows: Sequence[Bar], ends: Sequence[Sequence[float]] = ()) 
 @rc_context(_STYLE)
 def confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
     """A row for each true class, shaded by its shares; a column for each predicted one."""
-    numbers, size = np.array(counts), len(classes)
+    numbers = np.array(counts)
+    [seen] = (numbers.sum(0) + numbers.sum(1)).nonzero()  # the others are left out
+    numbers, classes, size = numbers[np.ix_(seen, seen)], [classes[n] for n in seen], len(seen)
     figure, axes = _axes(title, 0.9 + 0.26 * size)
     figure.set_figwidth(max(_WIDTH, 1.8 + 0.26 * size))
     shares = numbers / np.maximum(numbers.sum(1, keepdims=True), 1)

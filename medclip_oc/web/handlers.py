@@ -28,6 +28,7 @@ Seen = tuple[Image.Image, str, bool] | None
 """The picture that is asked about, its file's name, and whether a window was chosen here."""
 _EXPLAINED = 3  # of the best candidates
 _SAMPLES = 8
+MOST_FOUND = 50
 answer = partial(html.render, "answer.html.j2")
 
 
@@ -45,11 +46,13 @@ class Handlers:
         named = prompts.gather(ZeroshotConfig(checkpoint="", images=[""], texts_file=file))
         return "\n".join(" ".join(text.split()) for each in named for text in each.positive)
 
-    def rank(self, seen: Seen, lines: str, threshold: float, why: bool) -> str:
+    def rank(self, seen: Seen, lines: str, threshold: float | None, why: bool) -> str:
         """Captions, one a line; a threshold of -1 is below any cosine: none."""
         texts = [line.strip() for line in lines.splitlines() if line.strip()]
         if not texts:
             raise InputError("type a caption, or several, one per line")
+        if threshold is None or not -1 <= threshold <= 1:
+            raise InputError("the cosine of a threshold: from -1 (none) to 1")
         asked: dict[str, Any] = {"texts": texts, "threshold": threshold if threshold > -1 else None}
         candidates = prompts.gather(ZeroshotConfig(checkpoint="", images=[""], **asked))
         ranked = embed_candidates(self.embedder, candidates, asked["threshold"], quiet=True)
@@ -58,7 +61,9 @@ class Handlers:
         return self._judged(seen, candidates, ranked, why, **asked)
 
     def findings(self, seen: Seen, name: str, why: bool) -> str:
-        """The classes of a prompt set: each judged by itself, or ranked."""
+        """The classes of a shipped prompt set: each judged by itself, or ranked."""
+        if name not in prompt_sets.names():
+            raise InputError("pick a prompt set")
         if name not in self.sets:
             chosen = prompt_sets.load(name)
             how = {"multi_label": chosen.multi_label, "quiet": True}
@@ -70,8 +75,8 @@ class Handlers:
     def search(self, seen: Seen, text: str, number: float | None) -> str:
         """Pairs of the index nearest to a text, or without one to the picture."""
         assert self.index is not None
-        if number is None or number < 1 or number % 1:
-            raise InputError("how many: a whole number from 1 on")
+        if number is None or not 1 <= number <= MOST_FOUND or number % 1:
+            raise InputError(f"how many: a whole number from 1 to {MOST_FOUND}")
         if text := text.strip():
             (features, cut), asked = self.embedder.texts([text]), {"search": text}
         elif seen is None:

@@ -13,7 +13,7 @@ from ..errors import InputError, WorkError
 from ..imaging import windowing
 from ..inference import prompt_sets
 from ..runtime.extras import needed
-from .handlers import Handlers, answer
+from .handlers import MOST_FOUND, Handlers, answer
 
 HEAD = Markup('<div class="head"><h1>{}</h1><p>{}</p></div>')
 NOTE = "Research use only: this is not a medical device. Nothing leaves this machine."
@@ -26,8 +26,10 @@ def page(handlers: Handlers, title: str) -> Any:
     """All of it; `title` says which model answers."""
     gradio: Any = needed("gradio", "app")
     update, hidden = gradio.update, gradio.update(visible=False)
-    # one at a time, for maps hang on the model's layers
+    # one at a time, for maps hang on the model's layers; and as it was typed: a number beyond its
+    # slider gradio would refuse with a traceback. It still checks that a file was uploaded.
     ask: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
+    ask["preprocess"] = False
 
     def told(work: Callable[..., Any], *failed: Any) -> Callable[..., Any]:
         """Its answer; or what was wrong, in words, and `failed` for the other outputs."""
@@ -36,24 +38,26 @@ def page(handlers: Handlers, title: str) -> Any:
             try:
                 return work(*given)
             except (InputError, WorkError, OSError) as error:  # a file is deleted in time
-                words = answer(error=re.sub(r"\S*/gradio/\S*/", "", str(error)))
-                return [words, *failed] if failed else words
+                # neither where the browser's file lies, nor what a command's options would do
+                words = re.sub(r"^--\S+: |\S*/gradio/\S*/|; --.*", "", str(error))
+                return [answer(error=words), *failed] if failed else answer(error=words)
 
         return run
 
     def shown(seen: Any, *sliders: Any) -> list[Any]:
         return ["", seen, update(value=seen[0], visible=True), *sliders]
 
-    def opened(file: str, *window: float) -> list[Any]:
-        picture, values = windowing.show(Path(file).read_bytes(), *window)
+    def opened(file: dict[str, Any], *window: float | None) -> list[Any]:
+        path = Path(file["path"])
+        picture, values = windowing.show(path.read_bytes(), *window)
         sliders = [update(), update()] if window else [hidden, hidden]
         if values and not window:
-            low, high, centre, width = values
+            low, high, widest, centre, width = values
             sliders = [
                 update(minimum=low, maximum=high, value=centre, visible=True),
-                update(maximum=max(width, high - low), value=width, visible=True),
+                update(maximum=widest, value=width, visible=True),
             ]
-        return shown((picture, Path(file).name, bool(window)), *sliders)
+        return shown((picture, path.name, bool(window)), *sliders)
 
     def picked(event: gradio.SelectData) -> list[Any]:
         picture, name, _ = handlers.samples[event.index]
@@ -75,12 +79,12 @@ def page(handlers: Handlers, title: str) -> Any:
             with gradio.Column(min_width=300, scale=2):
                 # not gradio.Image, which decodes by rules of its own
                 file = gradio.File(label="Image: drop a file", height=110, elem_id="image")
-                said = gradio.HTML(elem_classes="said")
                 look: dict[str, Any] = {"format": "jpeg", "height": 260, "interactive": False}
                 look["buttons"] = []  # none that shares
                 view = gradio.Image(label="What the model sees", visible=False, **look)
                 centre = gradio.Slider(label="Window centre", step=1, visible=False)
                 width = gradio.Slider(1, 2, label="Window width", step=1, visible=False)
+                said = gradio.HTML(elem_classes="said")
                 cut = partial(shorten, width=60, placeholder=" ...")
                 pictures = [(picture, cut(caption)) for picture, _, caption in handlers.samples]
                 look |= {"columns": 4, "allow_preview": False, "visible": bool(pictures)}
@@ -96,13 +100,12 @@ def page(handlers: Handlers, title: str) -> Any:
                         least = gradio.Slider(-1, 1, -1, step=0.01, label=label)
                     given = [seen, lines, least, gradio.Checkbox(label=why)]
                     button("Rank (Ctrl+Enter)", handlers.rank, given)
-                    read = told(lambda path: ["", handlers.captions(path)], update())
+                    read = told(lambda file: ["", handlers.captions(file["path"])], update())
                     table.upload(read, table, [problem, lines], **ask)
                 if handlers.index is not None:
                     with gradio.Tab("Search"):
                         text = gradio.Textbox(label="Text (none: search by the picture)")
-                        number = gradio.Slider(1, 50, value=8, step=1, label="How many")
-                        number.preprocess = lambda value: value  # `search` checks it in words
+                        number = gradio.Slider(1, MOST_FOUND, 8, step=1, label="How many")
                         button("Search (Enter)", handlers.search, [seen, text, number], text.submit)
                 with gradio.Tab("Findings"):
                     sets = gradio.Dropdown(prompt_sets.names(), label="Prompt set")

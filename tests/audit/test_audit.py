@@ -150,6 +150,7 @@ def test_the_page_shows_leaks_and_escapes_what_people_wrote(found: Audit, tmp_pa
     reader = Reader((tmp_path / "audit.html").read_text())
     assert "script" not in reader.tags
     assert f"Audit of {tmp_path.name}" in reader.text
+    assert "pairs of planted0: form kaggle" in reader.text
     assert "likeness 1.000" not in reader.text  # of a near copy, that is
     assert "near, likeness over 0.999" in reader.text
     assert NASTY in reader.text

@@ -31,9 +31,12 @@ def test_maps_of_the_best_texts_are_written(
     texts = ["a mass", "no finding", "pleural effusion"]
     for n, file in enumerate(images):
         picture(n, (60 + n, 50)).save(file)
+    (tmp_path / "text").write_text("no picture")
     given = ["--checkpoint", tiny_checkpoint, "--images", *images, "--texts", *texts]
     for words, said in {
-        ("--explain", tmp_path): "no new folder (File exists)",
+        ("--explain", tmp_path): "the folder is not empty",
+        ("--explain", images[0]): "no folder (File exists)",
+        ("--explain", maps, "--images", tmp_path / "text"): "undecodable",
         ("--explain", maps, "--templates", "radiology"): "a candidate must be one text; one is (",
         ("--explain", maps, "--threshold", 0.1): "--threshold: not with --explain",
     }.items():

@@ -33,7 +33,7 @@ def test_shares_have_their_intervals_and_confusion_its_shades() -> None:
     axes = plots.bars("t", rows, ends=[(0.7, 0.9), ()]).axes[0]
     assert axes.get_xlim() == (0, 1)
     assert [[*line.get_xdata()] for line in axes.get_lines()][2:] == [[0.7, 0.9], []]
-    figure = plots.confusion("t", ["a", "b"], [[3, 1], [0, 0]])
+    figure = plots.confusion("t", ["a", "none", "b"], [[3, 0, 1], [0, 0, 0], [0, 0, 0]])
     axes = figure.axes[0]
     assert axes.collections[0].get_alpha().tolist() == [[0.6 * 0.75, 0.6 * 0.25], [0, 0]]
     numbers = {(*t.get_position(), t.get_text()) for t in axes.texts}  # none where there is 0

@@ -1,6 +1,7 @@
 """The page, driven in a real browser: what a user drops and types, and what is then to be seen."""
 
 import contextlib
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def served(*words: object) -> Iterator[str]:
             yield line.split(" at ")[1].split()[0]
         finally:
             done.kill()
+        assert "Traceback" not in (done.stderr.read() if done.stderr else "")
 
 
 @pytest.mark.slow
@@ -90,6 +92,7 @@ def test_the_page_in_a_browser(width: int, chromium: Any, address: str, tmp_path
     (tmp_path / "deep.png").write_bytes(png_16(RAMP[..., None]))
     (tmp_path / "scan.dcm").write_bytes(dicom(RAMP, WindowCenter=400, WindowWidth=300))
     (tmp_path / "broken.jpg").write_bytes(b"junk")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "many.csv").write_text("caption\n" + "".join(f"number {n}\n" for n in range(60)))
     theme = "light" if width > 390 else "dark"
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
@@ -102,6 +105,16 @@ def test_the_page_in_a_browser(width: int, chromium: Any, address: str, tmp_path
     def check() -> None:
         assert page.evaluate(POOR_CONTRAST) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    def refused(field: str, good: str, said: str) -> None:
+        """Beyond the slider, and nothing at all, in words at the place; then `good` again."""
+        number = page.get_by_label(f"number input for {field}")
+        told = page.get_by_role("alert").get_by_text(said)
+        for typed in ("99999", good, "", good):
+            number.fill(typed)
+            if "Window" not in field:  # leaving the field would bring it back to its slider
+                number.press("Control+Enter")
+            told.wait_for(state="detached" if typed == good else "visible")
 
     def drop(name: str) -> None:
         page.get_by_label("Clear").first.click()
@@ -124,10 +137,14 @@ def test_the_page_in_a_browser(width: int, chromium: Any, address: str, tmp_path
     answer.locator("figure img").nth(2).wait_for()
     check()
     page.get_by_text("Captions from a file").click()
-    page.locator("input[type=file]").last.set_input_files(tmp_path / "many.csv")
+    table = page.locator("input[type=file]").last
+    table.set_input_files(tmp_path / "bad.csv")
+    page.get_by_role("alert").get_by_text(re.compile(r"^bad.csv: no column .*'b'$")).wait_for()
+    table.set_input_files(tmp_path / "many.csv")
     page.wait_for_function("document.querySelector('textarea').value.includes('number 59')")
     go.click()
     answer.locator("li").nth(59).wait_for()
+    refused("Cosine", "0.1", "the cosine of a threshold: from -1 (none) to 1")
     for name, value in (("deep.png", "2399"), ("scan.dcm", "300")):
         drop(name)
         page.wait_for_function(
@@ -137,6 +154,8 @@ def test_the_page_in_a_browser(width: int, chromium: Any, address: str, tmp_path
         before = page.locator("img[src*='/file=']").first.get_attribute("src")
         page.get_by_label("number input for Window width").fill("100")
         page.wait_for_function(f"document.querySelector('img[src*=\"/file=\"]').src != '{before}'")
+        refused("Window centre", "500", "window centre: a number from 0 to 2,399")
+        refused("Window width", "100", "window width: a number from 1 to 2,399")
         check()
     drop("broken.jpg")
     page.get_by_role("alert").get_by_text("undecodable").wait_for()
@@ -145,6 +164,7 @@ def test_the_page_in_a_browser(width: int, chromium: Any, address: str, tmp_path
     page.keyboard.press("Enter")
     answer.locator("figure img").nth(7).wait_for()
     check()
+    refused("How many", "3", "how many: a whole number from 1 to 50")
     drop("a.jpg")
     page.get_by_text("What the model sees").wait_for()
     page.get_by_role("tab", name="Findings").click()
