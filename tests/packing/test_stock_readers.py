@@ -87,13 +87,12 @@ def old_webdataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def peer(old_webdataset: Path, shards: str, use: str) -> dict[str, Any]:
+def peer(old_webdataset: Path, *words: str) -> list[dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": str(old_webdataset)}
-    command = [sys.executable, str(PEER), shards, use]
+    command = [sys.executable, str(PEER), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
@@ -106,15 +105,13 @@ def test_open_clip_trains_on_the_same_pairs(
         for sample in ours(shards, "train")
     ]
     pattern = "train-{000000..000003}.tar"
-    valid = peer(old_webdataset, str(shards / pattern), "valid")
-    assert valid["webdataset"] == "0.2.86"
-    assert valid["pairs"] == expected  # in order, where nothing is shuffled
-
-    train = peer(old_webdataset, str(shards / pattern), "train")
-    assert train["samples"] == 16  # by sizes.json: nobody told
-    assert sorted(train["pairs"]) == sorted(expected)
-
     bare = Path(shutil.copytree(shards, tmp_path / "bare"))
     (bare / "sizes.json").unlink()
-    without = peer(old_webdataset, str(bare / pattern), "train")
+    asked = (shards, "valid"), (shards, "train"), (bare, "train")
+    words = [word for folder, use in asked for word in (str(folder / pattern), use)]
+    valid, train, without = peer(old_webdataset, *words)
+    assert valid["webdataset"] == "0.2.86"
+    assert valid["pairs"] == expected  # in order, where nothing is shuffled
+    assert train["samples"] == 16  # by sizes.json: nobody told
+    assert sorted(train["pairs"]) == sorted(expected)
     assert "number of dataset samples must be specified" in without["error"]

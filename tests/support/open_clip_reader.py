@@ -1,7 +1,8 @@
 """What open_clip_train's own pipeline reads from shards, as JSON on stdout; a process of its own.
 
-    python open_clip_peer.py SHARDS train|valid
+    python open_clip_reader.py SHARDS train|valid ...
 
+prints a line for each pair of words.
 webdataset 0.2.86 must come first on its path: the pipeline breaks with newer ones.
 """
 
@@ -48,4 +49,5 @@ def main(shards: str, use: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for shards, use in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        main(shards, use)
