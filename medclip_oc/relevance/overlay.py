@@ -88,11 +88,10 @@ def map_writer(
     out = Path(folder)
     try:  # an earlier call that failed left it empty
         out.mkdir(parents=True, exist_ok=True)
-        filled = any(out.iterdir())
+        if any(out.iterdir()):
+            raise InputError(f"--explain: {folder}: the folder is not empty")
     except OSError as error:
         raise InputError(f"--explain: {folder}: no folder ({error.strerror})") from None
-    if filled:
-        raise InputError(f"--explain: {folder}: the folder is not empty")
 
     def write(name: str, data: bytes, best: Sequence[int]) -> None:
         stem = own = Path(name).stem[:60]

@@ -28,8 +28,7 @@ def page(handlers: Handlers, title: str) -> Any:
     update, hidden = gradio.update, gradio.update(visible=False)
     # one at a time, for maps hang on the model's layers; and as it was typed: a number beyond its
     # slider gradio would refuse with a traceback. It still checks that a file was uploaded.
-    ask: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model"}
-    ask["preprocess"] = False
+    ask = dict[str, Any](api_visibility="private", concurrency_id="model", preprocess=False)
 
     def told(work: Callable[..., Any], *failed: Any) -> Callable[..., Any]:
         """Its answer; or what was wrong, in words, and `failed` for the other outputs."""
@@ -48,8 +47,7 @@ def page(handlers: Handlers, title: str) -> Any:
         return ["", seen, update(value=seen[0], visible=True), *sliders]
 
     def opened(file: dict[str, Any], *window: float | None) -> list[Any]:
-        path = Path(file["path"])
-        picture, values = windowing.show(path.read_bytes(), *window)
+        picture, values = windowing.show(Path(file["path"]).read_bytes(), *window)
         sliders = [update(), update()] if window else [hidden, hidden]
         if values and not window:
             low, high, widest, centre, width = values
@@ -57,7 +55,7 @@ def page(handlers: Handlers, title: str) -> Any:
                 update(minimum=low, maximum=high, value=centre, visible=True),
                 update(maximum=widest, value=width, visible=True),
             ]
-        return shown((picture, path.name, bool(window)), *sliders)
+        return shown((picture, Path(file["path"]).name, bool(window)), *sliders)
 
     def picked(event: gradio.SelectData) -> list[Any]:
         picture, name, _ = handlers.samples[event.index]
