@@ -147,6 +147,8 @@ class TrainConfig(Settings, section="train."):
     """Texts embedded at once on one rank. null: as many as images, micro_batch_size."""
     keep_chunks: Natural | Literal["auto"] = 0
     """Chunks whose graph is kept in place of a second forward. auto (CUDA): all that fit."""
+    frozen_features: bool = True
+    """A frozen tower runs once per run, into RUN/features, if each epoch has the same for it."""
     compile: bool = False
     """Run the towers through torch.compile: slow first steps, then faster ones."""
 

@@ -102,8 +102,9 @@ class CachedStep:
         """Put the gradients of one step into `.grad`, in place of what was there.
 
         Args:
-            images: (B, 3, H, W) uint8, on any device; only the chunk in work is moved.
-            tokens: (B, L) int64, on any device. B is the same on every rank.
+            images: (B, 3, H, W) uint8, on any device; only the chunk in work is moved. Or (B, D)
+                float32: features of a tower that doesn't train, which then doesn't run.
+            tokens: (B, L) int64, or likewise features. B is the same on every rank.
             labels: of these B pairs; None if each pair's own partner alone is right.
 
         Returns:
@@ -112,12 +113,14 @@ class CachedStep:
         for parameter in self.towers.parameters():
             parameter.grad = None
         self._steps += 1
-        if self._steps == 1:
+        if self._steps == 1 and not tokens.is_floating_point():
             self._notices.append(self._text_length(tokens))
         if self.keep_chunks == "auto" and self._steps == _STEPS_BEFORE_CHOICE + 1:
             self._keep_what_fits(len(images))
-        image_features = self.images.features(images)  # (B, D)
-        text_features = self.texts.features(tokens)  # (B, D)
+        image_features, text_features = (  # (B, D) each
+            rows.to(self.world.device) if rows.is_floating_point() else tower.features(rows)
+            for tower, rows in ((self.images, images), (self.texts, tokens))
+        )
         scale, bias = self.towers.inverse_temperature(), self.towers.logit_bias()
         bias = bias if self.loss == "siglip" else None  # the softmax of InfoNCE cancels it
         targets = self._targets(labels, image_features)

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..runtime import devices
 
+Embed = Callable[[Tensor], Tensor]
 Split = Callable[[Tensor, int], tuple[Tensor, Sequence[Tensor]]]
 """Rows (B, ...) and C -> the order to take the rows in, (B,), and the chunks that this makes."""
 # Of the memory that is free: what frozen blocks' outputs may take.
@@ -45,6 +46,16 @@ class RandomState(NamedTuple):
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, device)
+
+
+def draws(embed: Embed, rows: Tensor, device: torch.device) -> tuple[Tensor, bool]:
+    """What `embed` makes of rows, and whether it takes random numbers, which will come again."""
+    before = RandomState.now(device)
+    with torch.no_grad():
+        output = embed(rows)
+    states = list(zip(before, RandomState.now(device), strict=True))
+    before.set(device)
+    return output, any(a is not None and b is not None and not a.equal(b) for a, b in states)
 
 
 def live_batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -83,7 +94,7 @@ class MicroBatchedTower:
 
     def __init__(
         self,
-        embed: Callable[[Tensor], Tensor],
+        embed: Embed,
         device: torch.device,
         *,
         chunk: int,

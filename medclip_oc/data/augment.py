@@ -35,6 +35,10 @@ _STRETCH = math.log(4 / 3)  # most that the crop's aspect is changed by, as in R
 _ONE_STEP = 1.5
 
 
+OFF = AugmentConfig(scale=(1.0, 1.0), rotation_degrees=0.0, brightness=0.0, contrast=0.0)
+"""Nothing changes, not even the place of the crop: images are as validation has them."""
+
+
 @dataclass(frozen=True)
 class TrainingTransform:
     """Random crop, rotation, brightness and contrast."""

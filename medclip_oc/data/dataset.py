@@ -12,7 +12,7 @@ a pair in the batch, k concepts of one pair.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +36,8 @@ Transform = Callable[[Picture, np.random.Generator], Tensor]
 Batch = dict[str, Tensor]
 """images uint8 (B, 3, H, W), tokens int64 (B, L), index (of the pair, or the study drawn) int64
 (B,), caption_hash and image_hash int64 (B,), concepts int32 (B, K) padded with 0, captions int64
-(B,): how many rows of tokens and caption_hash are each pair's, 1 but where all are taken."""
+(B,): how many rows of tokens and caption_hash are each pair's, 1 but where all are taken. In place
+of images or tokens may be features, float32 (B, D), see `Pairs.features`."""
 
 Take = Literal["first", "all", "drawn"]
 """Of a pair's captions; drawn: (seed, pass, index) decides, each once before any comes again."""
@@ -136,6 +137,9 @@ class Pairs(Dataset[dict[str, Any]]):
     replace: bool = False
     """An unreadable pair is replaced by another one, which (seed, pass, index) decides; or else it
     is an error."""
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    """By pair, (N, D) float32: what stands for `images`, or for the `tokens` of its only caption.
+    NaN: it couldn't be read; it is read again, to be told and replaced."""
 
     def __post_init__(self) -> None:
         self.captions, self._views = Captions(self.tokenizer, self.long_captions), None
@@ -162,13 +166,19 @@ class Pairs(Dataset[dict[str, Any]]):
         while True:
             views = [unit] if self._views is None else self._views[unit].tolist()
             index = views[0] if len(views) == 1 else self._draw(views, epoch, _VIEWS + unit)
+            view = index if len(views) == 1 else self._draw(views, epoch, _TEXTS + unit)
             try:
-                sample = self.shards.read(index)
+                rows = self._rows(index, view)
+                sample = self.shards.read(index, image="images" not in rows)
+                if not sample.image and not _SHA256.fullmatch(str(sample.facts.get("sha256"))):
+                    sample = self.shards.read(index)  # to be hashed
                 if len(views) > 1:
-                    view = self._draw(views, epoch, _TEXTS + unit)
                     other = self.shards.read(view, image=False)
                     sample = replace(sample, caption=other.caption, further=other.further)
-                return {**self._tensors(sample, epoch, unit), "bad": bad}
+                found = self._tensors(sample, epoch, unit, **rows)
+                if len(rows) < len(self.features):
+                    raise BadImage("undecodable", "or not finite, when features were made")
+                return {**found, "bad": bad}
             except BadImage as error:
                 bad.append(f"{self.shards.locate(index)}: {error}")
             except InputError as error:  # the caption; says where
@@ -179,6 +189,12 @@ class Pairs(Dataset[dict[str, Any]]):
                 raise WorkError(f"{_TRIES} pairs in a row can't be read; the last: {bad[-1]}")
             stream = _REPLACEMENTS + len(bad)
             unit = int(permuted(self.seed, epoch, len(self), np.array(position), stream=stream))
+
+    def _rows(self, index: int, view: int) -> dict[str, Tensor]:
+        """The features of a pair's image (D,), and of a caption (1, D), where there are any."""
+        places: dict[str, Any] = {"images": index, "tokens": slice(view, view + 1)}
+        rows = {n: torch.from_numpy(np.array(of[places[n]])) for n, of in self.features.items()}
+        return {name: row for name, row in rows.items() if not row.isnan().any()}
 
     def _draw(self, choices: list[Any], epoch: int, stream: int) -> Any:
         """One of them; each once before any comes again."""
@@ -192,7 +208,7 @@ class Pairs(Dataset[dict[str, Any]]):
         except BadImage as error:
             return {"bad": [*bad, f"{item.location}: {error}"]}
 
-    def _tensors(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
+    def _tensors(self, sample: Sample, epoch: int, index: int, **rows: Tensor) -> dict[str, Any]:
         seed, further = [self.seed, epoch, index], sample.further
         captions = [sample.caption, *(further if self.take != "first" else ())]
         if further and self.take == "drawn":
@@ -204,15 +220,17 @@ class Pairs(Dataset[dict[str, Any]]):
         names = map(str, cuis if isinstance(cuis, list) else [])
         # C0040405 -> 40405; names of another form are left out
         concepts = [int(name[1:]) for name in names if _CUI.fullmatch(name)]
-        picture = Picture(sample.image, exact=self.decode == "exact")
+        if "images" not in rows:
+            picture = Picture(sample.image, exact=self.decode == "exact")
+            rows["images"] = self.transform(picture, np.random.default_rng(seed))
         return {
-            "images": self.transform(picture, np.random.default_rng(seed)),  # (3, H, W)
             "tokens": torch.stack(tokens),  # (k, L), k captions
             "index": index,
             "caption_hash": [_hash(hashlib.sha256(c.encode()).hexdigest()) for c in captions],
             "image_hash": _hash(digest),
             "concepts": torch.tensor(concepts, dtype=torch.int32),  # (k,)
             "long": sum(long),
+            **rows,  # images (3, H, W), and features
         }
 
 

@@ -20,7 +20,7 @@ from ..errors import InputError, Stopped, WorkError
 from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
-from .augment import Preprocess, TrainingTransform
+from .augment import OFF, Preprocess, TrainingTransform
 from .balance import balanced_order, read_studies
 from .dataset import Batch, LoadedBatch, Pairs, Take, load_batches, step_batches, step_parts
 from .index import CAPTION
@@ -128,9 +128,10 @@ def training_pairs(shards: ShardSet, clip: Clip, settings: DataConfig, seed: int
     """Pairs as this model trains on them, augmented. `shards` is empty for a stream."""
     about, augment = clip.description["preprocess"], settings.augment
     squash = about["resize_mode"] != "shortest"
-    transform = TrainingTransform(clip.image_size, about["interpolation"], augment, squash)
+    random = TrainingTransform(clip.image_size, about["interpolation"], augment, squash)
     how: dict[str, Any] = {"decode": settings.decode, "long_captions": settings.long_captions}
-    return Pairs(shards, transform, clip.tokenizer, seed=seed, take="drawn", replace=True, **how)
+    how |= {"seed": seed, "take": "drawn", "replace": True}
+    return Pairs(shards, Preprocess(clip) if augment == OFF else random, clip.tokenizer, **how)
 
 
 @dataclass(kw_only=True)
@@ -140,6 +141,7 @@ class TrainingBatches:
     """
 
     loaded: Iterator[LoadedBatch]
+    pairs: Pairs  # may be given features as long as none was loaded
     settings: DataConfig
     """Of it `max_bad_share`, of the pairs seen or of an epoch's, whichever are more."""
     world: World
@@ -249,6 +251,7 @@ def training_batches(
     loaded = load_batches(pairs, parts, workers=config.data.workers, pin=pin, stop=stop)
     return TrainingBatches(
         loaded=step_batches(loaded, -(-share // part)),
+        pairs=pairs,
         settings=config.data,
         world=world,
         log=log,

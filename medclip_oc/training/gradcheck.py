@@ -19,12 +19,7 @@ from torch import Tensor
 from ..config.schema import Config
 from ..contrastive import reference
 from ..contrastive.grad_cache import CachedStep, gather_labels
-from ..contrastive.micro_batched_tower import (
-    MicroBatchedTower,
-    RandomState,
-    as_they_come,
-    live_batch_norms,
-)
+from ..contrastive.micro_batched_tower import as_they_come, draws, live_batch_norms
 from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
@@ -90,9 +85,9 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> tuple[flo
         distributed.barrier()
         if not world.main:
             return 0.0, ""
-        texts_draw = draws(step.texts, tokens)
-        live = bool(live_batch_norms(step.towers))
-        chunked = texts_draw or draws(step.images, images) or live
+        texts_draw = draws(step.texts.embed_chunk, tokens[:1], world.device)[1]
+        images_draw = draws(step.images.embed_chunk, images[:1], world.device)[1]
+        chunked = texts_draw or images_draw or bool(live_batch_norms(step.towers))
         sizes = (train.micro_batch_size, train.text_micro_batch_size or train.micro_batch_size)
         plain = measure(
             step,
@@ -110,15 +105,6 @@ def compare(clip: Clip, batch: Batch, config: Config, world: World) -> tuple[flo
             ),
         )
     return report(cached, plain, train.precision, chunked)
-
-
-def draws(tower: MicroBatchedTower, rows: Tensor) -> bool:
-    """Whether a tower takes random numbers in training."""
-    before = RandomState.now(tower.device)
-    with torch.no_grad():
-        tower.embed_chunk(rows[:1])
-    states = zip(before, RandomState.now(tower.device), strict=True)
-    return any(a is not None and b is not None and not a.equal(b) for a, b in states)
 
 
 def measure(step: CachedStep, run: Callable[[], Tensor]) -> Measured:

@@ -26,7 +26,7 @@ LEASE_SECONDS = 60.0
 
 _OWN = ["config.yaml", "environment.txt", "log.txt", "metrics.jsonl", "wandb_id.txt"]
 _OWN += ["interrupted", "report.html"]
-_OWN += ["checkpoints", "evaluations", "report", "tensorboard", "wandb"]
+_OWN += ["checkpoints", "evaluations", "features", "report", "tensorboard", "wandb"]
 
 
 class RunFolder:

@@ -22,6 +22,7 @@ from ..contrastive.soft_targets import Labels
 from ..data import loader
 from ..data.dataset import Batch
 from ..errors import InputError, Stopped, WorkError
+from ..inference import frozen_features
 from ..models import averaging, checkpoint, lora
 from ..models.averaging import Ema
 from ..runtime import distributed, shutdown
@@ -155,6 +156,9 @@ class Trainer:
         if not progress.validated:  # step 0, or a signal came in the middle of it
             self.validate()
         batches = () if self.out_of_patience() else self.batches
+        if batches and self.batches.steps:
+            about, seen = (self.clip, self.config), last * self.plan.global_batch
+            frozen_features.once(self.cached_step, *about, self.batches, seen, self.asked_to_stop)
         with Progress(
             last, "steps", "training", progress.step, shown=self.world.main, lines=False
         ) as bar:

@@ -15,7 +15,7 @@ import open_clip
 import pytest
 import torch
 
-from medclip_oc.config.schema import Config, DataConfig, ModelConfig, TrainConfig
+from medclip_oc.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
 from medclip_oc.data import loader
 from medclip_oc.data.augment import Preprocess
 from medclip_oc.data.dataset import LoadedBatch, _hash
@@ -159,6 +159,13 @@ def test_pixels_are_those_of_open_clips_own_preprocessing(mode: str) -> None:
         assert (fast - exact).abs().mean() < 1
 
 
+def test_without_augmentation_images_are_as_validation_has_them(clip: Clip, sets: str) -> None:
+    off = DataConfig(augment=AugmentConfig((1.0, 1.0), 0.0, 0.0, 0.0))
+    shards = ShardSet.open(sets, "train")
+    wanted = loader.evaluation_pairs(shards, clip, decode="fast")[(0, 1)]["images"]
+    assert wanted.equal(loader.training_pairs(shards, clip, off, 1)[(3, 1)]["images"])
+
+
 # ------------------------------------------------------------------------ what can't be read
 
 
@@ -167,7 +174,7 @@ def policy(log: list[str], *bad: list[str], long: int = 0, **changes: Any) -> Tr
     loaded = (LoadedBatch({"index": torch.zeros(4)}, lines, long) for lines in bad)
     usual = {"steps": len(bad), "pairs_per_step": 4, "pairs_per_epoch": 20, "context": 77}
     settings = DataConfig(max_bad_share=changes.pop("max_bad_share", 0.1))
-    rest = usual | changes
+    rest = usual | changes | {"pairs": None}
     return TrainingBatches(loaded=loaded, settings=settings, world=ALONE, log=log.append, **rest)
 
 

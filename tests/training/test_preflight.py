@@ -51,9 +51,9 @@ FOUND = {
 def plant(fault: str, shards: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings with which the fault shows."""
 
-    def long_captions(self: ShardSet, position: int) -> Any:  # 30 % of them
+    def long_captions(self: ShardSet, position: int, **how: bool) -> Any:  # 30 % of them
         text = "a lesion of the left lung " * 20 if position % 10 < 3 else "a lesion"
-        return dataclasses.replace(read(self, position), caption=text)
+        return dataclasses.replace(read(self, position, **how), caption=text)
 
     def out_of_memory(_: object, images: int, texts: int) -> float:
         if images > int(fault[-1]):

@@ -184,11 +184,11 @@ def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(
     config, run = configure(packed, tmp_path, "run", data__workers=1), tmp_path / "run"
     read, own = ShardSet.read, os.getpid()
 
-    def hang(self: ShardSet, position: int) -> Any:
+    def hang(self: ShardSet, position: int, **how: bool) -> Any:
         if os.getpid() != own and steps_of(run) >= 2:
             os.kill(own, signal.SIGTERM)
             signal.pause()
-        return read(self, position)
+        return read(self, position, **how)
 
     monkeypatch.setattr(ShardSet, "read", hang)
     monkeypatch.setattr(dataset, "PATIENCE_SECONDS", 0.5)
