@@ -12,6 +12,7 @@ RAMP = np.arange(2400, dtype=np.uint16).reshape(40, 60)
 BRIGHT = ((RAMP - 1000.0) / 400 * 255).clip(0, 255)  # centre 1200, width 400
 IN_HU = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 40, "WindowWidth": 80}
 FAR = {"WindowCenter": -50, "WindowWidth": 9000}  # beyond all values
+ABOVE = {"WindowCenter": 9000, "WindowWidth": 80}
 UNUSABLE = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 7, "WindowWidth": 0}
 
 
@@ -24,6 +25,7 @@ UNUSABLE = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 7, "Wind
         (dicom(RAMP, **UNUSABLE), (0, 2399, 2399, 1199.5, 2399), (1200, 400), 255 - BRIGHT),
         (dicom(RAMP, PixelPaddingValue=0), (1, 2399, 2398, 1200, 2398), (1200, 400), BRIGHT),
         (dicom(RAMP, **FAR), (-50, 2399, 9000, -50, 9000), (1200, 400), BRIGHT),
+        (dicom(RAMP, **ABOVE), (0, 9000, 2399, 9000, 80), (1200, 400), BRIGHT),
         (FILES["colour"], None, (10, 5), None),
         (file(picture(1).convert("F"), "TIFF"), None, (10, 5), None),
         (dicom(np.asarray(SMALL)), None, (10, 5), None),

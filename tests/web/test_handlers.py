@@ -93,8 +93,9 @@ def test_search_by_text_and_by_picture(
     assert "cosine 1.000, 0030" in shown.text
     windowed = handlers.search((decode(image), str(file), True), "", 4)
     assert "in a shell, but in the file's own window" in Reader(windowed).text
-    with pytest.raises(InputError, match="how many: a whole number from 1 to 50"):
-        handlers.search(None, "bright", 2.5)
+    for number in (2.5, 0, 51, None):
+        with pytest.raises(InputError, match="how many: a whole number from 1 to 50"):
+            handlers.search(None, "bright", number)
     with pytest.raises(InputError, match="threshold: from -1"):
         handlers.rank(None, "bright", None, False)
     with pytest.raises(InputError, match="pick a prompt set"):
