@@ -1,6 +1,7 @@
 """Models and data sets that several tests need, made small and from seeds."""
 
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,15 @@ def faulty_packed(faulty_source: Path, tmp_path_factory: pytest.TempPathFactory)
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs make_shards in this process."""
     return lambda *words: (call(make_shards.main, MakeShardsConfig, *words), *capsys.readouterr())
+
+
+@pytest.fixture(scope="session")
+def old_webdataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """webdataset 0.2.86 in a folder that only the peer's process sees."""
+    folder = tmp_path_factory.mktemp("old_webdataset")
+    words = ["--quiet", "--no-deps", "--target", str(folder), "webdataset==0.2.86"]
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip can't install webdataset 0.2.86: {done.stderr.strip()[-200:]}")
+    return folder

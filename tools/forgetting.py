@@ -53,6 +53,9 @@ class Sizes(NamedTuple):
     batch: int
 
 
+SIZES = {False: Sizes(1600, 150, 20, 8, 128), True: Sizes(64, 32, 1, 1, 32)}  # True: quick
+
+
 @dataclass
 class ExperimentConfig(Settings):
     """What fine-tuning forgets, and what keeps it: an experiment on phantoms."""
@@ -64,18 +67,13 @@ class ExperimentConfig(Settings):
     quick: bool = False
     """Almost no training: to see that it runs."""
 
-    @property
-    def sizes(self) -> Sizes:
-        """How much is drawn and trained."""
-        return Sizes(64, 32, 1, 1, 32) if self.quick else Sizes(1600, 150, 20, 8, 128)
-
 
 def draw(config: ExperimentConfig, out: Path) -> dict[str, str]:
     """Shard folders of the old modalities and of the new ones."""
     from medclip_oc.packing.formats import open_source
     from medclip_oc.packing.pack import PackOptions, pack
 
-    found, sizes = {}, config.sizes
+    found, sizes = {}, SIZES[config.quick]
     for name, modalities in MODALITIES.items():
         source = out / f"{name}-{config.seed}-{sizes.train}" / "source"
         shards, held_out = source.with_name("shards"), sizes.held_out
@@ -145,7 +143,7 @@ def recall(file: Path, shards: str) -> float:
 
 def forgetting(config: ExperimentConfig, out: Path) -> dict[str, Any]:
     """Train, fine-tune in every way, measure both; prints the table."""
-    sizes, shards = config.sizes, draw(config, out)
+    sizes, shards = SIZES[config.quick], draw(config, out)
     old_run = settings(shards["old"], out / "before", config.seed, sizes.old_epochs, sizes.batch)
     start = train(("before", old_run))
     runs = {}

@@ -46,6 +46,9 @@ def run(
     is 0), and end the process with the contract's. `prog` begins an error line; empty: the name of
     the script that runs.
     """
+    ended = list[int]()
+    if arguments is None:  # a process of its own; registered before all others, it runs last
+        atexit.register(_leave, ended)
     _prepare_streams()
     _prepare_home()
     script = Path(sys.argv[0])
@@ -72,7 +75,16 @@ def run(
         code = STDOUT_CLOSED if isinstance(lost, BrokenPipeError) else 1
     for stream in (sys.stdout, sys.stderr):
         _lost(stream)
+    ended.append(code)
     sys.exit(code)
+
+
+def _leave(ended: list[int]) -> None:
+    """End at once: to take apart an interpreter that has torch costs a second."""
+    if ended:  # else an exception is on its way out
+        for stream in (sys.stdout, sys.stderr):
+            _lost(stream)
+        os._exit(ended[0])
 
 
 def _prepare_streams() -> None:

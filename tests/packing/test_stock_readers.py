@@ -75,18 +75,6 @@ def test_webdataset_reads_the_same_pairs_in_order(shards: Path, split: str) -> N
         assert odd == dict(zip(ODD_IDS, CAPTIONS, strict=True))
 
 
-@pytest.fixture(scope="module")
-def old_webdataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """webdataset 0.2.86 in a folder that only the peer's process sees."""
-    folder = tmp_path_factory.mktemp("old_webdataset")
-    words = ["--quiet", "--no-deps", "--target", str(folder), "webdataset==0.2.86"]
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"pip can't install webdataset 0.2.86: {done.stderr.strip()[-200:]}")
-    return folder
-
-
 def peer(old_webdataset: Path, *words: str) -> list[dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": str(old_webdataset)}
     command = [sys.executable, str(PEER), *words]

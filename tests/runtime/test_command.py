@@ -33,6 +33,22 @@ def main(settings):
 
 command.run(main, Config, prog="train", arguments=[])
 """
+ENDING = """
+import atexit
+from medclip_oc.config.schema import Config
+from medclip_oc.runtime import command
+
+class Late:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+def main(settings):
+    atexit.register(print, "handler")
+    return 75
+
+late = Late()
+command.run(main, Config, prog="train")
+"""
 
 
 def run(error: BaseException | int | None, *words: str) -> int:
@@ -118,6 +134,11 @@ def test_files_are_utf_8_in_any_locale_and_terminals_get_escapes(tmp_path: Path)
     with os.fdopen(ours, "rb") as terminal:
         assert terminal.readline() == b"\\u0153\\udce9\r\n"
     os.close(theirs)
+
+
+def test_the_end_runs_handlers_and_takes_nothing_apart() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "handler\n", "")
 
 
 def test_a_user_without_a_home_gets_one_for_now(monkeypatch: pytest.MonkeyPatch) -> None:

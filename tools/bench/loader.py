@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -65,24 +65,16 @@ class Config(Settings):
 class Side(NamedTuple):
     """What a process is to do."""
 
-    recipe: str
-    """Ours; theirs has none."""
+    recipe: str  # ours; or theirs
     shards: Path
-    """Folder."""
     pairs: int
-    """In it."""
     size: int
     batch_size: int
     peer_packages: str
 
 
 def run(config: Config) -> Iterator[Comparison]:
-    """Measure every case.
-
-    Raises:
-        InputError: no such source, or no peer.
-        WorkError: a side failed.
-    """
+    """Measure every case. InputError: no such source, or no peer. WorkError: a side failed."""
     require_peer(config.peer_packages)
     sizes = config.size, config.batch_size, config.peer_packages
     with tempfile.TemporaryDirectory(prefix="bench_loader_") as name:
@@ -119,12 +111,9 @@ def _rates(sides: dict[tuple[str, str], Side], rounds: int) -> dict[tuple[str, s
         for key, side in sides.items():
             spawn = multiprocessing.get_context("spawn")
             process = stack.enter_context(ProcessPoolExecutor(1, spawn, _watch_parent))
-            calls[key] = partial(_ask, process, side, itertools.count())
+            numbers = itertools.count()
+            calls[key] = lambda p=process, s=side, n=numbers: p.submit(_pass, s, next(n)).result()
         return in_turn(calls, rounds)
-
-
-def _ask(process: ProcessPoolExecutor, side: Side, numbers: Iterator[int]) -> float:
-    return process.submit(_pass, side, next(numbers)).result()
 
 
 # ----------------------------------------------------------------------------------- one process

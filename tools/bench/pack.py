@@ -12,7 +12,7 @@
   a bare pydicom loop that decodes the same files.
 All pairs of the source are read once beforehand into a temporary folder, from where every side
 reads them in the same order, warm. All sides write to one disk, and what they wrote is removed
-after each round, untimed.
+after each round, untimed. TMPDIR names another disk.
 """
 
 import csv
@@ -59,22 +59,14 @@ class Config(Settings):
     """Paired runs that count, after one that doesn't."""
     samples_per_shard: Count = 1000
     """Pairs per tar, for both sides."""
-    folder: str | None = None
-    """Where to write, in a temporary folder that is removed. null: the system's place for those."""
 
 
 def run(config: Config) -> Iterator[Comparison]:
-    """Measure every case.
-
-    Raises:
-        InputError: no such folder, no source, or what `open_source` raises.
-    """
+    """Measure every case. InputError: no source, or what `open_source` raises."""
     if not config.source and {*config.cases} != {"series"}:
         raise InputError("--source: the cases decode and copy need one")
-    if config.folder and not Path(config.folder).is_dir():
-        raise InputError(f"--folder {config.folder}: no such folder")
     numbers = [config.workers] if isinstance(config.workers, int) else config.workers
-    with tempfile.TemporaryDirectory(prefix="bench_pack_", dir=config.folder) as name:
+    with tempfile.TemporaryDirectory(prefix="bench_pack_") as name:
         folder = Path(name)
         if config.source:
             table, paths = gather(config.source, config.repeat, folder)

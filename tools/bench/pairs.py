@@ -29,10 +29,10 @@ def gather(source: str, repeat: int, folder: Path) -> tuple[Path, list[Path]]:
     return write_table(folder / "table.csv", every), [path for _, path, _ in rows] * repeat
 
 
-def write_table(path: Path, rows: Iterable[Sequence[object]]) -> Path:
-    """The table of such rows, at `path`."""
+def write_table(path: Path, rows: Iterable[Sequence[object]], *further: str) -> Path:
+    """The table of such rows, at `path`; `further` columns come after those."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("id", "image", "caption"), *rows])
+        csv.writer(file).writerows([("id", "image", "caption", *further), *rows])
     return path
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from side_by_side import Comparison, compare
 
-from medclip_oc.config.checks import Count, Natural, Settings
+from medclip_oc.config.checks import Count, Settings
 from medclip_oc.config.schema import ModelConfig
 from medclip_oc.errors import WorkError
 from medclip_oc.inference.embedder import Embedder
@@ -49,18 +49,12 @@ class Config(Settings):
     """Images or texts embedded at once."""
     rounds: Count = 3
     """Paired runs that count."""
-    warmup: Natural = 1
-    """Paired runs before them that don't."""
     threads: Count = 2
     """Threads of torch."""
 
 
 def run(config: Config) -> Iterator[Comparison]:
-    """The comparisons of the cases asked for.
-
-    Raises:
-        InputError: no image in the source.
-    """
+    """The comparisons of the cases asked for. InputError: no image in the source."""
     torch.set_num_threads(config.threads)
     files = find([config.source], None, "--source")
     if config.captions is not None:
@@ -88,7 +82,6 @@ def captioned(config: Config, captions: list[str]) -> Comparison:
         rounds=config.rounds,
         items=len(captions),
         item="texts",
-        warmup=config.warmup,
     )
 
 
@@ -104,7 +97,6 @@ def timed(config: Config, images: ImageSet) -> Comparison:
         partial(forwards, embedder, config.images, candidates),
         peer="the forward passes alone",
         rounds=config.rounds,
-        warmup=config.warmup,
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from medclip_oc.config.checks import Bound, Count, Settings
 from medclip_oc.evaluation import ranks
 
+_WIDTH = 512
 CASES = ("limit", "dense")
 Case = Annotated[str, Bound("limit or dense", CASES.__contains__)]
 
@@ -35,8 +36,6 @@ class Config(Settings):
     """Which to run: limit, dense."""
     sizes: list[Count] = field(default_factory=lambda: [10_000, 40_000])
     """Pairs."""
-    width: Count = 512
-    """Numbers in a feature."""
     rounds: Count = 5
     """Paired runs that count."""
     threads: Count = 2
@@ -47,8 +46,8 @@ def run(config: Config) -> Iterator[Comparison]:
     """The comparisons of the cases asked for."""
     torch.set_num_threads(config.threads)
     for size in sorted(config.sizes):
-        images, texts = features(size, config.width)
-        case = f"{size:,} pairs, {config.width} wide, {config.threads} threads"
+        images, texts = features(size)
+        case = f"{size:,} pairs, {_WIDTH} wide, {config.threads} threads"
         for name, (peer, call) in PEERS.items():
             if name in config.cases and (name != "dense" or size == min(config.sizes)):
                 yield compare(
@@ -61,11 +60,11 @@ def run(config: Config) -> Iterator[Comparison]:
                 )
 
 
-def features(size: int, width: Count) -> tuple[Tensor, Tensor]:
-    """Unit vectors (size, width) of images and texts."""
+def features(size: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors (size, _WIDTH) of images and texts."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, width, generator=generator)
-    texts = torch.randn(size, width, generator=generator).add_(images, alpha=0.1)
+    images = torch.randn(size, _WIDTH, generator=generator)
+    texts = torch.randn(size, _WIDTH, generator=generator).add_(images, alpha=0.1)
     for rows in (images, texts):
         rows /= rows.norm(dim=1, keepdim=True)
     return images, texts
