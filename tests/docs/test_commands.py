@@ -123,7 +123,7 @@ def test_every_command_runs_as_it_stands(workspace: Path) -> None:
     assert len(lines) > 18
     fewer = {
         "32,100,full": "4,8,full",
-        "--out phantoms": "--out phantoms --train 32 --valid 12 --test 8",
+        "--out phantoms --train 6000": "--out phantoms --train 32 --valid 12 --test 8",
     }
     for line in dict.fromkeys(lines):
         for words, instead in fewer.items():
