@@ -43,14 +43,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tools", "medclip_oc"):
         (folder / name).symlink_to(ROOT / name)
     config = {
-        "run": {"folder": "runs/vitb16"},
         "model": {"arch": "docs-tiny", "definition": TINY},
-        "data": {"train": "shards/rocov2", "valid": "shards/rocov2", "workers": 0},
         "train": {"global_batch_size": 16, "micro_batch_size": 4, "epochs": 1, "precision": "fp32"},
     }
     (folder / "configs").mkdir()
-    for name in ("vitb16", "pointing"):
-        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    for name, shards in (("vitb16", "rocov2"), ("pointing", "findings")):
+        named = {"run": {"folder": f"runs/{name}"}}
+        named["data"] = dict.fromkeys(("train", "valid"), f"shards/{shards}") | {"workers": 0}
+        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config | named))
     for name in ("ROCOv2", "general"):
         source = write_kaggle(folder / name, {"train": 32, "valid": 12, "test": 12})
         for split, count in (("train", 32), ("valid", 12), ("test", 12)):
