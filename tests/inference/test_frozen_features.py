@@ -95,10 +95,11 @@ def test_texts_of_any_length(packed: Path, tmp_path: Path) -> None:
     assert once == pytest.approx(each, rel=5e-6)
 
 
-@pytest.mark.parametrize("change", ["nothing", "pairs", "weights"])
+@pytest.mark.parametrize("change", ["nothing", "the temperature alone", "pairs", "weights"])
 def test_resumed(change: str, packed: Path, tmp_path: Path) -> None:
     """From a state of the middle: the rows are taken if they are of these pairs and weights."""
-    whole = train(packed, tmp_path, "whole", **IMAGES, data__train=write(tmp_path))
+    how = TEXTS if change == "the temperature alone" else IMAGES  # it is of no tower
+    whole = train(packed, tmp_path, "whole", **how, data__train=write(tmp_path))
     state, [rows] = whole / "checkpoints" / "step-00000003.pt", (whole / "features").iterdir()
     for file in {*whole.glob("checkpoints/*.pt")} - {state}:
         file.unlink()
@@ -114,7 +115,7 @@ def test_resumed(change: str, packed: Path, tmp_path: Path) -> None:
     assert run_training(file, *words, *off) == run_training(file, *words) == 0
     assert_same(whole, each)
     made = (whole / "log.txt").read_text().count("features of 48 pairs once")
-    assert (made, rows.exists()) == ((1, True) if change == "nothing" else (2, False))
+    assert (made, rows.exists()) == ((2, False) if change in ("pairs", "weights") else (1, True))
 
 
 def test_a_signal_meanwhile(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -138,7 +139,7 @@ SEVERAL = {"data__caption_key": "captions", "data__valid": None}
 EACH: dict[str, tuple[dict[str, Any], str]] = {
     "a parameter trains": (IMAGES | {"optim__freeze": r"^visual\.(?!ln_post\.bias)"}, ""),
     "augmented": (IMAGES | {"data__augment": OFF | {"flip": True}}, "data.augment is not off"),
-    "dropout": (IMAGES | {"model__patch_dropout": 0.5}, "drawn anew"),
+    "dropout": (IMAGES | {"model__patch_dropout": 0.5, "valid": {"at_start": True}}, "drawn anew"),
     "batch norm": (IMAGES | {"model": LIVE}, "batch norm is live"),
     "stream": (IMAGES | {"data__samples_per_epoch": 48}, "data.train is a stream"),
     "one epoch": (IMAGES | {"train__epochs": 1}, "the run ends within an epoch"),
