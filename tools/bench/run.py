@@ -125,8 +125,8 @@ def run(config: Config) -> Iterator[Comparison]:
             yield compared(f"{case}: {what}", **in_turn(sides, config.rounds, warmup=0))
         if config.profile:
             file = place / "profile"
-            seconds = run_side("ours", *given, file).seconds
-            draw(parts_of(seconds, file), f"a run of ours: {case}, {what}", config.profile)
+            run_side("ours", *given, file)
+            draw(parts_of(file), f"a run of ours: {case}, {what}", config.profile)
 
 
 def prepare(what: Run, place: Path, images: list[Path], captions: list[str]) -> None:
@@ -248,8 +248,9 @@ def compared(case: str, ours: list[Measured], theirs: list[Measured]) -> Compari
     return Comparison("run", case, *figures, "s", ratios(other[0], mine[0]), extra)
 
 
-PARTS = {  # of our run, FILE:FUNCTION; what comes before `train` is the start, what is left the end
+PARTS = {  # of our run, FILE:FUNCTION; what comes before `train` is the start
     "data, model": ["trainer.py:__init__"],
+    "frozen tower, once": ["frozen_features.py:once"],
     "waiting for batches": ["loader.py:__iter__"],
     "steps": ["trainer.py:optimizer_step"],
     "validation": ["validation.py:measure"],
@@ -257,7 +258,7 @@ PARTS = {  # of our run, FILE:FUNCTION; what comes before `train` is the start, 
 }
 
 
-def parts_of(seconds: float, profile: Path) -> dict[str, float]:
+def parts_of(profile: Path) -> dict[str, float]:
     """Where the seconds of a run of ours went."""
     stats: dict[Any, Any] = pstats.Stats(str(profile)).stats  # type: ignore[attr-defined]
     spent: Counter[str] = Counter()
@@ -267,7 +268,7 @@ def parts_of(seconds: float, profile: Path) -> dict[str, float]:
     whole = sum(own for _, _, own, _, _ in stats.values())
     parts = {"start, imports": whole - spent["trainer.py:train"]}
     parts |= {part: sum(spent[name] for name in names) for part, names in PARTS.items()}
-    return parts | {"end": seconds - sum(parts.values())}
+    return parts | {"all else": whole - sum(parts.values())}
 
 
 def draw(parts: dict[str, float], title: str, file: str) -> None:
@@ -276,6 +277,7 @@ def draw(parts: dict[str, float], title: str, file: str) -> None:
     axes = figure.subplots()
     bars = axes.barh([*parts], [*parts.values()])
     axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.set(xlabel="seconds")
     axes.set_title(title, fontsize=9)
