@@ -44,9 +44,7 @@ JsonFile = Annotated[str, Bound("a file name that ends in .json", lambda v: v.en
 class Settings:
     """Base of dataclasses of settings. InputError: a value is out of its bounds."""
 
-    section: ClassVar[str] = (
-        ""  # dotted place in YAML, `optim.`; the options of a command have none
-    )
+    section: ClassVar[str] = ""  # place in YAML, `optim.`; a command's options have none
     reads: ClassVar[str] = ""  # fields that say what a command reads, for its help
     writes: ClassVar[str] = ""  # those that say what it writes; help has the rest under "how"
 

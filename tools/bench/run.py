@@ -113,7 +113,8 @@ class Measured(NamedTuple):
 def run(config: Config) -> Iterator[Comparison]:
     """Measure every case. InputError: no such source, or no peer. WorkError: a side failed."""
     require_peer(config.peer_packages)
-    captions = pd.read_csv(config.captions, dtype=str, keep_default_na=False)["Caption"].tolist()
+    captions = pd.read_csv(config.captions, dtype=str, keep_default_na=False)["Caption"].str.strip()
+    captions = captions[captions != ""].tolist()  # one of ROCOv2's is blank
     with tempfile.TemporaryDirectory(prefix="bench_run_") as name:
         _, images = gather(config.source, 1, Path(name))
         for case in config.cases:
