@@ -148,7 +148,7 @@ class TrainConfig(Settings, section="train."):
     keep_chunks: Natural | Literal["auto"] = 0
     """Chunks whose graph is kept in place of a second forward. auto (CUDA): all that fit."""
     frozen_features: bool = True
-    """A frozen tower runs once per run, into RUN/features, if each epoch has the same for it."""
+    """Embed once, into RUN/features, for a frozen tower whose input is the same in every epoch."""
     compile: bool = False
     """Run the towers through torch.compile: slow first steps, then faster ones."""
 

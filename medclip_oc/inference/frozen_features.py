@@ -8,8 +8,8 @@ N pairs, n of this rank, B of its step, D embedding size.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,29 +41,31 @@ def once(
     needn't run in each step. On all ranks: Stopped, as `stop` asked for it; WorkError: a shard
     changed, or the file can't be written; InputError: a node doesn't see it.
     """
-    places, pairs = freezing.places(clip.towers), batches.pairs
-    trained = {places[n].tower for n, p in clip.towers.named_parameters() if p.requires_grad}
-    for side in {*freezing.TOWERS} - trained:  # one at most
-        reasons = {
-            "train.frozen_features is false": not config.train.frozen_features,
-            "data.train is a stream": not len(pairs.shards),
-            "the run ends within an epoch": seen <= len(pairs.shards),
-            "data.augment is not off": side == "image" and config.data.augment != OFF,
-            "batch norm is live": bool(live_batch_norms(clip.towers.train())),
-        }
-        reason = next((reason for reason, holds in reasons.items() if holds), "")
-        rows = None if reason else _rows(step, clip, config, batches, side, stop)
-        if rows is None:
-            reason = reason or "its captions, or its dropout, are drawn anew"
-            batches.log(f"{side} tower is frozen, but runs in each step: {reason}")
+    for side in freezing.frozen(clip.towers):  # one at most
+        reason = against(side, clip, config, len(batches.pairs.shards), seen)
+        rows = reason or _rows(step, clip, config, batches, side, stop)
+        if isinstance(rows, str):
+            batches.log(f"{side} tower is frozen, but runs in each step: {rows}")
         else:
-            pairs.features = {"images" if side == "image" else "tokens": rows}
+            batches.pairs.features = {"images" if side == "image" else "tokens": rows}
+
+
+def against(side: str, clip: Clip, config: Config, pairs: int, seen: int) -> str:
+    """Why a frozen tower has to run in each step, as far as it shows before a pair is read."""
+    reasons = {
+        "train.frozen_features is false": not config.train.frozen_features,
+        "data.train is a stream": not pairs,
+        "the run ends within an epoch": seen <= pairs,
+        "data.augment is not off": side == "image" and config.data.augment != OFF,
+        "batch norm is live": bool(live_batch_norms(clip.towers.train())),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _rows(
     step: CachedStep, clip: Clip, config: Config, batches: TrainingBatches, side: str, stop: Stop
-) -> np.ndarray | None:
-    """Features of all pairs (N, D), of a file that is mapped; None: see `_embedded`."""
+) -> np.ndarray | str:
+    """Features of all pairs (N, D), of a file that is mapped; or why not, see `_embedded`."""
     world, pairs, folder = step.world, batches.pairs, Path(config.run.folder, "features")
     train, data, about = config.train, config.data, clip.description
     settings = data.caption_key, data.decode, data.long_captions, train.precision, train.compile
@@ -72,38 +74,61 @@ def _rows(
     for name, value in clip.towers.clip.state_dict().items():
         if name.startswith("visual.") == (side == "image") and not name.startswith("logit_"):
             digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
-    file = folder / f"{side}-{digest.hexdigest()[:16]}.npy"  # of what decides the features
-    file, is_there = distributed.all_gather_objects((file, file.exists()))[0]
-    if not is_there:
+    name = f"{side}-{digest.hexdigest()[:16]}"  # of what decides the features
+    there = folder.glob(f"{name}-*.npy") if world.main else ()
+    file = next((file for file in there if _read(file) is not None), None)
+    file = distributed.all_gather_objects(file)[0]
+    if file is None:
         count, width = len(pairs.shards), about["definition"]["embed_dim"]
-        size = f"{4e-6 * count * width:.1f} MB in {folder}"
-        batches.log(f"{side} tower is frozen: features of {count:,} pairs once, {size}")
+        size = f"{4e-6 * count * width:.3g} MB in {folder}"
+        batches.log(f"{side} tower is frozen: embedding {count:,} pairs once, {size}")
         own = _embedded(step, config, pairs, side, width, stop)
-        if own is None:
-            return None
+        if isinstance(own, str):
+            return own
         parts = [part.cpu() for part in distributed.blocks(own.to(world.device)) if world.main]
         with distributed.errors_together():
-            if world.main:
-                shutil.rmtree(folder, ignore_errors=True)  # of other pairs, weights or settings
-                folder.mkdir()
-                with atomic_file(file) as partial, partial.open("wb") as opened:
-                    np.save(opened, torch.cat(parts).numpy())
+            file = _write(folder, name, torch.cat(parts).numpy()) if world.main else None
+        file = distributed.all_gather_objects(file)[0]
+    assert file is not None
     with distributed.errors_together():
-        try:  # each node has to see it
-            rows: np.ndarray = np.load(file, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            ways = "remove it, or take --train.frozen_features false"
-            raise InputError(f"run.folder: {file} can't be read here ({error}): {ways}") from None
+        if (rows := _read(file)) is None:  # each node has to see it
+            ways = "let every node see the folder, or take --train.frozen_features false"
+            raise InputError(f"run.folder: {file} can't be read here: {ways}")
     return rows
+
+
+def _write(folder: Path, name: str, rows: np.ndarray) -> Path:
+    """Into a file whose name has their hash; those of other pairs, weights or settings go."""
+    file = folder / f"{name}-{_hash(rows)}.npy"
+    for old in [*folder.glob("image-*.npy*"), *folder.glob("text-*.npy*")]:
+        old.unlink()
+    with suppress(OSError):  # which is said of the file
+        folder.mkdir()
+    with atomic_file(file) as partial, partial.open("wb") as opened:
+        np.save(opened, rows)
+    return file
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """The rows of a file, mapped; None: it isn't whole, or not as it was written."""
+    with suppress(OSError, ValueError, EOFError):
+        rows: np.ndarray = np.load(file, mmap_mode="r")
+        if file.stem.endswith(_hash(rows)):
+            return rows
+    return None
+
+
+def _hash(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.data).hexdigest()[:16]
 
 
 def _embedded(
     step: CachedStep, config: Config, pairs: Pairs, side: str, width: int, stop: Stop
-) -> Tensor | None:
+) -> Tensor | str:
     """Features (n, D) on the CPU of this rank's share of the pairs, NaN of those that can't be
-    read; None on every rank: captions are drawn, or random numbers.
+    read; on every rank why they would be others in another epoch.
     """
-    world, total, drawn = step.world, len(pairs.shards), False
+    world, total, why = step.world, len(pairs.shards), ""
     tower, name, inputs = step.images, "images", replace(pairs, take="first")
     if side == "text":  # no image is read
         images = {"images": np.zeros((total, 1), np.float32)}
@@ -122,8 +147,12 @@ def _embedded(
         for batch, _, long in step_batches(loaded, together // part):
             index = batch["index"]
             features, drawn = draws(tower.features, batch[name], world.device)  # (B, D)
-            drawn |= len(batch["tokens"]) > len(index) or (cut and long > 0)
-            if drawn:
+            reasons = {
+                "it draws random numbers (dropout)": drawn,
+                "pairs have several captions": len(batch["tokens"]) > len(index),
+                "of long captions sentences are drawn": cut and long > 0,
+            }
+            if why := next((reason for reason, holds in reasons.items() if holds), ""):
                 break
             # in place of what can't be read comes another pair, perhaps of another rank
             own = (index >= start) & (index < end)
@@ -131,4 +160,4 @@ def _embedded(
             bar.update(len(own) * world.size)
             if stop():
                 raise Stopped("stopped by a signal")
-    return None if distributed.all_reduce_sum([int(drawn)], world.device)[0] else rows
+    return next(filter(None, distributed.all_gather_objects(why)), rows)

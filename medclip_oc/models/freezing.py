@@ -55,6 +55,13 @@ def places(towers: Towers) -> dict[str, Place]:
     return by_name
 
 
+def frozen(towers: Towers) -> set[str]:
+    """Of TOWERS those of which nothing trains."""
+    by_name = places(towers)
+    trained = {by_name[n].tower for n, p in towers.named_parameters() if p.requires_grad}
+    return {*TOWERS} - trained
+
+
 def freeze(towers: Towers, settings: OptimConfig) -> None:
     """Take the gradient from all parameters that the settings leave as they are. InputError: a
     regular expression that matches nothing, more blocks than there are, or nothing of either tower

@@ -73,6 +73,11 @@ class RunData:
     zeroshot: ZeroshotScores | None
 
     @property
+    def pairs(self) -> int:
+        """Of training, in shards; 0: a stream."""
+        return len(self.train.source) if isinstance(self.train.source, ShardSet) else 0
+
+    @property
     def fingerprints(self) -> dict[str, str | None]:
         """Of shards and labels, by setting; None for a stream."""
         valid = None if self.valid is None else self.valid.fingerprint

@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_map_only
 from ..config.schema import CheckpointConfig, Config
 from ..contrastive.micro_batched_tower import RandomState
 from ..errors import InputError, WorkError
-from ..models import checkpoint
+from ..models import checkpoint, freezing
 from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
@@ -146,9 +146,10 @@ def parameter_bytes(clip: Clip) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
-def room(config: Config, clip: Clip) -> str:
-    """What the run's checkpoints take on the disk, for the log; their folder may not be there yet.
-    InputError: the disk has no room for them, or can't be written.
+def room(config: Config, clip: Clip, pairs: int) -> str:
+    """What the run's checkpoints, and a frozen tower's features of its pairs, take on the disk, for
+    the log; their folder may not be there yet. InputError: the disk has no room for them, or can't
+    be written.
     """
     folder = Path(config.run.folder).absolute()
     folder = next(path for path in (folder, *folder.parents) if path.is_dir())
@@ -161,14 +162,18 @@ def room(config: Config, clip: Clip) -> str:
     kept = config.checkpoint.keep_last
     models = 1 + ema + (config.wise.alphas is not None)
     needed = models * whole + ((kept + 1) * state if kept else whole)
+    once = pairs and config.train.frozen_features and freezing.frozen(clip.towers)
+    what = "checkpoints and features" if once else "checkpoints"
+    needed += 4 * pairs * clip.description["definition"]["embed_dim"] if once else 0
     # an earlier start's are replaced; two names of one file count once
-    files = [file.stat() for file in folder.glob("checkpoints/*.pt")]
+    old = [*folder.glob("checkpoints/*.pt"), *folder.glob("features/*.npy")]
+    files = [file.stat() for file in old]
     free = shutil.disk_usage(folder).free + sum({f.st_ino: f.st_size for f in files}.values())
     if free < needed:
-        told = f"{free / 1e9:.3g} GB free, and the checkpoints need about {needed / 1e9:.3g} GB"
+        told = f"{free / 1e9:.3g} GB free, and the {what} need about {needed / 1e9:.3g} GB"
         ways = "make room, choose another folder or less checkpoint.keep_last"
         raise InputError(f"run.folder: {folder} has {told}; {ways}")
-    return f"checkpoints take up to {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free"
+    return f"{what} take up to {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free"
 
 
 @dataclass

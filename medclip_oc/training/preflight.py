@@ -25,6 +25,8 @@ from ..contrastive.micro_batched_tower import statistics_kept
 from ..data import loader
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
+from ..inference import frozen_features
+from ..models import freezing
 from ..models.clip import Clip
 from ..runtime import devices, distributed
 from ..runtime.distributed import World
@@ -95,8 +97,8 @@ def examine(config: Config, world: World) -> Opened | None:
         if world.main and logger.wandb_online(config.log):
             lines.append("wandb: online")
     with checked() as lines:
-        if world.main and clip is not None:
-            lines.append(f"disk: {checkpointer.room(config, clip)}")
+        if world.main and data and clip:
+            lines.append(f"disk: {checkpointer.room(config, clip, data.pairs)}")
     for part in (shared_memory, pairs, speed):
         if run is not None:
             with checked() as lines:
@@ -215,9 +217,17 @@ def speed(run: Opened) -> Iterator[str]:
     given = loader_rate(run) if isinstance(run.data.train.source, ShardSet) else math.inf
     texts = f" (texts of {run.text_length} tokens)" if run.text_length else ""
     yield f"speed: step {rate(taken)} pairs/s{texts}, loader {rate(given)} pairs/s"
-    if given < taken:
+    if given < taken and "image" not in made_once(run):
         told = f"{run.config.data.workers} give {rate(given)} pairs/s, a step takes {rate(taken)}"
         yield f"warning: data.workers: {told}: give more workers, or pack with --resize 256"
+
+
+def made_once(run: Opened) -> list[str]:
+    """Towers that no step runs, unless captions turn out to be drawn."""
+    clip, data = run.clip, run.data
+    counts = data.pairs, data.plan.steps * data.plan.global_batch
+    frozen = freezing.frozen(clip.towers)
+    return [side for side in frozen if not frozen_features.against(side, clip, run.config, *counts)]
 
 
 def loader_rate(run: Opened) -> float:
@@ -244,8 +254,9 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
     tokens = run.clip.tokenizer(["a chest radiograph"] * texts).to(device)
     seconds = 0.0  # of a pair
     usual = tokens[:, : run.text_length or None]
-    sides = ((towers.embed_images, (blank, blank)), (towers.embed_texts, (tokens, usual)))
-    for embed, batches in sides:
+    image, text = (towers.embed_images, (blank, blank)), (towers.embed_texts, (tokens, usual))
+    sides, once = {"image": image, "text": text}, made_once(run)
+    for embed, batches in (sides[side] for side in sides if side not in once):
         for rows in batches:  # the first one warms up
             began = time.perf_counter()
             with autocast(), statistics_kept(towers):

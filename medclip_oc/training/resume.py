@@ -23,9 +23,10 @@ from ..runtime.distributed import World
 from .build import RunData
 from .run_dir import RunFolder
 
-# settings, and groups of them, that change no figure
+# settings, and groups of them, that change no figure, but for rounding
 _FREE: tuple[str, ...] = ("run.folder", "run.device", "run.overwrite", "run.timeout_seconds")
 _FREE += ("data.workers", "data.cache_folder", "valid.at_start", "wise.", "log.", "checkpoint.")
+_FREE += ("train.frozen_features",)
 _REPLACE = "replace it (--run.overwrite true), or choose another folder"
 _ANEW = "start a new run from its weights with model.pretrained"
 _SHAPED = ("exp_avg", "exp_avg_sq", "step")  # what AdamW has of a parameter

@@ -97,7 +97,7 @@ class Trainer:
             self.progress.start_size = averaging.size(lora.plain_state(self.clip.towers))
         with distributed.errors_together():
             if world.main:
-                origin.lines.append(checkpointer.room(config, self.clip))
+                origin.lines.append(checkpointer.room(config, self.clip, self.data.pairs))
         self.cached_step = build.cached_step(self.clip, config, world)
         self.optimizer = optim.adamw(self.clip.towers, config.optim)
         # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from medclip_oc.data.shards import Sample, ShardSet
 from medclip_oc.inference import frozen_features
 from medclip_oc.models import checkpoint
-from tests.support.cli import run_training
+from medclip_oc.training import build
+from tests.support.cli import one_line, run_training
 from tests.support.interrupted import configure, fork_server, measured, same, weights
 from tests.support.reference import RESNET
 from tests.support.tiny_dataset import jpeg, write_tar
@@ -71,7 +73,8 @@ def test_nothing_changes(how: dict[str, Any], ranks: int, packed: Path, tmp_path
     assert_same(once, each)
     [file], log = (once / "features").iterdir(), (once / "log.txt").read_text()
     side, unreadable = how["optim__freeze"], 3 if "data__augment" in how else 1
-    assert f"{side} tower is frozen: features of 48 pairs once, 0.0 MB in {file.parent}\n" in log
+    size = f"{4e-6 * 48 * np.load(file).shape[1]:.3g} MB"
+    assert f"{side} tower is frozen: embedding 48 pairs once, {size} in {file.parent}\n" in log
     assert np.isnan(np.load(file)).all(1).sum() == unreadable
 
 
@@ -95,7 +98,15 @@ def test_texts_of_any_length(packed: Path, tmp_path: Path) -> None:
     assert once == pytest.approx(each, rel=5e-6)
 
 
-@pytest.mark.parametrize("change", ["nothing", "the temperature alone", "pairs", "weights"])
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "edited": lambda content: content[:-4] + bytes(4),
+    "cut": lambda content: content[:-4],
+    "emptied": lambda content: b"",
+}
+CHANGES = ["nothing", "the temperature alone", "pairs", "weights", *DAMAGED]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_resumed(change: str, packed: Path, tmp_path: Path) -> None:
     """From a state of the middle: the rows are taken if they are of these pairs and weights."""
     how = TEXTS if change == "the temperature alone" else IMAGES  # it is of no tower
@@ -103,19 +114,24 @@ def test_resumed(change: str, packed: Path, tmp_path: Path) -> None:
     state, [rows] = whole / "checkpoints" / "step-00000003.pt", (whole / "features").iterdir()
     for file in {*whole.glob("checkpoints/*.pt")} - {state}:
         file.unlink()
-    words: list[object] = ["--resume.allow", "train.frozen_features"]
+    words = list[object]()
+    (rows.parent / "notes.txt").touch()  # somebody's
     if change == "pairs":
-        words += ["data.train", "--data.train", write(tmp_path, bad=True)]
+        words = ["--resume.allow", "data.train", "--data.train", write(tmp_path, bad=True)]
     elif change == "weights":
-        content = checkpoint.load(state)
-        content["state_dict"]["visual.proj"][0] *= -1
-        checkpoint.save(state, {k: v for k, v in content.items() if k != "format"})
+        model = checkpoint.load(state)
+        model["state_dict"]["visual.proj"][0] *= -1
+        checkpoint.save(state, {k: v for k, v in model.items() if k != "format"})
+    elif change in DAMAGED:
+        rows.write_bytes(DAMAGED[change](rows.read_bytes()))
     each, file = shutil.copytree(whole, tmp_path / "each"), tmp_path / "whole.yaml"
     off = ["--train.frozen_features", "false", "--run.folder", each]
     assert run_training(file, *words, *off) == run_training(file, *words) == 0
     assert_same(whole, each)
-    made = (whole / "log.txt").read_text().count("features of 48 pairs once")
-    assert (made, rows.exists()) == ((2, False) if change in ("pairs", "weights") else (1, True))
+    made = (whole / "log.txt").read_text().count("embedding 48 pairs once")
+    assert made == (1 if change in ("nothing", "the temperature alone") else 2)
+    assert rows.exists() == (change not in ("pairs", "weights"))  # equal rows have one name
+    assert len([*rows.parent.iterdir()]) == 2
 
 
 def test_a_signal_meanwhile(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -134,17 +150,35 @@ def test_a_signal_meanwhile(packed: Path, tmp_path: Path, monkeypatch: Any) -> N
     assert_same(whole, train(packed, tmp_path, "cut", **IMAGES))
 
 
+def test_no_room(packed: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """On the disk, which is said at the start, or for a folder of that name."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "features").touch()
+    train(packed, tmp_path, "run", code=1, **IMAGES)
+    assert ".npy: can't be written (Not a directory)" in one_line(capsys.readouterr().err)
+    monkeypatch.setattr(build.RunData, "pairs", 10**12)
+    train(packed, tmp_path, "run", code=2, **IMAGES)
+    said = "the checkpoints and features need about 9.6e+04 GB"  # 4 * 24 bytes a pair
+    assert said in one_line(capsys.readouterr().err)
+
+
 LIVE = {"arch": "live", "definition": {**TINY, "vision_cfg": RESNET}, "freeze_batch_norm": False}
 SEVERAL = {"data__caption_key": "captions", "data__valid": None}
 EACH: dict[str, tuple[dict[str, Any], str]] = {
     "a parameter trains": (IMAGES | {"optim__freeze": r"^visual\.(?!ln_post\.bias)"}, ""),
     "augmented": (IMAGES | {"data__augment": OFF | {"flip": True}}, "data.augment is not off"),
-    "dropout": (IMAGES | {"model__patch_dropout": 0.5, "valid": {"at_start": True}}, "drawn anew"),
+    "dropout": (
+        IMAGES | {"model__patch_dropout": 0.5, "valid": {"at_start": True}},
+        "it draws random numbers",
+    ),
     "batch norm": (IMAGES | {"model": LIVE}, "batch norm is live"),
     "stream": (IMAGES | {"data__samples_per_epoch": 48}, "data.train is a stream"),
     "one epoch": (IMAGES | {"train__epochs": 1}, "the run ends within an epoch"),
-    "several captions": (TEXTS | SEVERAL, "drawn anew"),
-    "sentences": (TEXTS | {"data__long_captions": "sentences"}, "drawn anew"),
+    "several captions": (TEXTS | SEVERAL, "pairs have several captions"),
+    "sentences": (
+        TEXTS | {"data__long_captions": "sentences"},
+        "of long captions sentences are drawn",
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from medclip_oc.data.augment import OFF
 from medclip_oc.data.shards import ShardSet
 from medclip_oc.runtime.distributed import World
 from medclip_oc.training import build, preflight
@@ -112,8 +113,8 @@ def test_a_batch_that_two_processes_cannot_share(packed: Path, tmp_path: Path) -
     assert [said.count(word) for word in ("error", "model: ", "pairs: ")] == [1, 1, 0]
 
 
-def opened(packed: Path, tmp_path: Path) -> preflight.Opened:
-    config = read_config(write_config(packed, tmp_path))
+def opened(packed: Path, tmp_path: Path, **changes: Any) -> preflight.Opened:
+    config = read_config(write_config(packed, tmp_path, **changes))
     return preflight.Opened(config, ONE, build.open_data(config, ONE), build.model(config, ONE))
 
 
@@ -155,6 +156,16 @@ def test_the_longest_texts_have_to_fit(packed: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(run.clip.towers, "embed_texts", watched)
     assert STEP_RATE(run, 3, 2) > 0
     assert widths == [32, 32, mean, mean]
+
+
+def test_images_that_no_step_embeds(packed: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Once they have features, a slow loader delays nothing."""
+    once = {"optim__freeze": "image", "data__augment": dataclasses.asdict(OFF), "train__epochs": 2}
+    run = opened(packed, tmp_path, **once)
+    monkeypatch.setattr(preflight, "loader_rate", lambda *_: 1.0)
+    assert list(preflight.speed(run)) == ["speed: step 100 pairs/s, loader 1 pairs/s"]
+    monkeypatch.setattr(run.clip.towers, "embed_images", None)
+    assert STEP_RATE(run, 3, 2) > 0
 
 
 OPENAI = {"arch": "ViT-B-16", "pretrained": "openai"}

@@ -36,6 +36,14 @@ def write_table(path: Path, rows: Iterable[Sequence[object]], *further: str) -> 
     return path
 
 
+def read_captions(file: str) -> list[str]:
+    """Those of a table's column Caption that aren't blank. InputError: no such file or column."""
+    from medclip_oc.inference.prompts import open_table
+
+    cells = [row.values[0] for row in open_table("--captions", file).rows(["Caption"])]
+    return [text for cell in cells if (text := str(cell or "").strip())]
+
+
 def pack_table(table: Path, out: Path, workers: int = 1, **options: Any) -> int:
     """Pack the pairs of such a table; returns how many. `options`: see `PackOptions`."""
     from medclip_oc.packing.formats import open_table

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import pandas as pd
 import torch
+from pairs import read_captions
 from side_by_side import Comparison, compare
 
 from medclip_oc.config.checks import Count, Settings
@@ -58,7 +58,7 @@ def run(config: Config) -> Iterator[Comparison]:
     torch.set_num_threads(config.threads)
     files = find([config.source], None, "--source")
     if config.captions is not None:
-        yield captioned(config, pd.read_csv(config.captions, dtype=str)["Caption"].tolist())
+        yield captioned(config, read_captions(config.captions))
     places = itertools.islice(itertools.cycle(files.places), config.images)
     yield timed(config, ImageSet([*places]))
 

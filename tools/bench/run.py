@@ -12,6 +12,7 @@ Where memory doesn't hold a whole batch, open_clip_train accumulates. `loss` is 
 import os
 import pstats
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,10 +28,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import open_clip
-import pandas as pd
 from loader import require_peer
 from matplotlib.figure import Figure
-from pairs import gather, pack_table, write_table
+from pairs import gather, pack_table, read_captions, write_table
 from side_by_side import Comparison, in_turn, processor_seconds, ratios
 from step_peers import LIGHT
 
@@ -113,8 +113,8 @@ class Measured(NamedTuple):
 def run(config: Config) -> Iterator[Comparison]:
     """Measure every case. InputError: no such source, or no peer. WorkError: a side failed."""
     require_peer(config.peer_packages)
-    captions = pd.read_csv(config.captions, dtype=str, keep_default_na=False)["Caption"].str.strip()
-    captions = captions[captions != ""].tolist()  # one of ROCOv2's is blank
+    captions = read_captions(config.captions)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends both sides' processes
     with tempfile.TemporaryDirectory(prefix="bench_run_") as name:
         _, images = gather(config.source, 1, Path(name))
         for case in config.cases:
@@ -210,15 +210,16 @@ def run_side(
         how: dict[str, Any] = {"cwd": name, "env": os.environ | {"PYTHONPATH": path}}
         start, spent, peak = time.perf_counter(), processor_seconds(), 0.0
         with said.open("wb") as file:
-            how |= {"stdout": file, "stderr": file, "start_new_session": True}
-            process = subprocess.Popen(words, **how)
+            how |= {"stdout": file, "stderr": file}
+            process = subprocess.Popen(words, start_new_session=True, **how)
         try:
             while process.poll() is None:
                 peak = max(peak, megabytes(process.pid))
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.5)
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         seconds, spent = time.perf_counter() - start, processor_seconds() - spent
         text = said.read_text(encoding="utf-8", errors="replace")
         if process.returncode or not any(out.glob("checkpoints/*.pt")):
@@ -278,8 +279,7 @@ def draw(parts: dict[str, float], title: str, file: str) -> None:
     axes = figure.subplots()
     bars = axes.barh([*parts], [*parts.values()])
     axes.bar_label(bars, fmt="%.1f", padding=3)
-    axes.margins(x=0.1)
     axes.invert_yaxis()
-    axes.set(xlabel="seconds")
+    axes.set(xlabel="seconds", xmargin=0.1)
     axes.set_title(title, fontsize=9)
     figure.savefig(file, dpi=130)

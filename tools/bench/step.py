@@ -21,15 +21,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from side_by_side import Comparison, compare
-from step_peers import (
-    accumulated,
-    batch,
-    cached,
-    light,
-    vitb32_like,
-    whole,
-    worst_error,
-)
+from step_peers import accumulated, batch, cached, light, vitb32_like, whole, worst_error
 
 from medclip_oc.config.checks import Bound, Count, Settings
 from medclip_oc.contrastive.loss import Block, contrast
