@@ -156,10 +156,17 @@ def test_no_room(packed: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) ->
     (tmp_path / "run" / "features").touch()
     train(packed, tmp_path, "run", code=1, **IMAGES)
     assert ".npy: can't be written (Not a directory)" in one_line(capsys.readouterr().err)
-    monkeypatch.setattr(build.RunData, "pairs", 10**12)
+    usage = shutil.disk_usage("/")._replace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(build.RunData, "pairs", 10**9)
     train(packed, tmp_path, "run", code=2, **IMAGES)
-    said = "the checkpoints and features need about 9.6e+04 GB"  # 4 * 24 bytes a pair
+    said = "the checkpoints and features need about 96.2 GB"  # 4 * 24 bytes a pair
     assert said in one_line(capsys.readouterr().err)
+    (tmp_path / "run" / "features").unlink()
+    (tmp_path / "run" / "features").mkdir()
+    with (tmp_path / "run" / "features" / "image-old.npy").open("wb") as file:
+        file.truncate(96 * 10**9)  # of which no byte is written; it is to be replaced
+    train(packed, tmp_path, "run", **IMAGES)
 
 
 LIVE = {"arch": "live", "definition": {**TINY, "vision_cfg": RESNET}, "freeze_batch_norm": False}
