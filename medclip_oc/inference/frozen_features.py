@@ -62,6 +62,12 @@ def against(side: str, clip: Clip, config: Config, pairs: int, seen: int) -> str
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
+def made_once(clip: Clip, config: Config, pairs: int, seen: int) -> list[str]:
+    """Towers that no step runs, unless captions turn out to be drawn."""
+    frozen = freezing.frozen(clip.towers)
+    return [side for side in frozen if not against(side, clip, config, pairs, seen)]
+
+
 def _rows(
     step: CachedStep, clip: Clip, config: Config, batches: TrainingBatches, side: str, stop: Stop
 ) -> np.ndarray | str:
@@ -100,10 +106,10 @@ def _rows(
 def _write(folder: Path, name: str, rows: np.ndarray) -> Path:
     """Into a file whose name has their hash; those of other pairs, weights or settings go."""
     file = folder / f"{name}-{_hash(rows)}.npy"
-    for old in [*folder.glob("image-*.npy*"), *folder.glob("text-*.npy*")]:
-        old.unlink()
     with suppress(OSError):  # which is said of the file
-        folder.mkdir()
+        for old in [*folder.glob("image-*.npy*"), *folder.glob("text-*.npy*")]:
+            old.unlink()
+        folder.mkdir(exist_ok=True)
     with atomic_file(file) as partial, partial.open("wb") as opened:
         np.save(opened, rows)
     return file

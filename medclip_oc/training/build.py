@@ -35,6 +35,11 @@ class Plan:
     warmup_steps: int
 
     @property
+    def seen(self) -> int:
+        """Pairs of the whole run, each as often as it comes."""
+        return self.steps * self.global_batch
+
+    @property
     def steps_per_epoch(self) -> float:
         """Steps in one pass over the pairs."""
         return self.pairs / self.global_batch

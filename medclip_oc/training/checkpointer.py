@@ -34,10 +34,12 @@ from torch.utils._pytree import tree_map_only
 from ..config.schema import CheckpointConfig, Config
 from ..contrastive.micro_batched_tower import RandomState
 from ..errors import InputError, WorkError
-from ..models import checkpoint, freezing
+from ..inference import frozen_features
+from ..models import checkpoint
 from ..models.clip import Clip
 from ..runtime import distributed
 from ..runtime.distributed import World
+from .build import RunData
 from .resume import Origin
 from .run_dir import RunFolder
 
@@ -146,8 +148,8 @@ def parameter_bytes(clip: Clip) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
-def room(config: Config, clip: Clip, pairs: int) -> str:
-    """What the run's checkpoints, and a frozen tower's features of its pairs, take on the disk, for
+def room(config: Config, clip: Clip, data: RunData) -> str:
+    """What the run's checkpoints, and the features of a tower that runs once, take on the disk, for
     the log; their folder may not be there yet. InputError: the disk has no room for them, or can't
     be written.
     """
@@ -162,9 +164,9 @@ def room(config: Config, clip: Clip, pairs: int) -> str:
     kept = config.checkpoint.keep_last
     models = 1 + ema + (config.wise.alphas is not None)
     needed = models * whole + ((kept + 1) * state if kept else whole)
-    once = pairs and config.train.frozen_features and freezing.frozen(clip.towers)
+    once = frozen_features.made_once(clip, config, data.pairs, data.plan.seen)
     what = "checkpoints and features" if once else "checkpoints"
-    needed += 4 * pairs * clip.description["definition"]["embed_dim"] if once else 0
+    needed += 4 * data.pairs * clip.description["definition"]["embed_dim"] if once else 0
     # an earlier start's are replaced; two names of one file count once
     old = [*folder.glob("checkpoints/*.pt"), *folder.glob("features/*.npy")]
     files = [file.stat() for file in old]

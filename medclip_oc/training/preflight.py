@@ -26,7 +26,6 @@ from ..data import loader
 from ..data.shards import ShardSet
 from ..errors import InputError, WorkError
 from ..inference import frozen_features
-from ..models import freezing
 from ..models.clip import Clip
 from ..runtime import devices, distributed
 from ..runtime.distributed import World
@@ -50,6 +49,12 @@ class Opened:
     clip: Clip
     text_length: int | None = None
     """Tokens that the text tower gets of a caption, on average, as `pairs` finds."""
+
+    @property
+    def made_once(self) -> list[str]:
+        """Towers that no step runs."""
+        counts = self.data.pairs, self.data.plan.seen
+        return frozen_features.made_once(self.clip, self.config, *counts)
 
 
 def check(config: Config, *, trials: bool = False) -> int:
@@ -98,7 +103,7 @@ def examine(config: Config, world: World) -> Opened | None:
             lines.append("wandb: online")
     with checked() as lines:
         if world.main and data and clip:
-            lines.append(f"disk: {checkpointer.room(config, clip, data.pairs)}")
+            lines.append(f"disk: {checkpointer.room(config, clip, data)}")
     for part in (shared_memory, pairs, speed):
         if run is not None:
             with checked() as lines:
@@ -217,17 +222,9 @@ def speed(run: Opened) -> Iterator[str]:
     given = loader_rate(run) if isinstance(run.data.train.source, ShardSet) else math.inf
     texts = f" (texts of {run.text_length} tokens)" if run.text_length else ""
     yield f"speed: step {rate(taken)} pairs/s{texts}, loader {rate(given)} pairs/s"
-    if given < taken and "image" not in made_once(run):
+    if given < taken and "image" not in run.made_once:
         told = f"{run.config.data.workers} give {rate(given)} pairs/s, a step takes {rate(taken)}"
         yield f"warning: data.workers: {told}: give more workers, or pack with --resize 256"
-
-
-def made_once(run: Opened) -> list[str]:
-    """Towers that no step runs, unless captions turn out to be drawn."""
-    clip, data = run.clip, run.data
-    counts = data.pairs, data.plan.steps * data.plan.global_batch
-    frozen = freezing.frozen(clip.towers)
-    return [side for side in frozen if not frozen_features.against(side, clip, run.config, *counts)]
 
 
 def loader_rate(run: Opened) -> float:
@@ -255,8 +252,7 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
     seconds = 0.0  # of a pair
     usual = tokens[:, : run.text_length or None]
     image, text = (towers.embed_images, (blank, blank)), (towers.embed_texts, (tokens, usual))
-    sides, once = {"image": image, "text": text}, made_once(run)
-    for embed, batches in (sides[side] for side in sides if side not in once):
+    for side, (embed, batches) in {"image": image, "text": text}.items():
         for rows in batches:  # the first one warms up
             began = time.perf_counter()
             with autocast(), statistics_kept(towers):
@@ -267,7 +263,7 @@ def step_rate(run: Opened, images: int, texts: int) -> float:
                 value.backward()
             value.item()  # waits for a GPU
             last = time.perf_counter() - began
-        seconds += last / len(rows)
+        seconds += 0.0 if side in run.made_once else last / len(rows)
     towers.zero_grad()
     del averages
     return 1 / seconds

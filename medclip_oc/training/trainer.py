@@ -97,7 +97,7 @@ class Trainer:
             self.progress.start_size = averaging.size(lora.plain_state(self.clip.towers))
         with distributed.errors_together():
             if world.main:
-                origin.lines.append(checkpointer.room(config, self.clip, self.data.pairs))
+                origin.lines.append(checkpointer.room(config, self.clip, self.data))
         self.cached_step = build.cached_step(self.clip, config, world)
         self.optimizer = optim.adamw(self.clip.towers, config.optim)
         # linear warm-up, then a cosine to zero (SGDR, Loshchilov & Hutter 2017, eq. 5, no restart)
@@ -157,7 +157,7 @@ class Trainer:
             self.validate()
         batches = () if self.out_of_patience() else self.batches
         if batches and self.batches.steps:
-            about, seen = (self.clip, self.config), last * self.plan.global_batch
+            about, seen = (self.clip, self.config), self.plan.seen
             frozen_features.once(self.cached_step, *about, self.batches, seen, self.asked_to_stop)
         with Progress(
             last, "steps", "training", progress.step, shown=self.world.main, lines=False

@@ -159,6 +159,7 @@ def test_no_room(packed: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) ->
     usage = shutil.disk_usage("/")._replace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(build.RunData, "pairs", 10**9)
+    monkeypatch.setattr(build.Plan, "seen", 2 * 10**9)
     train(packed, tmp_path, "run", code=2, **IMAGES)
     said = "the checkpoints and features need about 96.2 GB"  # 4 * 24 bytes a pair
     assert said in one_line(capsys.readouterr().err)
@@ -166,6 +167,7 @@ def test_no_room(packed: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) ->
     (tmp_path / "run" / "features").mkdir()
     with (tmp_path / "run" / "features" / "image-old.npy").open("wb") as file:
         file.truncate(96 * 10**9)  # of which no byte is written; it is to be replaced
+    (tmp_path / "run" / "features" / "text-old.npy").mkdir()  # not to be unlinked
     train(packed, tmp_path, "run", **IMAGES)
 
 
@@ -199,4 +201,6 @@ def test_runs_in_each_step(name: str, packed: Path, tmp_path: Path) -> None:
     log = (run / "log.txt").read_text()
     assert ("tower is frozen" in log) == ("in each step" in log) == bool(said), log
     assert said in log
+    shows_late = ("dropout", "several captions", "sentences")
+    assert ("checkpoints and features take up" in log) == (name in shows_late)
     assert not list(run.glob("features/*"))

@@ -164,8 +164,16 @@ def test_images_that_no_step_embeds(packed: Path, tmp_path: Path, monkeypatch: A
     run = opened(packed, tmp_path, **once)
     monkeypatch.setattr(preflight, "loader_rate", lambda *_: 1.0)
     assert list(preflight.speed(run)) == ["speed: step 100 pairs/s, loader 1 pairs/s"]
-    monkeypatch.setattr(run.clip.towers, "embed_images", None)
-    assert STEP_RATE(run, 3, 2) > 0
+    clock, towers = [0.0], run.clip.towers
+
+    def lasting(seconds: float, embed: Any) -> Any:
+        return lambda rows: clock.append(clock[-1] + seconds) or embed(rows)
+
+    monkeypatch.setattr(preflight.time, "perf_counter", lambda: clock[-1])
+    monkeypatch.setattr(towers, "embed_images", lasting(99.0, towers.embed_images))
+    monkeypatch.setattr(towers, "embed_texts", lasting(1.0, towers.embed_texts))
+    assert STEP_RATE(run, 3, 2) == 1.0, "two passes of a second over two texts"
+    assert clock[-1] == 4 * 99 + 4, "images have to fit nevertheless"
 
 
 OPENAI = {"arch": "ViT-B-16", "pretrained": "openai"}

@@ -79,6 +79,8 @@ RUNS = {
     "large": Run(LIGHT, 8192, 2048, 64, 64),
 }
 Case = Annotated[str, Bound(", ".join(RUNS), RUNS.__contains__)]
+_FITS = lambda name: name.endswith(".png") and Path(name).absolute().parent.is_dir()  # noqa: E731
+Picture = Annotated[str, Bound("a .png in a folder that is there", _FITS)]
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Config(Settings):
     """Pairs that open_clip_train embeds at once. null: the case's, for 16 GB."""
     rounds: Count = 3
     """Paired runs."""
-    profile: str | None = None
+    profile: Picture | None = None
     """Picture (.png): where the seconds of another run of ours go, of the last case."""
 
 
@@ -209,9 +211,8 @@ def run_side(
             words.append(f"--{key}" if value is None else f"--{key}={value}")
         how: dict[str, Any] = {"cwd": name, "env": os.environ | {"PYTHONPATH": path}}
         start, spent, peak = time.perf_counter(), processor_seconds(), 0.0
-        with said.open("wb") as file:
-            how |= {"stdout": file, "stderr": file}
-            process = subprocess.Popen(words, start_new_session=True, **how)
+        with said.open("wb") as f:
+            process = subprocess.Popen(words, start_new_session=True, stdout=f, stderr=f, **how)
         try:
             while process.poll() is None:
                 peak = max(peak, megabytes(process.pid))
@@ -277,8 +278,7 @@ def draw(parts: dict[str, float], title: str, file: str) -> None:
     """A bar for each part."""
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh([*parts], [*parts.values()])
-    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.bar_label(axes.barh([*parts], [*parts.values()]), fmt="%.1f", padding=3)
     axes.invert_yaxis()
     axes.set(xlabel="seconds", xmargin=0.1)
     axes.set_title(title, fontsize=9)
